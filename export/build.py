@@ -1,0 +1,238 @@
+"""The whole export: original in, verified bundle out, or no bundle at all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import onnx
+from torch import nn
+
+from mpmmu_rt import bundle as bundles
+from mpmmu_rt.bundle import Bundle
+from mpmmu_rt.cases import read_manifest, require_complete
+from mpmmu_rt.errors import ParityError
+from mpmmu_rt.files import atomic_folder, check_replaceable
+from mpmmu_rt.images import Preprocessing, read_pixels
+from mpmmu_rt.machine import package_versions
+from mpmmu_rt.model import checkpoint as checkpoints
+from mpmmu_rt.model.checkpoint import Checkpoint
+from mpmmu_rt.model.phantom import phantom_pixels
+from mpmmu_rt.predictor import DEFAULT_TARGET, Predictor
+from mpmmu_rt.progress import Progress, silent
+from mpmmu_rt.spec import MODALITIES, Array, Modality, Target, TensorSpec
+from mpmmu_rt.verify import PROBABILITY_TOLERANCE, probability_difference
+
+from . import graphs, head, parity, reference
+from .encoders import Encoders
+from .parity import Original
+
+GOLDEN_CASES = 4
+PARITY_CASES = 32
+_PARITY_SEED = 20_260_101  # of phantoms that no preset trains on
+INTENDED_USE = "Research and engineering. Not a medical device; not for diagnosis."
+_VERSIONED = ("mpmmu-rt", "torch", "scikit-learn", "skl2onnx", "onnx", "onnxscript", "onnxruntime", "numpy")
+
+
+@dataclass(frozen=True)
+class ParityCases:
+    """Cases to prove parity on: pixels uint8 [N, 1, S, S] per modality; labels int [N] where known."""
+
+    pixels: Mapping[Modality, Array]
+    labels: Array | None
+    source: str
+
+
+@dataclass(frozen=True)
+class _Model:
+    """What is exported, whoever trained it."""
+
+    modules: Mapping[Modality, nn.Module]
+    head: Any
+    preprocessing: Preprocessing
+    threshold: float
+    name: str
+    trained: bool
+    model: Mapping[str, Any]
+    card: Mapping[str, Any] = field(default_factory=dict)
+
+
+def export_bundle(
+    output: Path,
+    *,
+    mammography: nn.Module,
+    ultrasound: nn.Module,
+    head: Any,
+    preprocessing: Preprocessing,
+    threshold: float = 0.5,
+    name: str = "custom",
+    card: Mapping[str, Any] | None = None,
+    parity_cases: ParityCases | None = None,
+    overwrite: bool = False,
+    progress: Progress = silent,
+) -> Bundle:
+    """Export any two torch modules and a fitted scikit-learn classifier as a bundle at `output`.
+
+    mammography, ultrasound: modules that map pixels uint8 [N, 1, S, S] to an embedding float32 [N, D]; S is
+    `preprocessing.size`. head: a binary classifier (classes 0 and 1) fitted on the two embeddings, concatenated in
+    that order. parity_cases: images to prove parity on; phantoms if None.
+
+    Raises `ExportError` or `UnsupportedEstimator` for what can't be converted, `ParityError` if the result differs
+    from the original, `OutputError` if `output` can't be written. In every case nothing is left behind.
+    """
+    modules: dict[Modality, nn.Module] = {"mammography": mammography, "ultrasound": ultrasound}
+    described: dict[str, Any] = {modality: type(module).__name__ for modality, module in modules.items()}
+    model = _Model(modules, head, preprocessing, threshold, name, True, described, card or {})
+    return _export(model, output, parity_cases, overwrite, progress)
+
+
+def export_checkpoint(
+    folder: Path,
+    output: Path,
+    *,
+    parity_manifest: Path | None = None,
+    trust_pickle: Path | None = None,
+    overwrite: bool = False,
+    progress: Progress = silent,
+) -> Bundle:
+    """Export the checkpoint in `folder`, proving parity on the cases of `parity_manifest`, else on phantoms.
+
+    Raises as `export_bundle` does, `CheckpointError`, and what reading the manifest and its images raises.
+    """
+    check_replaceable(output, marker=bundles.MANIFEST, overwrite=overwrite)
+    progress("reading the checkpoint", 0, 1)
+    checkpoint = checkpoints.load(folder, trust_pickle=trust_pickle)
+    progress("reading the checkpoint", 1, 1)
+    cases = _cases_of(parity_manifest, checkpoint.config.preprocessing, progress) if parity_manifest else None
+    return _export(_of(checkpoint, folder.resolve().name, trained=True), output, cases, overwrite, progress)
+
+
+def export_reference(output: Path, *, overwrite: bool = False, progress: Progress = silent) -> Bundle:
+    """Export the full-size untrained reference model: real in cost, meaningless in its probabilities."""
+    check_replaceable(output, marker=bundles.MANIFEST, overwrite=overwrite)
+    checkpoint = reference.build(progress)
+    return _export(_of(checkpoint, reference.NAME, trained=False), output, None, overwrite, progress)
+
+
+def _of(checkpoint: Checkpoint, name: str, *, trained: bool) -> _Model:
+    config = checkpoint.config
+    return _Model(
+        dict(checkpoint.encoders),
+        checkpoint.head,
+        config.preprocessing,
+        checkpoint.threshold,
+        name,
+        trained,
+        config.to_json(),
+        checkpoint.card,
+    )
+
+
+def _export(model: _Model, output: Path, cases: ParityCases | None, overwrite: bool, progress: Progress) -> Bundle:
+    with atomic_folder(output, marker=bundles.MANIFEST, overwrite=overwrite) as folder:
+        size = model.preprocessing.size
+        encoders = Encoders(model.modules, size)
+        tensors = _write_graphs(folder / "onnx", model, encoders, progress)
+        cases = cases or _phantoms(model.preprocessing, progress)
+        progress("running the original", 0, 1)
+        original = parity.run_original(encoders, model.head, cases.pixels)
+        progress("running the original", 1, 1)
+        _write_golden(folder / "golden", cases, original)
+        entry = _entry(model, tensors)
+        bundles.seal(folder, entry)
+        report = _prove(folder, model, cases, original, progress)
+        bundles.seal(folder, entry | {"parity": report.to_json(DEFAULT_TARGET) | {"source": cases.source}})
+        report.require()
+    return Bundle.open(output)
+
+
+def _write_graphs(folder: Path, model: _Model, encoders: Encoders, progress: Progress) -> dict[str, TensorSpec]:
+    folder.mkdir()
+    shapes = encoders.shapes()
+    parts: dict[str, onnx.ModelProto] = {}
+    for step, modality in enumerate(MODALITIES):
+        progress("exporting graphs", step, 5)
+        parts[modality] = encoders.features_graph(modality)
+    progress("exporting graphs", 2, 5)
+    pool = encoders.pool_graph()
+    progress("exporting graphs", 3, 5)
+    lowered = head.lower(model.head, int(shapes["embedding"][1]))
+    whole = graphs.join(parts["mammography"], parts["ultrasound"], pool, lowered)
+    progress("exporting graphs", 4, 5)
+    graphs.save_sharing_weights({**parts, "attention_pool": pool, "head": lowered, "model": whole}, folder)
+    progress("exporting graphs", 5, 5)
+    size = encoders.size
+    pixels = {f"{m}_pixels": TensorSpec(f"{m}_pixels", "uint8", ("N", 1, size, size)) for m in MODALITIES}
+    floats = {name: TensorSpec(name, "float32", shape) for name, shape in (shapes | {"probability": ("N",)}).items()}
+    return pixels | floats
+
+
+def _phantoms(preprocessing: Preprocessing, progress: Progress) -> ParityCases:
+    progress("drawing phantoms", 0, 1)
+    pixels, labels = phantom_pixels(PARITY_CASES, seed=_PARITY_SEED, preprocessing=preprocessing)
+    progress("drawing phantoms", 1, 1)
+    return ParityCases(pixels, labels, f"{PARITY_CASES} generated phantoms")
+
+
+def _cases_of(path: Path, preprocessing: Preprocessing, progress: Progress) -> ParityCases:
+    manifest = read_manifest(path)
+    labelled = all(case.label is not None for case in manifest.cases)
+    require_complete(manifest, labels=False)
+    images: dict[Modality, list[Array]] = {modality: [] for modality in MODALITIES}
+    for done, case in enumerate(manifest.cases, 1):
+        for modality in MODALITIES:
+            images[modality].append(read_pixels(cast("Path", case.image(modality)), preprocessing))
+        progress("reading parity cases", done, len(manifest.cases))
+    pixels = {modality: np.stack(arrays) for modality, arrays in images.items()}
+    labels = np.array([case.label for case in manifest.cases]) if labelled else None
+    return ParityCases(pixels, labels, f"{len(manifest.cases)} cases of {path.name}, sha256 {manifest.sha256[:12]}")
+
+
+def _write_golden(folder: Path, cases: ParityCases, original: Original) -> None:
+    folder.mkdir()
+    vectors = {f"{modality}.pixels": cases.pixels[modality][:GOLDEN_CASES] for modality in MODALITIES}
+    vectors |= {name: array[:GOLDEN_CASES] for name, array in original.stages.items()}
+    arrays: dict[str, Any] = dict(vectors)
+    np.savez_compressed(folder / "golden.npz", **arrays)
+
+
+def _entry(model: _Model, tensors: Mapping[str, TensorSpec]) -> dict[str, Any]:
+    return {
+        "name": model.name,
+        "trained": model.trained,
+        "preprocessing": model.preprocessing.to_json(),
+        "threshold": float(model.threshold),
+        "classes": list(bundles.CLASSES),
+        "tensors": {name: {"dtype": spec.dtype, "shape": list(spec.shape)} for name, spec in tensors.items()},
+        "graphs": {graph: f"onnx/{graph}.onnx" for graph in bundles.GRAPHS},
+        "golden": "golden/golden.npz",
+        "targets": [DEFAULT_TARGET],
+        "model": dict(model.model),
+        "card": {"intended_use": INTENDED_USE} | dict(model.card),
+        "provenance": {
+            "versions": package_versions(_VERSIONED),
+            "opset": graphs.OPSET,
+            "ir": graphs.IR_VERSION,
+        },
+        "parity": {},
+    }
+
+
+def _prove(folder: Path, model: _Model, cases: ParityCases, original: Original, progress: Progress) -> parity.Parity:
+    """Parity of the stages as the predictor runs them, then of the whole graph against the stages."""
+    sealed = Bundle.open(folder)
+    with Predictor(sealed, Target.parse(DEFAULT_TARGET)) as predictor:
+        report = parity.measure(predictor, original, model.head, cases.pixels, cases.labels, progress)
+        few = {modality: cases.pixels[modality][:GOLDEN_CASES] for modality in MODALITIES}
+        staged = predictor.predict(few)
+        difference = probability_difference(predictor.run_whole_graph(few)["probability"], staged.probability)
+    if not difference <= PROBABILITY_TOLERANCE:
+        raise ParityError(
+            f"the joined graph differs from its stages by {difference:.3g} in probability, expected at most "
+            f"{PROBABILITY_TOLERANCE:.3g}; no bundle was written",
+            hint="this is a defect of the export: report it with `mpmmu-rt doctor`",
+        )
+    return report

@@ -1,0 +1,88 @@
+"""Work on finished ONNX graphs: clean them, join them, store their weights once."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx
+from onnx import compose, numpy_helper
+
+from mpmmu_rt.errors import ExportError
+
+# TensorRT 10.3 to 11, TensorRT-RTX, OpenVINO and ONNX Runtime from 1.20 on all read these.
+OPSET = 18
+ML_OPSET = 3
+IR_VERSION = 10
+WEIGHTS = "weights.bin"
+# Smaller tensors (shapes, scalars) stay in the graph: engines fold them while they read it.
+_EXTERNAL_BYTES = 1024
+_PAGE = 4096  # memory-mapped by ONNX Runtime only at page boundaries
+_MAX_GRAPH_BYTES = 2 * 2**30 - 1  # protobuf's limit
+
+
+def clean(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Fix the IR version and drop what describes the exporting machine: traces, paths, doc strings."""
+    model.ir_version = IR_VERSION
+    model.doc_string = ""
+    del model.metadata_props[:]
+    graph = model.graph
+    for item in (graph, *graph.node, *graph.initializer, *graph.input, *graph.output, *graph.value_info):
+        item.doc_string = ""
+        if hasattr(item, "metadata_props"):
+            del item.metadata_props[:]
+    return model
+
+
+def join(
+    mammography: onnx.ModelProto, ultrasound: onnx.ModelProto, pool: onnx.ModelProto, head: onnx.ModelProto
+) -> onnx.ModelProto:
+    """The whole model: `mammography_pixels` and `ultrasound_pixels` to `probability` and `embedding`."""
+    whole = compose.add_prefix(pool, "pool/", rename_inputs=False, rename_outputs=False)
+    for modality, encoder in (("ultrasound", ultrasound), ("mammography", mammography)):
+        name = f"{modality}_feature_map"
+        prefixed = compose.add_prefix(encoder, f"{modality}_")
+        whole = compose.merge_models(prefixed, whole, [(name, name)])
+    whole = compose.merge_models(
+        whole,
+        compose.add_prefix(head, "head/", rename_inputs=False, rename_outputs=False),
+        [("embedding", "embedding")],
+        outputs=["probability", "embedding"],
+    )
+    return clean(whole)
+
+
+def save_sharing_weights(models: Mapping[str, onnx.ModelProto], folder: Path) -> None:
+    """Write every model as `<name>.onnx` and all their weights, each once, to `weights.bin`.
+
+    The models are left without their weights: they belong to the file from then on.
+    """
+    offsets: dict[str, int] = {}
+    with (folder / WEIGHTS).open("wb") as file:
+        for name, model in models.items():
+            for tensor in model.graph.initializer:
+                data = numpy_helper.to_array(tensor).tobytes()
+                if len(data) >= _EXTERNAL_BYTES:
+                    key = hashlib.sha256(data).hexdigest()
+                    if key not in offsets:
+                        file.seek(-(-file.tell() // _PAGE) * _PAGE)
+                        offsets[key] = file.tell()
+                        file.write(data)
+                    _make_external(tensor, offsets[key], len(data))
+            if model.ByteSize() > _MAX_GRAPH_BYTES:
+                raise ExportError(
+                    f"the graph `{name}` has {model.ByteSize()} bytes without its weights, expected less than 2 GiB",
+                    hint="use fewer or shallower trees in the head",
+                )
+            (folder / f"{name}.onnx").write_bytes(model.SerializeToString())
+
+
+def _make_external(tensor: Any, offset: int, length: int) -> None:
+    for kind in ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data"):
+        tensor.ClearField(kind)
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    del tensor.external_data[:]
+    for key, value in (("location", WEIGHTS), ("offset", str(offset)), ("length", str(length))):
+        tensor.external_data.add(key=key, value=value)

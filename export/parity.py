@@ -1,0 +1,173 @@
+"""Parity: the exported model against torch and scikit-learn, stage by stage and in decisions.
+
+The reference of a stage is the original in the precision in which it was trained: torch FP32 for the encoders,
+scikit-learn on the FP32 embedding for the head.
+
+A forest is a step function: an embedding that differs from torch's in its last bits may fall on the other side
+of a split, in any implementation, torch on another machine included. Such a case is recognised by the head being
+exact on the embedding that it really got; it may then differ by up to `CROSSING_TOLERANCE`, but never in its decision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from sklearn.metrics import roc_auc_score
+
+from mpmmu_rt.errors import ParityError
+from mpmmu_rt.predictor import Predictor
+from mpmmu_rt.progress import Progress, silent
+from mpmmu_rt.spec import MODALITIES, Array, Modality
+from mpmmu_rt.verify import (
+    PROBABILITY_TOLERANCE,
+    RELATIVE_TOLERANCE,
+    Check,
+    probability_difference,
+    relative_difference,
+    self_consistency,
+)
+
+from .encoders import Encoders
+
+CROSSING_TOLERANCE = 2e-2  # a few trees of some hundred
+CROSSING_SHARE = 0.02  # of the cases; more would not be rounding
+_BATCH = 32
+
+
+@dataclass(frozen=True)
+class Original:
+    """What the original says of the parity cases: `<modality>.feature_map`, `embedding` and `probability`."""
+
+    stages: Mapping[str, Array]
+
+    @property
+    def probability(self) -> Array:
+        return self.stages["probability"]
+
+
+def run_original(encoders: Encoders, head: Any, pixels: Mapping[Modality, Array]) -> Original:
+    """Every stage of the original on pixels uint8 [N, 1, S, S]."""
+    stages = encoders.run(pixels)
+    return Original(stages | {"probability": probability_of(head, stages["embedding"])})
+
+
+def probability_of(head: Any, embedding: Array) -> Array:
+    """scikit-learn's probability of class 1, float64 [N], of embeddings float32 [N, D]."""
+    probability: Array = head.predict_proba(embedding)[:, 1]
+    return probability
+
+
+@dataclass(frozen=True)
+class Parity:
+    """The report: checks with limits, and what was found besides. `entry` is what the bundle stores."""
+
+    checks: tuple[Check, ...]
+    cases: int
+    crossings: int
+    flips: int
+    auc: tuple[float, float] | None  # original, exported; None without labels of both classes
+
+    @property
+    def passed(self) -> bool:
+        return all(check.passed for check in self.checks)
+
+    def to_json(self, target: str) -> dict[str, Any]:
+        return {
+            "target": target,
+            "passed": self.passed,
+            "cases": self.cases,
+            "decisions_flipped": self.flips,
+            "split_crossings": self.crossings,
+            "auc_original": self.auc[0] if self.auc else None,
+            "auc_exported": self.auc[1] if self.auc else None,
+            "checks": [check.to_json() for check in self.checks],
+        }
+
+    def require(self) -> None:
+        """Raise `ParityError` unless every check passed."""
+        failed = [check for check in self.checks if not check.passed]
+        if failed:
+            worst = failed[0]
+            raise ParityError(
+                f"the exported model differs from the original: {worst.name} is {worst.value:.3g}, expected at most "
+                f"{worst.limit:.3g} ({len(failed)} of {len(self.checks)} checks failed); no bundle was written",
+                hint="this is a defect of the conversion or of an installed version: report it with `mpmmu-rt doctor`",
+            )
+
+
+def measure(
+    predictor: Predictor,
+    original: Original,
+    head: Any,
+    pixels: Mapping[Modality, Array],
+    labels: Array | None = None,
+    progress: Progress = silent,
+) -> Parity:
+    """Compare `predictor` with the original on pixels uint8 [N, 1, S, S], then with itself across batch sizes."""
+    count = len(original.probability)
+    parts = []
+    for start in range(0, count, _BATCH):
+        progress("checking parity", start, count)
+        parts.append(predictor.predict({modality: pixels[modality][start : start + _BATCH] for modality in MODALITIES}))
+    progress("checking parity", count, count)
+    embedding = np.concatenate([part.embedding for part in parts])
+    probability = np.concatenate([part.probability for part in parts])
+    checks = [
+        Check(
+            f"{modality} feature map, relative",
+            relative_difference(
+                np.concatenate([part.feature_map[modality] for part in parts]),
+                original.stages[f"{modality}.feature_map"],
+            ),
+            RELATIVE_TOLERANCE,
+        )
+        for modality in MODALITIES
+    ]
+    checks.append(
+        Check(
+            "embedding, relative",
+            relative_difference(embedding, original.stages["embedding"]),
+            RELATIVE_TOLERANCE,
+        )
+    )
+    on_same_embedding = probability_difference(probability, probability_of(head, embedding))
+    checks.append(Check("head on the same embedding, max |Δp|", on_same_embedding, PROBABILITY_TOLERANCE))
+    decisions, crossings, flips = _decisions(probability, original.probability, predictor.bundle.threshold)
+    few = {modality: pixels[modality][:4] for modality in MODALITIES}
+    return Parity(
+        checks=(*checks, *decisions, *self_consistency(predictor, few)),
+        cases=count,
+        crossings=crossings,
+        flips=flips,
+        auc=_auc(labels, original.probability, probability),
+    )
+
+
+def _decisions(got: Array, want: Array, threshold: float) -> tuple[list[Check], int, int]:
+    difference = np.abs(got.astype(np.float64) - want)
+    crossed = difference > PROBABILITY_TOLERANCE
+    flips = int(np.sum((got >= threshold) != (want >= threshold)))
+    smooth = float(difference[~crossed].max(initial=0.0))
+    return (
+        [
+            Check("probability, max |Δp|", smooth, PROBABILITY_TOLERANCE),
+            Check("split crossings, share of cases", float(crossed.mean()), _crossing_limit(len(got))),
+            Check("split crossings, max |Δp|", float(difference.max()), CROSSING_TOLERANCE),
+            Check("decisions flipped", float(flips), 0.0),
+        ],
+        int(crossed.sum()),
+        flips,
+    )
+
+
+def _crossing_limit(count: int) -> float:
+    return max(CROSSING_SHARE, 1 / count)
+
+
+def _auc(labels: Array | None, original: Array, exported: Array) -> tuple[float, float] | None:
+    if labels is None or len(np.unique(labels)) < 2:
+        return None
+    return float(roc_auc_score(labels, original)), float(roc_auc_score(labels, exported))

@@ -1,0 +1,169 @@
+"""Cases and their manifest.
+
+A manifest is a UTF-8 CSV with a header and the columns `case_id,mammography,ultrasound`, and optionally
+`label` (0 benign, 1 malignant) and `patient` (groups the rows of one person, for splitting). Paths are
+relative to the CSV. Other columns are ignored.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .errors import ManifestError
+from .spec import MODALITIES, Modality
+
+REQUIRED_COLUMNS = ("case_id", "mammography", "ultrasound")
+MAX_MANIFEST_BYTES = 64 * 2**20
+CASE_ID_LENGTH = 200
+
+
+@dataclass(frozen=True)
+class Case:
+    """One patient's lesion. `None` for an image means that the manifest's cell is empty."""
+
+    case_id: str
+    mammography: Path | None
+    ultrasound: Path | None
+    label: int | None = None
+    patient: str | None = None
+
+    def image(self, modality: Modality) -> Path | None:
+        return self.mammography if modality == "mammography" else self.ultrasound
+
+    @property
+    def group(self) -> str:
+        """What must not be split between training and test: the patient, else the case itself."""
+        return self.patient or self.case_id
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The cases of one CSV, in its order, and the SHA-256 of the file they were read from."""
+
+    path: Path
+    cases: tuple[Case, ...]
+    sha256: str
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read and check a manifest. Raises `ManifestError` for anything that makes the whole file doubtful.
+
+    An image that is missing or broken is not looked at here: that is a matter of one case.
+    """
+    data = _read_bounded(path)
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ManifestError(
+            f"{path} is not UTF-8 text (byte {error.start}), expected a CSV file", hint="save it as CSV UTF-8"
+        ) from error
+    if "\0" in text:
+        raise ManifestError(f"{path} holds NUL bytes, expected a CSV file", hint="save it as CSV UTF-8")
+    try:
+        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+        header = [name.strip() for name in reader.fieldnames or ()]
+        _check_header(path, header)
+        reader.fieldnames = header
+        cases = tuple(_case(path, reader.line_num, row) for row in reader)
+    except csv.Error as error:
+        raise ManifestError(f"{path} is not valid CSV: {error}", hint="check the quotes near that line") from error
+    if not cases:
+        raise ManifestError(
+            f"{path} has a header and no case, expected at least one row",
+            hint="add one row per case: " + ",".join(REQUIRED_COLUMNS),
+        )
+    _check_unique(path, cases)
+    return Manifest(path, cases, hashlib.sha256(data).hexdigest())
+
+
+def require_complete(manifest: Manifest, *, labels: bool) -> None:
+    """Raise `ManifestError` unless every case names both images (and, if asked, a label), as training needs."""
+    for case in manifest.cases:
+        for column in MODALITIES:
+            if case.image(column) is None:
+                raise ManifestError(
+                    f"{manifest.path}: case `{case.case_id}` has no {column} image, expected both",
+                    hint="MPM-MU needs both images of a lesion; remove the case or add the image",
+                )
+        if labels and case.label is None:
+            raise ManifestError(
+                f"{manifest.path}: case `{case.case_id}` has no label, expected 0 (benign) or 1 (malignant)",
+                hint="add a `label` column",
+            )
+
+
+def _read_bounded(path: Path) -> bytes:
+    try:
+        size = path.stat().st_size
+        if size > MAX_MANIFEST_BYTES:
+            raise ManifestError(
+                f"{path} has {size} bytes, expected at most {MAX_MANIFEST_BYTES}", hint="split the manifest"
+            )
+        return path.read_bytes()
+    except OSError as error:
+        raise ManifestError(
+            f"manifest {path} can't be read: {error.strerror}, expected a CSV file", hint="check the path"
+        ) from error
+
+
+def _check_header(path: Path, header: Sequence[str]) -> None:
+    if not header:
+        raise ManifestError(f"{path} is empty, expected a CSV header", hint=",".join(REQUIRED_COLUMNS))
+    missing = [name for name in REQUIRED_COLUMNS if name not in header]
+    if missing:
+        raise ManifestError(
+            f"{path} has the columns {', '.join(header)}; missing: {', '.join(missing)}",
+            hint=f"the header must name {','.join(REQUIRED_COLUMNS)} and may name label,patient",
+        )
+    twice = [name for name, count in Counter(header).items() if count > 1]
+    if twice:
+        raise ManifestError(f"{path} names the column `{twice[0]}` twice, expected once", hint="remove one of them")
+
+
+def _case(path: Path, line: int, row: dict[str | None, str | None]) -> Case:
+    # DictReader files surplus cells under None and fills absent ones with None.
+    if None in row or None in row.values():
+        raise ManifestError(
+            f"{path}:{line} has more or fewer cells than the header", hint="quote cells that contain a comma"
+        )
+    cells = {str(name): (value or "").strip() for name, value in row.items()}
+    case_id = cells["case_id"]
+    if not case_id or len(case_id) > CASE_ID_LENGTH or not case_id.isprintable():
+        raise ManifestError(
+            f"{path}:{line} has the case_id {case_id[:40]!r}, expected 1 to {CASE_ID_LENGTH} printable characters",
+            hint="give every case an id of its own",
+        )
+    label = cells.get("label", "")
+    if label not in ("", "0", "1"):
+        raise ManifestError(
+            f"{path}:{line} has the label `{label}`, expected 0 (benign), 1 (malignant) or nothing",
+            hint="map BI-RADS or pathology to 0 and 1 first",
+        )
+
+    def image(name: str) -> Path | None:
+        return path.parent / cells[name] if cells[name] else None
+
+    return Case(
+        case_id=case_id,
+        mammography=image("mammography"),
+        ultrasound=image("ultrasound"),
+        label=int(label) if label else None,
+        patient=cells.get("patient") or None,
+    )
+
+
+def _check_unique(path: Path, cases: Sequence[Case]) -> None:
+    counts = Counter(case.case_id for case in cases)
+    twice = [case_id for case_id, count in counts.items() if count > 1]
+    if twice:
+        raise ManifestError(
+            f"{path} uses the case_id `{twice[0]}` {counts[twice[0]]} times ({len(twice)} ids in all are repeated), "
+            "expected every id once",
+            hint="a case is one lesion: give each row an id of its own and group people by `patient`",
+        )

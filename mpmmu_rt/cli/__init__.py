@@ -1,0 +1,53 @@
+"""The command line: one file per command; each parses, calls the library, prints.
+
+Data goes to stdout, everything else to stderr. Exit codes: 0 success, 1 error, 2 usage, 3 parity or verification
+failed.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from . import _report, bench, doctor, export, inspect, phantom, run, train, verify
+
+app = typer.Typer(
+    name="mpmmu-rt",
+    help="Compiled inference for MPM-MU: mammogram and ultrasound image to the probability of malignancy. "
+    "For research; not a medical device.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback(invoke_without_command=True)
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    _report.show_tracebacks(debug)
+    if version:
+        from mpmmu_rt import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+for _command in (
+    train.train,
+    export.export,
+    verify.verify,
+    run.run,
+    bench.bench,
+    inspect.inspect,
+    doctor.doctor,
+    phantom.phantom,
+):
+    app.command()(_report.reported(_command))
+
+
+def main() -> None:
+    app()

@@ -1,0 +1,119 @@
+"""How the command line speaks: errors in two lines, progress on stderr, tables without colour."""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, ParamSpec
+
+import typer
+
+from mpmmu_rt.errors import MpmmuError
+from mpmmu_rt.progress import Progress, silent
+
+_Arguments = ParamSpec("_Arguments")
+_tracebacks = False
+
+
+def show_tracebacks(on: bool) -> None:
+    global _tracebacks
+    _tracebacks = on
+
+
+def reported(command: Callable[_Arguments, None]) -> Callable[_Arguments, None]:
+    """Turn errors into two lines on stderr and an exit code; with --debug the traceback comes first."""
+
+    @functools.wraps(command)
+    def wrapped(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> None:
+        try:
+            command(*args, **kwargs)
+        except MpmmuError as error:
+            raise typer.Exit(_fail(error, str(error), error.hint, error.exit_code)) from error
+        except KeyboardInterrupt as error:
+            raise typer.Exit(
+                _fail(error, "interrupted", "finished work is kept where the command says so", 130)
+            ) from error
+        except BrokenPipeError:
+            sys.stderr.close()  # the reader of our output is gone: nothing to say and nobody to say it to
+            raise typer.Exit(1) from None
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            reason = error.strerror or str(error)
+            raise typer.Exit(
+                _fail(error, f"{where}{reason}", "check the path, its permissions and the disk", 1)
+            ) from error
+        # The outermost border: what is not ours is a defect, and is reported as one.
+        except Exception as error:
+            if isinstance(error, typer.Exit | typer.Abort) or type(error).__module__.startswith(("click", "typer")):
+                raise
+            message = f"internal error: {type(error).__name__}: {error}"
+            raise typer.Exit(_fail(error, message, "run it again with --debug and report the traceback", 1)) from error
+
+    return wrapped
+
+
+def _fail(error: BaseException, message: str, hint: str, code: int) -> int:
+    if _tracebacks:
+        import traceback
+
+        traceback.print_exception(error)
+    note(f"error: {' '.join(message.split())}")
+    if hint:
+        note(f"hint: {' '.join(hint.split())}")
+    return code
+
+
+def note(text: str) -> None:
+    """A line for the person at the terminal: stderr."""
+    typer.echo(text, err=True)
+
+
+def print_json(entry: Any) -> None:
+    typer.echo(json.dumps(entry, indent=2))
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Aligned columns; a cell that looks like a number is set to the right."""
+    cells = [list(header), *(list(row) for row in rows)]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
+
+    def line(row: Sequence[str]) -> str:
+        parts = [
+            cell.rjust(width) if cell[:1].isdigit() or cell[:2] in ("-0", "-1") else cell.ljust(width)
+            for cell, width in zip(row, widths, strict=True)
+        ]
+        return "  ".join(parts).rstrip()
+
+    return "\n".join([line(header), line(["-" * width for width in widths]), *(line(row) for row in cells[1:])])
+
+
+@contextmanager
+def bars() -> Iterator[Progress]:
+    """Progress bars on stderr; none when it is not a terminal."""
+    if not sys.stderr.isatty():
+        yield silent
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Bars(*columns, console=Console(stderr=True)) as shown:
+        tasks: dict[str, Any] = {}
+
+        def progress(description: str, done: int, total: int) -> None:
+            if description not in tasks:
+                tasks[description] = shown.add_task(description, total=total)
+            shown.update(tasks[description], completed=done, total=total)
+
+        yield progress

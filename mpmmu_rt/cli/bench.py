@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mpmmu_rt.errors import OutputError
+
+from ._report import bars, note, print_json, table
+from .export import REFERENCE_BUNDLE, warn_untrained
+
+
+def bench(
+    bundle: Annotated[
+        Path | None, typer.Argument(help=f"Bundle to measure [default: {REFERENCE_BUNDLE}, exported if absent].")
+    ] = None,
+    batch: Annotated[int, typer.Option("--batch", min=1, max=4096, help="Pairs per call.")] = 32,
+    target: Annotated[str, typer.Option("--target", help="Engine and precision.")] = "onnxruntime:fp32",
+    json_to: Annotated[str | None, typer.Option("--json", help="Write the result as JSON to a file, or to - .")] = None,
+    seconds: Annotated[float, typer.Option("--seconds", min=0.1, max=600, help="How long to measure.")] = 3.0,
+) -> None:
+    """Measure latency, throughput, memory and cold start, and say what is included."""
+    from mpmmu_rt.bench import bench as measure
+    from mpmmu_rt.bundle import Bundle
+    from mpmmu_rt.engines import engine
+    from mpmmu_rt.latency import Effort
+    from mpmmu_rt.spec import Target
+
+    chosen = Target.parse(target)
+    engine(chosen)  # before a long export
+    if bundle is None:
+        bundle = _reference()
+    with bars() as progress:
+        result = measure(bundle, chosen, batch, effort=Effort(measure_ms=seconds * 1e3), progress=progress)
+    if json_to == "-":
+        print_json(result.entry)
+    else:
+        typer.echo(_describe(result.entry))
+        if json_to:
+            _write(Path(json_to), result.entry)
+    if result.warning:
+        note(f"warning: {result.warning}")
+    warn_untrained(Bundle.open(bundle).trained)
+
+
+def _reference() -> Path:
+    """The bundle in the default place; made in a process of its own, so that torch is no part of what is measured."""
+    if REFERENCE_BUNDLE.exists():
+        note(f"measuring {REFERENCE_BUNDLE}")
+        return REFERENCE_BUNDLE
+    note(f"no bundle is given and {REFERENCE_BUNDLE} does not exist: exporting the reference model there first")
+    code = subprocess.run(
+        [sys.executable, "-m", "mpmmu_rt", "export", "-o", str(REFERENCE_BUNDLE)], stdout=sys.stderr, check=False
+    ).returncode
+    if code:
+        raise typer.Exit(code)
+    return REFERENCE_BUNDLE
+
+
+def _describe(entry: dict[str, Any]) -> str:
+    latency, batch = entry["latency_ms"], entry["batch"]
+    per_pair = [[stage, f"{spent:.3f}", f"{spent / batch:.3f}"] for stage, spent in entry["stages_ms"].items()]
+    total = ["all", f"{latency['p50']:.3f}", f"{latency['p50'] / batch:.3f}"]
+    return "\n".join(
+        [
+            table(
+                ["target", "batch", "p50 ms", "p90 ms", "p99 ms", "mean ms", "n", "pairs/s"],
+                [
+                    [
+                        entry["target"],
+                        str(batch),
+                        *(f"{latency[key]:.2f}" for key in ("p50", "p90", "p99", "mean")),
+                        str(latency["n"]),
+                        f"{entry['throughput_pairs_per_s']:.1f}",
+                    ]
+                ],
+            ),
+            "",
+            table(["stage", "p50 ms", "per pair"], [*per_pair, total]),
+            "",
+            f"cold start {entry['cold_start_ms']:.0f} ms (process start to first prediction), "
+            f"peak memory {entry['peak_rss_bytes'] / 1e6:.0f} MB",
+            f"measured: {entry['contract']}",
+            f"on: {entry['machine']['cpu']}, {entry['machine']['threads']} threads, "
+            + ", ".join(f"{name} {version}" for name, version in entry["machine"]["packages"].items()),
+        ]
+    )
+
+
+def _write(path: Path, entry: dict[str, Any]) -> None:
+    import json
+
+    from mpmmu_rt.files import atomic_file
+
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder, expected a file to write", hint="name a file, or - for stdout")
+    with atomic_file(path) as partial:
+        partial.write_text(json.dumps(entry, indent=2) + "\n", encoding="utf-8")
+    note(f"wrote {path}")

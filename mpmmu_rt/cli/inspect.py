@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ._report import print_json, table
+from .export import warn_untrained
+
+
+def inspect(
+    bundle: Annotated[Path, typer.Argument(help="Bundle to look at.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print bundle.json.")] = False,
+) -> None:
+    """Say what a bundle is, what it runs on and what was proven of it. Loads no engine; checks every digest."""
+    from mpmmu_rt.bundle import Bundle
+    from mpmmu_rt.engines import engines
+    from mpmmu_rt.spec import Target
+
+    opened = Bundle.open(bundle)
+    entry = opened.entry
+    if as_json:
+        print_json(entry)
+        return
+    problems = {name: engine.problem() for name, engine in engines().items()}
+    runs = []
+    for name in opened.targets:
+        target = Target.parse(name)
+        problem = problems.get(target.engine)
+        known = target.engine in problems
+        verdict = "runs here" if known and problem is None else str(problem or "unknown to this version")
+        runs.append([name, verdict])
+    card, parity = entry["card"], entry["parity"]
+    typer.echo(f"{opened.name}  (bundle {opened.digest[:12]}, {entry['schema']})")
+    for key, value in card.items():
+        if isinstance(value, str):
+            typer.echo(f"{key.replace('_', ' ')}: {value}")
+    typer.echo(f"operating threshold: {opened.threshold:g}; preprocessing: {entry['preprocessing']}")
+    worst = max(parity["checks"], key=lambda check: check["value"] / (check["limit"] or 1e-30))
+    typer.echo(
+        f"parity on {parity['cases']} cases ({parity['source']}): {parity['decisions_flipped']} decisions flipped; "
+        f"closest to its limit: {worst['name']} {worst['value']:.1e} of {worst['limit']:.0e}"
+    )
+    typer.echo("\n" + table(["target", ""], runs))
+    typer.echo(
+        "\n"
+        + table(["tensor", "dtype", "shape"], [[s.name, s.dtype, str(list(s.shape))] for s in opened.tensors.values()])
+    )
+    files = [[name, f"{facts['bytes']}", facts["sha256"][:12]] for name, facts in entry["files"].items()]
+    typer.echo("\n" + table(["file", "bytes", "sha256"], files))
+    versions = ", ".join(f"{name} {version}" for name, version in entry["provenance"]["versions"].items())
+    typer.echo(f"\nmade with {versions}")
+    warn_untrained(opened.trained)

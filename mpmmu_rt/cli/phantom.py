@@ -1,0 +1,23 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ._report import note
+
+
+def phantom(
+    count: Annotated[int, typer.Argument(min=1, max=100_000, help="How many cases to draw.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")] = Path("phantoms"),
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Which phantoms.")] = 0,
+) -> None:
+    """Write generated sample cases (images and manifest.csv). Phantoms are drawings, not patients."""
+    from mpmmu_rt._optional import require
+
+    require("sklearn", "drawing phantoms")
+    from mpmmu_rt.model.phantom import write_phantoms
+
+    manifest = write_phantoms(count, output, seed=seed)
+    note(f"wrote {count} phantoms (drawings, not patients): {manifest}")

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mpmmu_rt.errors import ImageError
+
+from ._report import bars, note, print_json
+from .export import warn_untrained
+
+
+def run(
+    bundle: Annotated[Path, typer.Argument(help="Bundle to run.")],
+    manifest: Annotated[Path, typer.Argument(help="CSV with case_id,mammography,ultrasound.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="CSV to write.")] = Path("predictions.csv"),
+    target: Annotated[str, typer.Option("--target", help="Engine and precision.")] = "onnxruntime:fp32",
+    batch: Annotated[int, typer.Option("--batch", min=1, max=4096, help="Cases per batch.")] = 32,
+    frame: Annotated[
+        int | None, typer.Option("--frame", min=0, help="Frame to take of files that hold several, from 0.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an unfinished run.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUTPUT or an unfinished run.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+) -> None:
+    """Predict every case of a manifest; exit code 1 if the images of any could not be read."""
+    from mpmmu_rt.cases import read_manifest
+    from mpmmu_rt.predictor import load
+    from mpmmu_rt.run import run as run_manifest
+
+    cases = read_manifest(manifest)
+    with load(bundle, target) as predictor, bars() as progress:
+        summary = run_manifest(
+            predictor,
+            cases,
+            output,
+            batch=batch,
+            frame=frame,
+            resume=resume,
+            overwrite=overwrite,
+            progress=progress,
+        )
+        trained = predictor.bundle.trained
+    if as_json:
+        print_json({"schema": "mpmmu-run/1", "target": target, "output": str(output), **summary.to_json()})
+    note(
+        f"wrote {output}: {summary.cases - summary.failed} predictions, {summary.failed} errors"
+        + (f" ({summary.resumed} rows were there already)" if summary.resumed else "")
+    )
+    if summary.batch_latency:
+        latency = summary.batch_latency
+        stages = ", ".join(f"{stage} {spent / summary.predicted:.2f}" for stage, spent in summary.stages_ms.items())
+        note(
+            f"{summary.pairs_per_s:.1f} pairs/s from files on {target}; batch of ≤ {batch}: p50 {latency.p50:.1f} ms, "
+            f"p99 {latency.p99:.1f} ms (n = {latency.n})"
+        )
+        decode_ms = summary.decode_ms / max(1, summary.cases - summary.resumed)
+        note(f"ms per pair: decode {decode_ms:.2f} (in other threads), {stages}")
+    warn_untrained(trained)
+    if summary.failed:
+        raise ImageError(
+            f"{summary.failed} of {summary.cases} cases could not be read, expected none; the first is "
+            f"{summary.first_error}",
+            hint=f"the column `error` of {output} says why for each",
+        )

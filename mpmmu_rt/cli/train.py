@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import shutil
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mpmmu_rt.errors import UsageError
+
+from ._report import bars, note, print_json, table
+
+
+class Preset(StrEnum):
+    reference = "reference"
+    tiny = "tiny"
+
+
+def train(
+    manifest: Annotated[
+        Path | None, typer.Argument(help="CSV with case_id,mammography,ultrasound,label and maybe patient.")
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Checkpoint to write.")] = Path("checkpoint"),
+    preset: Annotated[
+        Preset,
+        typer.Option("--preset", help="reference: ResNet-50 at 224; tiny: for first steps, minutes on two cores."),
+    ] = Preset.reference,
+    phantom: Annotated[
+        int | None, typer.Option("--phantom", min=60, help="Train on so many generated phantoms instead of a manifest.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of split, weights, augmentation and head.")] = 0,
+    epochs: Annotated[
+        int | None, typer.Option("--epochs", min=1, help="At most so many [default: the preset's].")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing checkpoint.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the metrics as JSON.")] = False,
+) -> None:
+    """Train both encoders and the stacking head; the same command goes on where an interrupted one stopped."""
+    from mpmmu_rt._optional import require
+
+    require("torch", "training")
+    from dataclasses import replace
+
+    from mpmmu_rt.cases import read_manifest
+    from mpmmu_rt.files import check_replaceable
+    from mpmmu_rt.machine import package_versions
+    from mpmmu_rt.model import checkpoint
+    from mpmmu_rt.model.config import PRESETS
+    from mpmmu_rt.model.training import TRAINING_PRESETS, data_from_manifest, data_from_phantoms
+    from mpmmu_rt.model.training import train as train_model
+
+    if (manifest is None) == (phantom is None):
+        raise UsageError(
+            f"got {'both a MANIFEST and --phantom' if manifest else 'neither a MANIFEST nor --phantom'}, expected one",
+            hint="mpmmu-rt train MANIFEST, or mpmmu-rt train --phantom 600 --preset tiny",
+        )
+    check_replaceable(output, marker=checkpoint.CONFIG, overwrite=overwrite)
+    config = PRESETS[preset.value]()
+    settings = replace(TRAINING_PRESETS[preset.value], seed=seed)
+    if epochs is not None:
+        settings = replace(settings, epochs=epochs)
+    work_dir = output.with_name(output.name + ".training")
+    if work_dir.exists():
+        note(f"going on with the training in {work_dir}")
+    with bars() as progress:
+        if manifest is not None:
+            data = data_from_manifest(read_manifest(manifest), config.preprocessing, progress)
+        else:
+            data = data_from_phantoms(phantom or 0, seed, config.preprocessing)
+        model = train_model(data, config, settings, work_dir=work_dir, progress=progress)
+    card = {
+        "trained_on": data.source,
+        "metrics": model.metrics,
+        "versions": package_versions(("mpmmu-rt", "torch", "scikit-learn", "numpy")),
+        "seed": seed,
+    }
+    trained = checkpoint.Checkpoint(config, model.encoders, model.head, model.threshold, card)
+    checkpoint.save(trained, output, overwrite=overwrite)
+    shutil.rmtree(work_dir)
+    if as_json:
+        print_json(model.metrics)
+    else:
+        typer.echo(_describe(model.metrics))
+    note(f"wrote {output}")
+
+
+def _describe(metrics: dict[str, Any]) -> str:
+    parts = [
+        [name, str(part["patients"]), str(part["malignant_patients"]), str(part["rows"])]
+        for name, part in metrics["parts"].items()
+    ]
+    rows = []
+    for name, found in metrics["test"].items():
+        auc = found["auc"]
+        rows.append(
+            [
+                name,
+                "-" if auc["value"] is None else f"{auc['value']:.3f}",
+                "-" if auc["low"] is None else f"{auc['low']:.3f} to {auc['high']:.3f}",
+                *("-" if found[key] is None else f"{found[key]:.3f}" for key in ("sensitivity", "specificity")),
+            ]
+        )
+    tested = table(["test", "AUC", "95 % interval", "sensitivity", "specificity"], rows)
+    return "\n".join([table(["part", "patients", "malignant", "rows"], parts), "", tested, f"({metrics['source']})"])

@@ -1,0 +1,65 @@
+"""Which targets work on this machine, which do not, and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+from .engines import engines
+from .machine import describe, package_versions
+from .spec import Target
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A target or an ability: usable or not; `detail` says in which version, or why not; `hint` what to do."""
+
+    name: str
+    usable: bool
+    detail: str
+    hint: str = ""
+
+
+def examine() -> tuple[list[Finding], list[Finding]]:
+    """(targets, abilities) of this environment."""
+    targets = []
+    for name, engine in engines().items():
+        problem = engine.problem()
+        for precision in engine.precisions:
+            target = str(Target(name, precision))
+            if problem:
+                targets.append(Finding(target, False, str(problem), problem.hint))
+            else:
+                targets.append(Finding(target, True, f"{name} {engine.version()}"))
+    return targets, [*_image_formats(), _export()]
+
+
+def to_json(targets: list[Finding], abilities: list[Finding]) -> dict[str, Any]:
+    return {
+        "schema": "mpmmu-doctor/1",
+        "targets": [vars(finding) for finding in targets],
+        "abilities": [vars(finding) for finding in abilities],
+        "machine": describe(),
+    }
+
+
+def _image_formats() -> list[Finding]:
+    versions = package_versions(("pillow", "pydicom", "pylibjpeg", "pyjpegls", "python-gdcm"))
+    raster = Finding("PNG, JPEG, TIFF, BMP", True, f"pillow {versions.get('pillow', '?')}")
+    if "pydicom" not in versions:
+        return [raster, Finding("DICOM", False, "pydicom is not installed", "pip install 'mpmmu-rt[dicom]'")]
+    dicom = Finding("DICOM", True, f"pydicom {versions['pydicom']}")
+    codecs = [f"{name} {versions[name]}" for name in ("pylibjpeg", "pyjpegls", "python-gdcm") if name in versions]
+    hint = "" if codecs else "pip install pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg pyjpegls"
+    compressed = Finding("compressed DICOM", bool(codecs), ", ".join(codecs) or "no decoder is installed", hint)
+    return [raster, dicom, compressed]
+
+
+def _export() -> Finding:
+    modules = ("torch", "sklearn", "skl2onnx", "onnx", "onnxscript", "skops", "safetensors")
+    missing = [module for module in modules if find_spec(module) is None]
+    if missing:
+        return Finding("train and export", False, f"missing: {', '.join(missing)}", "pip install 'mpmmu-rt[export]'")
+    versions = package_versions(("torch", "scikit-learn", "skl2onnx", "onnx"))
+    return Finding("train and export", True, ", ".join(f"{name} {version}" for name, version in versions.items()))

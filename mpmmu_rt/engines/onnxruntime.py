@@ -1,0 +1,99 @@
+"""ONNX Runtime on the CPU, FP32."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from mpmmu_rt._optional import require
+from mpmmu_rt.errors import EngineError, MpmmuError
+from mpmmu_rt.machine import package_versions
+from mpmmu_rt.spec import Array
+
+PROVIDER = "CPUExecutionProvider"
+# Releases whose results are known to be wrong for our graphs, with the report.
+KNOWN_BAD = {"1.26.0": "random forests give wrong probabilities (microsoft/onnxruntime#28557)"}
+
+
+class OnnxRuntimeSession:
+    """A graph in ONNX Runtime, pinned to the CPU provider."""
+
+    def __init__(self, session: Any, graph: Path) -> None:
+        self._session = session
+        self._graph = graph
+        self.inputs = tuple(item.name for item in session.get_inputs())
+        self.outputs = tuple(item.name for item in session.get_outputs())
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        try:
+            values = self._session.run(self.outputs, dict(feeds))
+        # ONNX Runtime's exceptions share no base but Exception; all of them mean that there is no result.
+        except Exception as error:
+            raise EngineError(
+                f"ONNX Runtime failed in {self._graph.name}: {_first_line(error)}",
+                hint="`mpmmu-rt verify BUNDLE` tells whether the bundle or the input is at fault",
+            ) from error
+        return dict(zip(self.outputs, values, strict=True))
+
+    def close(self) -> None:
+        self._session = None
+
+
+class OnnxRuntime:
+    name = "onnxruntime"
+    precisions = ("fp32",)
+
+    def problem(self) -> MpmmuError | None:
+        installed = package_versions(("onnxruntime", "onnxruntime-gpu"))
+        if len(installed) == 2:
+            return EngineError(
+                f"onnxruntime {installed['onnxruntime']} and onnxruntime-gpu {installed['onnxruntime-gpu']} are both "
+                "installed and overwrite each other's files, expected one of them",
+                hint="pip uninstall -y onnxruntime onnxruntime-gpu, then install the one you want",
+            )
+        try:
+            require("onnxruntime", "the target onnxruntime:fp32")
+        except MpmmuError as error:
+            return error
+        reason = KNOWN_BAD.get(self.version())
+        if reason:
+            return EngineError(
+                f"onnxruntime {self.version()} is known to be wrong: {reason}",
+                hint="pip install -U onnxruntime",
+            )
+        return None
+
+    def version(self) -> str:
+        versions = package_versions(("onnxruntime", "onnxruntime-gpu"))
+        if not versions:
+            raise metadata.PackageNotFoundError("onnxruntime")
+        return next(iter(versions.values()))
+
+    def load(self, graph: Path, precision: str, threads: int) -> OnnxRuntimeSession:
+        runtime = require("onnxruntime", "the target onnxruntime:fp32")
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        try:
+            session = runtime.InferenceSession(str(graph), options, providers=[PROVIDER])
+        except Exception as error:
+            raise EngineError(
+                f"ONNX Runtime can't load {graph.name}: {_first_line(error)}",
+                hint="export the bundle again, or update onnxruntime",
+            ) from error
+        if session.get_providers() != [PROVIDER]:
+            raise EngineError(
+                f"{graph.name} was asked to run on {PROVIDER} and got {session.get_providers()}",
+                hint="report this: nothing may run on a provider that was not asked for",
+            )
+        return OnnxRuntimeSession(session, graph)
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)[:300]
+
+
+ENGINE = OnnxRuntime()

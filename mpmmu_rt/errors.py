@@ -1,0 +1,90 @@
+"""Every error that mpmmu-rt raises on purpose.
+
+    MpmmuError                    exit code 1
+    ├── UsageError                an argument that makes no sense                         exit code 2
+    ├── ManifestError             a manifest that can't be used as a whole
+    ├── ImageError                one image file that can't be read or must not be trusted
+    ├── CheckpointError           a checkpoint folder that can't be used
+    ├── BundleError               a bundle that can't be opened
+    │   └── DigestMismatch        a file of the bundle is not the one that was exported   exit code 3
+    ├── PixelsError               an array at the border of the Predictor
+    ├── OutputError               an output that must not or can't be written
+    ├── MissingPackage            an optional dependency that is not installed
+    ├── EngineError               an engine that can't run here, or failed while running
+    ├── UnsupportedEstimator      a scikit-learn estimator that the head exporter does not know
+    ├── ExportError               a graph that could not be made
+    └── ParityError               the exported model differs from the original            exit code 3
+
+An error says in its message what was got and what was expected, in one sentence; `hint` says what to do.
+"""
+
+from __future__ import annotations
+
+
+class MpmmuError(Exception):
+    """Base of all errors of this package. `str(error)` is the message; `hint` may be empty."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_rebuild, (type(self), str(self), self.hint))
+
+
+def _rebuild(kind: type[MpmmuError], message: str, hint: str) -> MpmmuError:
+    return kind(message, hint=hint)
+
+
+class UsageError(MpmmuError):
+    exit_code = 2
+
+
+class ManifestError(MpmmuError):
+    pass
+
+
+class ImageError(MpmmuError):
+    pass
+
+
+class CheckpointError(MpmmuError):
+    pass
+
+
+class BundleError(MpmmuError):
+    pass
+
+
+class DigestMismatch(BundleError):
+    exit_code = 3
+
+
+class PixelsError(MpmmuError):
+    pass
+
+
+class OutputError(MpmmuError):
+    pass
+
+
+class MissingPackage(MpmmuError):
+    pass
+
+
+class EngineError(MpmmuError):
+    pass
+
+
+class UnsupportedEstimator(MpmmuError):
+    pass
+
+
+class ExportError(MpmmuError):
+    pass
+
+
+class ParityError(MpmmuError):
+    exit_code = 3

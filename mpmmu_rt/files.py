@@ -1,0 +1,114 @@
+"""Files that appear whole or not at all, bounded reads, and digests."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from .errors import MpmmuError, OutputError
+
+MAX_JSON_BYTES = 16 * 2**20
+
+ErrorFactory = Callable[..., MpmmuError]
+
+
+def sha256_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_bounded(path: Path, limit: int, error: ErrorFactory, hint: str) -> bytes:
+    """The bytes of `path`, or `error` if it is absent, unreadable or larger than `limit` bytes."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(limit + 1)
+    except OSError as cause:
+        raise error(f"{path} can't be read: {cause.strerror}, expected a file", hint=hint) from cause
+    if len(data) > limit:
+        raise error(f"{path} is larger than {limit} bytes, expected a file of that size at most", hint=hint)
+    return data
+
+
+def parse_json_object(path: Path, data: bytes, error: ErrorFactory, hint: str) -> dict[str, object]:
+    """`data` as a JSON object, or `error`."""
+    try:
+        entry = json.loads(data)
+    except (ValueError, RecursionError) as cause:
+        raise error(f"{path} is not valid JSON: {cause}", hint=hint) from cause
+    if not isinstance(entry, dict):
+        raise error(f"{path} holds a JSON {type(entry).__name__}, expected an object", hint=hint)
+    return entry
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; when the block succeeds it becomes `path`, else it goes away."""
+    _require_parent(path)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+    os.close(handle)
+    partial = Path(name)
+    try:
+        yield partial
+        partial.chmod(0o666 & ~_umask())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path, *, marker: str, overwrite: bool) -> Iterator[Path]:
+    """Yield a temporary folder beside `path`; when the block succeeds it becomes `path`, else it goes away.
+
+    An existing `path` is replaced only if `overwrite` is set and it holds the file `marker`: a folder of
+    another kind is never deleted. Raises `OutputError`.
+    """
+    check_replaceable(path, marker=marker, overwrite=overwrite)
+    _require_parent(path)
+    partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
+    try:
+        yield partial
+        partial.chmod(0o777 & ~_umask())
+        check_replaceable(path, marker=marker, overwrite=overwrite)
+        if path.exists():
+            old = partial.with_suffix(".old")
+            path.rename(old)
+            partial.rename(path)
+            shutil.rmtree(old)
+        else:
+            partial.rename(path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def check_replaceable(path: Path, *, marker: str, overwrite: bool) -> None:
+    """Raise `OutputError` unless `atomic_folder` may write `path`; called early, before long work."""
+    if not path.exists():
+        return
+    if not (path / marker).is_file():
+        raise OutputError(
+            f"{path} exists and holds no {marker}, expected a free path or an earlier output",
+            hint="choose another path with -o; a folder of another kind is never replaced",
+        )
+    if not overwrite:
+        raise OutputError(f"{path} exists already, expected a free path", hint="choose another -o, or pass --overwrite")
+
+
+def _require_parent(path: Path) -> None:
+    if not path.parent.is_dir():
+        raise OutputError(
+            f"the folder {path.parent} does not exist, expected the place to write {path.name} into",
+            hint=f"mkdir -p {path.parent}",
+        )
+
+
+def _umask() -> int:
+    # The only portable way to read it is to set it; mkstemp and mkdtemp ignore it and make private files.
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,102 @@
+"""What a figure was measured on: processor, memory, threads, versions."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+_PACKAGES = (
+    "mpmmu-rt",
+    "numpy",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "openvino",
+    "tensorrt-rtx",
+    "tensorrt",
+    "pillow",
+)
+
+
+def describe() -> dict[str, Any]:
+    """The machine as JSON values: the conditions that every stored figure carries."""
+    return {
+        "cpu": _cpu_model(),
+        "cpu_features": _cpu_features(),
+        "threads": usable_threads(),
+        "memory_bytes": _memory_bytes(),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "python": platform.python_version(),
+        "packages": package_versions(_PACKAGES),
+    }
+
+
+def package_versions(names: tuple[str, ...]) -> dict[str, str]:
+    """The installed versions of those distributions that are installed."""
+    versions = {}
+    for name in names:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def usable_threads() -> int:
+    """Threads that this process may really use: affinity, bounded by the cgroup's CPU quota (rounded up)."""
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _cgroup_quota()
+    return max(1, min(affinity, math.ceil(quota))) if quota else affinity
+
+
+def _cgroup_quota() -> float | None:
+    """CPUs per period of cgroup v2 (`cpu.max`) or v1 (`cfs_quota_us`); None where there is no limit."""
+    text = _read("/sys/fs/cgroup/cpu.max")
+    if text is None:
+        quota, period = (
+            _read("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"),
+            _read("/sys/fs/cgroup/cpu/cpu.cfs_period_us"),
+        )
+        text = f"{quota} {period}" if quota and period else None
+    return parse_quota(text) if text else None
+
+
+def parse_quota(text: str) -> float | None:
+    """`"150000 100000"` is 1.5 CPUs; `"max 100000"` and `"-1 100000"` are no limit."""
+    quota, _, period = text.strip().partition(" ")
+    if not quota.isdigit() or not period.isdigit() or int(quota) == 0 or int(period) == 0:
+        return None
+    return int(quota) / int(period)
+
+
+def _cpu_model() -> str:
+    for line in (_read("/proc/cpuinfo") or "").splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _cpu_features() -> list[str]:
+    """The vector and matrix extensions that decide which precision pays."""
+    for line in (_read("/proc/cpuinfo") or "").splitlines():
+        if line.startswith("flags"):
+            flags = set(line.split())
+            return [name for name in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile") if name in flags]
+    return []
+
+
+def _memory_bytes() -> int | None:
+    for line in (_read("/proc/meminfo") or "").splitlines():
+        if line.startswith("MemTotal:"):
+            return int(line.split()[1]) * 1024
+    return None
+
+
+def _read(path: str) -> str | None:
+    try:
+        return Path(path).read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return None

@@ -1,0 +1,155 @@
+"""The checkpoint: a folder that holds a trained model and no pickle.
+
+config.json              schema, model configuration, operating threshold, card, digests of the other files
+mammography.safetensors  the encoders' weights
+ultrasound.safetensors
+head.skops               the fitted stacking head (or, if the user vouches for it by name, head.pkl / head.joblib)
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import joblib
+import skops.io
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from mpmmu_rt.errors import CheckpointError
+from mpmmu_rt.files import atomic_folder, parse_json_object, read_bounded, sha256_file
+from mpmmu_rt.spec import MODALITIES, Modality
+
+from .config import ModelConfig
+from .encoder import Encoder
+
+SCHEMA = "mpmmu-checkpoint/1"
+CONFIG = "config.json"
+MAX_WEIGHTS_BYTES = 2 * 2**30
+MAX_HEAD_BYTES = 4 * 2**30
+PICKLED_HEADS = ("head.joblib", "head.pkl")
+_HINT = "use a folder that `mpmmu-rt train` wrote"
+
+# What skops asks to be trusted for the heads that we can export; plain data holders of scikit-learn.
+TRUSTED_TYPES = frozenset(
+    {
+        "sklearn.calibration._CalibratedClassifier",
+        "sklearn.calibration._SigmoidCalibration",
+        "sklearn.tree._tree.Tree",
+        "sklearn.utils._bunch.Bunch",
+    }
+)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A trained model in memory. `card` says what it was trained on and how well it did; JSON values only."""
+
+    config: ModelConfig
+    encoders: Mapping[Modality, Encoder]
+    head: Any
+    threshold: float
+    card: Mapping[str, Any]
+
+
+def save(checkpoint: Checkpoint, folder: Path, *, overwrite: bool = False) -> None:
+    """Write `checkpoint` to `folder`, whole or not at all. Raises `OutputError`."""
+    with atomic_folder(folder, marker=CONFIG, overwrite=overwrite) as partial:
+        for modality in MODALITIES:
+            state = {key: value.contiguous() for key, value in checkpoint.encoders[modality].state_dict().items()}
+            save_file(state, partial / f"{modality}.safetensors")
+        skops.io.dump(checkpoint.head, partial / "head.skops")
+        entry = {
+            "schema": SCHEMA,
+            "model": checkpoint.config.to_json(),
+            "threshold": checkpoint.threshold,
+            "card": dict(checkpoint.card),
+            "files": {path.name: sha256_file(path) for path in sorted(partial.iterdir())},
+        }
+        (partial / CONFIG).write_text(json.dumps(entry, indent=2) + "\n", encoding="utf-8")
+
+
+def load(folder: Path, *, trust_pickle: Path | None = None) -> Checkpoint:
+    """Read a checkpoint. `trust_pickle` names the one pickled head that may be executed, if there is one.
+
+    Raises `CheckpointError` for anything that is absent, altered, too large or of an unknown type.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} is not a folder, expected a checkpoint", hint=_HINT)
+    path = folder / CONFIG
+    entry = parse_json_object(path, read_bounded(path, 2**22, CheckpointError, _HINT), CheckpointError, _HINT)
+    if entry.get("schema") != SCHEMA:
+        raise CheckpointError(f"{path} has the schema {entry.get('schema')!r}, expected `{SCHEMA}`", hint=_HINT)
+    digests, threshold, card = entry.get("files"), entry.get("threshold"), entry.get("card")
+    if not isinstance(digests, dict) or not isinstance(card, dict):
+        raise CheckpointError(f"{path} lacks `files` or `card`, expected both", hint=_HINT)
+    if not isinstance(threshold, int | float) or isinstance(threshold, bool) or not 0 < threshold < 1:
+        raise CheckpointError(f"{path} has the threshold {threshold!r}, expected a number in 0..1", hint=_HINT)
+    config = ModelConfig.from_json(entry.get("model"))
+    encoders = {modality: _encoder(folder, modality, config, digests) for modality in MODALITIES}
+    return Checkpoint(config, encoders, _head(folder, digests, trust_pickle), float(threshold), card)
+
+
+def _encoder(folder: Path, modality: Modality, config: ModelConfig, digests: Mapping[str, Any]) -> Encoder:
+    path = folder / f"{modality}.safetensors"
+    _check_file(path, digests, MAX_WEIGHTS_BYTES)
+    encoder = Encoder(config.encoder(modality))
+    try:
+        encoder.load_state_dict(load_file(path))
+    except (SafetensorError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(
+            f"{path} does not hold the weights of the configured {config.encoder(modality).arch}: {reason}",
+            hint="the weights and config.json must come from the same training run",
+        ) from error
+    return encoder.eval()
+
+
+def _head(folder: Path, digests: Mapping[str, Any], trust_pickle: Path | None) -> Any:
+    path = folder / "head.skops"
+    if path.exists():
+        _check_file(path, digests, MAX_HEAD_BYTES)
+        return load_skops(path)
+    for pickled in (folder / name for name in PICKLED_HEADS):
+        if not pickled.exists():
+            continue
+        if trust_pickle is None or trust_pickle.resolve() != pickled.resolve():
+            raise CheckpointError(
+                f"{pickled} is a pickle, which runs any code it holds when it is loaded; expected head.skops",
+                hint=f"if you made this file yourself, pass --trust-pickle {pickled}",
+            )
+        if pickled.name in digests:
+            _check_file(pickled, digests, MAX_HEAD_BYTES)
+        return joblib.load(pickled)
+    raise CheckpointError(f"{folder} holds no head.skops, expected a fitted stacking head", hint=_HINT)
+
+
+def load_skops(path: Path) -> Any:
+    """Load a skops file that holds only types known to be plain data, or raise `CheckpointError`."""
+    try:
+        unknown = set(skops.io.get_untrusted_types(file=path)) - TRUSTED_TYPES
+        if unknown:
+            raise CheckpointError(
+                f"{path} holds the types {', '.join(sorted(unknown)[:5])}, which are not known to be safe",
+                hint="the head may hold only scikit-learn estimators of the supported list",
+            )
+        return skops.io.load(path, trusted=sorted(TRUSTED_TYPES))
+    except (ValueError, KeyError, OSError, TypeError, AttributeError, ImportError) as error:
+        raise CheckpointError(
+            f"{path} is not a readable skops file: {error}", hint="write it with skops.io.dump"
+        ) from error
+
+
+def _check_file(path: Path, digests: Mapping[str, Any], limit: int) -> None:
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing, expected a file of the checkpoint", hint=_HINT)
+    if path.stat().st_size > limit:
+        raise CheckpointError(f"{path} is larger than {limit} bytes, expected less", hint=_HINT)
+    if digests.get(path.name) != sha256_file(path):
+        raise CheckpointError(
+            f"{path} is not the file that config.json was written with (SHA-256 differs)",
+            hint="files of two checkpoints were mixed or one was damaged: copy the whole folder again",
+        )

@@ -1,0 +1,130 @@
+"""What training learns from: every image once, and the rows that pair them.
+
+A manifest may pair each mammogram of a patient with each of her ultrasound images. Stage 1 learns from images
+and sees every file once; stage 2 learns from rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from mpmmu_rt.cases import Manifest, require_complete
+from mpmmu_rt.errors import ManifestError
+from mpmmu_rt.images import Preprocessing, read_pixels
+from mpmmu_rt.progress import Progress, silent
+from mpmmu_rt.spec import MODALITIES, Array, Modality
+
+from .phantom import phantom_pixels
+
+MAX_DECODERS = 8  # threads; each may hold one decoded image of up to 200 million pixels
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Unique images and the rows made of them; for M images of a modality and N rows:
+
+    `pixels[modality]` uint8 [M, 1, S, S], `image_of_row[modality]` int64 [N], `label` int64 [N] (0 benign,
+    1 malignant), `groups` N patients. `source` says where it all comes from, for the model card.
+    """
+
+    pixels: dict[Modality, Array]
+    image_of_row: dict[Modality, Array]
+    label: Array
+    groups: tuple[str, ...]
+    preprocessing: Preprocessing
+    source: str
+
+    def images(self, modality: Modality, rows: Array) -> tuple[Array, Array]:
+        """The distinct images of `rows`, int64 [K] ascending, and their labels, int64 [K].
+
+        An image is malignant if any of the rows that use it is: it shows that lesion.
+        """
+        index, position = np.unique(self.image_of_row[modality][rows], return_inverse=True)
+        label = np.zeros(len(index), np.int64)
+        np.maximum.at(label, position, self.label[rows])
+        return index, label
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of everything that training sees: tells whether two data are the same."""
+        digest = hashlib.sha256(repr((self.preprocessing, self.groups, self.label.tolist())).encode())
+        for name in MODALITIES:
+            digest.update(repr((self.pixels[name].shape, self.image_of_row[name].tolist())).encode())
+            digest.update(np.ascontiguousarray(self.pixels[name]).data)
+        return digest.hexdigest()
+
+
+def data_from_manifest(manifest: Manifest, preprocessing: Preprocessing, progress: Progress = silent) -> TrainingData:
+    """Decode every file of `manifest` once.
+
+    Raises `ManifestError` if a row lacks an image or its label, or if two patients share a file, which would
+    leak through the split; `ImageError` for the first image that can't be read: training data must be whole.
+    """
+    require_complete(manifest, labels=True)
+    groups = tuple(case.group for case in manifest.cases)
+    files: dict[Modality, dict[Path, int]] = {}
+    image_of_row: dict[Modality, Array] = {}
+    for name in MODALITIES:
+        paths = [path.resolve() for case in manifest.cases if (path := case.image(name)) is not None]
+        _check_owners(manifest.path, paths, groups)
+        files[name] = {path: index for index, path in enumerate(dict.fromkeys(paths))}
+        image_of_row[name] = np.array([files[name][path] for path in paths], np.int64)
+    return TrainingData(
+        _decode(files, preprocessing, progress),
+        image_of_row,
+        np.array([case.label for case in manifest.cases], np.int64),
+        groups,
+        preprocessing,
+        source=f"{manifest.path.name}, sha256 {manifest.sha256}",
+    )
+
+
+def data_from_phantoms(count: int, seed: int, preprocessing: Preprocessing) -> TrainingData:
+    """`count` phantoms, one row and one patient's place each."""
+    pixels, label = phantom_pixels(count, seed=seed, preprocessing=preprocessing)
+    rows = np.arange(count)
+    return TrainingData(
+        pixels,
+        {name: rows for name in MODALITIES},
+        label,
+        tuple(f"phantom-{row:04d}" for row in rows),
+        preprocessing,
+        source=f"{count} generated phantoms, seed {seed}: no patients",
+    )
+
+
+def _check_owners(manifest: Path, paths: list[Path], groups: tuple[str, ...]) -> None:
+    owners: dict[Path, str] = {}
+    for path, group in zip(paths, groups, strict=True):
+        if owners.setdefault(path, group) != group:
+            raise ManifestError(
+                f"{manifest}: {path.name} belongs to the patients `{owners[path]}` and `{group}`, expected one",
+                hint="group the rows of one person by the `patient` column",
+            )
+
+
+def _decode(
+    files: dict[Modality, dict[Path, int]], preprocessing: Preprocessing, progress: Progress
+) -> dict[Modality, Array]:
+    jobs = [(name, path, index) for name, paths in files.items() for path, index in paths.items()]
+    size = preprocessing.size
+    pixels: dict[Modality, Array] = {
+        name: np.empty((len(paths), 1, size, size), np.uint8) for name, paths in files.items()
+    }
+    with ThreadPoolExecutor(min(MAX_DECODERS, os.cpu_count() or 1)) as pool:
+        decoded = pool.map(lambda job: read_pixels(job[1], preprocessing), jobs)
+        try:
+            for done, ((name, _, index), image) in enumerate(zip(jobs, decoded, strict=True), 1):
+                pixels[name][index] = image
+                progress("reading images", done, len(jobs))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)  # don't decode the rest for nothing
+            raise
+    return pixels

@@ -1,0 +1,77 @@
+"""The stacking head: logistic regression, SVM, random forest and Extra-Trees under an MLP meta-learner.
+
+Level 0 turns the scaled embedding into four probabilities; the meta-learner is fitted on their out-of-fold
+values (Wolpert 1992, "Stacked generalization", section 2), so that it never sees a learner judge its own
+training cases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.ensemble import ExtraTreesClassifier, RandomForestClassifier, StackingClassifier
+from sklearn.feature_selection import VarianceThreshold
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedGroupKFold
+from sklearn.neural_network import MLPClassifier
+from sklearn.pipeline import Pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.svm import SVC
+
+from mpmmu_rt.errors import ManifestError
+from mpmmu_rt.spec import Array
+
+from .config import HeadConfig
+
+# A channel that varies this much less than the median one is dead: it holds rounding, and the scaler would blow
+# that up to the size of evidence, so that the same image could get another probability on another machine.
+_DEAD = 1e-3
+
+
+def fit_head(embedding: Array, label: Array, groups: Sequence[str], config: HeadConfig, *, seed: int) -> Pipeline:
+    """Fit the head on embeddings float32 [N, D] and labels int [N]; deterministic by `seed`.
+
+    The outer folds keep the rows of one patient (`groups`) together. Raises `ManifestError` when a class has
+    fewer than two patients, so that no honest fold exists.
+    """
+    patients = {int(kind): len({g for g, y in zip(groups, label, strict=True) if y == kind}) for kind in (0, 1)}
+    if min(patients.values()) < 2:
+        raise ManifestError(
+            f"the head has {patients[0]} benign and {patients[1]} malignant patients to learn from, "
+            "expected at least 2 of each",
+            hint="add cases of the smaller class",
+        )
+    folds = min(config.folds, *patients.values())
+    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    outer = list(splitter.split(embedding, label, groups))
+    # The SVM's Platt scaling splits each outer training part again; its smaller class bounds that.
+    inner = max(2, min(config.folds, *(int(np.bincount(label[train], minlength=2).min()) for train, _ in outer)))
+    deviation = embedding.std(axis=0, dtype=np.float64)
+    head = _unfitted(config, inner, (_DEAD * float(np.median(deviation))) ** 2, seed)
+    stack: Any = head.named_steps["stack"]
+    stack.set_params(cv=outer)
+    head.fit(embedding, label)
+    stack.set_params(cv=folds)  # the row numbers of the training set are no part of the model
+    return head
+
+
+def _unfitted(config: HeadConfig, inner_folds: int, dead_variance: float, seed: int) -> Pipeline:
+    forest = {"n_estimators": config.trees, "max_depth": config.max_depth, "class_weight": "balanced"}
+    svm = SVC(kernel="rbf", class_weight="balanced", random_state=seed)
+    learners = [
+        ("logistic_regression", LogisticRegression(class_weight="balanced", max_iter=5000)),
+        ("svm", CalibratedClassifierCV(svm, method="sigmoid", cv=inner_folds, ensemble=False)),
+        ("random_forest", RandomForestClassifier(**forest, random_state=seed)),
+        ("extra_trees", ExtraTreesClassifier(**forest, random_state=seed)),
+    ]
+    meta = MLPClassifier((config.hidden,), solver="lbfgs", alpha=0.1, max_iter=5000, random_state=seed)
+    return Pipeline(
+        [
+            ("alive", VarianceThreshold(dead_variance)),
+            ("scale", StandardScaler()),
+            ("stack", StackingClassifier(learners, meta, stack_method="predict_proba")),
+        ]
+    )

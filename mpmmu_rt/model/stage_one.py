@@ -1,0 +1,201 @@
+"""Stage 1: train the encoder of one modality on its images with a classification loss."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from mpmmu_rt.errors import ManifestError, UsageError
+from mpmmu_rt.progress import Progress, silent
+from mpmmu_rt.spec import MODALITIES, Array, Modality
+
+from .augmentation import Augmentation, augment
+from .config import EncoderConfig
+from .data import TrainingData
+from .encoder import Encoder
+from .evaluation import estimate_auc
+from .split import Split
+from .training_state import EncoderState, load_state, save_state
+
+Schedule = Literal["cosine", "constant"]
+EMBED_BATCH = 64
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How both stages are trained. Raises `UsageError` for values that make no sense.
+
+    `patience`: stage 1 ends after so many epochs without a better validation AUC. `seed` decides everything
+    that is random: the split, the initial weights, the order, the augmentation and the head.
+    """
+
+    epochs: int = 60
+    batch_size: int = 32
+    learning_rate: float = 1e-4
+    weight_decay: float = 1e-2
+    schedule: Schedule = "cosine"
+    patience: int = 15
+    seed: int = 0
+    augmentation: Augmentation = field(default_factory=Augmentation)
+
+    def __post_init__(self) -> None:
+        rules = (
+            ("epochs", self.epochs >= 1, "at least 1"),
+            ("batch_size", self.batch_size >= 4, "at least 4: batch normalisation needs several images"),
+            ("learning_rate", 0 < self.learning_rate <= 1, "more than 0 and at most 1"),
+            ("weight_decay", 0 <= self.weight_decay <= 1, "0 to 1"),
+            ("schedule", self.schedule in get_args(Schedule), f"one of {', '.join(get_args(Schedule))}"),
+            ("patience", self.patience >= 1, "at least 1"),
+            ("seed", self.seed >= 0, "at least 0"),
+        )
+        for name, holds, expected in rules:
+            if not holds:
+                raise UsageError(f"{name} is {getattr(self, name)!r}, expected {expected}", hint="see TRAINING_PRESETS")
+
+
+TRAINING_PRESETS: dict[str, TrainingConfig] = {
+    "reference": TrainingConfig(),
+    "tiny": TrainingConfig(epochs=15, learning_rate=2e-3),
+}
+
+
+def train_encoder(
+    data: TrainingData,
+    modality: Modality,
+    split: Split,
+    encoder_config: EncoderConfig,
+    config: TrainingConfig,
+    *,
+    state_file: Path,
+    device: str = "cpu",
+    progress: Progress = silent,
+) -> tuple[Encoder, list[dict[str, float]]]:
+    """Train on the images of the split's training rows; keep the weights of the best validation AUC.
+
+    Returns the encoder in eval mode on the CPU and the history, one entry per epoch. After every epoch the
+    whole state is in `state_file`; an interrupted call is continued by the same call, and on one machine with
+    one number of threads the result on a CPU is the same to the bit as without the interruption. Raises
+    `CheckpointError` if `state_file` belongs to another training, `UsageError` if the loss is not finite.
+    """
+    digest = _digest(data, modality, split, encoder_config, config)
+    state = _fresh_state(modality, encoder_config, config, device)
+    if state_file.exists():
+        load_state(state, state_file, digest)
+    index, label = data.images(modality, split.train)
+    pixels = torch.from_numpy(data.pixels[modality][index])
+    target = torch.from_numpy(label.astype(np.float32))
+    # The loss weighs both classes alike, whatever their number (King and Zeng 2001, Political Analysis 9:137).
+    weight = torch.tensor((label == 0).sum() / (label == 1).sum(), dtype=torch.float32, device=device)
+    steps = math.ceil(len(index) / config.batch_size)
+    total, description = config.epochs * steps, f"training the {modality} encoder"
+    while state.epoch < config.epochs and state.epoch - state.best_epoch < config.patience:
+        generator = torch.Generator().manual_seed(_seed(config.seed, modality, state.epoch + 1))
+        state.encoder.train()
+        losses = []
+        order = torch.randperm(len(index), generator=generator)
+        # equal parts: no left-over batch of one image, whose batch statistics mean nothing
+        for step, rows in enumerate(order.tensor_split(steps)):
+            done = state.epoch * steps + step
+            for group in state.optimizer.param_groups:
+                group["lr"] = _learning_rate(config, done / total)
+            grey = augment(pixels[rows].to(device).float() / 255, config.augmentation, generator)
+            losses.append(_step(state, grey, target[rows].to(device), weight))
+            progress(description, done + 1, total)
+        entry = {"epoch": state.epoch + 1.0, "training_loss": float(np.mean(losses))}
+        entry |= _validate(state, data, modality, split, device)
+        state.record(entry, entry["validation_auc"])
+        save_state(state, state_file, digest)
+    progress(description, total, total)  # also where patience ended it early
+    state.encoder.load_state_dict(state.best)
+    return state.encoder.cpu().eval(), state.history
+
+
+def embed(encoder: Encoder, pixels: Array) -> Array:
+    """Pixels uint8 [M, 1, S, S] to the embedding float32 [M, C] of an encoder in eval mode, on the CPU."""
+    with torch.inference_mode():
+        return np.concatenate([encoder(part).numpy() for part in _batches(pixels)])
+
+
+def _batches(pixels: Array) -> Iterator[Tensor]:
+    """Pixels uint8 [M, 1, S, S] in parts of up to `EMBED_BATCH`, in their order."""
+    for start in range(0, len(pixels), EMBED_BATCH):
+        yield torch.from_numpy(pixels[start : start + EMBED_BATCH])
+
+
+def _step(state: EncoderState, grey: Tensor, target: Tensor, weight: Tensor) -> float:
+    loss = functional.binary_cross_entropy_with_logits(state.encoder.logit(grey), target, pos_weight=weight)
+    if not torch.isfinite(loss):
+        raise UsageError(
+            f"the training loss became {loss.item()} in epoch {state.epoch + 1}, expected a finite number",
+            hint="lower the learning rate",
+        )
+    state.optimizer.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    state.optimizer.step()
+    return loss.item()
+
+
+def _validate(
+    state: EncoderState, data: TrainingData, modality: Modality, split: Split, device: str
+) -> dict[str, float]:
+    index, label = data.images(modality, split.validation)
+    state.encoder.eval()
+    with torch.inference_mode():
+        parts = _batches(data.pixels[modality][index])
+        logit = torch.cat([state.encoder.logit(part.to(device).float() / 255).cpu() for part in parts])
+    auc = estimate_auc(label, logit.numpy(), tuple(map(str, index))).value
+    if auc is None:
+        raise ManifestError(
+            "the validation part holds one class only, expected both", hint="split with `split_patients`"
+        )
+    loss = functional.binary_cross_entropy_with_logits(logit, torch.from_numpy(label).float())
+    return {"validation_loss": loss.item(), "validation_auc": auc}
+
+
+def _fresh_state(
+    modality: Modality, encoder_config: EncoderConfig, config: TrainingConfig, device: str
+) -> EncoderState:
+    with torch.random.fork_rng(devices=[]):  # torch's initialisation draws from the global generator
+        torch.manual_seed(_seed(config.seed, modality, 0))
+        encoder = Encoder(encoder_config)
+    encoder = encoder.to(device)
+    optimizer = torch.optim.AdamW(encoder.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    return EncoderState(encoder, optimizer)
+
+
+def _seed(seed: int, modality: Modality, epoch: int) -> int:
+    """A seed of its own for every (seed, modality, epoch), so that an epoch depends on no epoch before it."""
+    words = np.random.SeedSequence([seed, MODALITIES.index(modality), epoch]).generate_state(1, np.uint64)
+    return int(words[0] >> np.uint64(1))
+
+
+def _learning_rate(config: TrainingConfig, done: float) -> float:
+    """The rate after the share `done` of all steps; cosine as in arXiv 1608.03983, equation 5, without restarts."""
+    if config.schedule == "constant":
+        return config.learning_rate
+    return config.learning_rate * (1 + math.cos(math.pi * done)) / 2
+
+
+def _digest(
+    data: TrainingData, modality: Modality, split: Split, encoder_config: EncoderConfig, config: TrainingConfig
+) -> str:
+    """Names everything that the result depends on, but for the machine."""
+    facts: dict[str, Any] = {
+        "data": data.sha256,
+        "modality": modality,
+        "encoder": asdict(encoder_config),
+        "training": asdict(config),
+        "split": {name: rows.tolist() for name, rows in split.parts().items()},
+        "torch": torch.__version__,
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

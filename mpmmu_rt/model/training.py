@@ -1,0 +1,167 @@
+"""Both stages of the paper: train the encoders, fit the stacking head on their embeddings, measure.
+
+The patients are split 7 : 2 : 1. Training rows teach the encoders, and validation rows choose each encoder's
+epoch. The head is fitted on both, in folds that keep patients together; test rows are looked at once, for the
+metrics. Two choices that the paper's abstract leaves open were made by measurement: preset `tiny`, 600 phantoms,
+1000 others to measure on (AUC ± 0.02, but the same encoders and phantoms within a seed), seeds 0, 1, 2, torch 2.13
+on two CPU cores, 2026-11:
+
+- What the head is fitted on. Fused AUC with training rows alone: 0.908, 0.899, 0.893 (Brier 0.117, 0.120, 0.123);
+  with validation rows alone, whose embeddings are not overfitted but few: 0.891, 0.865, 0.887 (0.128, 0.134,
+  0.154); with both: 0.909, 0.904, 0.895 (0.113, 0.117, 0.119). Where encoders overfit (300 phantoms, no augmentation,
+  25 epochs, one seed) there is no clear best: 0.780, 0.768, 0.757 (0.253, 0.192, 0.220), AUC ± 0.03.
+- The threshold. 0.5, as the meta-learner's loss is a proper one, against Youden's index on the validation rows of a
+  head fitted on the training rows: balanced accuracy 0.851 against 0.837 and 0.832 against 0.808 (seeds 1, 2).
+  A hundred rows don't locate the best threshold, and 0.5 is not chosen on any data.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mpmmu_rt.errors import OutputError, UsageError
+from mpmmu_rt.progress import Progress, silent
+from mpmmu_rt.spec import MODALITIES, Array, Modality
+
+from .config import ModelConfig
+from .data import TrainingData, data_from_manifest, data_from_phantoms
+from .encoder import Encoder
+from .evaluation import evaluate
+from .split import Split, patient_labels, split_patients
+from .stacking import fit_head
+from .stage_one import TRAINING_PRESETS, TrainingConfig, embed, train_encoder
+
+THRESHOLD = 0.5
+
+__all__ = [
+    "THRESHOLD",
+    "TRAINING_PRESETS",
+    "TrainedModel",
+    "TrainingConfig",
+    "TrainingData",
+    "data_from_manifest",
+    "data_from_phantoms",
+    "train",
+]
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """What training made: encoders in eval mode on the CPU, the fitted head and its operating threshold.
+
+    `metrics` and `history` hold JSON values only. `metrics`: the `source` of the data, `parts` (patients and rows
+    by class) and `test` with the metrics of `evaluate` for `mammography`, `ultrasound` and `fused`.
+    """
+
+    encoders: dict[Modality, Encoder]
+    head: Any
+    model_config: ModelConfig
+    training_config: TrainingConfig
+    threshold: float
+    metrics: dict[str, Any]
+    history: dict[str, list[dict[str, float]]]
+
+
+def train(
+    data: TrainingData,
+    model_config: ModelConfig,
+    training_config: TrainingConfig,
+    *,
+    work_dir: Path,
+    device: str = "cpu",
+    progress: Progress = silent,
+) -> TrainedModel:
+    """Run both stages. An interrupted call is continued by the same call with the same `work_dir`.
+
+    Raises `ManifestError` when a class has too few patients, `CheckpointError` when `work_dir` belongs to another
+    training, `UsageError` for arguments that don't fit each other, `OutputError` if `work_dir` can't be made.
+    """
+    if data.preprocessing != model_config.preprocessing:
+        raise UsageError(
+            f"the data are preprocessed with {data.preprocessing}, the model wants {model_config.preprocessing}",
+            hint="make the data with the model's preprocessing",
+        )
+    split = split_patients(data.label, data.groups, seed=training_config.seed)
+    _make_folder(work_dir)
+    encoders: dict[Modality, Encoder] = {}
+    history: dict[str, list[dict[str, float]]] = {}
+    embedding: dict[Modality, Array] = {}
+    for modality in MODALITIES:
+        encoders[modality], history[modality] = train_encoder(
+            data,
+            modality,
+            split,
+            model_config.encoder(modality),
+            training_config,
+            state_file=work_dir / f"{modality}.state.safetensors",
+            device=device,
+            progress=progress,
+        )
+        of_image = embed(encoders[modality], data.pixels[modality])
+        embedding[modality] = of_image[data.image_of_row[modality]]
+    head, test = _stage_two(data, split, embedding, model_config, training_config.seed, progress)
+    metrics = {"source": data.source, "parts": _parts(data, split), "test": test}
+    return TrainedModel(encoders, head, model_config, training_config, THRESHOLD, metrics, history)
+
+
+def _stage_two(
+    data: TrainingData,
+    split: Split,
+    embedding: dict[Modality, Array],
+    model_config: ModelConfig,
+    seed: int,
+    progress: Progress,
+) -> tuple[Any, dict[str, Any]]:
+    """Fit the fused head, and for comparison one of the same kind on each modality's embedding alone.
+
+    Returns the fused head and the test metrics of all three.
+    """
+    inputs = {**{str(name): embedding[name] for name in MODALITIES}, "fused": fuse(embedding)}
+    fitted_on = np.concatenate([split.train, split.validation])
+    head: Any = None
+    test: dict[str, Any] = {}
+    for done, (name, features) in enumerate(inputs.items()):
+        progress("fitting the stacking heads", done, len(inputs))
+        groups = _groups(data, fitted_on)
+        head = fit_head(features[fitted_on], data.label[fitted_on], groups, model_config.head, seed=seed)
+        probability = head.predict_proba(features[split.test])[:, 1]
+        test[name] = evaluate(data.label[split.test], probability, _groups(data, split.test), THRESHOLD)
+    progress("fitting the stacking heads", len(inputs), len(inputs))
+    return head, test  # the last one is fused
+
+
+def fuse(embedding: dict[Modality, Array]) -> Array:
+    """Embeddings float32 [N, C₁] and [N, C₂] side by side, mammography first: float32 [N, C₁ + C₂]."""
+    return np.concatenate([embedding[name] for name in MODALITIES], axis=1)
+
+
+def _groups(data: TrainingData, rows: Array) -> list[str]:
+    return [data.groups[row] for row in rows]
+
+
+def _parts(data: TrainingData, split: Split) -> dict[str, dict[str, int]]:
+    """Of each part the number of patients and rows, in all and malignant."""
+    parts = {}
+    for name, rows in split.parts().items():
+        patients = patient_labels(data.label[rows], _groups(data, rows))
+        parts[name] = {
+            "patients": len(patients),
+            "malignant_patients": sum(patients.values()),
+            "rows": len(rows),
+            "malignant_rows": int(data.label[rows].sum()),
+        }
+    return parts
+
+
+def _make_folder(work_dir: Path) -> None:
+    try:
+        work_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"the folder {work_dir} can't be made ({error.strerror}), expected a place for the training state",
+            hint="name another",
+        ) from error

@@ -1,0 +1,111 @@
+"""The state of an encoder's training between two epochs, on disk, so that a run can be continued.
+
+One safetensors file, whose metadata hold the rest as JSON: there is no moment at which weights and history on
+disk belong to different epochs, and no pickle.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mpmmu_rt.errors import CheckpointError
+from mpmmu_rt.files import atomic_file
+
+from .encoder import Encoder
+
+SCHEMA = "mpmmu-training-state/1"
+_HINT = "continue with the arguments and the data of the first run, or choose another folder to start anew"
+
+
+@dataclass
+class EncoderState:
+    """Where training is. `best` are the encoder's weights, on the CPU, after the epoch of the best AUC."""
+
+    encoder: Encoder
+    optimizer: torch.optim.Optimizer
+    epoch: int = 0  # epochs done
+    best_epoch: int = 0
+    best_auc: float = -math.inf
+    best: dict[str, Tensor] = field(default_factory=dict)
+    history: list[dict[str, float]] = field(default_factory=list)
+
+    def record(self, entry: dict[str, float], auc: float) -> None:
+        """One more epoch is done; a tie keeps the earlier weights."""
+        self.epoch += 1
+        self.history.append(entry)
+        if auc > self.best_auc:
+            self.best_epoch, self.best_auc = self.epoch, auc
+            self.best = {key: value.detach().cpu().clone() for key, value in self.encoder.state_dict().items()}
+
+
+def save_state(state: EncoderState, path: Path, digest: str) -> None:
+    """Write atomically. `digest` names the configuration and the data that the state belongs to."""
+    tensors = {f"encoder/{key}": value for key, value in state.encoder.state_dict().items()}
+    tensors |= {f"best/{key}": value for key, value in state.best.items()}
+    for index, moments in state.optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer/{index}/{name}": value for name, value in moments.items()}
+    facts = {
+        "schema": SCHEMA,
+        "digest": digest,
+        "epoch": state.epoch,
+        "best_epoch": state.best_epoch,
+        "best_auc": state.best_auc,
+        "history": state.history,
+    }
+    with atomic_file(path) as partial:
+        # safetensors refuses tensors that share memory, and a copy on the CPU shares none
+        save_file(
+            {key: value.detach().cpu().clone(memory_format=torch.contiguous_format) for key, value in tensors.items()},
+            partial,
+            {"state": json.dumps(facts)},
+        )
+
+
+def load_state(state: EncoderState, path: Path, digest: str) -> None:
+    """Continue a fresh `state` from what `save_state` wrote.
+
+    Raises `CheckpointError` if the file is damaged or belongs to another configuration or other data.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            facts = json.loads((file.metadata() or {})["state"])
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (it is no mapping)
+        _check(path, facts, digest)
+        parts = {name: _part(tensors, name) for name in ("encoder", "best", "optimizer")}
+        state.encoder.load_state_dict(parts["encoder"])
+        moments: dict[int, dict[str, Tensor]] = {}
+        for key, value in parts["optimizer"].items():
+            index, _, name = key.partition("/")
+            moments.setdefault(int(index), {})[name] = value
+        groups = state.optimizer.state_dict()["param_groups"]
+        state.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        state.best = parts["best"]
+        state.epoch, state.best_epoch = int(facts["epoch"]), int(facts["best_epoch"])
+        state.best_auc, state.history = float(facts["best_auc"]), list(facts["history"])
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(
+            f"{path} can't be continued from ({reason}), expected a training state", hint=_HINT
+        ) from (error)
+
+
+def _check(path: Path, facts: Any, digest: str) -> None:
+    if facts["schema"] != SCHEMA or facts["digest"] != digest:
+        raise CheckpointError(
+            f"{path} is the state of a training with another configuration, other data or another release of "
+            f"torch ({facts['digest'][:12]}), expected {digest[:12]}",
+            hint=_HINT,
+        )
+
+
+def _part(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    return {key.removeprefix(f"{name}/"): value for key, value in tensors.items() if key.startswith(f"{name}/")}

@@ -1,0 +1,304 @@
+"""Batched inference on files: decoding overlaps with inference, and no row is ever lost or made twice.
+
+Finished rows go to a journal beside the output (`predictions.csv.partial`), flushed to the disk batch by batch. When
+every case has its row, the output is written in the manifest's order, under a temporary name, and renamed.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .bundle import CLASSES
+from .cases import Case, Manifest
+from .errors import ImageError, OutputError
+from .files import atomic_file
+from .images import Preprocessing, read_pixels
+from .latency import Latency, summarise
+from .machine import usable_threads
+from .predictor import Predictor
+from .progress import Progress, silent
+from .spec import MODALITIES, Array, Modality
+
+COLUMNS = ("case_id", "probability", "decision", "error")
+JOURNAL_SCHEMA = "mpmmu-run/1"
+Row = tuple[str, str, str, str]
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A case and its pixels (uint8 [1, S, S] per modality), or the reason why there are none."""
+
+    case: Case
+    pixels: dict[Modality, Array]
+    error: str
+    decode_ms: float
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a run did. Times are wall times in ms; `batch_latency` is of full and partial batches alike."""
+
+    cases: int
+    predicted: int  # in this run
+    failed: int  # in the whole output
+    resumed: int  # rows found in the journal
+    first_error: str
+    wall_ms: float
+    decode_ms: float  # summed over all decoding threads
+    batch_latency: Latency | None
+    stages_ms: dict[str, float]
+
+    @property
+    def pairs_per_s(self) -> float:
+        return self.predicted / self.wall_ms * 1e3 if self.wall_ms else 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "cases": self.cases,
+            "predicted": self.predicted,
+            "failed": self.failed,
+            "resumed": self.resumed,
+            "wall_ms": self.wall_ms,
+            "decode_ms": self.decode_ms,
+            "throughput_pairs_per_s": self.pairs_per_s,
+            "batch_latency_ms": self.batch_latency.to_json() if self.batch_latency else None,
+            "stages_ms": self.stages_ms,
+        }
+
+
+def run(
+    predictor: Predictor,
+    manifest: Manifest,
+    output: Path,
+    *,
+    batch: int = 32,
+    frame: int | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: Progress = silent,
+) -> Summary:
+    """Predict every case of `manifest` and write `output`, a CSV with the columns `COLUMNS`, one row per case.
+
+    A case whose images can't be read gets a row with its error. `frame` is the frame to take of files that hold
+    several. Raises `OutputError` if `output` or its journal is in the way, `EngineError` if inference fails, and
+    `MissingPackage` if a format needs a package; the journal stays, and `resume` goes on from it.
+    """
+    journal = _Journal.open(output, predictor, manifest, frame=frame, resume=resume, overwrite=overwrite)
+    try:
+        todo = [case for case in manifest.cases if case.case_id not in journal.rows]
+        ledger = _Ledger()
+        start = time.perf_counter()
+        with Decoder(todo, predictor.bundle.preprocessing, frame=frame, ahead=2 * batch) as decoded:
+            _predict_all(predictor, decoded, journal, ledger, batch, len(manifest.cases), progress)
+        wall_ms = (time.perf_counter() - start) * 1e3
+        rows = [journal.rows[case.case_id] for case in manifest.cases]
+        journal.finish(output, rows)
+    finally:
+        journal.close()
+    errors = [f"{row[0]}: {row[3]}" for row in rows if row[3]]
+    return Summary(
+        cases=len(rows),
+        predicted=ledger.predicted,
+        failed=len(errors),
+        resumed=len(rows) - len(todo),
+        first_error=errors[0] if errors else "",
+        wall_ms=wall_ms,
+        decode_ms=ledger.decode_ms,
+        batch_latency=summarise(ledger.batches_ms) if ledger.batches_ms else None,
+        stages_ms=ledger.stages_ms,
+    )
+
+
+class _Ledger:
+    """Where the time went, added up while running."""
+
+    def __init__(self) -> None:
+        self.predicted = 0
+        self.decode_ms = 0.0
+        self.batches_ms: list[float] = []
+        self.stages_ms: dict[str, float] = {}
+
+
+def _predict_all(
+    predictor: Predictor,
+    decoded: Iterator[Decoded],
+    journal: _Journal,
+    ledger: _Ledger,
+    batch: int,
+    total: int,
+    progress: Progress,
+) -> None:
+    progress("predicting", len(journal.rows), total)
+    pending: list[Decoded] = []
+    for item in decoded:
+        ledger.decode_ms += item.decode_ms
+        if item.error:
+            journal.add([(item.case.case_id, "", "", item.error)])
+        else:
+            pending.append(item)
+        if len(pending) == batch:
+            journal.add(_predict(predictor, pending, ledger))
+            pending = []
+        progress("predicting", len(journal.rows), total)
+    if pending:
+        journal.add(_predict(predictor, pending, ledger))
+    progress("predicting", len(journal.rows), total)
+
+
+def _predict(predictor: Predictor, items: Sequence[Decoded], ledger: _Ledger) -> list[Row]:
+    start = time.perf_counter()
+    pixels = {modality: np.stack([item.pixels[modality] for item in items]) for modality in MODALITIES}
+    prediction = predictor.predict(pixels)
+    ledger.batches_ms.append((time.perf_counter() - start) * 1e3)
+    ledger.predicted += len(items)
+    for stage, spent in prediction.stages_ms.items():
+        ledger.stages_ms[stage] = ledger.stages_ms.get(stage, 0.0) + spent
+    threshold = predictor.bundle.threshold
+    return [
+        (item.case.case_id, np.format_float_positional(value, unique=True), CLASSES[int(value >= threshold)], "")
+        for item, value in zip(items, prediction.probability, strict=True)
+    ]
+
+
+class Decoder:
+    """Decodes cases in threads, in order, never more than `ahead` cases ahead of the consumer."""
+
+    def __init__(self, cases: Sequence[Case], preprocessing: Preprocessing, *, frame: int | None, ahead: int) -> None:
+        self._cases = iter(cases)
+        self._preprocessing = preprocessing
+        self._frame = frame
+        self._ahead = ahead
+        self._pool = ThreadPoolExecutor(usable_threads(), thread_name_prefix="decode")
+        self._futures: deque[Future[Decoded]] = deque()
+
+    def __enter__(self) -> Iterator[Decoded]:
+        return self._results()
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _results(self) -> Iterator[Decoded]:
+        while True:
+            while len(self._futures) < self._ahead and (case := next(self._cases, None)) is not None:
+                self._futures.append(self._pool.submit(decode, case, self._preprocessing, self._frame))
+            if not self._futures:
+                return
+            yield self._futures.popleft().result()
+
+
+def decode(case: Case, preprocessing: Preprocessing, frame: int | None) -> Decoded:
+    """Both images of a case to pixels; what is wrong with the images becomes `error`."""
+    start = time.perf_counter()
+    pixels: dict[Modality, Array] = {}
+    error = ""
+    try:
+        for modality in MODALITIES:
+            path = case.image(modality)
+            if path is None:
+                raise ImageError(f"no {modality} image is given, expected both", hint="add it to the manifest")
+            pixels[modality] = read_pixels(path, preprocessing, frame=frame)
+    except ImageError as cause:
+        error = str(cause)
+    return Decoded(case, pixels, error, (time.perf_counter() - start) * 1e3)
+
+
+class _Journal:
+    """The finished rows, on disk: a JSON line that says what they belong to, then one CSV line per case."""
+
+    def __init__(self, path: Path, header: dict[str, Any], rows: dict[str, Row]) -> None:
+        self.path = path
+        self.rows = rows
+        self._file = path.open("a", encoding="utf-8", newline="")
+        if not rows:
+            self._file.truncate(0)
+            self._file.write(json.dumps(header) + "\n")
+
+    @classmethod
+    def open(
+        cls,
+        output: Path,
+        predictor: Predictor,
+        manifest: Manifest,
+        *,
+        frame: int | None,
+        resume: bool,
+        overwrite: bool,
+    ) -> _Journal:
+        path = output.with_name(output.name + ".partial")
+        if not output.parent.is_dir():
+            raise OutputError(f"the folder {output.parent} does not exist", hint=f"mkdir -p {output.parent}")
+        if output.exists() and (output.is_dir() or not overwrite):
+            raise OutputError(
+                f"{output} exists already, expected a free path", hint="choose another -o, or pass --overwrite"
+            )
+        header = {
+            "schema": JOURNAL_SCHEMA,
+            "bundle": predictor.bundle.digest,
+            "manifest": manifest.sha256,
+            "target": str(predictor.target),
+            "frame": frame,
+        }
+        rows: dict[str, Row] = {}
+        if path.exists() and resume:
+            rows = _read_journal(path, header, manifest)
+        elif path.exists() and not overwrite:
+            raise OutputError(
+                f"{path} holds the rows of an unfinished run, expected no such file",
+                hint="pass --resume to go on with it, or --overwrite to start again",
+            )
+        return cls(path, header, rows)
+
+    def add(self, rows: Sequence[Row]) -> None:
+        csv.writer(self._file, lineterminator="\n").writerows(rows)
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self.rows.update({row[0]: row for row in rows})
+
+    def finish(self, output: Path, rows: Sequence[Row]) -> None:
+        with atomic_file(output) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(COLUMNS)
+            writer.writerows(rows)
+        self.close()
+        self.path.unlink()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _read_journal(path: Path, header: dict[str, Any], manifest: Manifest) -> dict[str, Row]:
+    """The whole rows of a journal; the line that a crash cut off is dropped from the file as well."""
+    data = path.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]
+    first, _, rest = whole.decode("utf-8").partition("\n")
+    try:
+        found = json.loads(first) if first else header  # cut off before its first line: nothing was done
+    except ValueError:
+        found = None
+    if found != header:
+        differs = [key for key in header if not isinstance(found, dict) or found.get(key) != header[key]]
+        raise OutputError(
+            f"{path} belongs to another run (other {', '.join(differs)}), expected this run's",
+            hint="run it with what it was begun with, or pass --overwrite instead of --resume to start again",
+        )
+    known = {case.case_id for case in manifest.cases}
+    rows: dict[str, Row] = {}
+    for cells in csv.reader(io.StringIO(rest, newline="")):
+        if len(cells) != len(COLUMNS) or cells[0] not in known:
+            raise OutputError(f"{path} is damaged at {cells[:1]}", hint="pass --overwrite to start again")
+        rows[cells[0]] = (cells[0], cells[1], cells[2], cells[3])
+    if len(whole) != len(data):
+        os.truncate(path, len(whole))
+    return rows

@@ -1,0 +1,79 @@
+"""What crosses the borders: modalities, tensors and targets, as frozen facts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from .errors import PixelsError, UsageError
+
+Modality = Literal["mammography", "ultrasound"]
+MODALITIES: tuple[Modality, ...] = get_args(Modality)
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, dtype and shape of a tensor; a dimension is a number or the symbol "N" (the batch)."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.dtype}[{', '.join(map(str, self.shape))}]"
+
+    def check(self, array: object) -> Array:
+        """Return `array` if it fits this spec, else raise `PixelsError`. Nothing is converted."""
+        if not isinstance(array, np.ndarray):
+            raise PixelsError(
+                f"`{self.name}` is a {type(array).__name__}, expected a NumPy array {self}",
+                hint="convert it with numpy.asarray",
+            )
+        fits = array.ndim == len(self.shape) and all(
+            isinstance(want, str) or want == got for want, got in zip(self.shape, array.shape, strict=True)
+        )
+        if not fits or array.dtype != self.dtype:
+            raise PixelsError(
+                f"`{self.name}` is {array.dtype}{list(array.shape)}, expected {self}",
+                hint="make pixels with `mpmmu_rt.images.read_pixels`, which gives the size the model wants",
+            )
+        if array.shape[0] == 0:
+            raise PixelsError(f"`{self.name}` holds no case, expected N ≥ 1", hint="skip empty batches")
+        return array
+
+    def to_json(self) -> dict[str, Any]:
+        return {"name": self.name, "dtype": self.dtype, "shape": list(self.shape)}
+
+    @classmethod
+    def from_json(cls, entry: Mapping[str, Any]) -> TensorSpec:
+        return cls(str(entry["name"]), str(entry["dtype"]), tuple(entry["shape"]))
+
+
+_TARGET = re.compile(r"(?P<engine>[a-z][a-z0-9-]*):(?P<precision>[a-z]+[0-9]+)")
+
+
+@dataclass(frozen=True)
+class Target:
+    """An engine at a precision, written `engine:precision`, for example `onnxruntime:fp32`."""
+
+    engine: str
+    precision: str
+
+    def __str__(self) -> str:
+        return f"{self.engine}:{self.precision}"
+
+    @classmethod
+    def parse(cls, text: str) -> Target:
+        match = _TARGET.fullmatch(text)
+        if match is None:
+            raise UsageError(
+                f"target is `{text}`, expected ENGINE:PRECISION such as `onnxruntime:fp32`",
+                hint="`mpmmu-rt doctor` lists the targets that work here",
+            )
+        return cls(match["engine"], match["precision"])

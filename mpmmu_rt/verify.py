@@ -1,0 +1,113 @@
+"""What a device can prove about a bundle without the original model.
+
+Two kinds of check: the golden vectors that travel in the bundle (does this target compute the model?) and
+self-consistency (does a case get the same answer whatever shares its batch?). The second catches engines that
+mix up rows at batch sizes above 1, which a single comparison does not see.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from .predictor import Predictor
+from .spec import MODALITIES, Array, Modality
+
+# FP32 sums of some 10⁴ terms in another order differ by about 10⁻⁵ of the largest value; 10 times that.
+RELATIVE_TOLERANCE = 1e-4
+PROBABILITY_TOLERANCE = 1e-4
+# The same graph on the same rows may be blocked differently by batch size: the same kind of difference.
+BATCHES = (1, 2, 7, 32)
+
+
+@dataclass(frozen=True)
+class Check:
+    """A measured difference and the limit that it must not pass."""
+
+    name: str
+    value: float
+    limit: float
+
+    @property
+    def passed(self) -> bool:
+        return bool(self.value <= self.limit)  # NaN fails
+
+    def to_json(self) -> dict[str, str | float | bool]:
+        return {"name": self.name, "value": self.value, "limit": self.limit, "passed": self.passed}
+
+
+def relative_difference(got: Array, want: Array) -> float:
+    """max |got - want| / max |want|: the error in units of the tensor's own scale; infinite for other shapes or NaN."""
+    if got.shape != want.shape or not np.isfinite(got).all():
+        return float("inf")
+    scale = float(np.abs(want).max())
+    return float(np.abs(got.astype(np.float64) - want).max() / (scale or 1.0))
+
+
+def probability_difference(got: Array, want: Array) -> float:
+    """max |Δp|; infinite for other shapes or NaN."""
+    if got.shape != want.shape or not np.isfinite(got).all():
+        return float("inf")
+    return float(np.abs(got.astype(np.float64) - want).max())
+
+
+def verify(predictor: Predictor) -> list[Check]:
+    """Run every check on `predictor`; a list of `Check` in a fixed order. Raises only if the engine itself fails."""
+    golden = predictor.bundle.golden()
+    pixels: dict[Modality, Array] = {modality: golden[f"{modality}.pixels"] for modality in MODALITIES}
+    return [*_golden_checks(predictor, golden, pixels), *self_consistency(predictor, pixels)]
+
+
+def _golden_checks(predictor: Predictor, golden: Mapping[str, Array], pixels: Mapping[Modality, Array]) -> list[Check]:
+    prediction = predictor.predict(pixels)
+    checks = [
+        Check(
+            f"golden {modality} feature map, relative",
+            relative_difference(prediction.feature_map[modality], golden[f"{modality}.feature_map"]),
+            RELATIVE_TOLERANCE,
+        )
+        for modality in MODALITIES
+    ]
+    embedding = relative_difference(prediction.embedding, golden["embedding"])
+    probability = probability_difference(prediction.probability, golden["probability"])
+    flips = np.sum(
+        (prediction.probability >= predictor.bundle.threshold) != (golden["probability"] >= predictor.bundle.threshold)
+    )
+    return [
+        *checks,
+        Check("golden embedding, relative", embedding, RELATIVE_TOLERANCE),
+        Check("golden probability, max |Δp|", probability, PROBABILITY_TOLERANCE),
+        Check("golden decisions flipped", float(flips), 0.0),
+    ]
+
+
+def self_consistency(predictor: Predictor, pixels: Mapping[Modality, Array]) -> list[Check]:
+    """Does a case's probability depend on the batch it comes in? Checked at every size of `BATCHES`."""
+    count = len(next(iter(pixels.values())))
+    alone = np.concatenate([predictor.predict(_rows(pixels, [row])).probability for row in range(count)])
+    checks = []
+    for size in BATCHES:
+        rows = np.arange(size) % count
+        together = predictor.predict(_rows(pixels, rows)).probability
+        reversed_rows = predictor.predict(_rows(pixels, rows[::-1])).probability[::-1]
+        same = predictor.predict(_rows(pixels, np.zeros(size, int))).probability
+        checks += [
+            Check(
+                f"batch {size} against batch 1",
+                probability_difference(together, alone[rows]),
+                PROBABILITY_TOLERANCE,
+            ),
+            Check(
+                f"batch {size} in reverse order",
+                probability_difference(reversed_rows, together),
+                PROBABILITY_TOLERANCE,
+            ),
+            Check(f"batch {size} of one case", float(np.ptp(same)), PROBABILITY_TOLERANCE),
+        ]
+    return checks
+
+
+def _rows(pixels: Mapping[Modality, Array], rows: Array | list[int]) -> dict[Modality, Array]:
+    return {modality: np.ascontiguousarray(array[rows]) for modality, array in pixels.items()}

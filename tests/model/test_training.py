@@ -1,0 +1,347 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from mpmmu_rt.cases import read_manifest
+from mpmmu_rt.errors import CheckpointError, ImageError, ManifestError, OutputError, UsageError
+from mpmmu_rt.images import Preprocessing, read_pixels
+from mpmmu_rt.model.augmentation import Augmentation, augment
+from mpmmu_rt.model.config import HeadConfig, ModelConfig, tiny
+from mpmmu_rt.model.data import TrainingData, data_from_manifest, data_from_phantoms
+from mpmmu_rt.model.evaluation import estimate_auc
+from mpmmu_rt.model.phantom import ceilings, write_phantoms
+from mpmmu_rt.model.split import split_patients
+from mpmmu_rt.model.stage_one import TRAINING_PRESETS, TrainingConfig, embed, train_encoder
+from mpmmu_rt.model.training import TrainedModel, fuse, train
+from mpmmu_rt.progress import Progress
+from mpmmu_rt.spec import MODALITIES
+
+CONFIG = TrainingConfig(epochs=3, batch_size=8, learning_rate=1e-3, patience=3, seed=5)
+STEPS = 4  # of an epoch: 29 images in batches of up to 8
+NO_AUGMENTATION = Augmentation(flip=False, rotation=0, scale=0, shift=0, brightness=0, contrast=0)
+
+
+class Killed(Exception):
+    pass
+
+
+def killer(at: int) -> Progress:
+    """Progress that ends stage 1 of the mammography encoder after step `at`."""
+
+    def progress(description: str, done: int, total: int) -> None:
+        if description == "training the mammography encoder" and done == at:
+            raise Killed
+
+    return progress
+
+
+@pytest.fixture(scope="module")
+def model() -> ModelConfig:
+    config = tiny()
+    return replace(
+        config,
+        mammography=replace(config.mammography, width=4),
+        ultrasound=replace(config.ultrasound, width=4),
+        head=HeadConfig(trees=5, hidden=4, folds=2),
+        preprocessing=Preprocessing(size=32),
+    )
+
+
+@pytest.fixture(scope="module")
+def data(model: ModelConfig) -> TrainingData:
+    return data_from_phantoms(40, 1, model.preprocessing)
+
+
+@pytest.fixture(scope="module")
+def whole(data: TrainingData, model: ModelConfig, tmp_path_factory: pytest.TempPathFactory) -> TrainedModel:
+    return train(data, model, CONFIG, work_dir=tmp_path_factory.mktemp("whole"))
+
+
+def assert_same_bits(one: TrainedModel, other: TrainedModel, data: TrainingData) -> None:
+    for name in MODALITIES:
+        ours, theirs = one.encoders[name].state_dict(), other.encoders[name].state_dict()
+        assert all(torch.equal(value, theirs[key]) for key, value in ours.items()), name
+    assert one.history == other.history
+    assert one.metrics == other.metrics
+    probabilities = [
+        model.head.predict_proba(fuse({name: embed(model.encoders[name], data.pixels[name]) for name in MODALITIES}))
+        for model in (one, other)
+    ]
+    assert np.array_equal(*probabilities)
+
+
+@pytest.mark.parametrize("killed_at", [1, STEPS, STEPS + 2, 2 * STEPS + 1, 3 * STEPS])
+def test_a_continued_training_is_the_uninterrupted_one_bit_for_bit(
+    data: TrainingData, model: ModelConfig, whole: TrainedModel, tmp_path: Path, killed_at: int
+) -> None:
+    with pytest.raises(Killed):
+        train(data, model, CONFIG, work_dir=tmp_path, progress=killer(killed_at))
+    seen: list[int] = []
+
+    def watch(description: str, done: int, total: int) -> None:
+        if description == "training the mammography encoder":
+            seen.append(done)
+            assert total == 3 * STEPS
+
+    again = train(data, model, CONFIG, work_dir=tmp_path, progress=watch)
+    # The epoch in which it was killed starts again, and none before it.
+    assert seen[0] == (killed_at - 1) // STEPS * STEPS + 1
+    assert_same_bits(again, whole, data)
+
+
+def test_the_same_call_on_a_finished_training_trains_nothing(
+    data: TrainingData, model: ModelConfig, whole: TrainedModel, tmp_path: Path
+) -> None:
+    train(data, model, CONFIG, work_dir=tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    again = train(data, model, CONFIG, work_dir=tmp_path, progress=killer(1))
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert sorted(before) == ["mammography.state.safetensors", "ultrasound.state.safetensors"]
+    assert_same_bits(again, whole, data)
+
+
+def test_the_global_generators_are_left_alone(data: TrainingData, model: ModelConfig, tmp_path: Path) -> None:
+    split = split_patients(data.label, data.groups, seed=0)
+    torch.manual_seed(3)
+    before = torch.random.get_rng_state()
+    config = replace(CONFIG, epochs=1)
+    train_encoder(data, "ultrasound", split, model.ultrasound, config, state_file=tmp_path / "state")
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_another_seed_is_another_training(
+    data: TrainingData, model: ModelConfig, whole: TrainedModel, tmp_path: Path
+) -> None:
+    other = train(data, model, replace(CONFIG, epochs=1, seed=6), work_dir=tmp_path)
+    assert other.history["ultrasound"][0] != whole.history["ultrasound"][0]
+
+
+@pytest.mark.parametrize("changed", ["learning rate", "pixel", "damaged", "empty"])
+def test_a_state_of_another_training_is_refused(
+    data: TrainingData, model: ModelConfig, tmp_path: Path, changed: str
+) -> None:
+    with pytest.raises(Killed):
+        train(data, model, CONFIG, work_dir=tmp_path, progress=killer(STEPS + 1))
+    (path,) = tmp_path.iterdir()
+    config = CONFIG
+    if changed == "learning rate":
+        config = replace(CONFIG, learning_rate=2e-3)
+    elif changed == "pixel":
+        pixels = {name: array.copy() for name, array in data.pixels.items()}
+        pixels["ultrasound"][3, 0, 5, 5] ^= 1
+        data = replace(data, pixels=pixels)
+    elif changed == "damaged":
+        path.write_bytes(path.read_bytes()[:-100])
+    else:
+        path.write_bytes(b"")
+    with pytest.raises(CheckpointError) as caught:
+        train(data, model, config, work_dir=tmp_path)
+    assert path.name in str(caught.value)
+    assert caught.value.hint
+
+
+def test_the_best_weights_are_kept_and_patience_ends_it(data: TrainingData, model: ModelConfig, tmp_path: Path) -> None:
+    split = split_patients(data.label, data.groups, seed=0)
+    config = replace(CONFIG, epochs=30, patience=2, schedule="constant")
+    path = tmp_path / "state"
+    encoder, history = train_encoder(data, "ultrasound", split, model.ultrasound, config, state_file=path)
+    scores = [entry["validation_auc"] for entry in history]
+    best = int(np.argmax(scores))
+    assert len(history) == min(30, best + 1 + 2)
+    assert len(history) < 30, "patience was not tried"
+    index, label = data.images("ultrasound", split.validation)
+    with torch.inference_mode():
+        logit = encoder.logit(torch.from_numpy(data.pixels["ultrasound"][index]).float() / 255).numpy()
+    assert estimate_auc(label, logit, list(map(str, index))).value == pytest.approx(scores[best])
+    state = load_file(path)
+    assert not torch.equal(state["best/fc.weight"], state["encoder/fc.weight"])
+    assert torch.equal(state["best/fc.weight"], encoder.fc.weight)
+
+
+def test_what_a_trained_model_says(data: TrainingData, whole: TrainedModel) -> None:
+    assert json.loads(json.dumps([whole.metrics, whole.history], allow_nan=False)) == [whole.metrics, whole.history]
+    assert set(whole.metrics["test"]) == {"mammography", "ultrasound", "fused"}
+    parts = whole.metrics["parts"]
+    assert sum(part["patients"] for part in parts.values()) == sum(part["rows"] for part in parts.values()) == 40
+    assert sum(part["malignant_patients"] for part in parts.values()) == data.label.sum()
+    assert "phantoms" in whole.metrics["source"]
+    assert [entry["epoch"] for entry in whole.history["mammography"]] == [1, 2, 3]
+    assert all(not encoder.training for encoder in whole.encoders.values())
+    assert 0 < whole.threshold < 1
+
+
+def test_the_metrics_are_those_of_the_test_rows(data: TrainingData, whole: TrainedModel) -> None:
+    rows = split_patients(data.label, data.groups, seed=CONFIG.seed).test
+    fused = fuse({name: embed(whole.encoders[name], data.pixels[name][rows]) for name in MODALITIES})
+    probability = whole.head.predict_proba(fused)[:, 1]
+    report = whole.metrics["test"]["fused"]
+    assert report["brier"] == pytest.approx(np.mean((probability - data.label[rows]) ** 2), abs=1e-6)
+    assert report["true_positive"] + report["false_negative"] == data.label[rows].sum()
+
+
+def test_arguments_that_do_not_fit(data: TrainingData, model: ModelConfig, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="preprocess"):
+        train(data, replace(model, preprocessing=Preprocessing(size=64)), CONFIG, work_dir=tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="file"):
+        train(data, model, CONFIG, work_dir=tmp_path / "file")
+    with pytest.raises(ManifestError, match="patients"):
+        train(data_from_phantoms(5, 0, model.preprocessing), model, CONFIG, work_dir=tmp_path)
+    with pytest.raises(UsageError, match="batch_size is 2"):
+        TrainingConfig(batch_size=2)
+
+
+def test_a_diverging_training_is_an_error(data: TrainingData, model: ModelConfig, tmp_path: Path) -> None:
+    split = split_patients(data.label, data.groups, seed=0)
+    broken = replace(model.ultrasound, std=1e-300)  # zero in float32
+    with pytest.raises(UsageError, match="loss") as caught:
+        train_encoder(data, "ultrasound", split, broken, CONFIG, state_file=tmp_path / "state")
+    assert "learning rate" in caught.value.hint
+
+
+# Augmentation ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def grey_images() -> torch.Tensor:
+    return torch.rand((6, 1, 33, 33), generator=torch.Generator().manual_seed(0))
+
+
+def test_no_augmentation_is_the_identity() -> None:
+    out = augment(grey_images(), NO_AUGMENTATION, torch.Generator().manual_seed(1))
+    torch.testing.assert_close(out, grey_images(), rtol=0, atol=1e-5)  # interpolation at the pixels themselves
+
+
+def test_a_flip_is_a_flip_of_some() -> None:
+    grey = grey_images()
+    out = augment(grey, replace(NO_AUGMENTATION, flip=True), torch.Generator().manual_seed(2))
+    flipped = [torch.allclose(a, b.flip(2), atol=1e-5) for a, b in zip(out, grey, strict=True)]
+    kept = [torch.allclose(a, b, atol=1e-5) for a, b in zip(out, grey, strict=True)]
+    assert any(flipped)
+    assert any(kept)
+    assert all(a != b for a, b in zip(flipped, kept, strict=True))
+
+
+@pytest.mark.parametrize("field", ["rotation", "scale", "shift", "brightness", "contrast"])
+def test_every_change_has_its_bound(field: str) -> None:
+    """A bright spot in the middle of the right half: what it does tells the change that was made."""
+    grey = torch.zeros(200, 1, 65, 65)
+    grey[:, :, 30:35, 46:51] = 0.5
+    amount = {"rotation": 20.0, "scale": 0.2, "shift": 0.1, "brightness": 0.2, "contrast": 0.3}[field]
+    how = replace(NO_AUGMENTATION, **{field: amount})  # type: ignore[arg-type]
+    out = augment(grey, how, torch.Generator().manual_seed(3))
+    axis = (torch.arange(65) - 32) / 65.0  # in sides
+    spot = out - out.amin((2, 3), keepdim=True)
+    mass = spot.sum((1, 2, 3))
+    y, x = ((spot.sum((1, other)) * axis).sum(1) / mass for other in (3, 2))
+    measured = {
+        "rotation": torch.rad2deg(torch.atan2(y, x)),
+        "scale": axis[48] / torch.hypot(x, y) - 1,
+        "shift": torch.cat([x - axis[48], y]),
+        "brightness": torch.where(spot.amax((1, 2, 3)) > 0, out.amax((1, 2, 3)) - 0.5, 0),
+        "contrast": out.amax((1, 2, 3)) / 0.5 - 1,
+    }
+    for name, change in measured.items():
+        if name == field:
+            assert amount * 0.9 < change.abs().max() < amount * 1.03
+            assert (change < 0).any()
+            assert (change > 0).any()
+        elif field in ("brightness", "contrast") and name in ("rotation", "shift"):
+            assert change.abs().max() < 1e-2
+
+
+# Data ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def paired_manifest(folder: Path) -> Path:
+    """Phantoms 0 and 1 as one patient whose every mammogram is paired with every ultrasound image."""
+    path = write_phantoms(4, folder, seed=0)
+    lines = ["case_id,mammography,ultrasound,label,patient"]
+    for m, u in ((1, 0), (0, 0), (0, 1), (1, 1)):
+        lines.append(f"a{m}{u},mammography/phantom-000{m}.png,ultrasound/phantom-000{u}.png,{int(m == u == 1)},ann")
+    lines.append("b,mammography/phantom-0002.png,./ultrasound/../ultrasound/phantom-0002.png,0,bea")
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def test_every_file_is_one_image_however_many_rows_use_it(tmp_path: Path) -> None:
+    preprocessing = Preprocessing(size=40)
+    path = paired_manifest(tmp_path / "phantoms")
+    seen: list[tuple[int, int]] = []
+    data = data_from_manifest(read_manifest(path), preprocessing, lambda _, done, total: seen.append((done, total)))
+    assert seen == [(step, 6) for step in range(1, 7)]
+    for name in MODALITIES:
+        assert data.pixels[name].shape == (3, 1, 40, 40)
+        for row, case in enumerate(read_manifest(path).cases):
+            image = case.image(name)
+            assert image is not None
+            assert np.array_equal(data.pixels[name][data.image_of_row[name][row]], read_pixels(image, preprocessing))
+    assert data.groups == ("ann", "ann", "ann", "ann", "bea")
+    # Of the images only those of row a11 are malignant, and every image is there once.
+    index, label = data.images("mammography", np.arange(5))
+    assert (index.tolist(), label.tolist()) == ([0, 1, 2], [1, 0, 0])
+    index, label = data.images("ultrasound", np.arange(5))
+    assert (index.tolist(), label.tolist()) == ([0, 1, 2], [0, 1, 0])
+    index, label = data.images("ultrasound", np.array([4, 1]))
+    assert (index.tolist(), label.tolist()) == ([0, 2], [0, 0])
+
+
+def test_a_file_of_two_patients_would_leak(tmp_path: Path) -> None:
+    path = paired_manifest(tmp_path / "phantoms")
+    path.write_text(path.read_text().replace("mammography/phantom-0002.png", "mammography/phantom-0001.png"))
+    with pytest.raises(ManifestError, match=r"phantom-0001\.png belongs to the patients `ann` and `bea`"):
+        data_from_manifest(read_manifest(path), Preprocessing(size=32))
+
+
+def test_training_data_must_be_whole(tmp_path: Path) -> None:
+    path = write_phantoms(3, tmp_path / "phantoms", seed=0)
+    broken = path.parent / "ultrasound" / "phantom-0001.png"
+    broken.write_bytes(broken.read_bytes()[:2000])
+    with pytest.raises(ImageError, match=r"phantom-0001\.png"):
+        data_from_manifest(read_manifest(path), Preprocessing(size=32))
+    Image.new("L", (32, 32)).save(broken)  # black
+    with pytest.raises(ImageError, match="blank"):
+        data_from_manifest(read_manifest(path), Preprocessing(size=32))
+    text = path.read_text()
+    path.write_text(text.replace("ultrasound/phantom-0001.png", ""))
+    with pytest.raises(ManifestError, match="no ultrasound"):
+        data_from_manifest(read_manifest(path), Preprocessing(size=32))
+
+
+def test_the_digest_names_all_that_training_sees(data: TrainingData) -> None:
+    label = data.label.copy()
+    label[0] ^= 1
+    rows = {**data.image_of_row, "ultrasound": data.image_of_row["ultrasound"][::-1].copy()}
+    changed = [
+        replace(data, label=label),
+        replace(data, image_of_row=rows),
+        replace(data, groups=("x", *data.groups[1:])),
+        replace(data, preprocessing=Preprocessing(size=32, fit="stretch")),
+    ]
+    assert replace(data, source="elsewhere").sha256 == data.sha256
+    assert len({item.sha256 for item in (data, *changed)}) == 5
+
+
+# The figure that the preset promises ───────────────────────────────────────────────────────────────
+
+
+@pytest.mark.slow
+def test_the_fused_model_is_better_than_either_modality(tmp_path: Path) -> None:
+    """Preset `tiny` on 400 phantoms, measured on 600 others: below the ceilings, fused clearly first."""
+    model = tiny()
+    seen = data_from_phantoms(400, 0, model.preprocessing)
+    trained = train(seen, model, TRAINING_PRESETS["tiny"], work_dir=tmp_path)
+    held_out = data_from_phantoms(600, 12345, model.preprocessing)
+    fused = fuse({name: embed(trained.encoders[name], held_out.pixels[name]) for name in MODALITIES})
+    auc = estimate_auc(held_out.label, trained.head.predict_proba(fused)[:, 1], held_out.groups)
+    limits = ceilings()
+    assert auc.low is not None
+    assert auc.low > max(limits["mammography"], limits["ultrasound"])  # no single modality can reach it
+    assert auc.low < limits["fused"], "better than a reader who sees every sign: the label leaks"
