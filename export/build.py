@@ -14,7 +14,7 @@ from torch import nn
 from mpmmu_rt import bundle as bundles
 from mpmmu_rt.bundle import Bundle
 from mpmmu_rt.cases import read_manifest, require_complete
-from mpmmu_rt.errors import ParityError
+from mpmmu_rt.errors import ExportError, ParityError
 from mpmmu_rt.files import atomic_folder, check_replaceable
 from mpmmu_rt.images import Preprocessing, read_pixels
 from mpmmu_rt.machine import package_versions
@@ -132,6 +132,11 @@ def _of(checkpoint: Checkpoint, name: str, *, trained: bool) -> _Model:
 
 
 def _export(model: _Model, output: Path, cases: ParityCases | None, overwrite: bool, progress: Progress) -> Bundle:
+    if not 0 < model.threshold < 1:
+        raise ExportError(
+            f"the operating threshold is {model.threshold}, expected a probability between 0 and 1",
+            hint="0.5, if unsure",
+        )
     with atomic_folder(output, marker=bundles.MANIFEST, overwrite=overwrite) as folder:
         size = model.preprocessing.size
         encoders = Encoders(model.modules, size)
@@ -152,6 +157,7 @@ def _export(model: _Model, output: Path, cases: ParityCases | None, overwrite: b
 def _write_graphs(folder: Path, model: _Model, encoders: Encoders, progress: Progress) -> dict[str, TensorSpec]:
     folder.mkdir()
     shapes = encoders.shapes()
+    lowered = head.lower(model.head, int(shapes["embedding"][1]))  # first: it may be refused, and soon
     parts: dict[str, onnx.ModelProto] = {}
     for step, modality in enumerate(MODALITIES):
         progress("exporting graphs", step, 5)
@@ -159,7 +165,6 @@ def _write_graphs(folder: Path, model: _Model, encoders: Encoders, progress: Pro
     progress("exporting graphs", 2, 5)
     pool = encoders.pool_graph()
     progress("exporting graphs", 3, 5)
-    lowered = head.lower(model.head, int(shapes["embedding"][1]))
     whole = graphs.join(parts["mammography"], parts["ultrasound"], pool, lowered)
     progress("exporting graphs", 4, 5)
     graphs.save_sharing_weights({**parts, "attention_pool": pool, "head": lowered, "model": whole}, folder)

@@ -51,6 +51,13 @@ def join(
         [("embedding", "embedding")],
         outputs=["probability", "embedding"],
     )
+    # The merge lists outputs by the part they come from; ours come first things first.
+    outputs = {value.name: value for value in whole.graph.output}
+    ordered = [
+        onnx.ValueInfoProto.FromString(outputs[name].SerializeToString()) for name in ("probability", "embedding")
+    ]
+    del whole.graph.output[:]
+    whole.graph.output.extend(ordered)
     return clean(whole)
 
 

@@ -23,10 +23,10 @@ def lower(estimator: Any, n_features: int) -> onnx.ModelProto:
     another width, or one that skl2onnx does not know.
     """
     kind = type(estimator).__name__
-    classes = getattr(estimator, "classes_", None)
-    if classes is None or list(classes) != [0, 1] or not hasattr(estimator, "predict_proba"):
+    classes = None if getattr(estimator, "classes_", None) is None else estimator.classes_.tolist()
+    if classes != [0, 1] or not hasattr(estimator, "predict_proba"):
         raise UnsupportedEstimator(
-            f"the head is a {kind} with classes {None if classes is None else list(classes)}, "
+            f"the head is a {kind} with classes {classes}, "
             "expected a fitted classifier of the classes 0 (benign) and 1 (malignant) with predict_proba",
             hint="fit it on labels 0 and 1",
         )

@@ -67,7 +67,10 @@ def _unfitted(config: HeadConfig, inner_folds: int, dead_variance: float, seed: 
         ("random_forest", RandomForestClassifier(**forest, random_state=seed)),
         ("extra_trees", ExtraTreesClassifier(**forest, random_state=seed)),
     ]
-    meta = MLPClassifier((config.hidden,), solver="lbfgs", alpha=0.1, max_iter=5000, random_state=seed)
+    # tanh: a few ReLU units on inputs in 0..1 can all die, and the head then says the same of every case.
+    meta = MLPClassifier(
+        (config.hidden,), activation="tanh", solver="lbfgs", alpha=0.1, max_iter=5000, random_state=seed
+    )
     return Pipeline(
         [
             ("alive", VarianceThreshold(dead_variance)),

@@ -1,0 +1,294 @@
+"""The export against torch and scikit-learn, and what it must refuse."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.dummy import DummyClassifier
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.svm import SVC
+from torch import Tensor, nn
+
+from mpmmu_rt import predictor as predictors
+from mpmmu_rt.bundle import GRAPHS, Bundle
+from mpmmu_rt.errors import ExportError, OutputError, ParityError, UnsupportedEstimator
+from mpmmu_rt.export import build, export_bundle, graphs, parity
+from mpmmu_rt.export.build import ParityCases
+from mpmmu_rt.export.encoders import Encoders
+from mpmmu_rt.images import Preprocessing
+from mpmmu_rt.model.checkpoint import Checkpoint
+from mpmmu_rt.model.phantom import phantom_pixels
+from mpmmu_rt.spec import MODALITIES, Array
+
+ONNX_DOMAINS = {"", "ai.onnx.ml"}
+
+
+class Thumbnail(nn.Module):
+    """A module of a user's: pixels to an embedding, by an 8 × 8 thumbnail and a linear map."""
+
+    def __init__(self, width: int, seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.linear = nn.Linear(64, width)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        small = nn.functional.avg_pool2d(pixels.float() / 255, 4)
+        out: Tensor = torch.tanh(self.linear(small.flatten(1)))
+        return out
+
+
+class Fails(nn.Module):
+    def forward(self, pixels: Tensor) -> Tensor:
+        raise ValueError("pixels must be float")
+
+
+class Integers(nn.Module):
+    def forward(self, pixels: Tensor) -> Tensor:
+        return pixels.flatten(1).sum(1)
+
+
+def labelled(size: int, count: int = 60) -> tuple[dict[Any, Array], Array]:
+    return phantom_pixels(count, seed=4, preprocessing=Preprocessing(size=size))
+
+
+def custom() -> dict[str, Any]:
+    """Arguments of `export_bundle` for a model that shares nothing with ours."""
+    modules = {"mammography": Thumbnail(5, 0), "ultrasound": Thumbnail(3, 1)}
+    pixels, label = labelled(32)
+    with torch.inference_mode():
+        parts = [modules[m](torch.from_numpy(pixels[m])).numpy() for m in MODALITIES]  # type: ignore[index]
+    head = make_pipeline(StandardScaler(), CalibratedClassifierCV(SVC(random_state=0), cv=3, ensemble=False))
+    head.fit(np.concatenate(parts, 1), label)
+    return {**modules, "head": head, "preprocessing": Preprocessing(size=32)}
+
+
+def test_every_batch_size_gives_the_originals_answer(small_model: Checkpoint, bundle_folder: Path) -> None:
+    size = small_model.config.preprocessing.size
+    pixels, _ = phantom_pixels(32, seed=77, preprocessing=Preprocessing(size=size))
+    original = parity.run_original(Encoders(dict(small_model.encoders), size), small_model.head, pixels)
+    with predictors.load(bundle_folder) as predictor:
+        for count in (1, 2, 7, 32):
+            few = {modality: pixels[modality][:count] for modality in MODALITIES}
+            prediction = predictor.predict(few)
+            np.testing.assert_allclose(prediction.probability, original.probability[:count], rtol=0, atol=1e-4)
+            np.testing.assert_allclose(prediction.embedding, original.stages["embedding"][:count], rtol=1e-4, atol=1e-5)
+            whole = predictor.run_whole_graph(few)
+            np.testing.assert_allclose(whole["probability"], prediction.probability, rtol=0, atol=1e-5)
+            np.testing.assert_allclose(whole["embedding"], prediction.embedding, rtol=1e-4, atol=1e-5)
+    assert np.ptp(original.probability) > 0.05  # not a constant that anything would reproduce
+
+
+def test_graphs_are_fixed_dynamic_and_anonymous(bundle_folder: Path) -> None:
+    for name in GRAPHS:
+        path = bundle_folder / "onnx" / f"{name}.onnx"
+        model = onnx.load(path, load_external_data=False)
+        onnx.checker.check_model(str(path))
+        assert model.ir_version == graphs.IR_VERSION
+        assert {item.domain for item in model.opset_import} <= ONNX_DOMAINS
+        assert next(item.version for item in model.opset_import if item.domain == "") == graphs.OPSET
+        for value in (*model.graph.input, *model.graph.output):
+            assert value.type.tensor_type.shape.dim[0].dim_param == "N", (name, value.name)
+        text = path.read_bytes()
+        for trace in (b"/mpmmu_rt", b"site-packages", b".py", str(Path.home()).encode()):
+            assert trace not in text, f"{name} tells of the machine that made it: {trace!r}"
+    names = {
+        n: [i.name for i in onnx.load(bundle_folder / "onnx" / f"{n}.onnx", load_external_data=False).graph.output]
+        for n in GRAPHS
+    }
+    assert names == {
+        "mammography": ["feature_map"],
+        "ultrasound": ["feature_map"],
+        "attention_pool": ["embedding"],
+        "head": ["probability"],
+        "model": ["probability", "embedding"],
+    }
+
+
+def test_weights_are_stored_once(bundle_folder: Path, small_model: Checkpoint) -> None:
+    stored = (bundle_folder / "onnx" / graphs.WEIGHTS).stat().st_size
+    tensors = [t for e in small_model.encoders.values() for k, t in e.state_dict().items() if not k.startswith("fc.")]
+    pages = sum(-(-t.numel() * t.element_size() // 4096) * 4096 for t in tensors)
+    assert stored <= pages  # the joined graph added nothing
+    assert len(list((bundle_folder / "onnx").iterdir())) == len(GRAPHS) + 1
+
+
+def test_the_bundle_says_what_it_is(bundle_folder: Path) -> None:
+    bundle = Bundle.open(bundle_folder)
+    assert bundle.trained
+    assert bundle.threshold == 0.4
+    assert bundle.entry["card"]["intended_use"] == build.INTENDED_USE
+    report = bundle.entry["parity"]
+    assert report["passed"]
+    assert report["cases"] == build.PARITY_CASES
+    assert report["decisions_flipped"] == 0
+    assert {check["name"] for check in report["checks"]} >= {
+        "embedding, relative",
+        "decisions flipped",
+        "batch 32 of one case",
+    }
+    assert str(bundle.tensors["mammography_pixels"]) == "mammography_pixels uint8[N, 1, 48, 48]"
+
+
+def test_a_head_that_differs_leaves_no_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The parity gate against a real defect: the graph of another head than the one it is checked against."""
+    other = LogisticRegression(max_iter=1000)
+    rng = np.random.default_rng(0)
+    other.fit(rng.normal(size=(50, 8)), np.arange(50) % 2)
+    original = build.head.lower
+    monkeypatch.setattr(build.head, "lower", lambda estimator, width: original(other, width))
+    with pytest.raises(ParityError, match=r"head on the same embedding, max .*; no bundle was written") as caught:
+        export_bundle(tmp_path / "out.bundle", **custom())
+    assert caught.value.exit_code == 3
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("shift", [2e-4, 1e-3])
+def test_crossings_are_few_and_small(shift: float) -> None:
+    """A probability off by more than rounding passes for a split crossing in one case, not in many."""
+    want = np.linspace(0.05, 0.95, 40)
+    one, many = want.copy(), want.copy()
+    one[3] += shift
+    many[:20] += shift
+    few_checks, crossings, flips = parity._decisions(one, want, 0.5)
+    assert all(check.passed for check in few_checks)
+    assert (crossings, flips) == (1, 0)
+    many_checks, crossings, _ = parity._decisions(many, want, 0.5)
+    assert crossings == 20
+    assert [check.name for check in many_checks if not check.passed] == ["split crossings, share of cases"]
+
+
+def test_a_flipped_decision_never_passes() -> None:
+    want = np.array([0.499999, 0.7, 0.2])
+    checks, _, flips = parity._decisions(want + np.array([2e-6, 0, 0]), want, 0.5)
+    assert flips == 1
+    assert [check.name for check in checks if not check.passed] == ["decisions flipped"]
+
+
+def test_a_large_jump_is_no_crossing() -> None:
+    want = np.linspace(0.1, 0.4, 100)
+    got = want.copy()
+    got[0] += 0.05
+    checks, _, _ = parity._decisions(got, want, 0.5)
+    assert "split crossings, max |Δp|" in [check.name for check in checks if not check.passed]
+
+
+def test_nan_never_passes() -> None:
+    want = np.linspace(0.1, 0.4, 100)
+    got = want.copy()
+    got[0] = np.nan
+    checks, _, _ = parity._decisions(got, want, 0.5)
+    assert not all(check.passed for check in checks)
+
+
+def test_bring_your_own(tmp_path: Path) -> None:
+    arguments = custom()
+    bundle = export_bundle(tmp_path / "own.bundle", **arguments, name="thumbnails", threshold=0.3)
+    assert bundle.name == "thumbnails"
+    assert bundle.tensors["mammography_feature_map"].shape == ("N", 5)
+    pixels, _ = labelled(32, 9)
+    with predictors.load(tmp_path / "own.bundle") as predictor:
+        got = predictor.predict(pixels)
+    parts = [arguments[m](torch.from_numpy(pixels[m])).detach().numpy() for m in MODALITIES]
+    embedding = np.concatenate(parts, 1)
+    np.testing.assert_allclose(got.embedding, embedding, atol=1e-6)
+    np.testing.assert_allclose(got.probability, arguments["head"].predict_proba(embedding)[:, 1], atol=1e-5)
+
+
+def test_your_modules_are_left_as_they_were(tmp_path: Path) -> None:
+    arguments = custom()
+    arguments["mammography"].train()
+    cases = ParityCases(labelled(32, 8)[0], None, "eight")
+    bundle = export_bundle(tmp_path / "own.bundle", **arguments, parity_cases=cases)
+    assert arguments["mammography"].training
+    assert bundle.entry["parity"]["auc_original"] is None
+    assert bundle.entry["parity"]["source"] == "eight"
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (
+            {"mammography": Fails()},
+            ExportError,
+            "the mammography module fails on pixels uint8 .*: pixels must be float",
+        ),
+        ({"ultrasound": Integers()}, ExportError, r"the ultrasound module gives torch.int64\[2\], expected float32"),
+        ({"mammography": Thumbnail(6, 0)}, UnsupportedEstimator, "fitted on 8 features and the encoders give 9"),
+        ({"head": DummyClassifier().fit([[0]] * 3, [0, 1, 2])}, UnsupportedEstimator, r"classes \[0, 1, 2\], expected"),
+        ({"head": LogisticRegression()}, UnsupportedEstimator, "classes None, expected a fitted classifier"),
+    ],
+)
+def test_what_can_not_be_exported(change: dict[str, Any], error: type[Exception], message: str, tmp_path: Path) -> None:
+    with pytest.raises(error, match=message):
+        export_bundle(tmp_path / "own.bundle", **(custom() | change))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_estimator_is_named(tmp_path: Path) -> None:
+    class Mine(LogisticRegression):  # type: ignore[misc]
+        pass
+
+    arguments = custom()
+    arguments["head"] = Mine().fit(np.random.default_rng(0).normal(size=(20, 8)), np.arange(20) % 2)
+    with pytest.raises(UnsupportedEstimator, match=r"the head \(Mine\) holds an estimator that can't be converted"):
+        export_bundle(tmp_path / "own.bundle", **arguments)
+
+
+def test_an_existing_folder_is_refused_before_any_work(checkpoint_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(OutputError, match=r"exists and holds no bundle\.json"):
+        build.export_checkpoint(checkpoint_folder / "absent", tmp_path / "mine")
+
+
+def test_parity_on_a_manifest(checkpoint_folder: Path, phantom_manifest: Path, tmp_path: Path) -> None:
+    output = tmp_path / "small.bundle"
+    bundle = build.export_checkpoint(checkpoint_folder, output, parity_manifest=phantom_manifest)
+    assert bundle.entry["parity"]["cases"] == 12
+    assert bundle.entry["parity"]["source"].startswith("12 cases of manifest.csv, sha256 ")
+    assert bundle.entry["parity"]["auc_original"] == pytest.approx(bundle.entry["parity"]["auc_exported"])
+
+
+def test_two_exports_are_the_same_but_for_nothing(checkpoint_folder: Path, bundle_folder: Path, tmp_path: Path) -> None:
+    again = build.export_checkpoint(checkpoint_folder, tmp_path / "again.bundle")
+    first, second = (json.loads((p / "bundle.json").read_text())["files"] for p in (bundle_folder, again.path))
+    first.pop("golden/golden.npz")  # a zip archive carries the time
+    second.pop("golden/golden.npz")
+    assert first == second
+
+
+def test_golden_vectors_are_the_originals(small_model: Checkpoint, bundle_folder: Path) -> None:
+    golden = Bundle.open(bundle_folder).golden()
+    with torch.inference_mode():
+        for modality in MODALITIES:
+            features = small_model.encoders[modality].features(torch.from_numpy(golden[f"{modality}.pixels"]))
+            np.testing.assert_allclose(golden[f"{modality}.feature_map"], features.numpy(), rtol=1e-5, atol=1e-6)
+    want = small_model.head.predict_proba(golden["embedding"])[:, 1]
+    np.testing.assert_allclose(golden["probability"], want, rtol=0, atol=1e-6)  # BLAS sums by batch size
+
+
+def test_threshold_must_be_a_probability(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"threshold is 1.5, expected"):
+        export_bundle(tmp_path / "own.bundle", **custom(), threshold=1.5)
+
+
+@pytest.mark.slow
+def test_reference_bundle_is_marked_untrained(tmp_path: Path) -> None:
+    bundle = build.export_reference(tmp_path / "reference.bundle")
+    assert not bundle.trained
+    assert "UNTRAINED" in bundle.entry["card"]["warning"]
+    assert bundle.tensors["embedding"].shape == ("N", 4096)
+    assert bundle.tensors["mammography_feature_map"].shape == ("N", 2048, 7, 7)
+    assert bundle.entry["parity"]["decisions_flipped"] == 0
+    shutil.rmtree(bundle.path)
+    assert replace(bundle, threshold=0.5).threshold == bundle.threshold
