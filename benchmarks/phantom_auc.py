@@ -24,12 +24,12 @@ from mpmmu_rt.model.split import split_patients
 from mpmmu_rt.model.stacking import fit_head
 from mpmmu_rt.model.stage_one import embed
 from mpmmu_rt.model.training import TRAINING_PRESETS, data_from_phantoms, fuse, train
-from mpmmu_rt.spec import MODALITIES, Array
+from mpmmu_rt.spec import MODALITIES, Array, Modality
 
 PHANTOMS, HELD_OUT, HELD_OUT_SEED = 600, 1000, 9999
 
 
-def measure(seed: int, pixels: dict[str, Array], label: Array) -> tuple[list[str], float]:
+def measure(seed: int, pixels: dict[Modality, Array], label: Array) -> tuple[list[str], float]:
     """The cells of one row, and the seconds that training took."""
     config = tiny()
     start = time.perf_counter()
@@ -54,7 +54,6 @@ def measure(seed: int, pixels: dict[str, Array], label: Array) -> tuple[list[str
 
 def main() -> None:
     pixels, label = phantom_pixels(HELD_OUT, seed=HELD_OUT_SEED, preprocessing=tiny().preprocessing)
-    named: dict[str, Array] = dict(pixels)
     facts = machine.describe()
     print(f"# Phantom AUC, preset tiny: {PHANTOMS} phantoms to learn from, {HELD_OUT} others to measure on\n")
     print(
@@ -63,7 +62,7 @@ def main() -> None:
     print("95 % intervals (DeLong). Phantoms are drawings: these figures say nothing about patients.\n")
     print("| seed | mammography alone | ultrasound alone | fused | training |\n|---|---|---|---|---|")
     for seed in map(int, sys.argv[1:] or ("0", "1", "2")):
-        cells, seconds = measure(seed, named, label)
+        cells, seconds = measure(seed, pixels, label)
         print(f"| {seed} | {' | '.join(cells)} | {seconds:.0f} s |", flush=True)
     best = ceilings()
     print(f"| best possible | {best['mammography']:.3f} | {best['ultrasound']:.3f} | {best['fused']:.3f} | |")

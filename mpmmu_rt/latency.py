@@ -46,7 +46,7 @@ class Effort:
 
     warmup_ms: float = 500.0
     measure_ms: float = 3000.0
-    min_samples: int = 20
+    min_samples: int = 10
     max_samples: int = 5000
 
 

@@ -24,6 +24,7 @@ from mpmmu_rt import predictor as predictors
 from mpmmu_rt.bundle import GRAPHS, Bundle
 from mpmmu_rt.errors import ExportError, OutputError, ParityError, UnsupportedEstimator
 from mpmmu_rt.export import build, export_bundle, graphs, parity
+from mpmmu_rt.export import head as heads
 from mpmmu_rt.export.build import ParityCases
 from mpmmu_rt.export.encoders import Encoders
 from mpmmu_rt.images import Preprocessing
@@ -67,7 +68,7 @@ def custom() -> dict[str, Any]:
     modules = {"mammography": Thumbnail(5, 0), "ultrasound": Thumbnail(3, 1)}
     pixels, label = labelled(32)
     with torch.inference_mode():
-        parts = [modules[m](torch.from_numpy(pixels[m])).numpy() for m in MODALITIES]  # type: ignore[index]
+        parts = [modules[m](torch.from_numpy(pixels[m])).numpy() for m in MODALITIES]
     head = make_pipeline(StandardScaler(), CalibratedClassifierCV(SVC(random_state=0), cv=3, ensemble=False))
     head.fit(np.concatenate(parts, 1), label)
     return {**modules, "head": head, "preprocessing": Preprocessing(size=32)}
@@ -145,8 +146,8 @@ def test_a_head_that_differs_leaves_no_bundle(tmp_path: Path, monkeypatch: pytes
     other = LogisticRegression(max_iter=1000)
     rng = np.random.default_rng(0)
     other.fit(rng.normal(size=(50, 8)), np.arange(50) % 2)
-    original = build.head.lower
-    monkeypatch.setattr(build.head, "lower", lambda estimator, width: original(other, width))
+    original = heads.lower
+    monkeypatch.setattr(heads, "lower", lambda estimator, width: original(other, width))
     with pytest.raises(ParityError, match=r"head on the same embedding, max .*; no bundle was written") as caught:
         export_bundle(tmp_path / "out.bundle", **custom())
     assert caught.value.exit_code == 3

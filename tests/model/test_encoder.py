@@ -69,7 +69,7 @@ def test_a_backbone_that_does_not_fit_is_refused(change: dict[str, Tensor | None
     encoder = Encoder(EncoderConfig(arch="resnet18"))
     before = {key: value.clone() for key, value in encoder.state_dict().items()}
     with pytest.raises(CheckpointError, match=message):
-        load_backbone(encoder, state)  # type: ignore[arg-type]
+        load_backbone(encoder, state)
     assert all(torch.equal(value, before[key]) for key, value in encoder.state_dict().items())
 
 

@@ -1,0 +1,49 @@
+# Two targets do everything on a fresh machine with Python 3.11 or newer:
+#   make demo   environment, reference model, sample cases, latencies, predictions
+#   make test   lint, types, tests
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+DEMO := demo
+
+.PHONY: demo test lint types tests bench clean
+
+demo: $(DEMO)/reference.bundle $(DEMO)/phantoms
+	$(BIN)/mpmmu-rt doctor
+	$(BIN)/mpmmu-rt bench $(DEMO)/reference.bundle --batch 32 --json $(DEMO)/bench.json
+	$(BIN)/mpmmu-rt run $(DEMO)/reference.bundle $(DEMO)/phantoms/manifest.csv -o $(DEMO)/predictions.csv --overwrite
+	@cat $(DEMO)/predictions.csv
+
+$(DEMO)/reference.bundle: $(VENV)/.installed
+	@mkdir -p $(DEMO)
+	$(BIN)/mpmmu-rt export -o $@ --overwrite
+	@touch $@
+
+$(DEMO)/phantoms: $(VENV)/.installed
+	@mkdir -p $(DEMO)
+	rm -rf $@
+	$(BIN)/mpmmu-rt phantom 12 -o $@
+
+test: lint types tests
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed
+	$(BIN)/mypy
+
+tests: $(VENV)/.installed
+	$(BIN)/python -m pytest --benchmark-disable
+
+bench: $(DEMO)/reference.bundle
+	$(BIN)/python -m pytest benchmarks --benchmark-only --bundle $(DEMO)/reference.bundle
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: this is Python " + sys.version.split()[0] + ", expected 3.11 or newer\nhint: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cpu,export,dicom,plot,dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) $(DEMO) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
