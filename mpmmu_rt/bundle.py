@@ -21,6 +21,7 @@
     targets        the targets that the export has verified
     model, card, provenance, parity: for people; `inspect` prints them
     files          path → {sha256, bytes}, every file of the bundle but bundle.json
+    sha256         of all the other keys: what a flipped bit in the threshold would otherwise slip past
 
 A bundle is written to a temporary folder and renamed. Opening it checks the schema, and the size and digest of
 every listed file, before anything is deserialised; unlisted files are never read. It never contains a pickle.
@@ -31,6 +32,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -39,10 +41,10 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from .errors import BundleError, DigestMismatch
+from .errors import BundleError, DigestMismatch, UsageError
 from .files import MAX_JSON_BYTES, parse_json_object, read_bounded, sha256_file
 from .images import Preprocessing
-from .spec import Array, TensorSpec
+from .spec import MODALITIES, Array, TensorSpec
 
 SCHEMA = "mpmmu-bundle/1"
 MANIFEST = "bundle.json"
@@ -52,7 +54,12 @@ CLASSES = ("benign", "malignant")
 
 Graph = Literal["mammography", "ultrasound", "attention_pool", "head", "model"]
 GRAPHS: tuple[Graph, ...] = get_args(Graph)
+GOLDEN = frozenset({f"{m}.{part}" for m in MODALITIES for part in ("pixels", "feature_map")}) | {
+    "embedding",
+    "probability",
+}
 _HINT = "export the bundle again with `mpmmu-rt export`"
+_ALTERED = "the bundle was altered or damaged: do not use it; copy or export it again"
 
 
 @dataclass(frozen=True)
@@ -69,9 +76,12 @@ class Bundle:
     @classmethod
     def open(cls, path: Path) -> Bundle:
         """Open and check a bundle. Raises `BundleError`, or `DigestMismatch` for an altered file."""
-        if not path.is_dir():
-            raise BundleError(f"{path} is not a folder, expected a bundle", hint=_HINT)
         manifest = path / MANIFEST
+        if not manifest.is_file():
+            state = "does not exist" if not path.exists() else f"holds no {MANIFEST}" if path.is_dir() else "is a file"
+            raise BundleError(f"{path} {state}, expected a bundle", hint="name a folder that `mpmmu-rt export` wrote")
+        if manifest.is_symlink():
+            raise BundleError(f"{manifest} is a link, expected a file", hint="copy the whole bundle")
         data = read_bounded(manifest, MAX_JSON_BYTES, BundleError, _HINT)
         entry = parse_json_object(manifest, data, BundleError, _HINT)
         if entry.get("schema") != SCHEMA:
@@ -79,7 +89,12 @@ class Bundle:
                 f"{manifest} has the schema {entry.get('schema')!r}, this version reads `{SCHEMA}`",
                 hint="export the bundle again with this version of mpmmu-rt",
             )
+        if entry.get("sha256") != _own_digest(entry):
+            raise DigestMismatch(
+                f"{manifest} does not match its own SHA-256, expected the file as it was exported", hint=_ALTERED
+            )
         try:
+            _check_facts(entry)
             bundle = cls(
                 path=path,
                 entry=entry,
@@ -88,9 +103,13 @@ class Bundle:
                 preprocessing=Preprocessing.from_json(_mapping(entry, "preprocessing")),
                 threshold=_threshold(entry),
             )
+            _check_pixels(bundle)
             bundle._check_files()
-        except (KeyError, TypeError, ValueError) as error:
-            raise BundleError(f"{manifest} is incomplete or malformed: {error!r}", hint=_HINT) from error
+        except KeyError as error:
+            missing = f"{manifest} lacks the key `{error.args[0]}`, expected all keys of {SCHEMA}"
+            raise BundleError(missing, hint=_HINT) from error
+        except (TypeError, ValueError, OverflowError, UsageError) as error:
+            raise BundleError(f"{manifest} is malformed: {error}", hint=_HINT) from error
         return bundle
 
     @property
@@ -114,9 +133,13 @@ class Bundle:
         data = read_bounded(path, MAX_GOLDEN_BYTES, BundleError, _HINT)
         try:
             with np.load(io.BytesIO(data), allow_pickle=False) as vectors:
-                return {name: vectors[name] for name in vectors.files}
-        except (ValueError, OSError, BadZipFile) as error:
+                found = {name: vectors[name] for name in vectors.files}
+        # TypeError: of a .npy file `np.load` gives an array, which is no context manager.
+        except (ValueError, OSError, EOFError, TypeError, zlib.error, BadZipFile) as error:
             raise BundleError(f"{path} is not a readable .npz file: {error}", hint=_HINT) from error
+        if missing := GOLDEN.difference(found):
+            raise BundleError(f"{path} lacks `{min(missing)}`, expected {', '.join(sorted(GOLDEN))}", hint=_HINT)
+        return found
 
     def _check_files(self) -> None:
         files = _mapping(self.entry, "files")
@@ -140,7 +163,7 @@ def _check_file(folder: Path, name: str, size: int, digest: str) -> None:
     if got != size or size > MAX_FILE_BYTES or sha256_file(path) != digest:
         raise DigestMismatch(
             f"{path} has {got} bytes and another SHA-256 than bundle.json says, expected {size} bytes",
-            hint="the bundle was altered or damaged: do not use it; copy or export it again",
+            hint=_ALTERED,
         )
 
 
@@ -164,6 +187,30 @@ def _threshold(entry: Mapping[str, Any]) -> float:
     return threshold
 
 
+def _check_facts(entry: Mapping[str, Any]) -> None:
+    for key, kind in {"name": str, "trained": bool, "targets": list, "golden": str}.items():
+        if not isinstance(entry[key], kind):
+            raise TypeError(f"`{key}` is a {type(entry[key]).__name__}, expected a {kind.__name__}")
+    if not all(isinstance(target, str) for target in entry["targets"]):
+        raise TypeError(f"`targets` is {entry['targets']!r}, expected texts")
+    for key in ("model", "card", "provenance", "parity"):
+        _mapping(entry, key)
+
+
+def _check_pixels(bundle: Bundle) -> None:
+    """The encoders must take what the preprocessing makes."""
+    size = bundle.preprocessing.size
+    for modality in MODALITIES:
+        spec = bundle.tensors[f"{modality}_pixels"]
+        if (spec.dtype, spec.shape) != ("uint8", ("N", 1, size, size)):
+            raise ValueError(f"`tensors` has {spec}, expected uint8[N, 1, {size}, {size}] as `preprocessing` makes")
+
+
+def _own_digest(entry: Mapping[str, Any]) -> str:
+    rest = {key: value for key, value in entry.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
 def seal(folder: Path, entry: Mapping[str, Any]) -> None:
     """Write `bundle.json` for the files that lie in `folder`: the last step of an export. May be called again."""
     files = {
@@ -171,5 +218,6 @@ def seal(folder: Path, entry: Mapping[str, Any]) -> None:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name != MANIFEST
     }
-    text = json.dumps({"schema": SCHEMA, **entry, "files": files}, indent=2, allow_nan=False)
+    whole = {**entry, "schema": SCHEMA, "files": files}
+    text = json.dumps({**whole, "sha256": _own_digest(whole)}, indent=2, allow_nan=False)
     (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")

@@ -65,14 +65,17 @@ def read_manifest(path: Path) -> Manifest:
         ) from error
     if "\0" in text:
         raise ManifestError(f"{path} holds NUL bytes, expected a CSV file", hint="save it as CSV UTF-8")
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
-        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
         header = [name.strip() for name in reader.fieldnames or ()]
         _check_header(path, header)
         reader.fieldnames = header
         cases = tuple(_case(path, reader.line_num, row) for row in reader)
     except csv.Error as error:
-        raise ManifestError(f"{path} is not valid CSV: {error}", hint="check the quotes near that line") from error
+        raise ManifestError(
+            f"{path}:{reader.line_num} is not valid CSV: {error}, expected cells in closed quotes or none",
+            hint="check the quotes in that line and before it",
+        ) from error
     if not cases:
         raise ManifestError(
             f"{path} has a header and no case, expected at least one row",
@@ -100,16 +103,15 @@ def require_complete(manifest: Manifest, *, labels: bool) -> None:
 
 def _read_bounded(path: Path) -> bytes:
     try:
-        size = path.stat().st_size
-        if size > MAX_MANIFEST_BYTES:
-            raise ManifestError(
-                f"{path} has {size} bytes, expected at most {MAX_MANIFEST_BYTES}", hint="split the manifest"
-            )
-        return path.read_bytes()
+        with path.open("rb") as file:
+            data = file.read(MAX_MANIFEST_BYTES + 1)
     except OSError as error:
         raise ManifestError(
             f"manifest {path} can't be read: {error.strerror}, expected a CSV file", hint="check the path"
         ) from error
+    if len(data) > MAX_MANIFEST_BYTES:
+        raise ManifestError(f"{path} is larger than {MAX_MANIFEST_BYTES} bytes, expected less", hint="split it")
+    return data
 
 
 def _check_header(path: Path, header: Sequence[str]) -> None:
@@ -119,7 +121,7 @@ def _check_header(path: Path, header: Sequence[str]) -> None:
     if missing:
         raise ManifestError(
             f"{path} has the columns {', '.join(header)}; missing: {', '.join(missing)}",
-            hint=f"the header must name {','.join(REQUIRED_COLUMNS)} and may name label,patient",
+            hint=f"the header must name {','.join(REQUIRED_COLUMNS)}, separated by commas, and may name label,patient",
         )
     twice = [name for name, count in Counter(header).items() if count > 1]
     if twice:
@@ -130,7 +132,8 @@ def _case(path: Path, line: int, row: dict[str | None, str | None]) -> Case:
     # DictReader files surplus cells under None and fills absent ones with None.
     if None in row or None in row.values():
         raise ManifestError(
-            f"{path}:{line} has more or fewer cells than the header", hint="quote cells that contain a comma"
+            f"{path}:{line} has more or fewer cells than the header, expected {len(row.keys() - {None})}",
+            hint="quote cells that contain a comma",
         )
     cells = {str(name): (value or "").strip() for name, value in row.items()}
     case_id = cells["case_id"]

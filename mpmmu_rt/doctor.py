@@ -46,7 +46,9 @@ def to_json(targets: list[Finding], abilities: list[Finding]) -> dict[str, Any]:
 
 def _image_formats() -> list[Finding]:
     versions = package_versions(("pillow", "pydicom", "pylibjpeg", "pyjpegls", "python-gdcm"))
-    raster = Finding("PNG, JPEG, TIFF, BMP", True, f"pillow {versions.get('pillow', '?')}")
+    raster = Finding("PNG, JPEG, TIFF, BMP", False, "pillow is not installed", "pip install pillow")
+    if "pillow" in versions:
+        raster = Finding(raster.name, True, f"pillow {versions['pillow']}")
     if "pydicom" not in versions:
         return [raster, Finding("DICOM", False, "pydicom is not installed", "pip install 'mpmmu-rt[dicom]'")]
     dicom = Finding("DICOM", True, f"pydicom {versions['pydicom']}")

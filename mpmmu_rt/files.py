@@ -56,6 +56,8 @@ def atomic_file(path: Path) -> Iterator[Path]:
     try:
         yield partial
         partial.chmod(0o666 & ~_umask())
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())  # a rename may reach the disk before the data does
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
@@ -88,6 +90,8 @@ def atomic_folder(path: Path, *, marker: str, overwrite: bool) -> Iterator[Path]
 
 def check_replaceable(path: Path, *, marker: str, overwrite: bool) -> None:
     """Raise `OutputError` unless `atomic_folder` may write `path`; called early, before long work."""
+    if path.is_symlink():
+        raise OutputError(f"{path} is a link, expected a free path or a folder", hint="name the folder itself with -o")
     if not path.exists():
         return
     if not (path / marker).is_file():

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .errors import UsageError
+
 # Medians of the first and second half of a run that differ by more mean that the machine was not settled.
 STABLE_DRIFT = 0.05
 
@@ -48,6 +50,13 @@ class Effort:
     measure_ms: float = 3000.0
     min_samples: int = 10
     max_samples: int = 5000
+
+    def __post_init__(self) -> None:
+        if not (self.warmup_ms >= 0 and self.measure_ms > 0 and 1 <= self.min_samples <= self.max_samples):
+            raise UsageError(
+                f"effort is {self}, expected warmup_ms ≥ 0, measure_ms > 0 and 1 ≤ min_samples ≤ max_samples",
+                hint="Effort() measures for 3 s",
+            )
 
 
 def sample(

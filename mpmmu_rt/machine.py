@@ -66,7 +66,7 @@ def _cgroup_quota() -> float | None:
 
 def parse_quota(text: str) -> float | None:
     """`"150000 100000"` is 1.5 CPUs; `"max 100000"` and `"-1 100000"` are no limit."""
-    quota, _, period = text.strip().partition(" ")
+    quota, period = (*text.split(), "", "")[:2]
     if not quota.isdigit() or not period.isdigit() or int(quota) == 0 or int(period) == 0:
         return None
     return int(quota) / int(period)

@@ -13,7 +13,7 @@ import numpy as np
 
 from .bundle import Bundle
 from .engines import Session, engine
-from .errors import EngineError, PixelsError
+from .errors import EngineError, PixelsError, UsageError
 from .machine import usable_threads
 from .spec import MODALITIES, Array, Modality, Target
 
@@ -43,6 +43,8 @@ class Predictor:
 
     def __init__(self, bundle: Bundle, target: Target, *, threads: int | None = None) -> None:
         """Load every stage. Raises `EngineError` or `MissingPackage`; nothing falls back to another engine."""
+        if threads is not None and threads < 1:
+            raise UsageError(f"threads is {threads}, expected at least 1", hint="leave it out to use all that may be")
         self.bundle = bundle
         self.target = target
         self.threads = threads or usable_threads()
@@ -68,7 +70,13 @@ class Predictor:
         maps = {f"{modality}_feature_map": feature_map[modality] for modality in MODALITIES}
         embedding = self._stage("attention_pool", self._pool, maps, stages_ms)["embedding"]
         probability = self._stage("head", self._head, {"embedding": embedding}, stages_ms)["probability"]
-        # NaN fails both comparisons, so this also catches an encoder that overflowed.
+        # Trees send NaN left or right and give a number that looks right: the embedding is checked on its own.
+        if not np.isfinite(embedding).all():
+            raise EngineError(
+                f"{self.target} gave embeddings that are not finite for "
+                f"{int(np.sum(~np.isfinite(embedding).all(1)))} of {len(embedding)} cases",
+                hint="`mpmmu-rt verify BUNDLE` tells whether this target computes the model correctly here",
+            )
         if not np.all((probability >= 0) & (probability <= 1)):
             raise EngineError(
                 f"{self.target} gave {int(np.sum(~((probability >= 0) & (probability <= 1))))} of {probability.size} "

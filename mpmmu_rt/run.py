@@ -7,12 +7,11 @@ every case has its row, the output is written in the manifest's order, under a t
 from __future__ import annotations
 
 import csv
-import io
 import json
 import os
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from .bundle import CLASSES
+from .bundle import CLASSES, Bundle
 from .cases import Case, Manifest
 from .errors import ImageError, OutputError
 from .files import atomic_file
@@ -107,7 +106,7 @@ def run(
         journal.finish(output, rows)
     finally:
         journal.close()
-    errors = [f"{row[0]}: {row[3]}" for row in rows if row[3]]
+    errors = [f"`{row[0]}`: {row[3]}" for row in rows if row[3]]
     return Summary(
         cases=len(rows),
         predicted=ledger.predicted,
@@ -165,11 +164,15 @@ def _predict(predictor: Predictor, items: Sequence[Decoded], ledger: _Ledger) ->
     ledger.predicted += len(items)
     for stage, spent in prediction.stages_ms.items():
         ledger.stages_ms[stage] = ledger.stages_ms.get(stage, 0.0) + spent
-    threshold = predictor.bundle.threshold
     return [
-        (item.case.case_id, np.format_float_positional(value, unique=True), CLASSES[int(value >= threshold)], "")
+        (item.case.case_id, np.format_float_positional(value, unique=True), _decide(value, predictor.bundle), "")
         for item, value in zip(items, prediction.probability, strict=True)
     ]
+
+
+def _decide(probability: float | np.float32, bundle: Bundle) -> str:
+    """Compared as float32, as printed: a probability that reads 0.7 is at the threshold 0.7 in every NumPy."""
+    return CLASSES[int(np.float32(probability) >= np.float32(bundle.threshold))]
 
 
 class Decoder:
@@ -210,7 +213,9 @@ def decode(case: Case, preprocessing: Preprocessing, frame: int | None) -> Decod
                 raise ImageError(f"no {modality} image is given, expected both", hint="add it to the manifest")
             pixels[modality] = read_pixels(path, preprocessing, frame=frame)
     except ImageError as cause:
-        error = str(cause)
+        error = " ".join(
+            f"{cause}; {cause.hint}".split()
+        )  # one line: a path may hold a line break, a line of the journal may not
     return Decoded(case, pixels, error, (time.perf_counter() - start) * 1e3)
 
 
@@ -237,9 +242,16 @@ class _Journal:
         overwrite: bool,
     ) -> _Journal:
         path = output.with_name(output.name + ".partial")
+        if output.resolve() == manifest.path.resolve():
+            raise OutputError(f"{output} is the manifest itself, expected another file", hint="choose another -o")
         if not output.parent.is_dir():
-            raise OutputError(f"the folder {output.parent} does not exist", hint=f"mkdir -p {output.parent}")
-        if output.exists() and (output.is_dir() or not overwrite):
+            raise OutputError(
+                f"the folder {output.parent} does not exist, expected the place to write {output.name} into",
+                hint=f"mkdir -p {output.parent}",
+            )
+        if output.is_dir():
+            raise OutputError(f"{output} is a folder, expected a file to write", hint="name a file with -o")
+        if output.exists() and not overwrite:
             raise OutputError(
                 f"{output} exists already, expected a free path", hint="choose another -o, or pass --overwrite"
             )
@@ -252,7 +264,7 @@ class _Journal:
         }
         rows: dict[str, Row] = {}
         if path.exists() and resume:
-            rows = _read_journal(path, header, manifest)
+            rows = _read_journal(path, header, manifest, predictor.bundle)
         elif path.exists() and not overwrite:
             raise OutputError(
                 f"{path} holds the rows of an unfinished run, expected no such file",
@@ -278,13 +290,13 @@ class _Journal:
         self._file.close()
 
 
-def _read_journal(path: Path, header: dict[str, Any], manifest: Manifest) -> dict[str, Row]:
+def _read_journal(path: Path, header: dict[str, Any], manifest: Manifest, bundle: Bundle) -> dict[str, Row]:
     """The whole rows of a journal; the line that a crash cut off is dropped from the file as well."""
     data = path.read_bytes()
     whole = data[: data.rfind(b"\n") + 1]
-    first, _, rest = whole.decode("utf-8").partition("\n")
+    first, _, rest = whole.decode("utf-8", errors="replace").partition("\n")
     try:
-        found = json.loads(first) if first else header  # cut off before its first line: nothing was done
+        found = json.loads(first) if whole else header  # cut off before its first line: nothing was done
     except ValueError:
         found = None
     if found != header:
@@ -295,10 +307,27 @@ def _read_journal(path: Path, header: dict[str, Any], manifest: Manifest) -> dic
         )
     known = {case.case_id for case in manifest.cases}
     rows: dict[str, Row] = {}
-    for cells in csv.reader(io.StringIO(rest, newline="")):
-        if len(cells) != len(COLUMNS) or cells[0] not in known:
-            raise OutputError(f"{path} is damaged at {cells[:1]}", hint="pass --overwrite to start again")
-        rows[cells[0]] = (cells[0], cells[1], cells[2], cells[3])
+    for number, line in enumerate(rest.split("\n")[:-1], 2):
+        row = _parse_row(line, known, bundle)
+        if row is None:
+            raise OutputError(
+                f"{path} is damaged in line {number}, expected a row that this run has written",
+                hint="pass --overwrite instead of --resume to start again",
+            )
+        rows[row[0]] = row
     if len(whole) != len(data):
         os.truncate(path, len(whole))
     return rows
+
+
+def _parse_row(line: str, known: Set[str], bundle: Bundle) -> Row | None:
+    """A line of the journal, if it says what a run may have written: an error, or a probability and its decision."""
+    try:
+        case_id, probability, decision, error = next(csv.reader([line], strict=True))
+        if error:
+            holds = not probability and not decision
+        else:
+            holds = 0 <= float(probability) <= 1 and decision == _decide(float(probability), bundle)
+    except (ValueError, csv.Error, StopIteration):
+        return None
+    return (case_id, probability, decision, error) if holds and case_id in known else None

@@ -7,6 +7,7 @@ mix up rows at batch sizes above 1, which a single comparison does not see.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -34,8 +35,10 @@ class Check:
     def passed(self) -> bool:
         return bool(self.value <= self.limit)  # NaN fails
 
-    def to_json(self) -> dict[str, str | float | bool]:
-        return {"name": self.name, "value": self.value, "limit": self.limit, "passed": self.passed}
+    def to_json(self) -> dict[str, str | float | bool | None]:
+        """`value` is None where there is no finite difference, which JSON can't say."""
+        value = self.value if math.isfinite(self.value) else None
+        return {"name": self.name, "value": value, "limit": self.limit, "passed": self.passed}
 
 
 def relative_difference(got: Array, want: Array) -> float:

@@ -6,14 +6,33 @@ failed.
 
 from __future__ import annotations
 
-from typing import Annotated
+import sys
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from . import _report, bench, doctor, export, inspect, phantom, run, train, verify
 
+
+class _Commands(TyperGroup):
+    """Typer's group, except that what it says of a wrong argument takes the two lines of every other error."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            code = super().main(*args, **{**kwargs, "standalone_mode": False})
+        except typer.Abort:
+            code = 1
+        except Exception as error:
+            code = _report.usage_error(error)
+            if code is None:
+                raise
+        sys.exit(code)
+
+
 app = typer.Typer(
     name="mpmmu-rt",
+    cls=_Commands,
     help="Compiled inference for MPM-MU: mammogram and ultrasound image to the probability of malignancy. "
     "For research; not a medical device.",
     no_args_is_help=True,

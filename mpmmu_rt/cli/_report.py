@@ -66,13 +66,25 @@ def _fail(error: BaseException, message: str, hint: str, code: int) -> int:
     return code
 
 
+def usage_error(error: Exception) -> int | None:
+    """Report what Typer found wrong with the arguments and return the exit code; None if it is another error."""
+    exit_code, context = getattr(error, "exit_code", None), getattr(error, "ctx", None)
+    if not isinstance(exit_code, int) or not hasattr(error, "format_message"):
+        return None
+    if type(error).__name__ == "NoArgsIsHelpError":
+        note(error.format_message())
+        return exit_code
+    command = context.command_path if context else "mpmmu-rt"
+    return _fail(error, error.format_message().rstrip("."), f"{command} --help", exit_code)
+
+
 def note(text: str) -> None:
     """A line for the person at the terminal: stderr."""
     typer.echo(text, err=True)
 
 
 def print_json(entry: Any) -> None:
-    typer.echo(json.dumps(entry, indent=2))
+    typer.echo(json.dumps(entry, indent=2, allow_nan=False))
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

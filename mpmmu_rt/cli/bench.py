@@ -31,6 +31,8 @@ def bench(
 
     chosen = Target.parse(target)
     engine(chosen)  # before a long export
+    if json_to and json_to != "-":
+        _check_output(Path(json_to))
     if bundle is None:
         bundle = _reference()
     with bars() as progress:
@@ -95,8 +97,17 @@ def _write(path: Path, entry: dict[str, Any]) -> None:
 
     from mpmmu_rt.files import atomic_file
 
-    if path.is_dir():
-        raise OutputError(f"{path} is a folder, expected a file to write", hint="name a file, or - for stdout")
     with atomic_file(path) as partial:
         partial.write_text(json.dumps(entry, indent=2) + "\n", encoding="utf-8")
     note(f"wrote {path}")
+
+
+def _check_output(path: Path) -> None:
+    """Before minutes of measuring that could not be stored."""
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder, expected a file to write", hint="name a file, or - for stdout")
+    if not path.parent.is_dir():
+        raise OutputError(
+            f"the folder {path.parent} does not exist, expected the place to write {path.name} into",
+            hint=f"mkdir -p {path.parent}",
+        )

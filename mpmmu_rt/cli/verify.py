@@ -38,7 +38,12 @@ def verify(
 
 def checks_table(checks: Sequence[Mapping[str, Any]]) -> str:
     rows = [
-        [check["name"], f"{check['value']:.2e}", f"{check['limit']:.0e}", "ok" if check["passed"] else "FAILED"]
+        [
+            check["name"],
+            "not finite" if check["value"] is None else f"{check['value']:.2e}",
+            f"{check['limit']:.0e}",
+            "ok" if check["passed"] else "FAILED",
+        ]
         for check in checks
     ]
     return table(["check", "measured", "limit", ""], rows)

@@ -1,0 +1,356 @@
+"""Every kind of broken input, through the real command line: exit code and the two lines that a user sees.
+
+The table in bad_input.md is what was reviewed by a person. `python tests/test_bad_input.py` writes it anew.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from mpmmu_rt import bundle as bundles
+from mpmmu_rt.cli import app
+
+TABLE = Path(__file__).with_name("bad_input.md")
+REGENERATE = "regenerate-bad-input"
+HEADER = "case_id,mammography,ultrasound,label\n"
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder with a good bundle, checkpoint and manifest of one case, of which a maker breaks one thing."""
+
+    path: Path
+
+    @property
+    def bundle(self) -> Path:
+        return self.path / "b"
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.path / "c"
+
+    def manifest(self, text: str | bytes) -> None:
+        (self.path / "m.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
+
+    def cases(self, mammography: str) -> None:
+        self.manifest(f"{HEADER}ok,mg.png,us.png,1\nbad,{mammography},us.png,0\n")
+
+    def edit(self, *keys: str, value: object = None, remove: bool = False) -> None:
+        """Change bundle.json and its own digest: someone wants it accepted."""
+        path = self.bundle / "bundle.json"
+        entry = json.loads(path.read_text())
+        part: dict[str, Any] = entry
+        for key in keys[:-1]:
+            part = part[key]
+        if remove:
+            del part[keys[-1]]
+        else:
+            part[keys[-1]] = value
+        path.write_text(json.dumps(entry | {"sha256": bundles._own_digest(entry)}))
+
+    def config(self, **changes: object) -> None:
+        path = self.checkpoint / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+Maker = Callable[[Place], object]
+RUN = "run {b} {m} -o {p}/out.csv"
+EXPORT = "export {c} -o {p}/new.bundle"
+
+
+def picture() -> Image.Image:
+    y, x = np.mgrid[:40, :50]
+    return Image.fromarray(((x * 5 + y * 3) % 256).astype(np.uint8))
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def link(path: Path) -> None:
+    path.rename(path.with_name("elsewhere"))
+    path.symlink_to("elsewhere")
+
+
+def seal(place: Place) -> None:
+    bundles.seal(place.bundle, json.loads((place.bundle / "bundle.json").read_text()))
+
+
+def other_weights(place: Place) -> None:
+    path = place.bundle / "onnx/weights.bin"
+    (np.fromfile(path, "<f4") * np.float32(1.1)).tofile(path)
+    seal(place)
+
+
+def golden_without_embedding(place: Place) -> None:
+    path = place.bundle / "golden/golden.npz"
+    with np.load(path) as vectors:
+        kept: dict[str, Any] = {name: vectors[name] for name in vectors.files if name != "embedding"}
+    np.savez(path, **kept)
+    seal(place)
+
+
+def threshold_by_hand(place: Place) -> None:
+    path = place.bundle / "bundle.json"
+    path.write_text(path.read_text().replace('"threshold": 0.4', '"threshold": 0.6'))
+
+
+def huge_json(place: Place) -> None:
+    with (place.bundle / "bundle.json").open("ab") as file:
+        file.truncate(17 * 2**20)
+
+
+def frames(place: Place) -> None:
+    pages = [picture(), picture().rotate(180)]
+    pages[0].save(place.path / "x.tif", save_all=True, append_images=pages[1:])
+    place.cases("x.tif")
+
+
+def image(data: bytes, name: str = "x.png") -> Maker:
+    def make(place: Place) -> None:
+        (place.path / name).write_bytes(data)
+        place.cases(name)
+
+    return make
+
+
+def truncated_png(place: Place) -> None:
+    shutil.copy(place.path / "mg.png", place.path / "x.png")
+    cut(place.path / "x.png")
+    place.cases("x.png")
+
+
+def flat_png(place: Place) -> None:
+    Image.new("L", (40, 50), 0).save(place.path / "x.png")
+    place.cases("x.png")
+
+
+def manifest(text: str | bytes) -> Maker:
+    return lambda place: place.manifest(text)
+
+
+def nothing(place: Place) -> None:
+    pass
+
+
+def foreign_output(place: Place) -> None:
+    (place.path / "new.bundle").mkdir()
+    (place.path / "new.bundle" / "thesis.tex").write_text("years of work")
+
+
+def pickled_head(place: Place) -> None:
+    (place.checkpoint / "head.skops").rename(place.checkpoint / "head.pkl")
+
+
+def bad_preprocessing(place: Place) -> None:
+    model = json.loads((place.checkpoint / "config.json").read_text())["model"]
+    place.config(model=model | {"preprocessing": {"size": 0, "fit": "pad"}})
+
+
+def bad_arch(place: Place) -> None:
+    model = json.loads((place.checkpoint / "config.json").read_text())["model"]
+    place.config(model=model | {"ultrasound": model["ultrasound"] | {"arch": "resnet99"}})
+
+
+def journal_of_another(place: Place) -> None:
+    (place.path / "out.csv.partial").write_text('{"schema": "mpmmu-run/1"}\nok,0.5,malignant,\n')
+
+
+# name: (what makes it, command, exit code)
+CASES: dict[str, tuple[Maker, str, int]] = {
+    "manifest: not there": (lambda p: (p.path / "m.csv").unlink(), RUN, 1),
+    "manifest: a folder": (nothing, "run {b} {p} -o {p}/out.csv", 1),
+    "manifest: empty": (manifest(""), RUN, 1),
+    "manifest: a header and no case": (manifest(HEADER), RUN, 1),
+    "manifest: no header": (manifest("a,mg.png,us.png,1\n"), RUN, 1),
+    "manifest: semicolons": (manifest("case_id;mammography;ultrasound\na;mg.png;us.png\n"), RUN, 1),
+    "manifest: a column is missing": (manifest("case_id,mammography\na,mg.png\n"), RUN, 1),
+    "manifest: a column twice": (manifest(HEADER.strip() + ",label\na,mg.png,us.png,0,1\n"), RUN, 1),
+    "manifest: UTF-16, as Excel saves Unicode text": (manifest((HEADER + "a,m,u,0\n").encode("utf-16")), RUN, 1),
+    "manifest: Latin-1": (manifest(HEADER.encode() + b"M\xfcller,mg.png,us.png,0\n"), RUN, 1),
+    "manifest: a quote that never ends": (manifest(HEADER + 'a,"mg.png,us.png,0\n'), RUN, 1),
+    "manifest: too few cells": (manifest(HEADER + "a,mg.png\n"), RUN, 1),
+    "manifest: an id twice": (manifest(HEADER + "a,mg.png,us.png,0\na,us.png,mg.png,1\n"), RUN, 1),
+    "manifest: no id": (manifest(HEADER + ",mg.png,us.png,0\n"), RUN, 1),
+    "manifest: a label that is no label": (manifest(HEADER + "a,mg.png,us.png,malignant\n"), RUN, 1),
+    "manifest: an image itself": (lambda p: shutil.copy(p.path / "mg.png", p.path / "m.csv"), RUN, 1),
+    "image: not there": (lambda p: p.cases("no.png"), RUN, 1),
+    "image: none given": (lambda p: p.cases(""), RUN, 1),
+    "image: empty": (image(b""), RUN, 1),
+    "image: text": (image(b"<html>404</html>"), RUN, 1),
+    "image: a GIF": (image(b"GIF89a" + bytes(20)), RUN, 1),
+    "image: cut off": (truncated_png, RUN, 1),
+    "image: all black": (flat_png, RUN, 1),
+    "image: a folder": (lambda p: p.cases("c"), RUN, 1),
+    "image: two pages": (frames, RUN, 1),
+    "image: DICOM cut off after its preamble": (image(bytes(128) + b"DICM", "x.dcm"), RUN, 1),
+    "bundle: not there": (lambda p: shutil.rmtree(p.bundle), RUN, 1),
+    "bundle: a file": (nothing, "inspect {m}", 1),
+    "bundle: another folder": (nothing, "inspect {p}", 1),
+    "bundle: a checkpoint": (nothing, "verify {c}", 1),
+    "bundle: bundle.json is no JSON": (lambda p: cut(p.bundle / "bundle.json"), "inspect {b}", 1),
+    "bundle: bundle.json is a list": (lambda p: (p.bundle / "bundle.json").write_text("[]"), "inspect {b}", 1),
+    "bundle: bundle.json is huge": (huge_json, "inspect {b}", 1),
+    "bundle: of a later version": (lambda p: p.edit("schema", value="mpmmu-bundle/2"), "run {b} {m}", 1),
+    "bundle: threshold changed in an editor": (threshold_by_hand, RUN, 3),
+    "bundle: one bit of the weights flipped": (lambda p: flip(p.bundle / "onnx/weights.bin"), RUN, 3),
+    "bundle: one bit of a graph flipped": (lambda p: flip(p.bundle / "onnx/head.onnx"), "inspect {b}", 3),
+    "bundle: copied half": (lambda p: cut(p.bundle / "onnx/weights.bin"), "bench {b}", 3),
+    "bundle: a graph is missing": (lambda p: (p.bundle / "onnx/head.onnx").unlink(), RUN, 1),
+    "bundle: a graph is a link": (lambda p: link(p.bundle / "onnx/head.onnx"), RUN, 1),
+    "bundle: bundle.json is a link": (lambda p: link(p.bundle / "bundle.json"), RUN, 1),
+    "bundle: sealed with threshold NaN": (lambda p: p.edit("threshold", value=float("nan")), RUN, 1),
+    "bundle: sealed with other classes": (lambda p: p.edit("classes", value=["malignant", "benign"]), RUN, 1),
+    "bundle: sealed without a key": (lambda p: p.edit("targets", remove=True), "inspect {b}", 1),
+    "bundle: sealed with a path that leads out": (
+        lambda p: p.edit("files", "../m.csv", value={"bytes": 1, "sha256": ""}),
+        RUN,
+        1,
+    ),
+    "bundle: sealed with a graph of elsewhere": (lambda p: p.edit("graphs", "head", value="/tmp/evil.onnx"), RUN, 1),
+    "bundle: sealed with another image size": (lambda p: p.edit("preprocessing", "size", value=64), RUN, 1),
+    "bundle: sealed with other weights": (other_weights, "verify {b}", 3),
+    "bundle: sealed without a golden vector": (golden_without_embedding, "verify {b}", 1),
+    "checkpoint: not there": (lambda p: shutil.rmtree(p.checkpoint), EXPORT, 1),
+    "checkpoint: a bundle": (nothing, "export {b} -o {p}/new.bundle", 1),
+    "checkpoint: of a later version": (lambda p: p.config(schema="mpmmu-checkpoint/2"), EXPORT, 1),
+    "checkpoint: no card": (lambda p: p.config(card=None), EXPORT, 1),
+    "checkpoint: threshold of 1.5": (lambda p: p.config(threshold=1.5), EXPORT, 1),
+    "checkpoint: unknown architecture": (bad_arch, EXPORT, 1),
+    "checkpoint: image size 0": (bad_preprocessing, EXPORT, 2),
+    "checkpoint: one bit of the weights flipped": (
+        lambda p: flip(p.checkpoint / "ultrasound.safetensors"),
+        EXPORT,
+        1,
+    ),
+    "checkpoint: weights missing": (lambda p: (p.checkpoint / "mammography.safetensors").unlink(), EXPORT, 1),
+    "checkpoint: no head": (lambda p: (p.checkpoint / "head.skops").unlink(), EXPORT, 1),
+    "checkpoint: a pickled head": (pickled_head, EXPORT, 1),
+    "argument: target without precision": (nothing, RUN + " --target onnxruntime", 2),
+    "argument: unknown engine": (nothing, RUN + " --target abacus:fp32", 1),
+    "argument: precision that the engine lacks": (nothing, "verify {b} --target onnxruntime:fp16", 1),
+    "argument: output exists": (lambda p: (p.path / "out.csv").write_text("mine"), RUN, 1),
+    "argument: output is a folder": (nothing, "run {b} {m} -o {p} --overwrite", 1),
+    "argument: output's folder does not exist": (nothing, "run {b} {m} -o {p}/no/out.csv", 1),
+    "argument: output is the manifest": (nothing, "run {b} {m} -o {m} --overwrite", 1),
+    "argument: an unfinished run is there": (journal_of_another, RUN, 1),
+    "argument: --resume of another run": (journal_of_another, RUN + " --resume", 1),
+    "argument: bench result into a folder": (nothing, "bench {b} --json {p}", 1),
+    "argument: bench result into no folder": (nothing, "bench {b} --json {p}/no/x.json", 1),
+    "argument: export over a foreign folder": (foreign_output, EXPORT + " --overwrite", 1),
+    "argument: export over a bundle": (lambda p: p.bundle.rename(p.path / "new.bundle"), EXPORT, 1),
+    "argument: --parity without a checkpoint": (nothing, "export --parity {m}", 2),
+    "argument: train on nothing": (nothing, "train -o {p}/new", 2),
+}
+
+
+@dataclass(frozen=True)
+class Seen:
+    command: str
+    exit_code: int
+    stderr: str
+    stdout: str
+
+    @property
+    def said(self) -> list[str]:
+        return [line for line in self.stderr.splitlines() if line.startswith(("error:", "hint:"))]
+
+    def row(self, name: str) -> str:
+        cells = [name, f"`mpmmu-rt {self.command}`", str(self.exit_code), "<br>".join(self.said).replace("|", "\\|")]
+        return f"| {' | '.join(cells)} |"
+
+
+@pytest.fixture(scope="module")
+def seen(bundle_folder: Path, checkpoint_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Seen]:
+    return {
+        name: observe(make, command, bundle_folder, checkpoint_folder, tmp_path_factory.mktemp("bad"))
+        for name, (make, command, _) in CASES.items()
+    }
+
+
+def observe(make: Maker, command: str, bundle: Path, checkpoint: Path, folder: Path) -> Seen:
+    place = Place(folder)
+    shutil.copytree(bundle, place.bundle)
+    shutil.copytree(checkpoint, place.checkpoint)
+    picture().save(folder / "mg.png")
+    picture().transpose(Image.Transpose.ROTATE_90).save(folder / "us.png")
+    place.manifest(HEADER + "ok,mg.png,us.png,1\n")
+    make(place)
+    filled = command.format(p=folder, b=place.bundle, c=place.checkpoint, m=folder / "m.csv")
+    result = CliRunner().invoke(app, filled.split())
+
+    def shown(text: str) -> str:
+        # Sizes of exported files change with the versions of the exporter, and are not what is looked at.
+        return re.sub(r"\d{3,} bytes", "N bytes", text.replace(str(folder), "…"))
+
+    return Seen(shown(filled), result.exit_code, shown(result.stderr), shown(result.stdout))
+
+
+def rows_of_table() -> dict[str, str]:
+    lines = TABLE.read_text(encoding="utf-8").splitlines() if TABLE.is_file() else []
+    return {line.split(" | ")[0].removeprefix("| "): line for line in lines if line.startswith("| ")}
+
+
+@pytest.fixture(scope="module")
+def table(request: pytest.FixtureRequest, seen: dict[str, Seen]) -> dict[str, str]:
+    if request.config.pluginmanager.has_plugin(REGENERATE):
+        lines = [
+            "# What a user sees of broken input",
+            "",
+            "Written by `python tests/test_bad_input.py`, compared by `tests/test_bad_input.py`: change a message and",
+            "this table together. `…` is the folder of the case; `b` a bundle, `c` a checkpoint, `m.csv` a manifest.",
+            "",
+            "| what is broken | command | exit | what the user sees |",
+            "|---|---|---|---|",
+            *(found.row(name) for name, found in seen.items()),
+        ]
+        TABLE.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return rows_of_table()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_a_user_sees(name: str, seen: dict[str, Seen], table: dict[str, str]) -> None:
+    found = seen[name]
+    assert found.exit_code == CASES[name][2], found.stderr
+    assert [line.partition(":")[0] for line in found.said] == ["error", "hint"]
+    for word in ("Traceback", "internal error", "None", "Error("):
+        assert word not in "\n".join(found.said)
+    assert found.row(name) == table.get(name), "if the new message is better: python tests/test_bad_input.py"
+
+
+def test_the_table_holds_these_cases_and_no_other(table: dict[str, str]) -> None:
+    assert list(table) == ["what is broken", *CASES]
+    assert len(CASES) >= 30
+
+
+def test_no_refused_bundle_left_a_prediction(seen: dict[str, Seen]) -> None:
+    for name, found in seen.items():
+        if name.startswith("bundle:") and " verify" not in f" {found.command}":
+            assert found.stdout == "", name
+
+
+class Regenerate:
+    def pytest_configure(self, config: pytest.Config) -> None:
+        config.pluginmanager.register(object(), REGENERATE)
+
+
+if __name__ == "__main__":
+    sys.exit(pytest.main([__file__, "-q"], plugins=[Regenerate()]))

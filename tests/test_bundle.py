@@ -1,0 +1,307 @@
+"""The bundle: whatever was altered, removed or smuggled in is refused before an engine sees it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mpmmu_rt import bundle as bundles
+from mpmmu_rt import load
+from mpmmu_rt.bundle import GOLDEN, GRAPHS, Bundle, seal
+from mpmmu_rt.errors import BundleError, DigestMismatch
+from mpmmu_rt.files import MAX_JSON_BYTES, sha256_file
+
+FILES = (
+    *(f"onnx/{graph}.onnx" for graph in GRAPHS),
+    "onnx/weights.bin",
+    "golden/golden.npz",
+    "bundle.json",
+)
+
+
+@pytest.fixture
+def folder(bundle_folder: Path, tmp_path: Path) -> Path:
+    """A copy that may be broken."""
+    return Path(shutil.copytree(bundle_folder, tmp_path / "copy.bundle"))
+
+
+@pytest.fixture
+def _no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever reaches for the engine first gets MissingPackage instead of BundleError."""
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+
+
+def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change bundle.json and seal it again, as someone would who wants it accepted. Digests of files are kept."""
+    path = folder / "bundle.json"
+    entry = json.loads(path.read_text())
+    change(entry)
+    entry["sha256"] = bundles._own_digest(entry)
+    path.write_text(json.dumps(entry))
+
+
+def test_a_bundle_opens_and_says_what_it_is(bundle_folder: Path) -> None:
+    bundle = Bundle.open(bundle_folder)
+    assert bundle.threshold == 0.4
+    assert bundle.preprocessing.size == 48
+    assert bundle.trained
+    assert bundle.targets == ("onnxruntime:fp32",)
+    assert bundle.digest == sha256_file(bundle_folder / "bundle.json")
+    assert {bundle.graph(graph).name for graph in GRAPHS} == {f"{graph}.onnx" for graph in GRAPHS}
+    assert str(bundle.tensors["ultrasound_pixels"]) == "ultrasound_pixels uint8[N, 1, 48, 48]"
+    assert set(bundle.golden()) == GOLDEN
+
+
+def test_every_file_is_listed_and_none_is_a_pickle(bundle_folder: Path) -> None:
+    files = {path.relative_to(bundle_folder).as_posix() for path in bundle_folder.rglob("*") if path.is_file()}
+    assert files == set(FILES)
+    assert set(Bundle.open(bundle_folder).entry["files"]) == files - {"bundle.json"}
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    middle = data.index(b"0.4") + 2 if path.name == "bundle.json" else len(data) // 2
+    data[middle] ^= 1
+    path.write_bytes(data)
+
+
+def flip_last(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 0x10
+    path.write_bytes(data)
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def extend(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + b"\0")
+
+
+def link(path: Path) -> None:
+    path.rename(path.with_name("elsewhere"))
+    path.symlink_to(path.with_name("elsewhere"))
+
+
+def folder_instead(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+@pytest.mark.usefixtures("_no_engine")
+@pytest.mark.parametrize("alter", [flip, flip_last, truncate, empty, extend, Path.unlink, link, folder_instead])
+@pytest.mark.parametrize("name", FILES)
+def test_no_altered_file_gets_as_far_as_an_engine(folder: Path, name: str, alter: Callable[[Path], None]) -> None:
+    alter(folder / name)
+    with pytest.raises(BundleError) as caught:
+        load(folder)
+    assert name.rpartition("/")[2] in str(caught.value)
+    assert caught.value.hint
+
+
+def test_an_intact_bundle_does_reach_the_engine(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(Exception, match="needs the package `onnxruntime`"):
+        load(folder)
+
+
+def test_an_altered_file_has_the_exit_code_of_failed_verification(folder: Path) -> None:
+    flip(folder / "onnx/weights.bin")
+    with pytest.raises(DigestMismatch, match=r"weights.bin has \d+ bytes and another SHA-256") as caught:
+        Bundle.open(folder)
+    assert caught.value.exit_code == 3
+
+
+def test_a_bit_flipped_anywhere_in_bundle_json_is_refused_or_changes_nothing(folder: Path) -> None:
+    path = folder / "bundle.json"
+    data = path.read_bytes()
+    want = json.loads(data)
+    refused = 0
+    for position in range(0, len(data), 7):
+        path.write_bytes(data[:position] + bytes([data[position] ^ 1]) + data[position + 1 :])
+        try:
+            bundle = Bundle.open(folder)
+        except BundleError:
+            refused += 1
+        else:
+            assert bundle.entry == want
+    assert refused > len(data) / 7 / 3  # the rest is white space that became other white space
+
+
+@pytest.mark.parametrize(
+    "name", ["../outside.bin", "onnx/../../outside.bin", "/etc/hostname", "..", "onnx\\..\\outside.bin", ""]
+)
+def test_no_path_leads_out_of_the_bundle(folder: Path, name: str) -> None:
+    outside = folder.parent / "outside.bin"
+    outside.write_bytes(b"x")
+    facts = {"bytes": 1, "sha256": sha256_file(outside)}
+    edit(folder, lambda entry: entry["files"].update({name: facts}))
+    with pytest.raises(BundleError, match=r"expected one inside the bundle|is missing or a link"):
+        Bundle.open(folder)
+
+
+@pytest.mark.parametrize("key", ["graphs", "golden"])
+def test_no_graph_is_used_that_is_not_listed(folder: Path, key: str) -> None:
+    shutil.copy(folder / "onnx/head.onnx", folder.parent / "evil.onnx")
+
+    def change(entry: dict[str, Any]) -> None:
+        if key == "graphs":
+            entry["graphs"]["head"] = "../evil.onnx"
+        else:
+            entry["golden"] = "../evil.onnx"
+
+    edit(folder, change)
+    with pytest.raises(BundleError, match=r"does not list \.\./evil\.onnx"):
+        Bundle.open(folder)
+
+
+def remove(*keys: str) -> Callable[[dict[str, Any]], object]:
+    def change(entry: dict[str, Any]) -> None:
+        for key in keys[:-1]:
+            entry = entry[key]
+        del entry[keys[-1]]
+
+    return change
+
+
+def put(value: object, *keys: str) -> Callable[[dict[str, Any]], object]:
+    def change(entry: dict[str, Any]) -> None:
+        for key in keys[:-1]:
+            entry = entry[key]
+        entry[keys[-1]] = value
+
+    return change
+
+
+KEYS = ("name", "trained", "preprocessing", "threshold", "classes", "tensors", "graphs", "golden", "targets")
+
+
+@pytest.mark.parametrize("key", [*KEYS, "model", "card", "provenance", "parity", "files"])
+@pytest.mark.parametrize("value", ["absent", None, 7, "text", ["x", 1]])
+def test_every_key_is_needed_and_has_its_kind(folder: Path, key: str, value: object) -> None:
+    if (key, value) == ("name", "text"):
+        value = {"text": 1}  # any text is a name
+    edit(folder, remove(key) if value == "absent" else put(value, key))
+    with pytest.raises(BundleError, match=r"bundle\.json") as caught:
+        Bundle.open(folder)
+    assert caught.value.exit_code == 1
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (put("mpmmu-bundle/2", "schema"), "has the schema 'mpmmu-bundle/2', this version reads `mpmmu-bundle/1`"),
+        (remove("schema"), "has the schema None"),
+        (put(["malignant", "benign"], "classes"), "`classes` is"),
+        (put(["benign", "malignant", "normal"], "classes"), "`classes` is"),
+        (put(float("nan"), "threshold"), "`threshold` is nan"),
+        (put(float("inf"), "threshold"), "`threshold` is inf"),
+        (put(0.0, "threshold"), r"`threshold` is 0\.0"),
+        (put(1.0, "threshold"), r"`threshold` is 1\.0"),
+        (put(-0.4, "threshold"), r"`threshold` is -0\.4"),
+        (put(True, "threshold"), "`threshold` is True"),
+        (put("0.4", "threshold"), r"`threshold` is '0\.4'"),
+        (put(49, "preprocessing", "size"), r"`tensors` has mammography_pixels uint8\[N, 1, 48, 48\]"),
+        (put(0, "preprocessing", "size"), "malformed: preprocessing has the size 0"),
+        (put("crop", "preprocessing", "fit"), "malformed: preprocessing has the fit 'crop'"),
+        (put(1, "preprocessing", "zoom"), "exactly the keys size and fit"),
+        (put("float32", "tensors", "ultrasound_pixels", "dtype"), "expected uint8"),
+        (put([1, 1, 48, 48], "tensors", "ultrasound_pixels", "shape"), "expected uint8"),
+        (remove("tensors", "mammography_pixels"), "lacks the key `mammography_pixels`"),
+        (put(None, "tensors", "embedding"), "malformed"),
+        (remove("graphs", "model"), "does not list model"),
+        (put("onnx/no.onnx", "graphs", "head"), r"does not list onnx/no\.onnx"),
+        (put([], "graphs", "head"), "malformed"),
+        (put("a" * 64, "files", "onnx/head.onnx", "sha256"), "another SHA-256"),
+        (put(float("inf"), "files", "onnx/head.onnx", "bytes"), "malformed"),
+        (put(float("nan"), "files", "onnx/head.onnx", "bytes"), "malformed"),
+        (put(None, "files", "onnx/head.onnx", "bytes"), "malformed"),
+        (put("text", "files", "onnx/head.onnx"), "malformed"),
+    ],
+)
+def test_facts_that_make_no_sense_are_refused(
+    folder: Path, change: Callable[[dict[str, Any]], object], problem: str
+) -> None:
+    edit(folder, change)
+    with pytest.raises(BundleError, match=problem):
+        Bundle.open(folder)
+
+
+def test_sizes_that_disagree_are_refused_even_if_the_digest_holds(folder: Path) -> None:
+    edit(folder, put(5, "files", "onnx/head.onnx", "bytes"))
+    with pytest.raises(DigestMismatch, match="expected 5 bytes"):
+        Bundle.open(folder)
+
+
+def test_unlisted_files_are_not_read(folder: Path) -> None:
+    (folder / "notes.txt").write_text("mine")
+    assert Bundle.open(folder).threshold == 0.4
+
+
+def test_a_huge_bundle_json_is_not_parsed(folder: Path) -> None:
+    path = folder / "bundle.json"
+    with path.open("ab") as file:
+        file.truncate(MAX_JSON_BYTES + 1)  # sparse
+    with pytest.raises(BundleError, match=f"larger than {MAX_JSON_BYTES} bytes"):
+        Bundle.open(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"), [("no.bundle", "does not exist"), ("file", "is a file"), (".", r"holds no bundle\.json")]
+)
+def test_what_is_no_bundle_at_all(tmp_path: Path, name: str, problem: str) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(BundleError, match=f"{problem}, expected a bundle"):
+        Bundle.open(tmp_path / name)
+
+
+def test_sealing_again_gives_the_same_bytes(folder: Path) -> None:
+    before = (folder / "bundle.json").read_bytes()
+    seal(folder, json.loads(before))
+    assert (folder / "bundle.json").read_bytes() == before
+
+
+def pickled(path: Path) -> None:
+    np.savez(path, embedding=np.array([{"a": 1}], dtype=object))
+
+
+def plain_array(path: Path) -> None:
+    with path.open("wb") as file:
+        np.save(file, np.zeros(3))
+
+
+def one_missing(path: Path) -> None:
+    with np.load(path) as vectors:
+        kept: dict[str, Any] = {name: vectors[name] for name in vectors.files if name != "embedding"}
+    np.savez(path, **kept)
+
+
+@pytest.mark.parametrize(
+    ("alter", "problem"),
+    [
+        (empty, "not a readable .npz"),
+        (truncate, "not a readable .npz"),
+        (flip, "not a readable .npz"),
+        (pickled, "not a readable .npz"),
+        (plain_array, "not a readable .npz"),
+        (one_missing, "lacks `embedding`"),
+    ],
+)
+def test_golden_vectors_that_were_sealed_broken(folder: Path, alter: Callable[[Path], None], problem: str) -> None:
+    alter(folder / "golden/golden.npz")
+    seal(folder, json.loads((folder / "bundle.json").read_text()))
+    with pytest.raises(BundleError, match=problem):
+        Bundle.open(folder).golden()

@@ -1,0 +1,352 @@
+"""The command line: exit codes, which stream gets what, and how it speaks of errors."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from mpmmu_rt import __version__
+from mpmmu_rt.bundle import seal
+from mpmmu_rt.cli import _report, app
+
+COMMANDS = ("train", "export", "verify", "run", "bench", "inspect", "doctor", "phantom")
+
+
+def call(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def two_lines(result: Result) -> tuple[str, str]:
+    """The whole of stderr, which is an error and a hint."""
+    error, hint = result.stderr.splitlines()
+    assert error.startswith("error: ")
+    assert hint.startswith("hint: ")
+    return error, hint
+
+
+def document(result: Result) -> Any:
+    """stdout as strict JSON: NaN and Infinity are no JSON."""
+    return json.loads(result.stdout, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+
+
+@pytest.fixture
+def folder(bundle_folder: Path, tmp_path: Path) -> Path:
+    """A copy that may be broken."""
+    return Path(shutil.copytree(bundle_folder, tmp_path / "copy.bundle"))
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "out.csv"
+
+
+def test_version() -> None:
+    result = call("--version")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, f"{__version__}\n", "")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_goes_to_stdout_and_names_every_argument(command: str) -> None:
+    result = call(command, "--help")
+    assert result.exit_code == 0
+    assert result.stdout.startswith(f"Usage: mpmmu-rt {command}")
+    assert result.stderr == ""
+
+
+def test_without_a_command_the_help_is_no_data() -> None:
+    result = call()
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert all(command in result.stderr for command in COMMANDS)
+    assert "error:" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "command"),
+    [
+        (["run"], "mpmmu-rt run"),
+        (["bogus"], "mpmmu-rt"),
+        (["--bogus"], "mpmmu-rt"),
+        (["verify", "x", "--bogus"], "mpmmu-rt verify"),
+        (["bench", "x", "--batch", "0"], "mpmmu-rt bench"),
+        (["bench", "x", "--batch", "many"], "mpmmu-rt bench"),
+        (["bench", "x", "--seconds", "0"], "mpmmu-rt bench"),
+        (["run", "x", "y", "--frame", "-1"], "mpmmu-rt run"),
+        (["train", "x", "--preset", "huge"], "mpmmu-rt train"),
+        (["train", "--phantom", "3"], "mpmmu-rt train"),
+        (["inspect", "a", "b"], "mpmmu-rt inspect"),
+        (["phantom", "0"], "mpmmu-rt phantom"),
+    ],
+)
+def test_a_wrong_argument_takes_two_lines_too(arguments: list[str], command: str) -> None:
+    result = call(*arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert two_lines(result)[1] == f"hint: {command} --help"
+
+
+def test_our_own_usage_errors_have_the_same_exit_code(bundle_folder: Path) -> None:
+    result = call("verify", bundle_folder, "--target", "onnxruntime")
+    assert (result.exit_code, result.stdout) == (2, "")
+    two_lines(result)
+
+
+def test_no_traceback_without_debug_and_one_with_it(tmp_path: Path) -> None:
+    plain = call("inspect", tmp_path / "no.bundle")
+    assert (plain.exit_code, plain.stdout) == (1, "")
+    lines = two_lines(plain)
+    debug = call("--debug", "inspect", tmp_path / "no.bundle")
+    assert (debug.exit_code, debug.stdout) == (1, "")
+    assert debug.stderr.startswith("Traceback (most recent call last)")
+    assert "BundleError" in debug.stderr
+    assert tuple(debug.stderr.splitlines()[-2:]) == lines
+    assert call("inspect", tmp_path / "no.bundle").stderr == plain.stderr  # --debug does not stick
+
+
+def test_a_defect_is_called_one_and_shows_its_traceback_only_with_debug(capsys: pytest.CaptureFixture[str]) -> None:
+    import typer
+
+    @_report.reported
+    def broken() -> None:
+        raise KeyError("probability")
+
+    _report.show_tracebacks(False)
+    with pytest.raises(typer.Exit) as caught:
+        broken()
+    assert caught.value.exit_code == 1
+    captured = capsys.readouterr()
+    assert captured.err.splitlines() == [
+        "error: internal error: KeyError: 'probability'",
+        "hint: run it again with --debug and report the traceback",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "said"),
+    [
+        (KeyboardInterrupt(), 130, "error: interrupted"),
+        (PermissionError(13, "Permission denied", "/x/y"), 1, "error: /x/y: Permission denied"),
+        (OSError(28, "No space left on device"), 1, "error: No space left on device"),
+    ],
+)
+def test_what_comes_from_outside(
+    raised: BaseException, code: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import typer
+
+    @_report.reported
+    def unlucky() -> None:
+        raise raised
+
+    with pytest.raises(typer.Exit) as caught:
+        unlucky()
+    assert caught.value.exit_code == code
+    error, hint = capsys.readouterr().err.splitlines()
+    assert error == said
+    assert hint.startswith("hint: ")
+
+
+def test_a_message_is_one_line_whatever_is_in_it(capsys: pytest.CaptureFixture[str]) -> None:
+    _report._fail(ValueError(), "a\nb\r\n\tc", "d\ne", 1)
+    assert capsys.readouterr().err == "error: a b c\nhint: d e\n"
+
+
+def test_run(bundle_folder: Path, phantom_manifest: Path, out: Path) -> None:
+    result = call("run", bundle_folder, phantom_manifest, "-o", out, "--batch", 5)
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert f"wrote {out}: 12 predictions, 0 errors" in result.stderr
+    assert "error:" not in result.stderr
+    with out.open(newline="") as file:
+        assert len(list(csv.DictReader(file))) == 12
+
+
+def test_run_json_is_one_document_on_stdout(bundle_folder: Path, phantom_manifest: Path, out: Path) -> None:
+    result = call("run", bundle_folder, phantom_manifest, "-o", out, "--json")
+    entry = document(result)
+    assert (entry["cases"], entry["predicted"], entry["failed"], entry["output"]) == (12, 12, 0, str(out))
+    assert entry["target"] == "onnxruntime:fp32"
+    assert result.exit_code == 0
+
+
+def test_run_with_a_case_that_fails(bundle_folder: Path, phantom_manifest: Path, tmp_path: Path, out: Path) -> None:
+    lines = phantom_manifest.read_text().splitlines()
+    cases = [line.replace("mammography/", f"{phantom_manifest.parent}/mammography/", 1) for line in lines[1:4]]
+    cases = [line.replace("ultrasound/", f"{phantom_manifest.parent}/ultrasound/", 1) for line in cases]
+    (tmp_path / "m.csv").write_text("\n".join([lines[0], *cases, "bad,no.png,no.png,0"]) + "\n")
+    result = call("run", bundle_folder, tmp_path / "m.csv", "-o", out, "--json")
+    assert result.exit_code == 1
+    entry = document(result)
+    assert (entry["cases"], entry["predicted"], entry["failed"]) == (4, 3, 1)
+    error, hint = result.stderr.splitlines()[-2:]
+    assert error.startswith("error: 1 of 4 cases could not be read, expected none; the first is `bad`: ")
+    assert hint == f"hint: the column `error` of {out} says why for each"
+    with out.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [bool(row["error"]) for row in rows] == [False, False, False, True]
+
+
+def test_verify(bundle_folder: Path) -> None:
+    result = call("verify", bundle_folder)
+    assert result.exit_code == 0
+    assert "golden embedding, relative" in result.stdout
+    assert "FAILED" not in result.stdout
+    assert "checks passed on onnxruntime:fp32" in result.stderr
+
+
+def reseal(folder: Path) -> None:
+    seal(folder, json.loads((folder / "bundle.json").read_text()))
+
+
+def test_verify_that_fails_has_its_exit_code_and_still_prints_its_data(folder: Path) -> None:
+    weights = np.fromfile(folder / "onnx/weights.bin", "<f4") * np.float32(1.05)
+    weights.tofile(folder / "onnx/weights.bin")
+    reseal(folder)
+    result = call("verify", folder)
+    assert result.exit_code == 3
+    assert "FAILED" in result.stdout
+    assert two_lines(result)[0].endswith("checks failed on onnxruntime:fp32, expected none")
+    asjson = call("verify", folder, "--json")
+    assert asjson.exit_code == 3
+    assert document(asjson)["passed"] is False
+
+
+def test_a_check_without_a_finite_value_is_still_json(folder: Path) -> None:
+    path = folder / "golden/golden.npz"
+    with np.load(path) as vectors:
+        golden: dict[str, Any] = {name: vectors[name] for name in vectors.files}
+    golden["embedding"] = golden["embedding"][:, :-1]
+    with path.open("wb") as file:
+        np.savez(file, **golden)
+    reseal(folder)
+    result = call("verify", folder, "--json")
+    assert result.exit_code == 3
+    failed = [check for check in document(result)["checks"] if not check["passed"]]
+    assert [(check["name"], check["value"]) for check in failed] == [("golden embedding, relative", None)]
+    assert "not finite" in call("verify", folder).stdout
+
+
+def test_an_altered_bundle_fails_verification(folder: Path) -> None:
+    with (folder / "onnx/weights.bin").open("r+b") as file:
+        file.write(b"\x01\x02\x03")
+    for command in (["verify", folder], ["inspect", folder], ["verify", folder, "--json"]):
+        result = call(*command)
+        assert (result.exit_code, result.stdout) == (3, "")
+        two_lines(result)
+
+
+def test_inspect(bundle_folder: Path) -> None:
+    result = call("inspect", bundle_folder)
+    assert (result.exit_code, result.stderr) == (0, "")
+    for said in ("onnxruntime:fp32  runs here", "operating threshold: 0.4", "not a medical device", "weights.bin"):
+        assert said.lower() in result.stdout.lower()
+    entry = document(call("inspect", bundle_folder, "--json"))
+    assert entry == json.loads((bundle_folder / "bundle.json").read_text())
+
+
+def test_inspect_loads_no_engine(bundle_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    result = call("inspect", bundle_folder)
+    assert result.exit_code == 0
+    assert "needs the package `onnxruntime`" in result.stdout
+
+
+def test_an_untrained_model_is_announced_wherever_it_is_used(folder: Path, phantom_manifest: Path, out: Path) -> None:
+    entry = json.loads((folder / "bundle.json").read_text())
+    seal(folder, entry | {"trained": False})
+    for command in (["inspect", folder], ["run", folder, phantom_manifest, "-o", out]):
+        assert "UNTRAINED" in call(*command).stderr
+
+
+def test_doctor() -> None:
+    result = call("doctor")
+    assert result.exit_code == 0
+    assert "onnxruntime:fp32  ok" in result.stdout
+    assert document(call("doctor", "--json"))["schema"] == "mpmmu-doctor/1"
+
+
+def test_doctor_fails_where_nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    result = call("doctor")
+    assert result.exit_code == 1
+    assert "hint: onnxruntime:fp32: pip install 'mpmmu-rt[cpu]'" in result.stderr
+    assert document(call("doctor", "--json"))["targets"][0]["usable"] is False
+
+
+def test_bench_writes_json_to_stdout_or_to_a_file(bundle_folder: Path, tmp_path: Path) -> None:
+    options = ("--batch", 2, "--seconds", 0.1)
+    printed = call("bench", bundle_folder, *options, "--json", "-")
+    assert printed.exit_code == 0
+    stored = call("bench", bundle_folder, *options, "--json", tmp_path / "bench.json")
+    assert stored.exit_code == 0
+    assert f"wrote {tmp_path / 'bench.json'}" in stored.stderr
+    assert "pairs/s" in stored.stdout
+    assert "includes input checks" in stored.stdout
+    assert set(document(printed)) == set(json.loads((tmp_path / "bench.json").read_text()))
+
+
+def test_phantoms(tmp_path: Path) -> None:
+    result = call("phantom", 2, "-o", tmp_path / "p")
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert "drawings, not patients" in result.stderr
+    assert len(list((tmp_path / "p").rglob("*.png"))) == 4
+    again = call("phantom", 2, "-o", tmp_path / "p")
+    assert again.exit_code == 1
+    two_lines(again)
+
+
+def test_no_bars_and_no_colour_where_there_is_no_terminal(
+    bundle_folder: Path, phantom_manifest: Path, out: Path
+) -> None:
+    command = [sys.executable, "-W", "error", "-m", "mpmmu_rt", "run", bundle_folder, phantom_manifest, "-o", out]
+    result = subprocess.run(list(map(str, command)), capture_output=True, timeout=120, check=False)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == b""
+    for mark in (b"\x1b", b"\r", "━".encode(), b"%"):
+        assert mark not in result.stderr
+    assert len(result.stderr.splitlines()) == 3
+
+
+def test_exit_codes_reach_the_shell(tmp_path: Path, folder: Path) -> None:
+    (folder / "golden/golden.npz").write_bytes(b"x")
+    for arguments, code in ((["inspect", tmp_path / "no"], 1), (["bogus"], 2), (["inspect", folder], 3)):
+        command = [sys.executable, "-m", "mpmmu_rt", *map(str, arguments)]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert (result.returncode, result.stdout) == (code, ""), result.stderr
+        assert [line.partition(":")[0] for line in result.stderr.splitlines()] == ["error", "hint"]
+
+
+def test_a_reader_that_goes_away_is_no_error(bundle_folder: Path) -> None:
+    command = f"'{sys.executable}' -m mpmmu_rt inspect '{bundle_folder}' --json | head -c 1"
+    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=False)
+    assert result.stdout == "{"
+    assert "Traceback" not in result.stderr
+
+
+def test_a_table_is_aligned() -> None:
+    assert _report.table(["name", "ms"], [["a", "1.50"], ["longer", "10.25"]]).splitlines() == [
+        "name    ms",
+        "------  -----",
+        "a        1.50",
+        "longer  10.25",
+    ]
+
+
+def test_two_images_swapped_in_the_manifest_give_another_probability(
+    bundle_folder: Path, tmp_path: Path, out: Path
+) -> None:
+    y, x = np.mgrid[:40, :50]
+    Image.fromarray(((x * 5 + y * 3) % 256).astype(np.uint8)).save(tmp_path / "1.png")
+    Image.fromarray((np.hypot(x - 20, y - 20) * 5 % 256).astype(np.uint8)).save(tmp_path / "2.png")
+    (tmp_path / "m.csv").write_text("case_id,mammography,ultrasound\na,1.png,2.png\nb,2.png,1.png\n")
+    assert call("run", bundle_folder, tmp_path / "m.csv", "-o", out).exit_code == 0
+    with out.open(newline="") as file:
+        first, second = (float(row["probability"]) for row in csv.DictReader(file))
+    assert abs(first - second) > 1e-3

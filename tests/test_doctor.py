@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from mpmmu_rt import doctor
+from mpmmu_rt.doctor import Finding, examine
+
+
+def by_name(findings: list[Finding]) -> dict[str, Finding]:
+    return {finding.name: finding for finding in findings}
+
+
+def test_what_works_here() -> None:
+    import onnxruntime
+
+    targets, abilities = examine()
+    assert by_name(targets)["onnxruntime:fp32"] == Finding(
+        "onnxruntime:fp32", True, f"onnxruntime {onnxruntime.__version__}"
+    )
+    found = by_name(abilities)
+    assert found["PNG, JPEG, TIFF, BMP"].usable
+    assert found["train and export"].usable
+    assert "torch" in found["train and export"].detail
+
+
+def test_the_document_is_json() -> None:
+    entry = doctor.to_json(*examine())
+    assert json.loads(json.dumps(entry, allow_nan=False)) == entry
+    assert set(entry) == {"schema", "targets", "abilities", "machine"}
+    assert set(entry["targets"][0]) == {"name", "usable", "detail", "hint"}
+
+
+def test_what_is_missing_is_said_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("onnxruntime", "torch", "skops"):
+        monkeypatch.setitem(sys.modules, name, None)
+    targets, abilities = examine()
+    target = by_name(targets)["onnxruntime:fp32"]
+    assert not target.usable
+    assert "needs the package `onnxruntime`" in target.detail
+    assert target.hint == "pip install 'mpmmu-rt[cpu]'"
+    export = by_name(abilities)["train and export"]
+    assert (export.usable, export.detail) == (False, "missing: torch, skops")
+    assert export.hint == "pip install 'mpmmu-rt[export]'"
+
+
+def test_image_formats_of_a_bare_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No distribution is found: neither Pillow nor pydicom may be called usable."""
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    found = by_name(doctor._image_formats())
+    assert {name: finding.usable for name, finding in found.items()} == {
+        "PNG, JPEG, TIFF, BMP": False,
+        "DICOM": False,
+    }
+    assert all(finding.hint.startswith("pip install") for finding in found.values())

@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from mpmmu_rt.errors import BundleError, OutputError
+from mpmmu_rt.files import atomic_file, atomic_folder, check_replaceable, parse_json_object, read_bounded, sha256_file
+
+
+class Cut(Exception):
+    """What goes wrong in the middle of a block."""
+
+
+def listing(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def earlier(folder: Path) -> Path:
+    """An output of an earlier run: the marker and another file."""
+    folder.mkdir()
+    (folder / "mark").write_text("old")
+    (folder / "data").write_text("old")
+    return folder
+
+
+def test_a_file_appears_whole_with_ordinary_permissions(tmp_path: Path) -> None:
+    path = tmp_path / "out.csv"
+    with atomic_file(path) as partial:
+        partial.write_text("1")
+        assert not path.exists()
+        assert partial.parent == tmp_path  # a rename across file systems is no rename
+    assert path.read_text() == "1"
+    mask = os.umask(0)
+    os.umask(mask)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~mask
+    assert listing(tmp_path) == ["out.csv"]
+
+
+@pytest.mark.parametrize("kind", [Cut, KeyboardInterrupt, SystemExit])
+def test_a_file_that_fails_leaves_what_was_there(tmp_path: Path, kind: type[BaseException]) -> None:
+    path = tmp_path / "out.csv"
+    path.write_text("old")
+    with pytest.raises(kind), atomic_file(path) as partial:  # noqa: PT012
+        partial.write_text("half")
+        raise kind
+    assert path.read_text() == "old"
+    assert listing(tmp_path) == ["out.csv"]
+
+
+def test_a_file_over_a_folder_fails_and_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with pytest.raises(OSError, match="out"), atomic_file(tmp_path / "out") as partial:
+        partial.write_text("x")
+    assert listing(tmp_path) == ["out"]
+
+
+def test_a_file_in_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    with (
+        pytest.raises(OutputError, match=r"the folder .*/no does not exist, expected") as caught,
+        atomic_file(tmp_path / "no" / "out.csv"),
+    ):
+        pytest.fail("the block must not run")
+    assert caught.value.hint == f"mkdir -p {tmp_path / 'no'}"
+
+
+def test_a_folder_appears_whole(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    with atomic_folder(path, marker="mark", overwrite=False) as partial:
+        (partial / "mark").write_text("new")
+        assert not path.exists()
+    assert listing(tmp_path) == ["out", "out/mark"]
+    mask = os.umask(0)
+    os.umask(mask)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o777 & ~mask
+
+
+@pytest.mark.parametrize("kind", [Cut, KeyboardInterrupt])
+def test_a_folder_that_fails_leaves_what_was_there(tmp_path: Path, kind: type[BaseException]) -> None:
+    path = earlier(tmp_path / "out")
+    with pytest.raises(kind), atomic_folder(path, marker="mark", overwrite=True) as partial:  # noqa: PT012
+        (partial / "mark").write_text("half")
+        raise kind
+    assert listing(tmp_path) == ["out", "out/data", "out/mark"]
+    assert (path / "mark").read_text() == "old"
+
+
+def test_overwriting_replaces_the_whole_folder(tmp_path: Path) -> None:
+    path = earlier(tmp_path / "out")
+    with atomic_folder(path, marker="mark", overwrite=True) as partial:
+        (partial / "mark").write_text("new")
+        assert (path / "mark").read_text() == "old"
+    assert listing(tmp_path) == ["out", "out/mark"]
+    assert (path / "mark").read_text() == "new"
+
+
+def test_an_earlier_output_needs_overwrite(tmp_path: Path) -> None:
+    path = earlier(tmp_path / "out")
+    with pytest.raises(OutputError, match="exists already") as caught:
+        check_replaceable(path, marker="mark", overwrite=False)
+    assert "--overwrite" in caught.value.hint
+    check_replaceable(path, marker="mark", overwrite=True)
+
+
+def foreign_folder(path: Path) -> None:
+    path.mkdir()
+    (path / "thesis.tex").write_text("years of work")
+
+
+def a_file(path: Path) -> None:
+    path.write_text("years of work")
+
+
+def marker_is_a_folder(path: Path) -> None:
+    (path / "mark").mkdir(parents=True)
+
+
+def link_to_an_output(path: Path) -> None:
+    path.symlink_to(earlier(path.with_name("real")))
+
+
+def dangling_link(path: Path) -> None:
+    path.symlink_to(path.with_name("nowhere"))
+
+
+@pytest.mark.parametrize("make", [foreign_folder, a_file, marker_is_a_folder, link_to_an_output, dangling_link])
+def test_what_is_not_an_earlier_output_is_never_replaced(tmp_path: Path, make: object) -> None:
+    path = tmp_path / "out"
+    make(path)  # type: ignore[operator]
+    before = listing(tmp_path)
+    with pytest.raises(OutputError, match="expected a free path"), atomic_folder(path, marker="mark", overwrite=True):
+        pytest.fail("the block must not run")
+    assert listing(tmp_path) == before
+
+
+def test_a_foreign_folder_that_appears_meanwhile_is_not_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    with (  # noqa: PT012
+        pytest.raises(OutputError, match="holds no mark"),
+        atomic_folder(path, marker="mark", overwrite=True) as partial,
+    ):
+        (partial / "mark").write_text("new")
+        foreign_folder(path)
+    assert listing(tmp_path) == ["out", "out/thesis.tex"]
+
+
+def test_bounded_reading(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"12345")
+    assert read_bounded(path, 5, BundleError, "h") == b"12345"
+    with pytest.raises(BundleError, match="larger than 4 bytes") as caught:
+        read_bounded(path, 4, BundleError, "h")
+    assert caught.value.hint == "h"
+    for missing in (tmp_path / "no", tmp_path):
+        with pytest.raises(BundleError, match=r"can't be read: .*, expected a file"):
+            read_bounded(missing, 4, BundleError, "h")
+
+
+def test_an_endless_file_is_not_read_to_its_end() -> None:
+    with pytest.raises(BundleError, match="larger than 1000 bytes"):
+        read_bounded(Path("/dev/zero"), 1000, BundleError, "h")
+
+
+@pytest.mark.parametrize(
+    ("data", "problem"),
+    [
+        (b"", "is not valid JSON"),
+        (b"{", "is not valid JSON"),
+        (b"\xff\xfe{}", "is not valid JSON"),
+        (b"\x00\x01\x02\x80", "is not valid JSON"),
+        (b"[" * 100_000, "is not valid JSON"),
+        (b'{"a": ' * 100_000 + b"1" + b"}" * 100_000, "is not valid JSON"),
+        (b"9" * 5000, "is not valid JSON"),
+        (b"[1]", "holds a JSON list, expected an object"),
+        (b"null", "holds a JSON NoneType, expected an object"),
+        (b'"text"', "holds a JSON str, expected an object"),
+    ],
+)
+def test_what_is_not_a_json_object_is_refused(data: bytes, problem: str) -> None:
+    with pytest.raises(BundleError, match=f"f.json {problem}"):
+        parse_json_object(Path("f.json"), data, BundleError, "h")
+
+
+def test_a_json_object_is_read() -> None:
+    assert parse_json_object(Path("f"), b'\xef\xbb\xbf{"a": [1]}', BundleError, "h") == {"a": [1]}
+
+
+def test_sha256(tmp_path: Path) -> None:
+    data = bytes(range(256)) * 9999
+    (tmp_path / "file").write_bytes(data)
+    assert sha256_file(tmp_path / "file") == hashlib.sha256(data).hexdigest()

@@ -1,0 +1,128 @@
+"""The runtime imports with NumPy alone, under one name, and does not know the exporter."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "mpmmu_rt"
+HEAVY = (
+    *("torch", "sklearn", "skl2onnx", "skops", "safetensors", "onnx", "onnxscript", "onnxruntime", "openvino"),
+    *("tensorrt", "tensorrt_rtx", "cupy", "PIL", "pydicom", "matplotlib", "scipy", "rich", "joblib"),
+)
+BLOCK = f"import sys\nfor name in {HEAVY!r}:\n    sys.modules[name] = None\n"
+COMMANDS = ("train", "export", "verify", "run", "bench", "inspect", "doctor", "phantom")
+
+
+def runtime_files() -> list[Path]:
+    """Every source file that a device has: all but the model and the exporter."""
+    files = [path for path in PACKAGE.rglob("*.py") if path.relative_to(PACKAGE).parts[0] not in ("model", "export")]
+    return sorted({*files, *(PACKAGE / "kernels").glob("*.py")})  # rglob does not follow links
+
+
+def module_name(path: Path) -> str:
+    parts = ("mpmmu_rt", *path.relative_to(PACKAGE).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def python(code: str, *, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-W", "error", "-c", code]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_every_runtime_module_imports_without_any_heavy_package(tmp_path: Path) -> None:
+    names = [module_name(path) for path in runtime_files() if path.name != "__main__.py"]
+    assert {"mpmmu_rt.bundle", "mpmmu_rt.kernels", "mpmmu_rt.engines.onnxruntime", "mpmmu_rt.cli.train"} <= set(names)
+    result = python(f"{BLOCK}import importlib\nfor n in {names!r}:\n    importlib.import_module(n)", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+
+
+def test_help_of_every_command_works_without_any_heavy_package(tmp_path: Path) -> None:
+    code = f"""{BLOCK}
+from mpmmu_rt.cli import app
+import contextlib, io
+for arguments in [[], *([command] for command in {COMMANDS!r})]:
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        try:
+            app([*arguments, "--help"], prog_name="mpmmu-rt")
+        except SystemExit as end:
+            assert not end.code, (arguments, end.code)
+    assert out.getvalue().startswith(" ".join(["Usage: mpmmu-rt", *arguments])), out.getvalue()
+    if not arguments:
+        shown = {{line.split()[0] for line in out.getvalue().partition("Commands:")[2].splitlines() if line.strip()}}
+        assert shown == set({COMMANDS!r}), shown
+"""
+    result = python(code, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+
+
+def test_the_package_pulls_in_numpy_and_nothing_else(tmp_path: Path) -> None:
+    code = (
+        "import sys\nbefore = set(sys.modules)\nimport mpmmu_rt\n"
+        "tops = {name.partition('.')[0] for name in set(sys.modules) - before}\n"
+        "print(*sorted(name for name in tops - set(sys.stdlib_module_names) if not name.startswith('__editable__')))"
+    )
+    result = python(code, cwd=tmp_path)
+    assert result.stdout.split() == ["mpmmu_rt", "numpy"], result.stderr
+
+
+@pytest.mark.parametrize("package", ["export", "kernels"])
+def test_the_folder_in_the_root_is_no_second_identity(package: str) -> None:
+    # The exporter's own imports come before its guard: only the heavy packages may be needed to get there.
+    result = python(f"import {package}")
+    assert result.returncode == 1
+    assert result.stderr.strip().splitlines()[-1] == f"ImportError: import it as mpmmu_rt.{package}"
+
+
+def imported(tree: ast.AST, package: str) -> set[str]:
+    """The absolute names of everything that is imported, at any depth; `package` resolves the relative ones."""
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            origin = ".".join([*base, *(node.module.split(".") if node.module else [])])
+            names |= {origin, *(f"{origin}.{alias.name}" for alias in node.names)}
+    return names
+
+
+def forbidden(names: set[str]) -> set[str]:
+    return {name for name in names if name.startswith(("mpmmu_rt.model", "mpmmu_rt.export"))}
+
+
+def test_no_runtime_module_imports_the_model_or_the_exporter() -> None:
+    offenders = {}
+    for path in runtime_files():
+        package = module_name(path) if path.name == "__init__.py" else module_name(path).rpartition(".")[0]
+        if package != "mpmmu_rt.cli" and (found := forbidden(imported(ast.parse(path.read_text()), package))):
+            offenders[path.name] = found
+    assert offenders == {}
+
+
+def test_the_command_line_imports_the_model_and_the_exporter_only_inside_functions() -> None:
+    for path in (PACKAGE / "cli").glob("*.py"):
+        tree = ast.parse(path.read_text())
+        outside = ast.Module([node for node in tree.body if not isinstance(node, ast.FunctionDef)], [])
+        assert forbidden(imported(outside, "mpmmu_rt.cli")) == set(), path.name
+    assert forbidden(imported(ast.parse((PACKAGE / "cli" / "export.py").read_text()), "mpmmu_rt.cli"))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from mpmmu_rt.model import checkpoint",
+        "def f():\n    import mpmmu_rt.export.build",
+        "from .model.encoder import Encoder",
+        "from . import export",
+        "from mpmmu_rt import model",
+    ],
+)
+def test_the_check_sees_every_form_of_import(source: str) -> None:
+    assert forbidden(imported(ast.parse(source), "mpmmu_rt"))

@@ -1,0 +1,300 @@
+"""The Predictor: its border, and that every case gets its own answer whatever shares its batch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from mpmmu_rt import load
+from mpmmu_rt.bundle import GRAPHS, Bundle, seal
+from mpmmu_rt.errors import BundleError, EngineError, PixelsError, UsageError
+from mpmmu_rt.images import Preprocessing
+from mpmmu_rt.model.phantom import phantom_pixels
+from mpmmu_rt.predictor import STAGES, Predictor
+from mpmmu_rt.spec import MODALITIES, Array, Modality
+
+# FP32 of the same graph, blocked differently by batch size: some 10 times what was measured (4e-7).
+ROW_TOLERANCE = 5e-6
+Pixels = dict[Modality, Array]
+
+
+@pytest.fixture(scope="module")
+def pixels() -> Pixels:
+    return phantom_pixels(33, seed=21, preprocessing=Preprocessing(size=48))[0]
+
+
+def rows(pixels: Pixels, which: Any) -> Pixels:
+    return {modality: np.ascontiguousarray(array[which]) for modality, array in pixels.items()}
+
+
+def test_a_prediction_of_the_golden_cases_is_the_golden_one(bundle_folder: Path) -> None:
+    golden = Bundle.open(bundle_folder).golden()
+    with load(bundle_folder) as predictor:
+        prediction = predictor.predict({modality: golden[f"{modality}.pixels"] for modality in MODALITIES})
+    assert prediction.probability.dtype == np.float32
+    assert prediction.probability.shape == (4,)
+    assert np.ptp(prediction.probability) > 0.05  # the cases differ, so a mix-up would show
+    np.testing.assert_allclose(prediction.probability, golden["probability"], atol=1e-5)
+    np.testing.assert_allclose(prediction.embedding, golden["embedding"], rtol=1e-4, atol=1e-5)
+    assert tuple(prediction.stages_ms) == STAGES
+    assert min(prediction.stages_ms.values()) > 0
+
+
+@pytest.mark.parametrize("batch", [1, 2, 7, 32, 33])
+def test_every_row_of_a_batch_is_what_it_is_alone(bundle_folder: Path, pixels: Pixels, batch: int) -> None:
+    with load(bundle_folder) as predictor:
+        alone = np.concatenate([predictor.predict(rows(pixels, [row])).probability for row in range(batch)])
+        together = predictor.predict(rows(pixels, slice(batch)))
+    assert together.probability.shape == (batch,)
+    assert together.embedding.shape[0] == batch
+    np.testing.assert_allclose(together.probability, alone, rtol=0, atol=ROW_TOLERANCE)
+
+
+def test_the_modalities_are_not_interchangeable(bundle_folder: Path, pixels: Pixels) -> None:
+    few = rows(pixels, slice(8))
+    with load(bundle_folder) as predictor:
+        right = predictor.predict(few).probability
+        swapped = predictor.predict({"mammography": few["ultrasound"], "ultrasound": few["mammography"]}).probability
+        other_order = predictor.predict(dict(reversed(few.items()))).probability
+    assert np.abs(right - swapped).max() > 0.01
+    np.testing.assert_array_equal(other_order, right)  # named, so the order of the keys means nothing
+
+
+def test_each_modality_matters(bundle_folder: Path, pixels: Pixels) -> None:
+    with load(bundle_folder) as predictor:
+        right = predictor.predict(rows(pixels, slice(8))).probability
+        for modality in MODALITIES:
+            changed = rows(pixels, slice(8)) | {modality: 255 - pixels[modality][:8]}
+            assert np.abs(predictor.predict(changed).probability - right).max() > 1e-3
+
+
+def test_the_memory_layout_of_pixels_means_nothing(bundle_folder: Path, pixels: Pixels) -> None:
+    few = rows(pixels, slice(5))
+    layouts = {
+        "every other row": {m: np.repeat(a, 2, axis=0)[::2] for m, a in few.items()},
+        "backwards": {m: a[::-1].copy()[::-1] for m, a in few.items()},
+        "columns first": {m: np.asfortranarray(a) for m, a in few.items()},
+        "cut out": {m: np.pad(a, ((0, 0), (0, 0), (3, 2), (1, 5)))[:, :, 3:-2, 1:-5] for m, a in few.items()},
+    }
+    with load(bundle_folder) as predictor:
+        want = predictor.predict(few).probability
+        for name, layout in layouts.items():
+            for array in layout.values():
+                array.flags.writeable = False
+                assert not array.flags.c_contiguous, name
+            np.testing.assert_array_equal(predictor.predict(MappingProxyType(layout)).probability, want, name)
+
+
+def test_results_belong_to_the_caller(bundle_folder: Path, pixels: Pixels) -> None:
+    with load(bundle_folder) as predictor:
+        first = predictor.predict(rows(pixels, slice(4)))
+        kept = first.probability.copy(), first.embedding.copy(), first.feature_map["mammography"].copy()
+        predictor.predict(rows(pixels, slice(4, 8)))
+    np.testing.assert_array_equal(first.probability, kept[0])
+    np.testing.assert_array_equal(first.embedding, kept[1])
+    np.testing.assert_array_equal(first.feature_map["mammography"], kept[2])
+
+
+def good(count: int = 2) -> dict[str, Any]:
+    return {modality: np.zeros((count, 1, 48, 48), np.uint8) for modality in MODALITIES}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "problem"),
+    [
+        ({}, "pixels hold nothing, expected both mammography and ultrasound"),
+        ({"mammography": good()["mammography"]}, "pixels hold mammography, expected both"),
+        (good() | {"mri": good()["mammography"]}, "pixels hold mammography, ultrasound, mri, expected both"),
+        ({"Mammography": 1, "ultrasound": 2}, "pixels hold Mammography, ultrasound, expected both"),
+        ([good()["mammography"]] * 2, "pixels hold list, expected both"),
+        (None, "pixels hold NoneType, expected both"),
+        (good() | {"mammography": good(3)["mammography"]}, "hold 3 mammograms and 2 ultrasound images"),
+        (good() | {"ultrasound": good(1)["ultrasound"]}, "hold 2 mammograms and 1 ultrasound images"),
+        (good(0), "`mammography_pixels` holds no case"),
+        (good() | {"ultrasound": np.zeros((2, 1, 48, 47), np.uint8)}, r"`ultrasound_pixels` is uint8\[2, 1, 48, 47\]"),
+        (good() | {"ultrasound": np.zeros((2, 48, 48), np.uint8)}, r"`ultrasound_pixels` is uint8\[2, 48, 48\]"),
+        (good() | {"ultrasound": np.zeros((2, 3, 48, 48), np.uint8)}, r"uint8\[2, 3, 48, 48\]"),
+        (good() | {"mammography": np.zeros((2, 1, 48, 48), np.float32)}, "`mammography_pixels` is float32"),
+        (good() | {"mammography": np.zeros((2, 1, 48, 48), np.uint16)}, "`mammography_pixels` is uint16"),
+        (good() | {"mammography": [[0]]}, "`mammography_pixels` is a list"),
+    ],
+)
+def test_pixels_that_the_model_was_not_made_for(bundle_folder: Path, wrong: Any, problem: str) -> None:
+    with load(bundle_folder) as predictor:
+        for call in (predictor.predict, predictor.run_whole_graph):
+            with pytest.raises(PixelsError, match=problem) as caught:
+                call(wrong)
+            assert caught.value.hint
+
+
+def test_the_joined_graph_says_the_same(bundle_folder: Path, pixels: Pixels) -> None:
+    with load(bundle_folder) as predictor:
+        staged, whole = predictor.predict(pixels), predictor.run_whole_graph(pixels)
+    np.testing.assert_allclose(whole["probability"], staged.probability, atol=ROW_TOLERANCE)
+    np.testing.assert_allclose(whole["embedding"], staged.embedding, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_threads_change_nothing(bundle_folder: Path, pixels: Pixels, threads: int) -> None:
+    with load(bundle_folder) as reference, load(bundle_folder, threads=threads) as predictor:
+        assert predictor.threads == threads
+        np.testing.assert_allclose(
+            predictor.predict(pixels).probability, reference.predict(pixels).probability, atol=ROW_TOLERANCE
+        )
+
+
+@pytest.mark.parametrize("threads", [0, -1])
+def test_no_threads_are_refused(bundle_folder: Path, threads: int) -> None:
+    with pytest.raises(UsageError, match=f"threads is {threads}, expected at least 1"):
+        load(bundle_folder, threads=threads)
+
+
+def test_a_closed_predictor_does_not_answer(bundle_folder: Path, pixels: Pixels) -> None:
+    predictor = load(bundle_folder)
+    predictor.close()
+    with pytest.raises(EngineError):
+        predictor.predict(pixels)
+
+
+@pytest.mark.parametrize(
+    ("target", "kind", "problem"),
+    [
+        ("onnxruntime", UsageError, "expected ENGINE:PRECISION"),
+        ("abacus:fp32", EngineError, "names the engine `abacus`"),
+        ("onnxruntime:int8", EngineError, "asks for int8"),
+    ],
+)
+def test_a_target_is_taken_as_asked_or_not_at_all(
+    bundle_folder: Path, target: str, kind: type[Exception], problem: str
+) -> None:
+    with pytest.raises(kind, match=problem):
+        load(bundle_folder, target)
+
+
+def test_load_takes_a_string(bundle_folder: Path) -> None:
+    with load(str(bundle_folder)) as predictor:
+        assert isinstance(predictor, Predictor)
+    with pytest.raises(BundleError):
+        load(str(bundle_folder) + "x")
+
+
+def graph(path: Path, inputs: dict[str, list[Any]], output: tuple[str, list[Any]], nodes: list[Any]) -> None:
+    """An ONNX graph by hand; inputs named `pixels` are uint8, the rest float32."""
+    types = {name: TensorProto.UINT8 if name == "pixels" else TensorProto.FLOAT for name in inputs}
+    made = helper.make_graph(
+        nodes,
+        path.stem,
+        [helper.make_tensor_value_info(name, types[name], shape) for name, shape in inputs.items()],
+        [helper.make_tensor_value_info(output[0], TensorProto.FLOAT, output[1])],
+        [
+            helper.make_tensor("scale", TensorProto.FLOAT, [], [1 / 255]),
+            helper.make_tensor("axes", TensorProto.INT64, [3], [1, 2, 3]),
+            helper.make_tensor("last", TensorProto.INT64, [1], [1]),
+            helper.make_tensor("half", TensorProto.FLOAT, [], [0.5]),
+        ],
+    )
+    onnx.save(helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), str(path))
+
+
+def tiny_bundle(folder: Path, *, pool: list[Any], head: list[Any]) -> Path:
+    """A bundle of 4 × 4 pixels: feature maps are grey in 0..1; `pool` maps `means` [N, 2] to `embedding`, `head`
+    maps `embedding` to `probability`."""
+    node = helper.make_node
+    onnx_folder = folder / "onnx"
+    onnx_folder.mkdir(parents=True)
+    for modality in MODALITIES:
+        nodes = [node("Cast", ["pixels"], ["x"], to=TensorProto.FLOAT), node("Mul", ["x", "scale"], ["feature_map"])]
+        grey = ["N", 1, 4, 4]
+        graph(onnx_folder / f"{modality}.onnx", {"pixels": grey}, ("feature_map", grey), nodes)
+    maps = [f"{modality}_feature_map" for modality in MODALITIES]
+    means = [node("ReduceMean", [name, "axes"], [f"{name}_mean"], keepdims=1) for name in maps]
+    joined = node("Concat", [f"{name}_mean" for name in maps], ["wide"], axis=1)
+    flat = node("Flatten", ["wide"], ["means"], axis=1)
+    inputs: dict[str, list[Any]] = {name: ["N", 1, 4, 4] for name in maps}
+    graph(onnx_folder / "attention_pool.onnx", inputs, ("embedding", ["N", 2]), [*means, joined, flat, *pool])
+    graph(onnx_folder / "head.onnx", {"embedding": ["N", 2]}, ("probability", ["N"]), head)
+    (onnx_folder / "model.onnx").write_bytes((onnx_folder / "head.onnx").read_bytes())
+    (folder / "golden.npz").write_bytes(b"unused")
+    pixels = {f"{m}_pixels": {"dtype": "uint8", "shape": ["N", 1, 4, 4]} for m in MODALITIES}
+    entry: dict[str, Any] = {
+        "name": "tiny",
+        "trained": False,
+        "preprocessing": {"size": 4, "fit": "pad"},
+        "threshold": 0.5,
+        "classes": ["benign", "malignant"],
+        "tensors": pixels,
+        "graphs": {name: f"onnx/{name}.onnx" for name in GRAPHS},
+        "golden": "golden.npz",
+        "targets": ["onnxruntime:fp32"],
+    }
+    seal(folder, json.loads(json.dumps(entry)) | {key: {} for key in ("model", "card", "provenance", "parity")})
+    return folder
+
+
+def one(op: str, source: str, target: str, **attributes: Any) -> Any:
+    return helper.make_node(op, source.split(), [target], **attributes)
+
+
+SAME = [one("Identity", "means", "embedding")]
+AVERAGE = [one("ReduceMean", "embedding last", "probability", keepdims=0)]
+# sqrt(mean of x - 0.5): not a number below the middle
+ROOT = [
+    one("ReduceMean", "embedding last", "m", keepdims=0),
+    one("Sub", "m half", "d"),
+    one("Sqrt", "d", "probability"),
+]
+LOUD = [one("ReduceSum", "embedding last", "probability", keepdims=0)]
+NEGATIVE = [one("ReduceSum", "embedding last", "s", keepdims=0), one("Neg", "s", "probability")]
+# log(mean): -inf for a black image
+LOG = [one("Log", "means", "embedding")]
+# What trees do: a number whatever they get.
+BLIND = [
+    one("Less", "embedding half", "b"),
+    one("Cast", "b", "f", to=TensorProto.FLOAT),
+    one("ReduceMean", "f last", "probability", keepdims=0),
+]
+
+
+def levels(*mammography: int) -> Pixels:
+    """One case per level: a mammogram of that grey, an ultrasound image of the same."""
+    cases = np.array(mammography, np.uint8).reshape(-1, 1, 1, 1) * np.ones((1, 1, 4, 4), np.uint8)
+    return {modality: cases.copy() for modality in MODALITIES}
+
+
+def test_a_bundle_made_by_hand_computes_what_it_says(tmp_path: Path) -> None:
+    with load(tiny_bundle(tmp_path / "b", pool=SAME, head=AVERAGE)) as predictor:
+        np.testing.assert_allclose(predictor.predict(levels(0, 51, 255)).probability, [0, 0.2, 1], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("pool", "head", "greys", "problem"),
+    [
+        (SAME, ROOT, (255, 10, 20), "gave 2 of 3 probabilities that are not numbers in 0..1"),
+        (SAME, LOUD, (255, 10, 20), "gave 1 of 3 probabilities"),
+        (SAME, NEGATIVE, (10, 0), "gave 1 of 2 probabilities"),
+        (LOG, AVERAGE, (255, 0, 0, 255), "gave embeddings that are not finite for 2 of 4 cases"),
+        (LOG, BLIND, (200, 0), "gave embeddings that are not finite for 1 of 2 cases"),
+    ],
+)
+def test_what_is_no_probability_is_never_returned(
+    tmp_path: Path, pool: list[Any], head: list[Any], greys: tuple[int, ...], problem: str
+) -> None:
+    with load(tiny_bundle(tmp_path / "b", pool=pool, head=head)) as predictor:
+        with pytest.raises(EngineError, match=problem) as caught:
+            predictor.predict(levels(*greys))
+        assert "mpmmu-rt verify" in caught.value.hint
+
+
+def test_a_model_that_takes_other_names_is_an_engine_error(tmp_path: Path) -> None:
+    folder = tiny_bundle(tmp_path / "b", pool=SAME, head=AVERAGE)
+    (folder / "onnx/ultrasound.onnx").write_bytes((folder / "onnx/head.onnx").read_bytes())
+    seal(folder, json.loads((folder / "bundle.json").read_text()))
+    with load(folder) as predictor, pytest.raises(EngineError, match=r"failed in ultrasound\.onnx"):
+        predictor.predict(levels(1, 2))

@@ -1,0 +1,400 @@
+"""run: every case one row, in order; whatever happens in between, nothing lost and nothing made twice."""
+
+from __future__ import annotations
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mpmmu_rt import Predictor, load
+from mpmmu_rt.bundle import Bundle
+from mpmmu_rt.cases import Manifest, read_manifest
+from mpmmu_rt.errors import EngineError, OutputError
+from mpmmu_rt.images import Preprocessing, read_pixels
+from mpmmu_rt.run import COLUMNS, Decoder, _decide, run
+from mpmmu_rt.spec import MODALITIES
+
+
+@pytest.fixture(scope="module")
+def predictor(bundle_folder: Path) -> Iterator[Predictor]:
+    with load(bundle_folder) as loaded:
+        yield loaded
+
+
+@pytest.fixture(scope="module")
+def manifest(phantom_manifest: Path) -> Manifest:
+    return read_manifest(phantom_manifest)
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "predictions.csv"
+
+
+def journal(out: Path) -> Path:
+    return out.with_name(out.name + ".partial")
+
+
+def read(out: Path) -> list[dict[str, str]]:
+    with out.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def write_manifest(folder: Path, rows: list[tuple[str, object, object]]) -> Manifest:
+    path = folder / "manifest.csv"
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("case_id", *MODALITIES), *rows])
+    return read_manifest(path)
+
+
+def test_rows_are_what_the_predictor_says_in_the_manifests_order(
+    predictor: Predictor, manifest: Manifest, out: Path
+) -> None:
+    summary = run(predictor, manifest, out, batch=5)
+    rows = read(out)
+    assert tuple(rows[0]) == COLUMNS == ("case_id", "probability", "decision", "error")
+    assert [row["case_id"] for row in rows] == [case.case_id for case in manifest.cases]
+    for case, row in zip(manifest.cases, rows, strict=True):
+        assert case.mammography is not None
+        assert case.ultrasound is not None
+        size = Preprocessing(size=48)
+        pixels = {"mammography": read_pixels(case.mammography, size), "ultrasound": read_pixels(case.ultrasound, size)}
+        want = predictor.predict({modality: pixels[modality][None] for modality in MODALITIES}).probability[0]
+        assert float(row["probability"]) == pytest.approx(want, abs=5e-6)
+        assert row["decision"] == ("malignant" if float(row["probability"]) >= 0.4 else "benign")
+        assert row["error"] == ""
+    assert {row["decision"] for row in rows} == {"benign", "malignant"}
+    assert len({row["probability"] for row in rows}) == 12
+    assert not journal(out).exists()
+    assert (summary.cases, summary.predicted, summary.failed, summary.resumed) == (12, 12, 0, 0)
+    assert summary.batch_latency is not None
+    assert summary.batch_latency.n == 3
+    assert summary.pairs_per_s > 0
+    json.dumps(summary.to_json(), allow_nan=False)
+
+
+def test_a_probability_is_written_so_that_it_reads_back_the_same(
+    predictor: Predictor, manifest: Manifest, out: Path
+) -> None:
+    run(predictor, manifest, out, batch=12)
+    text = [row["probability"] for row in read(out)]
+    assert all("e" not in value for value in text)
+    again = out.with_name("again.csv")
+    run(predictor, manifest, again, batch=12)
+    assert again.read_bytes() == out.read_bytes()
+    assert all(np.format_float_positional(np.float32(value), unique=True) == value for value in text)
+
+
+@pytest.mark.parametrize("batch", [1, 7, 32])
+def test_the_batch_size_changes_no_decision(predictor: Predictor, manifest: Manifest, out: Path, batch: int) -> None:
+    run(predictor, manifest, out, batch=batch)
+    reference = out.with_name("reference.csv")
+    run(predictor, manifest, reference, batch=3)
+    for got, want in zip(read(out), read(reference), strict=True):
+        assert float(got.pop("probability")) == pytest.approx(float(want.pop("probability")), abs=5e-6)
+        assert got == want
+
+
+@pytest.mark.parametrize("threshold", [0.1, 0.3, 0.4, 0.6, 0.7, 0.9])
+def test_at_the_threshold_is_malignant_as_printed(bundle_folder: Path, threshold: float) -> None:
+    bundle = Bundle.open(bundle_folder)
+    object.__setattr__(bundle, "threshold", threshold)
+    at = np.float32(threshold)
+    below = np.nextafter(at, np.float32(0))
+    assert _decide(at, bundle) == _decide(float(at), bundle) == _decide(float(str(at)), bundle) == "malignant"
+    assert _decide(below, bundle) == _decide(float(below), bundle) == "benign"
+
+
+def test_a_case_that_fails_is_a_row_and_the_others_are_not_moved(
+    predictor: Predictor, manifest: Manifest, out: Path, tmp_path: Path
+) -> None:
+    good = [(case.mammography, case.ultrasound) for case in manifest.cases]
+    Image.new("L", (30, 30), 7).save(tmp_path / "flat.png")
+    (tmp_path / "text.png").write_text("no image")
+    broken: dict[int, tuple[object, object]] = {
+        0: ("no/such.png", good[0][1]),
+        3: (good[3][0], ""),
+        4: (good[4][0], tmp_path / "text.png"),
+        5: ("line\nbreak.png", good[5][1]),
+        11: (tmp_path / "flat.png", good[11][1]),
+    }
+    mixed = write_manifest(tmp_path, [(f"c{i}", *broken.get(i, pair)) for i, pair in enumerate(good)])
+    summary = run(predictor, mixed, out, batch=4)
+    rows = read(out)
+    clean = out.with_name("clean.csv")
+    run(predictor, manifest, clean, batch=4)
+    assert [row["case_id"] for row in rows] == [f"c{i}" for i in range(12)]
+    for index, (row, whole) in enumerate(zip(rows, read(clean), strict=True)):
+        if index in broken:
+            assert (row["probability"], row["decision"]) == ("", "")
+            assert row["error"]
+            assert "\n" not in row["error"]
+        else:
+            assert float(row["probability"]) == pytest.approx(float(whole["probability"]), abs=5e-6)
+            assert row["error"] == ""
+    assert (summary.failed, summary.predicted) == (5, 7)
+    assert summary.first_error.startswith("`c0`: ")
+    assert "no ultrasound image is given" in rows[3]["error"]
+
+
+def test_a_run_of_nothing_but_failures_predicts_nothing(predictor: Predictor, out: Path, tmp_path: Path) -> None:
+    summary = run(predictor, write_manifest(tmp_path, [("a", "x.png", "y.png"), ("b", "", "")]), out)
+    assert (summary.failed, summary.predicted, summary.batch_latency) == (2, 0, None)
+    assert [row["case_id"] for row in read(out)] == ["a", "b"]
+
+
+def many(phantom_manifest: Path, folder: Path, count: int = 90) -> Path:
+    """The phantoms again and again under new ids, and two cases that fail."""
+    pairs = [(case.mammography, case.ultrasound) for case in read_manifest(phantom_manifest).cases]
+    rows: list[tuple[str, object, object]] = [(f"case-{i}", *pairs[i % len(pairs)]) for i in range(count)]
+    rows[3] = ("case-3", "no.png", pairs[3][1])
+    rows[-2] = (f"case-{count - 2}", pairs[0][0], "")
+    return write_manifest(folder, rows).path
+
+
+def start(bundle: Path, manifest: Path, out: Path, *options: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "mpmmu_rt", "run", str(bundle), str(manifest), "-o", str(out), *options]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process: subprocess.Popen[str]) -> dict[str, int]:
+    stdout, stderr = process.communicate(timeout=120)
+    assert process.returncode == 1, stderr  # two cases fail
+    found: dict[str, int] = json.loads(stdout)
+    return found
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_goes_on_where_it_stopped(
+    bundle_folder: Path, phantom_manifest: Path, tmp_path: Path
+) -> None:
+    manifest = many(phantom_manifest, tmp_path)
+    whole, out = tmp_path / "whole.csv", tmp_path / "killed.csv"
+    # Batches of 1: which case shares a batch with which can't change the last digit of a probability.
+    assert finish(start(bundle_folder, manifest, whole, "--batch", "1", "--json"))["predicted"] == 88
+    done = [0]
+    for kill_after in (5, 40):
+        options = ["--resume"] if kill_after > 5 else []
+        process = start(bundle_folder, manifest, out, "--batch", "1", *options)
+        deadline = time.monotonic() + 60
+        while not journal(out).exists() or journal(out).read_bytes().count(b"\n") < 1 + kill_after:
+            assert process.poll() is None, "the run ended before it could be killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+        assert not out.exists()
+        done.append(journal(out).read_bytes().count(b"\n") - 1)
+        assert kill_after <= done[-1] < 90
+    journal_ids = [line.partition(",")[0] for line in journal(out).read_text().splitlines()[1:]]
+    assert len(set(journal_ids)) == len(journal_ids)  # the second process repeated nothing of the first
+    refused = start(bundle_folder, manifest, out)
+    assert "holds the rows of an unfinished run" in refused.communicate()[1]
+    summary = finish(start(bundle_folder, manifest, out, "--batch", "1", "--resume", "--json"))
+    assert summary["resumed"] == done[-1]
+    failed_before = sum(f"case-{index}" in journal_ids for index in (3, 88))
+    assert summary["predicted"] == 88 - (done[-1] - failed_before)
+    assert out.read_bytes() == whole.read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["killed.csv", "manifest.csv", "whole.csv"]
+
+
+class Stop(Exception):
+    pass
+
+
+def interrupted(predictor: Predictor, manifest: Manifest, out: Path, after: int = 6) -> None:
+    """A run that ends after `after` cases and leaves its journal."""
+
+    def progress(description: str, done: int, total: int) -> None:
+        if done >= after:
+            raise Stop
+
+    with pytest.raises(Stop):
+        run(predictor, manifest, out, batch=3, progress=progress)
+    assert journal(out).exists()
+    assert not out.exists()
+
+
+def resume(predictor: Predictor, manifest: Manifest, out: Path) -> tuple[int, int]:
+    summary = run(predictor, manifest, out, batch=3, resume=True)
+    return summary.resumed, summary.predicted
+
+
+@pytest.mark.parametrize("keep", [1, 5, 17, 30])
+def test_a_torn_last_line_is_made_again(predictor: Predictor, manifest: Manifest, out: Path, keep: int) -> None:
+    run(predictor, manifest, out, batch=3)
+    want = out.read_bytes()
+    out.unlink()
+    interrupted(predictor, manifest, out)
+    lines = journal(out).read_bytes().splitlines(keepends=True)
+    assert len(lines) == 1 + 6
+    torn = lines[-1][: min(keep, len(lines[-1]) - 1)]
+    journal(out).write_bytes(b"".join(lines[:-1]) + torn)
+    assert resume(predictor, manifest, out) == (5, 7)
+    assert [row["case_id"] for row in read(out)] == [case.case_id for case in manifest.cases]
+    assert want.split(b",")[0] == out.read_bytes().split(b",")[0]
+
+
+@pytest.mark.parametrize("content", [b"", b'{"schema": "mpm'])
+def test_a_journal_that_was_cut_before_its_first_line(
+    predictor: Predictor, manifest: Manifest, out: Path, content: bytes
+) -> None:
+    journal(out).write_bytes(content)
+    assert resume(predictor, manifest, out) == (0, 12)
+
+
+def test_resuming_without_a_journal_is_a_run(predictor: Predictor, manifest: Manifest, out: Path) -> None:
+    assert resume(predictor, manifest, out) == (0, 12)
+
+
+def test_a_journal_with_every_row_needs_no_prediction(predictor: Predictor, manifest: Manifest, out: Path) -> None:
+    interrupted(predictor, manifest, out, after=12)
+    assert resume(predictor, manifest, out) == (12, 0)
+    assert len(read(out)) == 12
+
+
+@pytest.mark.parametrize("key", ["schema", "bundle", "manifest", "target", "frame"])
+def test_the_journal_of_another_run_is_refused(predictor: Predictor, manifest: Manifest, out: Path, key: str) -> None:
+    interrupted(predictor, manifest, out)
+    lines = journal(out).read_text().splitlines(keepends=True)
+    header = json.loads(lines[0])
+    assert header["bundle"] == predictor.bundle.digest
+    assert header["manifest"] == manifest.sha256
+    assert header["target"] == "onnxruntime:fp32"
+    journal(out).write_text(json.dumps(header | {key: "other"}) + "\n" + "".join(lines[1:]))
+    before = journal(out).read_bytes()
+    with pytest.raises(OutputError, match=rf"belongs to another run \(other {key}\)"):
+        resume(predictor, manifest, out)
+    assert journal(out).read_bytes() == before
+    assert not out.exists()
+
+
+def test_a_changed_manifest_does_not_resume(predictor: Predictor, manifest: Manifest, out: Path) -> None:
+    path = out.with_name("manifest.csv")
+    text = manifest.path.read_text().splitlines()
+    rows: list[tuple[str, object, object]] = [
+        (case.case_id, case.mammography, case.ultrasound) for case in manifest.cases
+    ]
+    first = write_manifest(path.parent, rows)
+    assert len(text) == 13
+    interrupted(predictor, first, out)
+    rows[0] = (rows[0][0], rows[1][1], rows[1][2])  # other images under the same id
+    with pytest.raises(OutputError, match=r"other manifest\)"):
+        resume(predictor, write_manifest(path.parent, rows), out)
+
+
+def test_another_frame_does_not_resume(predictor: Predictor, manifest: Manifest, out: Path) -> None:
+    interrupted(predictor, manifest, out)
+    with pytest.raises(OutputError, match=r"other frame\)"):
+        run(predictor, manifest, out, resume=True, frame=0)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        b"phantom-0011,0.5\n",
+        b"phantom-0011,0.5,malignant,,\n",
+        b"stranger,0.5,malignant,\n",
+        b"phantom-0011,1.5,malignant,\n",
+        b"phantom-0011,nan,malignant,\n",
+        b"phantom-0011,half,malignant,\n",
+        b"phantom-0011,,malignant,\n",
+        b"phantom-0011,,,\n",
+        b"phantom-0011,0.5,benign,\n",  # 0.5 is above the threshold of 0.4
+        b"phantom-0011,0.3,malignant,\n",
+        b"phantom-0011,0.5,malignant,an error\n",
+        b'phantom-0011,,,"an error\n',
+        b"\n",
+        b"\xff\xfe\x00\x00\n",
+        bytes(40) + b"\n",
+        b"x" * 200_000 + b"\n",
+    ],
+)
+def test_a_journal_with_a_row_that_no_run_wrote_is_refused(
+    predictor: Predictor, manifest: Manifest, out: Path, row: bytes
+) -> None:
+    interrupted(predictor, manifest, out)
+    with journal(out).open("ab") as file:
+        file.write(row)
+    with pytest.raises(OutputError, match="is damaged in line 8"):
+        resume(predictor, manifest, out)
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00\n", b"case_id,probability\n", b"[]\n", b"null\n", b"\n"])
+def test_a_file_that_is_no_journal_is_not_resumed_from(
+    predictor: Predictor, manifest: Manifest, out: Path, content: bytes
+) -> None:
+    journal(out).write_bytes(content + b"phantom-0011,0.5,malignant,\n")
+    with pytest.raises(OutputError, match="belongs to another run"):
+        resume(predictor, manifest, out)
+
+
+def test_an_existing_output_is_replaced_only_if_asked(predictor: Predictor, manifest: Manifest, out: Path) -> None:
+    out.write_text("mine")
+    for resumed in (False, True):
+        with pytest.raises(OutputError, match="exists already") as caught:
+            run(predictor, manifest, out, resume=resumed)
+        assert "--overwrite" in caught.value.hint
+    assert out.read_text() == "mine"
+    assert not journal(out).exists()
+    run(predictor, manifest, out, overwrite=True)
+    assert len(read(out)) == 12
+
+
+def test_an_unfinished_run_is_neither_continued_nor_thrown_away_unasked(
+    predictor: Predictor, manifest: Manifest, out: Path
+) -> None:
+    interrupted(predictor, manifest, out)
+    before = journal(out).read_bytes()
+    with pytest.raises(OutputError, match="unfinished run") as caught:
+        run(predictor, manifest, out)
+    assert "--resume" in caught.value.hint
+    assert journal(out).read_bytes() == before
+    assert run(predictor, manifest, out, overwrite=True).predicted == 12
+
+
+def test_outputs_that_can_not_be(predictor: Predictor, manifest: Manifest, tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match=r"the folder .* does not exist"):
+        run(predictor, manifest, tmp_path / "no" / "out.csv")
+    with pytest.raises(OutputError, match="is a folder"):
+        run(predictor, manifest, tmp_path, overwrite=True)
+    with pytest.raises(OutputError, match="is the manifest itself"):
+        run(predictor, manifest, manifest.path, overwrite=True)
+    assert len(read_manifest(manifest.path).cases) == 12
+
+
+def test_an_engine_that_fails_leaves_the_journal_and_no_output(
+    bundle_folder: Path, manifest: Manifest, out: Path
+) -> None:
+    closed = load(bundle_folder)
+    closed.close()
+    with pytest.raises(EngineError):
+        run(closed, manifest, out)
+    assert not out.exists()
+    with load(bundle_folder) as predictor:
+        assert resume(predictor, manifest, out) == (0, 12)
+
+
+def test_the_decoder_keeps_order_and_stays_within_its_bound(manifest: Manifest) -> None:
+    with Decoder(manifest.cases, Preprocessing(size=16), frame=None, ahead=2) as decoded:
+        ids = [item.case.case_id for item in decoded]
+    assert ids == [case.case_id for case in manifest.cases]
+
+
+def test_progress_counts_cases(predictor: Predictor, manifest: Manifest, out: Path) -> None:
+    seen: list[tuple[str, int, int]] = []
+    run(predictor, manifest, out, batch=5, progress=lambda *args: seen.append(args))
+    assert {(name, total) for name, _, total in seen} == {("predicting", 12)}
+    done = [count for _, count, _ in seen]
+    assert done == sorted(done)
+    assert (done[0], done[-1]) == (0, 12)
