@@ -165,7 +165,12 @@ def _predict(predictor: Predictor, items: Sequence[Decoded], ledger: _Ledger) ->
     for stage, spent in prediction.stages_ms.items():
         ledger.stages_ms[stage] = ledger.stages_ms.get(stage, 0.0) + spent
     return [
-        (item.case.case_id, np.format_float_positional(value, unique=True), _decide(value, predictor.bundle), "")
+        (
+            item.case.case_id,
+            np.format_float_positional(value, unique=True, trim="0"),
+            _decide(value, predictor.bundle),
+            "",
+        )
         for item, value in zip(items, prediction.probability, strict=True)
     ]
 
@@ -208,15 +213,20 @@ def decode(case: Case, preprocessing: Preprocessing, frame: int | None) -> Decod
     error = ""
     try:
         for modality in MODALITIES:
-            path = case.image(modality)
-            if path is None:
-                raise ImageError(f"no {modality} image is given, expected both", hint="add it to the manifest")
-            pixels[modality] = read_pixels(path, preprocessing, frame=frame)
+            pixels[modality] = read_pixels(_path(case, modality), preprocessing, frame=frame)
     except ImageError as cause:
-        error = " ".join(
-            f"{cause}; {cause.hint}".split()
-        )  # one line: a path may hold a line break, a line of the journal may not
+        # One line: a path may hold a line break, a line of the journal may not.
+        error = " ".join(f"{cause}; {cause.hint}".split())
     return Decoded(case, pixels, error, (time.perf_counter() - start) * 1e3)
+
+
+def _path(case: Case, modality: Modality) -> Path:
+    path = case.image(modality)
+    if path is None:
+        raise ImageError(f"no {modality} image is given, expected both", hint="add it to the manifest")
+    if case.mammography == case.ultrasound:
+        raise ImageError(f"{path} is given for both modalities, expected an image of each", hint="correct the manifest")
+    return path
 
 
 class _Journal:

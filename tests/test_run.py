@@ -400,3 +400,15 @@ def test_progress_counts_cases(predictor: Predictor, manifest: Manifest, out: Pa
     done = [count for _, count, _ in seen]
     assert done == sorted(done)
     assert (done[0], done[-1]) == (0, 12)
+
+
+def test_one_file_for_both_modalities_is_an_error_row(
+    bundle_folder: Path, phantom_manifest: Path, tmp_path: Path
+) -> None:
+    """It decodes, and would give a probability that looks right."""
+    image = next(phantom_manifest.parent.glob("ultrasound/*.png"))
+    (tmp_path / "m.csv").write_text(f"case_id,mammography,ultrasound\na,{image},{image}\n")
+    with load(bundle_folder) as predictor:
+        summary = run(predictor, read_manifest(tmp_path / "m.csv"), tmp_path / "out.csv")
+    assert summary.failed == 1
+    assert "is given for both modalities" in (tmp_path / "out.csv").read_text()

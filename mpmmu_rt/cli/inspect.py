@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from mpmmu_rt.errors import BundleError
+
 from ._report import print_json, table
 from .export import warn_untrained
 
@@ -37,6 +39,8 @@ def inspect(
         if isinstance(value, str):
             typer.echo(f"{key.replace('_', ' ')}: {value}")
     typer.echo(f"operating threshold: {opened.threshold:g}; preprocessing: {entry['preprocessing']}")
+    if not parity:
+        raise BundleError(f"{bundle} holds no parity report, expected a verified bundle", hint="export it again")
     worst = max(parity["checks"], key=lambda check: check["value"] / (check["limit"] or 1e-30))
     typer.echo(
         f"parity on {parity['cases']} cases ({parity['source']}): {parity['decisions_flipped']} decisions flipped; "

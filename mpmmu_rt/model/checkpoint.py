@@ -19,7 +19,7 @@ import skops.io
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from mpmmu_rt.errors import CheckpointError
+from mpmmu_rt.errors import CheckpointError, MpmmuError
 from mpmmu_rt.files import atomic_folder, parse_json_object, read_bounded, sha256_file
 from mpmmu_rt.spec import MODALITIES, Modality
 
@@ -88,7 +88,10 @@ def load(folder: Path, *, trust_pickle: Path | None = None) -> Checkpoint:
         raise CheckpointError(f"{path} lacks `files` or `card`, expected both", hint=_HINT)
     if not isinstance(threshold, int | float) or isinstance(threshold, bool) or not 0 < threshold < 1:
         raise CheckpointError(f"{path} has the threshold {threshold!r}, expected a number in 0..1", hint=_HINT)
-    config = ModelConfig.from_json(entry.get("model"))
+    try:
+        config = ModelConfig.from_json(entry.get("model"))
+    except MpmmuError as error:
+        raise CheckpointError(f"{path}: {error}", hint=_HINT) from error
     encoders = {modality: _encoder(folder, modality, config, digests) for modality in MODALITIES}
     return Checkpoint(config, encoders, _head(folder, digests, trust_pickle), float(threshold), card)
 
