@@ -244,7 +244,7 @@ CASES: dict[str, tuple[Maker, str, int]] = {
     "checkpoint: weights missing": (lambda p: (p.checkpoint / "mammography.safetensors").unlink(), EXPORT, 1),
     "checkpoint: no head": (lambda p: (p.checkpoint / "head.skops").unlink(), EXPORT, 1),
     "checkpoint: a pickled head": (pickled_head, EXPORT, 1),
-    "argument: target without precision": (nothing, RUN + " --target onnxruntime", 1),
+    "argument: target without precision": (nothing, RUN + " --target onnxruntime", 2),
     "argument: unknown engine": (nothing, RUN + " --target abacus:fp32", 1),
     "argument: precision that the engine lacks": (nothing, "verify {b} --target onnxruntime:fp16", 1),
     "argument: output exists": (lambda p: (p.path / "out.csv").write_text("mine"), RUN, 1),
@@ -257,8 +257,8 @@ CASES: dict[str, tuple[Maker, str, int]] = {
     "argument: bench result into no folder": (nothing, "bench {b} --json {p}/no/x.json", 1),
     "argument: export over a foreign folder": (foreign_output, EXPORT + " --overwrite", 1),
     "argument: export over a bundle": (lambda p: p.bundle.rename(p.path / "new.bundle"), EXPORT, 1),
-    "argument: --parity without a checkpoint": (nothing, "export --parity {m}", 1),
-    "argument: train on nothing": (nothing, "train -o {p}/new", 1),
+    "argument: --parity without a checkpoint": (nothing, "export --parity {m}", 2),
+    "argument: train on nothing": (nothing, "train -o {p}/new", 2),
 }
 
 
