@@ -34,7 +34,7 @@ GOLDEN_CASES = 4
 PARITY_CASES = 32
 _PARITY_SEED = 20_260_101  # of phantoms that no preset trains on
 INTENDED_USE = "Research and engineering. Not a medical device; not for diagnosis."
-_VERSIONED = ("mpmmu-rt", "torch", "scikit-learn", "skl2onnx", "onnx", "onnxscript", "onnxruntime", "numpy")
+_VERSIONED = ("mpmmu-rt", "torch", "scikit-learn", "onnx", "onnxscript", "onnxruntime", "numpy")
 
 
 @dataclass(frozen=True)
@@ -140,13 +140,13 @@ def _export(model: _Model, output: Path, cases: ParityCases | None, overwrite: b
     with atomic_folder(output, marker=bundles.MANIFEST, overwrite=overwrite) as folder:
         size = model.preprocessing.size
         encoders = Encoders(model.modules, size)
-        tensors = _write_graphs(folder / "onnx", model, encoders, progress)
+        tensors, heads = _write_graphs(folder / "onnx", model, encoders, progress)
         cases = cases or _phantoms(model.preprocessing, progress)
         progress("running the original", 0, 1)
         original = parity.run_original(encoders, model.head, cases.pixels)
         progress("running the original", 1, 1)
         _write_golden(folder / "golden", cases, original)
-        entry = _entry(model, tensors)
+        entry = _entry(model, tensors) | {"head": heads}
         bundles.seal(folder, entry)
         report = _prove(folder, model, cases, original, progress)
         bundles.seal(folder, entry | {"parity": report.to_json(DEFAULT_TARGET) | {"source": cases.source}})
@@ -154,10 +154,16 @@ def _export(model: _Model, output: Path, cases: ParityCases | None, overwrite: b
     return Bundle.open(output)
 
 
-def _write_graphs(folder: Path, model: _Model, encoders: Encoders, progress: Progress) -> dict[str, TensorSpec]:
+def _write_graphs(
+    folder: Path, model: _Model, encoders: Encoders, progress: Progress
+) -> tuple[dict[str, TensorSpec], dict[str, Any]]:
+    """Write all graphs; returns the tensors that cross their borders, and how the heads were lowered."""
     folder.mkdir()
     shapes = encoders.shapes()
-    lowered = head.lower(model.head, int(shapes["embedding"][1]))  # first: it may be refused, and soon
+    width = int(shapes["embedding"][1])
+    portable = head.lower(model.head, width)  # first: it may be refused, and soon
+    heads = {"head": portable, "head_onnxruntime": head.lower(model.head, width, "onnxruntime")}
+    reports = {name: head.report(graph) for name, graph in heads.items()}
     parts: dict[str, onnx.ModelProto] = {}
     for step, modality in enumerate(MODALITIES):
         progress("exporting graphs", step, 5)
@@ -165,14 +171,14 @@ def _write_graphs(folder: Path, model: _Model, encoders: Encoders, progress: Pro
     progress("exporting graphs", 2, 5)
     pool = encoders.pool_graph()
     progress("exporting graphs", 3, 5)
-    whole = graphs.join(parts["mammography"], parts["ultrasound"], pool, lowered)
+    whole = graphs.join(parts["mammography"], parts["ultrasound"], pool, portable)
     progress("exporting graphs", 4, 5)
-    graphs.save_sharing_weights({**parts, "attention_pool": pool, "head": lowered, "model": whole}, folder)
+    graphs.save_sharing_weights({**parts, "attention_pool": pool, **heads, "model": whole}, folder)
     progress("exporting graphs", 5, 5)
     size = encoders.size
     pixels = {f"{m}_pixels": TensorSpec(f"{m}_pixels", "uint8", ("N", 1, size, size)) for m in MODALITIES}
     floats = {name: TensorSpec(name, "float32", shape) for name, shape in (shapes | {"probability": ("N",)}).items()}
-    return pixels | floats
+    return pixels | floats, reports
 
 
 def _phantoms(preprocessing: Preprocessing, progress: Progress) -> ParityCases:

@@ -135,6 +135,14 @@ def measure(
     )
     on_same_embedding = probability_difference(probability, probability_of(head, embedding))
     checks.append(Check("head on the same embedding, max |Δp|", on_same_embedding, PROBABILITY_TOLERANCE))
+    portable = predictor.run_graph("head", {"embedding": embedding})["probability"]
+    checks.append(
+        Check(
+            "portable head on it, max |Δp|",
+            probability_difference(portable, probability_of(head, embedding)),
+            PROBABILITY_TOLERANCE,
+        )
+    )
     decisions, crossings, flips = _decisions(probability, original.probability, predictor.bundle.threshold)
     few = {modality: pixels[modality][:4] for modality in MODALITIES}
     return Parity(

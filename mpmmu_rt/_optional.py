@@ -16,7 +16,6 @@ _EXTRAS = {
     "cupy": "cuda",
     "torch": "export",
     "sklearn": "export",
-    "skl2onnx": "export",
     "onnx": "export",
     "onnxscript": "export",
     "skops": "export",

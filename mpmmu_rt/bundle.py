@@ -2,8 +2,9 @@
 
     bundle.json          everything there is to know, and the SHA-256 and size of every other file
     onnx/*.onnx          `mammography`, `ultrasound` (pixels → feature_map), `attention_pool` (both feature maps →
-                         embedding), `head` (embedding → probability) and `model` (both pixels → probability,
-                         embedding); dynamic batch; they share
+                         embedding), `head` (embedding → probability, base_probability), `head_onnxruntime` (the
+                         same with ONNX Runtime's own tree operator) and `model` (both pixels → probability,
+                         embedding); dynamic batch; standard operators but for `head_onnxruntime`; they share
     onnx/weights.bin     the weights, each stored once
     golden/golden.npz    a few inputs and the original's output of every stage
 
@@ -19,6 +20,7 @@
     graphs         graph → path
     golden         path
     targets        the targets that the export has verified
+    head           how the forests of `head` and `head_onnxruntime` are evaluated, and notes for the user
     model, card, provenance, parity: for people; `inspect` prints them
     files          path → {sha256, bytes}, every file of the bundle but bundle.json
     sha256         of all the other keys: what a flipped bit in the threshold would otherwise slip past
@@ -36,8 +38,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, get_args
-from zipfile import BadZipFile
+from typing import Any, Literal
 
 import numpy as np
 
@@ -52,8 +53,9 @@ MAX_FILE_BYTES = 8 * 2**30
 MAX_GOLDEN_BYTES = 2**28
 CLASSES = ("benign", "malignant")
 
-Graph = Literal["mammography", "ultrasound", "attention_pool", "head", "model"]
-GRAPHS: tuple[Graph, ...] = get_args(Graph)
+HeadGraph = Literal["head", "head_onnxruntime"]
+Graph = Literal["mammography", "ultrasound", "attention_pool", HeadGraph, "model"]
+GRAPHS: tuple[Graph, ...] = ("mammography", "ultrasound", "attention_pool", "head", "head_onnxruntime", "model")
 GOLDEN = frozenset({f"{m}.{part}" for m in MODALITIES for part in ("pixels", "feature_map")}) | {
     "embedding",
     "probability",
@@ -129,6 +131,8 @@ class Bundle:
 
     def golden(self) -> dict[str, Array]:
         """The golden vectors: `<modality>.pixels`, `<modality>.feature_map`, `embedding`, `probability`."""
+        from zipfile import BadZipFile  # imports slowly, and a prediction has no use for it
+
         path = self.path / self.entry["golden"]
         data = read_bounded(path, MAX_GOLDEN_BYTES, BundleError, _HINT)
         try:
@@ -193,7 +197,7 @@ def _check_facts(entry: Mapping[str, Any]) -> None:
             raise TypeError(f"`{key}` is a {type(entry[key]).__name__}, expected a {kind.__name__}")
     if not all(isinstance(target, str) for target in entry["targets"]):
         raise TypeError(f"`targets` is {entry['targets']!r}, expected texts")
-    for key in ("model", "card", "provenance", "parity"):
+    for key in ("model", "card", "provenance", "parity", "head"):
         _mapping(entry, key)
 
 

@@ -59,9 +59,9 @@ def _image_formats() -> list[Finding]:
 
 
 def _export() -> Finding:
-    modules = ("torch", "sklearn", "skl2onnx", "onnx", "onnxscript", "skops", "safetensors")
+    modules = ("torch", "sklearn", "onnx", "onnxscript", "skops", "safetensors")
     missing = [module for module in modules if find_spec(module) is None]
     if missing:
         return Finding("train and export", False, f"missing: {', '.join(missing)}", "pip install 'mpmmu-rt[export]'")
-    versions = package_versions(("torch", "scikit-learn", "skl2onnx", "onnx"))
+    versions = package_versions(("torch", "scikit-learn", "onnx"))
     return Finding("train and export", True, ", ".join(f"{name} {version}" for name, version in versions.items()))

@@ -11,7 +11,7 @@ from typing import Self
 
 import numpy as np
 
-from .bundle import Bundle
+from .bundle import Bundle, Graph
 from .engines import Session, engine
 from .errors import EngineError, PixelsError, UsageError
 from .machine import usable_threads
@@ -53,7 +53,7 @@ class Predictor:
             modality: chosen.load(bundle.graph(modality), target.precision, self.threads) for modality in MODALITIES
         }
         self._pool = chosen.load(bundle.graph("attention_pool"), target.precision, self.threads)
-        self._head = chosen.load(bundle.graph("head"), target.precision, self.threads)
+        self._head = chosen.load(bundle.graph(chosen.head), target.precision, self.threads)
 
     def predict(self, pixels: Mapping[Modality, Array]) -> Prediction:
         """Pixels uint8 [N, 1, S, S] per modality (`{"mammography": …, "ultrasound": …}`) to a `Prediction`.
@@ -86,16 +86,19 @@ class Predictor:
         return Prediction(probability, embedding, feature_map, stages_ms)
 
     def run_whole_graph(self, pixels: Mapping[Modality, Array]) -> dict[str, Array]:
-        """`probability` and `embedding` from the joined graph, which engines that take one graph are built from.
+        """`probability` and `embedding` from the joined graph, which engines that take one graph are built from."""
+        return self.run_graph("model", {f"{modality}_pixels": array for modality, array in self._check(pixels).items()})
 
-        Loaded for this one call: the export uses it to prove that the joined graph equals its stages.
+    def run_graph(self, graph: Graph, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """The outputs of any graph of the bundle, loaded for this one call.
+
+        The export uses it to prove the graphs that this target itself does not run.
         """
-        feeds = {f"{modality}_pixels": array for modality, array in self._check(pixels).items()}
-        whole = engine(self.target).load(self.bundle.graph("model"), self.target.precision, self.threads)
+        session = engine(self.target).load(self.bundle.graph(graph), self.target.precision, self.threads)
         try:
-            return whole.run(feeds)
+            return session.run(feeds)
         finally:
-            whole.close()
+            session.close()
 
     def _stage(
         self, stage: str, session: Session, feeds: Mapping[str, Array], stages_ms: dict[str, float]

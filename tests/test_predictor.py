@@ -220,7 +220,8 @@ def tiny_bundle(folder: Path, *, pool: list[Any], head: list[Any]) -> Path:
     inputs: dict[str, list[Any]] = {name: ["N", 1, 4, 4] for name in maps}
     graph(onnx_folder / "attention_pool.onnx", inputs, ("embedding", ["N", 2]), [*means, joined, flat, *pool])
     graph(onnx_folder / "head.onnx", {"embedding": ["N", 2]}, ("probability", ["N"]), head)
-    (onnx_folder / "model.onnx").write_bytes((onnx_folder / "head.onnx").read_bytes())
+    for name in ("head_onnxruntime", "model"):
+        (onnx_folder / f"{name}.onnx").write_bytes((onnx_folder / "head.onnx").read_bytes())
     (folder / "golden.npz").write_bytes(b"unused")
     pixels = {f"{m}_pixels": {"dtype": "uint8", "shape": ["N", 1, 4, 4]} for m in MODALITIES}
     entry: dict[str, Any] = {
@@ -234,7 +235,7 @@ def tiny_bundle(folder: Path, *, pool: list[Any], head: list[Any]) -> Path:
         "golden": "golden.npz",
         "targets": ["onnxruntime:fp32"],
     }
-    seal(folder, json.loads(json.dumps(entry)) | {key: {} for key in ("model", "card", "provenance", "parity")})
+    seal(folder, json.loads(json.dumps(entry)) | {key: {} for key in ("model", "card", "provenance", "parity", "head")})
     return folder
 
 

@@ -108,7 +108,7 @@ class Wicked(OnnxRuntime):
 
     def load(self, graph, precision, threads):
         session = super().load(graph, precision, threads)
-        return Session(session, WRONG) if graph.stem == "head" else session
+        return Session(session, WRONG) if graph.stem.startswith("head") else session
 
 def WRONG(array):
     return WRONG_EXPRESSION
@@ -151,7 +151,7 @@ def test_an_engine_that_mixes_rows_at_some_batch_sizes_is_caught(
 def test_an_engine_whose_answer_depends_on_the_place_in_the_batch_is_caught(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wicked(folder, "array * (1 - 0.001 * __import__('numpy').arange(len(array), dtype='f4'))", monkeypatch)
+    wicked(folder, "(array.T * (1 - 0.001 * __import__('numpy').arange(len(array), dtype='f4'))).T", monkeypatch)
     names = failed(folder, "wicked:fp32")
     assert {"batch 7 of one case", "batch 32 of one case", "batch 32 in reverse order"} <= names
 

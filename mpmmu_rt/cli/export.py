@@ -64,6 +64,8 @@ def export(
             f"{report['cases']} cases ({report['source']}): {report['decisions_flipped']} decisions flipped, "
             f"{report['split_crossings']} differ by more than rounding may"
         )
+    for text in bundle.entry["head"]["head"]["notes"]:
+        note(f"warning: {text}")
     note(f"wrote {output} ({bundle.name}, {sum(f['bytes'] for f in bundle.entry['files'].values()) / 1e6:.1f} MB)")
     warn_untrained(bundle.trained)
 

@@ -46,6 +46,11 @@ def inspect(
         f"parity on {parity['cases']} cases ({parity['source']}): {parity['decisions_flipped']} decisions flipped; "
         f"closest to its limit: {worst['name']} {worst['value']:.1e} of {worst['limit']:.0e}"
     )
+    for name, head in entry["head"].items():
+        forests = [f"{'+'.join(map(str, one['trees']))} trees by {one['strategy']}" for one in head["forests"]]
+        typer.echo(f"{name}: {', '.join(forests) or 'no trees'}")
+    for text in entry["head"]["head"]["notes"]:
+        typer.echo(f"warning: {text}")
     typer.echo("\n" + table(["target", ""], runs))
     typer.echo(
         "\n"

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
+from mpmmu_rt.bundle import HeadGraph
 from mpmmu_rt.errors import EngineError, MpmmuError
 from mpmmu_rt.spec import Array, Target
 
@@ -34,6 +35,7 @@ class Engine(Protocol):
 
     name: str
     precisions: tuple[str, ...]
+    head: HeadGraph  # the form of the stacking head that is fastest on it
 
     def problem(self) -> MpmmuError | None:
         """Why nothing can run on this engine here, or None. Never raises."""

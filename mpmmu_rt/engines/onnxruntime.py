@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mpmmu_rt._optional import require
+from mpmmu_rt.bundle import HeadGraph
 from mpmmu_rt.errors import EngineError, MpmmuError
 from mpmmu_rt.machine import package_versions
 from mpmmu_rt.spec import Array
@@ -43,6 +44,7 @@ class OnnxRuntimeSession:
 class OnnxRuntime:
     name = "onnxruntime"
     precisions = ("fp32",)
+    head: HeadGraph = "head_onnxruntime"
 
     def problem(self) -> MpmmuError | None:
         installed = package_versions(("onnxruntime", "onnxruntime-gpu"))

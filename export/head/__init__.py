@@ -1,0 +1,161 @@
+"""The scikit-learn head as one small ONNX graph: `lower`.
+
+    scikit-learn ─ families ─▶ expression (`ir`) ─ thresholds: scalers folded into trees ─▶ emit ─▶ ONNX
+
+Trees take the same leaf as scikit-learn for every float32 embedding, as long as a feature comes from one column of the
+embedding through scalers, selectors and compositions of these; behind a projection (PCA, Normalizer) or on the
+probabilities of other learners they are evaluated on float32 values that may differ from scikit-learn's in the last
+bits. All else is float32 arithmetic, within 1e-5 in probability. An embedding that holds NaN or infinity gives the
+probability NaN, which the Predictor refuses.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+
+from mpmmu_rt.errors import UnsupportedEstimator
+from mpmmu_rt.export.graphs import ML_OPSET, OPSET, clean
+from mpmmu_rt.spec import Array
+
+from . import calibration, emit_forest, families, forest, ir, linear, mlp, preprocessing, stacking, svm, thresholds
+from .emit import Emitter, Products
+from .graph import Graph
+
+HeadEngine = Literal["portable", "onnxruntime"]
+REPORT_KEY = "mpmmu.head"
+_FAMILIES = (calibration, forest, linear, mlp, preprocessing, stacking, svm)
+
+
+def lower(
+    estimator: Any, n_features: int, engine: HeadEngine = "portable", *, products: Products = "gemm"
+) -> onnx.ModelProto:
+    """A fitted binary classifier as a graph.
+
+    Input `embedding` float32 [N, n_features]; outputs `probability` float32 [N], of class 1, and `base_probability`
+    float32 [N, learners]: what each learner of a stack or vote says (a learner without predict_proba: what the stack
+    takes from it); for any other classifier, the probability itself. "portable" uses operators of the standard domain
+    only; "onnxruntime" may use the tree operator of `ai.onnx.ml`. products="convolution" is for TensorRT-RTX on Turing,
+    which has no float32 matrix products. `report` reads what was decided.
+
+    Raises `UnsupportedEstimator` that names the path inside the estimator, its class, and what is supported.
+    """
+    fitted = getattr(estimator, "n_features_in_", n_features)
+    if fitted != n_features:
+        raise UnsupportedEstimator(
+            f"the head was fitted on {fitted} features and the encoders give {n_features}, expected the same",
+            hint="fit the head on the embeddings of these encoders",
+        )
+    embedding = ir.Embedding(n_features)
+    probability, base = _translate(estimator, embedding, "head")
+    graph = Graph()
+    emitter = Emitter(graph, products)
+    emitter.names[id(embedding)] = "embedding"
+    strategies = _write_forests(emitter, [probability, *base], embedding, engine)
+    whole = emitter.write(probability)
+    parts = [emitter.write(node) for node in base]
+    kept = graph.op("Where", _finite(graph, n_features), whole, graph.scalar(float("nan")))
+    graph.op("Reshape", kept, graph.constant(np.array([-1])), output="probability")
+    graph.op("Concat", *parts, axis=1, output="base_probability")
+    model = clean(graph.model(n_features, len(parts), OPSET, ML_OPSET))
+    notes = [node.note for node in ir.walk(probability) if isinstance(node, ir.Product) and node.note]
+    entry = {"engine": engine, "products": products, "forests": strategies, "notes": notes}
+    model.metadata_props.add(key=REPORT_KEY, value=json.dumps(entry))
+    return model
+
+
+def _finite(graph: Graph, n_features: int) -> str:
+    """Whether all of a row is finite: bool [N, 1]. NaN or infinity anywhere makes the sum no finite number; scaled
+    by a power of two, finite values can't."""
+    scaled = graph.op("Mul", "embedding", graph.scalar(2.0 ** -n_features.bit_length()))
+    size = graph.op("Abs", graph.op("ReduceSum", scaled, graph.constant(np.array([1]))))
+    return graph.op("LessOrEqual", size, graph.scalar(float(np.finfo(np.float32).max)))
+
+
+def report(model: onnx.ModelProto) -> dict[str, Any]:
+    """What `lower` decided: `engine`, `products`, `forests` (how each tensor's trees are evaluated), and `notes` for
+    the user."""
+    entry: dict[str, Any] = json.loads(next(item.value for item in model.metadata_props if item.key == REPORT_KEY))
+    return entry
+
+
+def _translate(estimator: Any, x: ir.Node, path: str) -> tuple[ir.Node, tuple[ir.Node, ...]]:
+    """The probability, and those of the learners below it."""
+    estimator = families.unwrap(estimator)
+    families.require(families.PROBABILITIES, estimator, x, path, "classifier with predict_proba")
+    kind = type(estimator).__name__
+    if kind == "Pipeline":
+        name, last = estimator.steps[-1]
+        return _translate(last, stacking.before_last(estimator, x, path), f"{path}.{name}")
+    if kind == "StackingClassifier":
+        return stacking.stack(estimator, x, path)
+    whole = families.probability(estimator, x, path)
+    return whole, whole.parts if kind == "VotingClassifier" and isinstance(whole, ir.Mean) else (whole,)
+
+
+def _write_forests(
+    emitter: Emitter, roots: list[ir.Node], embedding: ir.Embedding, engine: HeadEngine
+) -> list[dict[str, Any]]:
+    """Write every forest; those that read only the embedding together. Returns what was chosen, for the report."""
+    exact: list[tuple[ir.Forest, _Folding]] = []
+    computed: list[tuple[ir.Forest, _Folding]] = []
+    for node in ir.walk(*roots):
+        if isinstance(node, ir.Forest):
+            folding = _fold(node, embedding.width)
+            (exact if folding.exact else computed).append((node, folding))
+    chosen = []
+    if exact:
+        merged = emit_forest.merge([(node.trees, f.feature, f.threshold, node.bias) for node, f in exact])
+        chosen.append(_write_forest(emitter, "embedding", merged, [node for node, _ in exact], engine, exact=True))
+    for node, f in computed:
+        x = emitter.write(node.x)
+        if f.columns:
+            x = emitter.graph.op("Concat", "embedding", x, axis=1)
+        merged = emit_forest.merge([(node.trees, f.feature, f.threshold, node.bias)])
+        chosen.append(_write_forest(emitter, x, merged, [node], engine, exact=False))
+    return chosen
+
+
+@dataclass(frozen=True)
+class _Folding:
+    """Where a forest's decisions are taken: on the first `columns` features the embedding's own, after them those of
+    the forest's input. Thresholds are float32; both arrays are as long as the forest's nodes."""
+
+    feature: Array
+    threshold: Array
+    columns: int
+    exact: bool
+
+
+def _fold(node: ir.Forest, n_features: int) -> _Folding:
+    """Every decision on the embedding itself where a feature comes from one column of it."""
+    trees = node.trees
+    inner = np.flatnonzero(trees.feature >= 0)
+    routes = {int(feature): thresholds.route(node.x, int(feature)) for feature in np.unique(trees.feature[inner])}
+    feature, threshold = trees.feature.copy(), np.zeros(len(trees.feature), np.float32)
+    direct = inner[[routes[int(one)] is not None for one in trees.feature[inner]]]
+    found = [route for one in trees.feature[direct] if (route := routes[int(one)]) is not None]
+    feature[direct] = [route.column for route in found]
+    threshold[direct] = thresholds.fold(found, trees.threshold[direct])
+    rest = np.setdiff1d(inner, direct)
+    columns = n_features if direct.size or not rest.size else 0
+    feature[rest] = columns + trees.feature[rest]
+    threshold[rest] = thresholds.round_down(trees.threshold[rest])
+    return _Folding(feature, threshold, columns, exact=not rest.size)
+
+
+def _write_forest(
+    emitter: Emitter, x: str, merged: emit_forest.Folded, nodes: list[ir.Forest], engine: HeadEngine, *, exact: bool
+) -> dict[str, Any]:
+    strategy = emit_forest.choose(merged, engine)
+    if strategy == "product" and emitter.products != "gemm":
+        strategy = "traversal"  # the other's products are of stacks of matrices
+    for node, name in zip(nodes, emit_forest.write(emitter.graph, x, merged, strategy), strict=True):
+        emitter.names[id(node)] = name
+    counted = Counter(merged.output.tolist())
+    return {"strategy": strategy, "trees": [counted[k] for k in sorted(counted)], "depth": merged.depth, "exact": exact}

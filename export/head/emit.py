@@ -1,0 +1,213 @@
+"""The intermediate form as ONNX operators of the standard domain (trees: `emit_forest`)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+
+from mpmmu_rt.spec import Array
+
+from . import ir
+from .graph import Graph
+
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
+# A shift's float32 remainder is subtracted too if it would move the scaled value by more than this.
+_REMAINDER = 1e-8
+_ROUNDS, _STOP = 2, 0.005 / 2  # of libsvm's coupling of two classes
+_GAMMA_LOW, _GAMMA_HIGH = 1e-12, 1e12
+
+
+# How a matrix product is written: as such, or as a convolution of 1 × 1 images. TensorRT-RTX has no float32 matrix
+# product on compute capability 7.5 (Turing), but convolves there; products in float16 cost 1e-3 in probability.
+Products = Literal["gemm", "convolution"]
+
+
+class Emitter:
+    """Writes nodes into a graph, each once. `forests` holds the names of forests that were written beforehand."""
+
+    def __init__(self, graph: Graph, products: Products = "gemm") -> None:
+        self.graph = graph
+        self.products = products
+        self.names: dict[int, str] = {}
+
+    def write(self, node: ir.Node) -> str:
+        """The name of the value of `node`; writes whatever it needs."""
+        stack = [node]
+        while stack:
+            one = stack[-1]
+            missing = [child for child in ir.inputs(one) if id(child) not in self.names]
+            if id(one) in self.names:
+                stack.pop()
+            elif missing:
+                stack.extend(reversed(missing))
+            else:
+                self.names[id(stack.pop())] = self._write(one)
+        return self.names[id(node)]
+
+    def _write(self, node: ir.Node) -> str:
+        graph = self.graph
+        match node:
+            case ir.Embedding():
+                return "embedding"
+            case ir.Select():
+                return graph.op("Gather", self._of(node.x), graph.constant(node.index), axis=1)
+            case ir.Concat():
+                return graph.op("Concat", *(self._of(part) for part in node.parts), axis=1)
+            case ir.Elementwise():
+                return self._elementwise(node)
+            case ir.Normalise():
+                return self._normalise(node)
+            case ir.Product():
+                return self._product(node)
+            case ir.Kernel():
+                return self._kernel(node)
+            case ir.Interpolate():
+                return self._interpolate(node)
+            case ir.Clip():
+                return self._clip(self._of(node.x), node.low, node.high)
+            case ir.Coupling():
+                return self._coupling(self._of(node.x))
+            case ir.Above():
+                above = graph.op("Greater", self._of(node.x), graph.scalar(node.threshold))
+                return graph.op("Cast", above, to=1)
+            case ir.Mean():
+                parts = graph.op("Concat", *(self._of(part) for part in node.parts), axis=1)
+                return self._affine(parts, np.array(node.weights)[:, None])
+        raise TypeError(f"no operator for {type(node).__name__}")
+
+    def _of(self, node: ir.Node) -> str:
+        return self.names[id(node)]
+
+    def shift(self, x: str, offset: Array, scale: float | Array = 1.0) -> str:
+        """x - offset, to float32's last bit even for an offset that dwarfs the differences: offset = high + low."""
+        high = offset.astype(np.float32)
+        low = (offset - high).astype(np.float32)
+        if high.any():
+            x = self.graph.op("Sub", x, self.graph.constant(high))
+        if (np.abs(low * scale) > _REMAINDER).any():
+            x = self.graph.op("Sub", x, self.graph.constant(low))
+        return x
+
+    def _affine(self, x: str, weight: Array, bias: Array | None = None) -> str:
+        """x @ weight + bias, as the one operator or the three of `products`."""
+        graph = self.graph
+        added = [] if bias is None else [graph.constant(bias)]
+        if self.products == "gemm":
+            return graph.op("Gemm" if added else "MatMul", x, graph.constant(weight), *added)
+        image = graph.op("Reshape", x, graph.constant(np.array([-1, weight.shape[0], 1, 1])))
+        filtered = graph.op("Conv", image, graph.constant(weight.T[:, :, None, None]), *added)
+        return graph.op("Reshape", filtered, graph.constant(np.array([-1, weight.shape[1]])))
+
+    def _elementwise(self, node: ir.Elementwise) -> str:
+        x = self.shift(self._of(node.x), node.offset, node.scale)
+        scale = np.clip(node.scale, -_FLOAT32_MAX, _FLOAT32_MAX)
+        if (scale != 1).any():
+            x = self.graph.op("Mul", x, self.graph.constant(scale))
+        return self._clip(x, node.low, node.high)
+
+    def _clip(self, x: str, low: float, high: float) -> str:
+        if np.isinf(low) and np.isinf(high):
+            return x
+        return self.graph.op("Clip", x, self.graph.scalar(low), self.graph.scalar(high))
+
+    def _normalise(self, node: ir.Normalise) -> str:
+        graph, x = self.graph, self._of(node.x)
+        axes = graph.constant(np.array([1]))
+        if node.norm == "l2":
+            square = graph.op("ReduceSum", graph.op("Mul", x, x), axes)
+            norm = graph.op("Sqrt", square)
+        else:
+            norm = graph.op({"l1": "ReduceSum", "max": "ReduceMax"}[node.norm], graph.op("Abs", x), axes)
+        # scikit-learn leaves a row alone whose norm is below ten rounding units.
+        tiny = graph.op("Less", norm, graph.scalar(10 * float(np.finfo(np.float32).eps)))
+        return graph.op("Div", x, graph.op("Where", tiny, graph.scalar(1.0), norm))
+
+    def _product(self, node: ir.Product) -> str:
+        graph, x = self.graph, self._of(node.x)
+        if node.centre is not None:
+            x = self.shift(x, node.centre)
+        if node.weight.shape == (1, 1):
+            if node.weight[0, 0] != 1:
+                x = graph.op("Mul", x, graph.constant(node.weight))
+            if node.bias.any():
+                x = graph.op("Add", x, graph.constant(node.bias))
+        else:
+            x = self._affine(x, node.weight, node.bias)
+        if node.activation == "identity":
+            return x
+        return graph.op({"logistic": "Sigmoid", "tanh": "Tanh", "relu": "Relu"}[node.activation], x)
+
+    def _kernel(self, node: ir.Kernel) -> str:
+        graph, x, vectors = self.graph, self._of(node.x), node.vectors
+        if node.kind == "rbf":
+            return self._rbf(x, vectors, node.gamma)
+        bias = np.full(len(vectors), node.coef0)
+        inner = self._affine(x, node.gamma * vectors.T, bias)
+        return graph.op("Tanh", inner) if node.kind == "sigmoid" else self._power(inner, node.degree)
+
+    def _rbf(self, x: str, vectors: Array, gamma: float) -> str:
+        """exp(-γ|x-v|²) by one matrix product; both sides are centred first, which no distance notices, so that
+        |x|² + |v|² - 2x·v does not cancel."""
+        graph = self.graph
+        centre = vectors.mean(axis=0)
+        if (np.abs(centre) > vectors.std(axis=0)).any():
+            x, vectors = self.shift(x, centre), vectors - centre
+        if not _GAMMA_LOW < gamma < _GAMMA_HIGH:
+            # Embeddings of an extreme scale: |x|² or γ alone would leave the range of float32.
+            x, vectors = graph.op("Mul", x, graph.scalar(gamma**0.5)), vectors * gamma**0.5
+            gamma = 1.0
+        bias = -gamma * (vectors**2).sum(axis=1)
+        cross = self._affine(x, 2 * gamma * vectors.T, bias)
+        square = graph.op("ReduceSum", graph.op("Mul", x, x), graph.constant(np.array([1])))
+        return graph.op("Exp", graph.op("Sub", cross, graph.op("Mul", square, graph.scalar(gamma))))
+
+    def _power(self, x: str, degree: int) -> str:
+        """By products: engines differ on Pow of a negative base."""
+        graph = self.graph
+        if degree == 0:
+            return graph.op("Add", graph.op("Mul", x, graph.scalar(0.0)), graph.scalar(1.0))
+        power = x
+        for bit in bin(degree)[3:]:
+            power = graph.op("Mul", power, power)
+            if bit == "1":
+                power = graph.op("Mul", power, x)
+        return power
+
+    def _coupling(self, one: str) -> str:
+        """libsvm's multiclass_probability of two classes. With s Platt's probability of class 1, p its estimate and
+        e = p - s, a round updates both classes in turn and normalises: the formulas are libsvm's, simplified."""
+        graph = self.graph
+        unit = graph.scalar(1.0)
+        zero = graph.op("Sub", unit, one)  # s of class 0, as libsvm does
+        p = graph.scalar(0.5)  # of class 0
+        for _ in range(_ROUNDS):
+            error = graph.op("Sub", p, zero)
+            rest = graph.op("Sub", unit, p)
+            residual = graph.op("Mul", graph.op("Abs", error), graph.op("Max", p, rest))
+            done = graph.op("Less", residual, graph.scalar(_STOP))
+            slip = graph.op("Div", graph.op("Mul", error, rest), graph.op("Mul", one, one))
+            first = graph.op("Div", graph.op("Sub", p, slip), graph.op("Sub", unit, slip))
+            push = graph.op("Mul", graph.op("Sub", first, zero), first)
+            both = graph.op("Add", unit, graph.op("Div", push, graph.op("Mul", zero, zero)))
+            p = graph.op("Where", done, p, graph.op("Div", first, both))
+        return graph.op("Sub", unit, p)
+
+    def _interpolate(self, node: ir.Interpolate) -> str:
+        graph, x, xs, ys = self.graph, self._of(node.x), node.xs, node.ys
+        if len(xs) == 1:
+            return graph.op("Add", graph.op("Mul", x, graph.scalar(0.0)), graph.scalar(float(ys[0])))
+        x = self._clip(x, float(xs[0]), float(xs[-1]))
+        segment: str
+        if len(xs) == 2:
+            segment = graph.op("Cast", graph.op("Greater", x, graph.scalar(_FLOAT32_MAX)), to=7)
+        else:
+            passed = graph.op("Cast", graph.op("GreaterOrEqual", x, graph.constant(xs[1:-1])), to=7)
+            segment = graph.op("ReduceSum", passed, graph.constant(np.array([1])))
+        with np.errstate(divide="ignore", over="ignore"):
+            slope = np.clip(np.diff(ys) / np.diff(xs), 0, _FLOAT32_MAX)
+        start, base, top = xs[:-1], ys[:-1], ys[1:]
+        picked = [graph.op("Gather", graph.constant(table), segment, axis=0) for table in (start, slope, base, top)]
+        rise = graph.op("Mul", graph.op("Sub", x, picked[0]), picked[1])
+        # A steep step between neighbours must not overshoot its upper end by rounding.
+        return graph.op("Min", graph.op("Add", rise, picked[2]), picked[3])

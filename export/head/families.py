@@ -1,0 +1,130 @@
+"""From fitted scikit-learn estimators to the intermediate form: the dispatcher and what families share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import numpy as np
+from sklearn.exceptions import NotFittedError
+from sklearn.utils.validation import check_is_fitted
+
+from mpmmu_rt.errors import UnsupportedEstimator
+from mpmmu_rt.spec import Array
+
+from .ir import Above, Node
+
+Translate = Callable[[Any, Node, str], Node]
+
+# Class name → translation; filled by the family modules, read through the functions below. Names and not classes,
+# so that a scikit-learn that lacks one of them does no harm; subclasses are not accepted: they may compute anything.
+TRANSFORMERS: dict[str, Translate] = {}
+PROBABILITIES: dict[str, Translate] = {}  # predict_proba's column of class 1, [N, 1]
+DECISIONS: dict[str, Translate] = {}  # decision_function, [N, 1]
+LABELS: dict[str, Translate] = {}  # predict, of those that neither rule of `label` fits
+
+# Above a half by more than float32 sums of votes err: a tie is class 0 in scikit-learn.
+_TIE = 0.5 + 2.0**-20
+
+
+def transform(estimator: Any, x: Node, path: str) -> Node:
+    """What a fitted transformer makes of `x`."""
+    if estimator is None or (isinstance(estimator, str) and estimator == "passthrough"):
+        return x
+    return _translated(TRANSFORMERS, unwrap(estimator), x, path, "transformer")
+
+
+def probability(estimator: Any, x: Node, path: str) -> Node:
+    """The probability of class 1, [N, 1]."""
+    return _translated(PROBABILITIES, unwrap(estimator), x, path, "classifier with predict_proba")
+
+
+def decision(estimator: Any, x: Node, path: str) -> Node:
+    """decision_function, [N, 1]; positive means class 1."""
+    return _translated(DECISIONS, unwrap(estimator), x, path, "classifier with decision_function")
+
+
+def label(estimator: Any, x: Node, path: str) -> Node:
+    """predict, as 0.0 or 1.0, [N, 1]: by the sign of the decision where scikit-learn predicts by it, else by the
+    larger probability."""
+    estimator = unwrap(estimator)
+    kind = type(estimator).__name__
+    if kind in LABELS:
+        return _translated(LABELS, estimator, x, path, "classifier")
+    if kind in DECISIONS:
+        return Above(1, decision(estimator, x, path), 0.0)
+    return label_by_probability(estimator, x, path)
+
+
+def label_by_probability(estimator: Any, x: Node, path: str) -> Node:
+    return Above(1, probability(estimator, x, path), _TIE)
+
+
+def respond(estimator: Any, x: Node, path: str, method: str) -> Node:
+    """What a stacking or calibrating estimator takes from a learner: `method` is a scikit-learn method's name."""
+    return {"predict_proba": probability, "decision_function": decision, "predict": label}[method](estimator, x, path)
+
+
+def unwrap(estimator: Any) -> Any:
+    """What a FrozenEstimator (scikit-learn 1.6) holds; any other estimator as it is."""
+    while type(estimator).__name__ == "FrozenEstimator" and type(estimator).__module__.startswith("sklearn."):
+        estimator = estimator.estimator
+    return estimator
+
+
+def refuse(estimator: Any, path: str, reason: str) -> NoReturn:
+    raise UnsupportedEstimator(f"{path} is a {type(estimator).__name__} {reason}", hint=_supported())
+
+
+def _translated(table: dict[str, Translate], estimator: Any, x: Node, path: str, role: str) -> Node:
+    return require(table, estimator, x, path, role)(estimator, x, path)
+
+
+def require(table: dict[str, Translate], estimator: Any, x: Node, path: str, role: str) -> Translate:
+    """The translation of `estimator`, if it is one of scikit-learn's own, fitted, binary, and of `x`'s width."""
+    found = table.get(type(estimator).__name__)
+    if found is None or not type(estimator).__module__.startswith("sklearn."):
+        raise UnsupportedEstimator(
+            f"{path} is a {type(estimator).__module__}.{type(estimator).__qualname__}, expected a supported {role}",
+            hint=_supported(),
+        )
+    _require_fitted(estimator, path, role.split()[0])
+    if table is not TRANSFORMERS:
+        _require_binary(estimator, path)
+    width = getattr(estimator, "n_features_in_", x.width)
+    if width != x.width:
+        refuse(estimator, path, f"fitted on {width} features, expected the {x.width} that reach it")
+    return found
+
+
+def _supported() -> str:
+    return "supported: " + ", ".join(sorted({*PROBABILITIES, *DECISIONS, *TRANSFORMERS}))
+
+
+def _require_fitted(estimator: Any, path: str, role: str) -> None:
+    try:
+        check_is_fitted(estimator)
+    except NotFittedError as error:
+        raise UnsupportedEstimator(
+            f"{path} is a {type(estimator).__name__} that is not fitted, expected a fitted {role}",
+            hint="fit it on labels 0 and 1",
+        ) from error
+
+
+def _require_binary(estimator: Any, path: str) -> None:
+    classes = getattr(estimator, "classes_", None)
+    if classes is None:
+        refuse(estimator, path, "without classes, expected a classifier fitted on labels 0 and 1")
+    if isinstance(classes, list):
+        refuse(estimator, path, f"of {len(classes)} outputs, expected one")
+    if np.asarray(classes).tolist() != [0, 1]:
+        raise UnsupportedEstimator(
+            f"{path} is a {type(estimator).__name__} of the classes {np.asarray(classes).tolist()}, "
+            "expected 0 (benign) and 1 (malignant)",
+            hint="fit it on labels 0 and 1, both present",
+        )
+
+
+def column(values: Any) -> Array:
+    """A fitted array as float64, flat."""
+    return np.asarray(values, np.float64).ravel()

@@ -1,0 +1,200 @@
+"""The intermediate form between scikit-learn and ONNX: an expression over the embedding.
+
+Every node is a value of shape [N, width]; nodes are shared, so an expression is a DAG. Families (`linear`, `svm`,
+`forest`, …) translate estimators into it, `thresholds` folds preprocessing into trees, `emit` writes it as ONNX.
+
+To add an operator: a node here, a case in `emit`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+from mpmmu_rt.spec import Array
+
+Activation = str  # "identity" | "logistic" | "tanh" | "relu", as in scikit-learn
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """A value [N, width]. Nodes are compared by identity: the same object is computed once."""
+
+    width: int
+
+
+@dataclass(frozen=True, eq=False)
+class Embedding(Node):
+    """The input, float32 [N, D]."""
+
+
+@dataclass(frozen=True, eq=False)
+class Select(Node):
+    """Columns `index` int64 [width] of `x`."""
+
+    x: Node
+    index: Array
+
+
+@dataclass(frozen=True, eq=False)
+class Elementwise(Node):
+    """(x - offset) · scale, then clipped to low..high: a monotone, non-decreasing map of each column.
+
+    offset, scale: float64 [width], scale ≥ 0. `exact` is what scikit-learn itself computes, in its own dtypes, for
+    a matrix [K, width]: trees behind it are folded with that, not with the formula.
+    """
+
+    x: Node
+    offset: Array
+    scale: Array
+    exact: Callable[[Array], Array]
+    low: float = -np.inf
+    high: float = np.inf
+
+
+@dataclass(frozen=True, eq=False)
+class Concat(Node):
+    """The columns of `parts`, side by side."""
+
+    parts: tuple[Node, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Normalise(Node):
+    """Rows divided by their norm ("l1", "l2" or "max"); a row of zeros stays."""
+
+    x: Node
+    norm: str
+
+
+@dataclass(frozen=True, eq=False)
+class Product(Node):
+    """activation((x - centre) @ weight + bias): weight float64 [x.width, width], bias [width], centre [x.width]."""
+
+    x: Node
+    weight: Array
+    bias: Array
+    activation: Activation = "identity"
+    centre: Array | None = None
+    note: str = ""  # what the user should know about it
+
+
+@dataclass(frozen=True, eq=False)
+class Kernel(Node):
+    """Of x with each of `vectors` float64 [width, F]: rbf exp(-γ|x-v|²), poly (γ x·v + c)ᵈ, sigmoid tanh(γ x·v + c)."""
+
+    x: Node
+    vectors: Array
+    kind: str
+    gamma: float
+    coef0: float
+    degree: int
+
+
+@dataclass(frozen=True, eq=False)
+class Trees:
+    """Binary trees in flat arrays. Row i: a case at node i goes left if x[feature[i]] ≤ threshold[i].
+
+    feature int64 [M] (-1 at a leaf), threshold float64 [M], left, right int64 [M] (a leaf's are the leaf itself),
+    value float64 [M] (of leaves), roots int64 [T].
+    """
+
+    feature: Array
+    threshold: Array
+    left: Array
+    right: Array
+    value: Array
+    roots: Array
+
+
+@dataclass(frozen=True, eq=False)
+class Forest(Node):
+    """The sum of the trees' leaf values, plus `bias`: [N, 1]."""
+
+    x: Node
+    trees: Trees
+    bias: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Interpolate(Node):
+    """Piecewise linear through (xs, ys), ends held: isotonic calibration. xs ascending float64 [K]."""
+
+    x: Node
+    xs: Array
+    ys: Array
+
+
+@dataclass(frozen=True, eq=False)
+class Clip(Node):
+    """x clipped to low..high."""
+
+    x: Node
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, eq=False)
+class Coupling(Node):
+    """What libsvm makes of Platt's probability of class 1, [N, 1]: see `svm`."""
+
+    x: Node
+
+
+@dataclass(frozen=True, eq=False)
+class Above(Node):
+    """1.0 where x > threshold, else 0.0: a predicted label."""
+
+    x: Node
+    threshold: float
+
+
+@dataclass(frozen=True, eq=False)
+class Mean(Node):
+    """The weighted sum of parts of one width; weights add up to 1."""
+
+    parts: tuple[Node, ...]
+    weights: tuple[float, ...]
+
+
+def inputs(node: Node) -> tuple[Node, ...]:
+    """The nodes that `node` reads."""
+    found: list[Node] = []
+    for item in fields(node):
+        value = getattr(node, item.name)
+        if isinstance(value, Node):
+            found.append(value)
+        elif item.name == "parts":
+            found.extend(value)
+    return tuple(found)
+
+
+def walk(*roots: Node) -> Iterator[Node]:
+    """Every node below the roots once, inputs before what reads them."""
+    seen: set[int] = set()
+    stack = [(root, False) for root in reversed(roots)]
+    while stack:
+        node, expanded = stack.pop()
+        if expanded:
+            yield node
+        elif id(node) not in seen:
+            seen.add(id(node))
+            stack.append((node, True))
+            stack.extend((child, False) for child in reversed(inputs(node)))
+
+
+def select(x: Node, index: Array) -> Node:
+    """`Select`, or `x` itself where the selection is all of it in order."""
+    index = np.asarray(index, np.int64)
+    if len(index) == x.width and (index == np.arange(x.width)).all():
+        return x
+    if isinstance(x, Select):
+        return Select(len(index), x.x, x.index[index])
+    return Select(len(index), x, index)
+
+
+def concat(*parts: Node) -> Node:
+    """`Concat`, or the one part."""
+    return parts[0] if len(parts) == 1 else Concat(sum(part.width for part in parts), parts)

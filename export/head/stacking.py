@@ -1,0 +1,113 @@
+"""Compositions of classifiers: stacking, voting, bagging, and a pipeline that ends in a classifier."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .families import (
+    DECISIONS,
+    LABELS,
+    PROBABILITIES,
+    Translate,
+    decision,
+    label,
+    label_by_probability,
+    probability,
+    refuse,
+    respond,
+    transform,
+)
+from .ir import Mean, Node, concat, select
+
+
+def learners(stack: Any, x: Node, path: str) -> tuple[Node, ...]:
+    """What each base learner of a StackingClassifier contributes, [N, 1] each, in its order."""
+    names = [name for name, estimator in stack.estimators if not (isinstance(estimator, str) and estimator == "drop")]
+    return tuple(
+        respond(estimator, x, f"{path}.{name}", method)
+        for name, estimator, method in zip(names, stack.estimators_, stack.stack_method_, strict=True)
+    )
+
+
+def stack(stacking: Any, x: Node, path: str) -> tuple[Node, tuple[Node, ...]]:
+    """The probability of a StackingClassifier, and what it takes from its learners."""
+    parts = learners(stacking, x, path)
+    return probability(stacking.final_estimator_, _meta(stacking, x, parts), f"{path}.final_estimator_"), parts
+
+
+def _meta(stacking: Any, x: Node, parts: tuple[Node, ...]) -> Node:
+    return concat(*parts, *([x] if stacking.passthrough else []))
+
+
+def _stacking(stacking: Any, x: Node, path: str) -> Node:
+    return stack(stacking, x, path)[0]
+
+
+def _stacking_decision(stacking: Any, x: Node, path: str) -> Node:
+    meta = _meta(stacking, x, learners(stacking, x, path))
+    return decision(stacking.final_estimator_, meta, f"{path}.final_estimator_")
+
+
+def _stacking_label(stacking: Any, x: Node, path: str) -> Node:
+    meta = _meta(stacking, x, learners(stacking, x, path))
+    return label(stacking.final_estimator_, meta, f"{path}.final_estimator_")
+
+
+def _voting(vote: Any, x: Node, path: str) -> Node:
+    if vote.voting != "soft":
+        refuse(vote, path, "with hard voting, which has no probability; expected voting='soft'")
+    names = [name for name, estimator in vote.estimators if not (isinstance(estimator, str) and estimator == "drop")]
+    parts = tuple(probability(e, x, f"{path}.{n}") for n, e in zip(names, vote.estimators_, strict=True))
+    weights = np.ones(len(parts)) if vote.weights is None else np.asarray(vote._weights_not_none, np.float64)
+    return Mean(1, parts, tuple((weights / weights.sum()).tolist()))
+
+
+def _bagging(bagging: Any, x: Node, path: str) -> Node:
+    return _mean_of_bag(bagging, x, path, probability)
+
+
+def _bagging_decision(bagging: Any, x: Node, path: str) -> Node:
+    return _mean_of_bag(bagging, x, path, decision)
+
+
+def _mean_of_bag(bagging: Any, x: Node, path: str, translate: Translate) -> Node:
+    parts = tuple(
+        translate(estimator, select(x, features), f"{path}.estimators_[{number}]")
+        for number, (estimator, features) in enumerate(
+            zip(bagging.estimators_, bagging.estimators_features_, strict=True)
+        )
+    )
+    return Mean(1, parts, (1 / len(parts),) * len(parts))
+
+
+def before_last(pipeline: Any, x: Node, path: str) -> Node:
+    """What the last step of a pipeline gets."""
+    for name, step in pipeline.steps[:-1]:
+        x = transform(step, x, f"{path}.{name}")
+    return x
+
+
+def _pipeline(pipeline: Any, x: Node, path: str) -> Node:
+    name, last = pipeline.steps[-1]
+    return probability(last, before_last(pipeline, x, path), f"{path}.{name}")
+
+
+def _pipeline_decision(pipeline: Any, x: Node, path: str) -> Node:
+    name, last = pipeline.steps[-1]
+    return decision(last, before_last(pipeline, x, path), f"{path}.{name}")
+
+
+def _pipeline_label(pipeline: Any, x: Node, path: str) -> Node:
+    name, last = pipeline.steps[-1]
+    return label(last, before_last(pipeline, x, path), f"{path}.{name}")
+
+
+PROBABILITIES.update(
+    StackingClassifier=_stacking, VotingClassifier=_voting, BaggingClassifier=_bagging, Pipeline=_pipeline
+)
+DECISIONS.update(
+    StackingClassifier=_stacking_decision, BaggingClassifier=_bagging_decision, Pipeline=_pipeline_decision
+)
+LABELS.update(StackingClassifier=_stacking_label, BaggingClassifier=label_by_probability, Pipeline=_pipeline_label)

@@ -1,0 +1,134 @@
+"""Trees behind scalers, folded exactly: thresholds on the embedding's own float32 values.
+
+scikit-learn scales a float32 embedding in its own dtypes, casts to float32 and compares with a float64 threshold.
+Scalers are monotone column by column, in floating point too, since correct rounding is monotone. So for every split
+there is one largest float32 value θ of the raw column whose scaled value still goes left, and `x ≤ θ` is the same
+decision for *every* float32 x. θ is found by bisection over the ordered float32 numbers, asking scikit-learn itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from mpmmu_rt.spec import Array
+
+from .ir import Concat, Elementwise, Embedding, Node, Select, walk
+
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
+_CELLS = 2**20  # of the matrix in which thresholds are searched at a time, a row for each of one column: bounds memory
+
+
+@dataclass(frozen=True)
+class Route:
+    """How a feature comes from the embedding: its column, and the (map, column) pairs that it passes, in order."""
+
+    column: int
+    maps: tuple[tuple[Elementwise, int], ...]
+
+
+def route(node: Node, feature: int) -> Route | None:
+    """The route of a column of `node`, or None if it is computed from more than one column, or in a float type that
+    is not known: beside a computed column, scikit-learn may widen the others before it scales them."""
+    maps: list[tuple[Elementwise, int]] = []
+    while not isinstance(node, Embedding):
+        if isinstance(node, Select):
+            feature = int(node.index[feature])
+            node = node.x
+        elif isinstance(node, Elementwise):
+            maps.append((node, feature))
+            node = node.x
+        elif isinstance(node, Concat):
+            if maps and not all(isinstance(below, Embedding | Select | Elementwise | Concat) for below in walk(node)):
+                return None
+            for part in node.parts:
+                if feature < part.width:
+                    node = part
+                    break
+                feature -= part.width
+        else:
+            return None
+    return Route(feature, tuple(reversed(maps)))
+
+
+def round_down(threshold: Array) -> Array:
+    """The largest float32 ≤ each float64 threshold: the same decision for every float32 value."""
+    rounded = np.clip(threshold, -_FLOAT32_MAX, _FLOAT32_MAX).astype(np.float32)
+    above = rounded.astype(np.float64) > threshold
+    with np.errstate(over="ignore"):  # below the smallest float32 is -inf: no case goes left
+        rounded[above] = np.nextafter(rounded[above], np.float32(-np.inf))
+    return rounded
+
+
+def fold(routes: list[Route], threshold: Array) -> Array:
+    """θ float32 [M] on the raw columns for `threshold` float64 [M] on the features of `routes`.
+
+    -inf where no finite value goes left.
+    """
+    folded = np.empty(len(routes), np.float32)
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for position, one in enumerate(routes):
+        groups.setdefault(tuple(id(node) for node, _ in one.maps), []).append(position)
+    for positions in groups.values():
+        if not routes[positions[0]].maps:
+            folded[positions] = round_down(threshold[positions])
+        else:
+            folded[positions] = _fold_group([routes[p] for p in positions], threshold[positions])
+    return folded
+
+
+def _fold_group(routes: list[Route], threshold: Array) -> Array:
+    """`fold` for routes through the same maps. Each row of a matrix holds one candidate for each column."""
+    # What comes from one column shares its cells in every map: such routes are searched in different rows.
+    column = np.array([one.maps[0][1] for one in routes])
+    order = np.argsort(column, kind="stable")
+    starts = np.r_[0, np.flatnonzero(np.diff(column[order])) + 1]
+    rank = np.arange(len(order)) - np.repeat(starts, np.diff(np.r_[starts, len(order)]))
+    folded = np.empty(len(routes), np.float32)
+    rows = max(1, _CELLS // max(node.width for node, _ in routes[0].maps))
+    for block in range(int(rank.max()) // rows + 1):
+        here = np.flatnonzero(rank // rows == block)
+        positions = order[here]
+        folded[positions] = _bisect([routes[p] for p in positions], rank[here] % rows, threshold[positions])
+    return folded
+
+
+def _bisect(routes: list[Route], row: Array, threshold: Array) -> Array:
+    """The largest float32 candidate per route whose mapped value is ≤ its threshold."""
+    maps = [node for node, _ in routes[0].maps]
+    columns = [np.array([one.maps[depth][1] for one in routes]) for depth in range(len(maps))]
+
+    def goes_left(candidate: Array) -> Array:
+        values: Array = candidate
+        for node, column in zip(maps, columns, strict=True):
+            matrix = np.zeros((int(row.max()) + 1, node.width), values.dtype)
+            matrix[row, column] = np.clip(values, -_FLOAT32_MAX, _FLOAT32_MAX)
+            with np.errstate(over="ignore"):
+                values = node.exact(matrix)[row, column]
+        with np.errstate(over="ignore"):
+            left: Array = values.astype(np.float32).astype(np.float64) <= threshold
+        return left
+
+    # Order-preserving integers: float32 bits, with the negatives mirrored.
+    low = np.full(len(routes), _to_ordinal(np.float32(-_FLOAT32_MAX)), np.int64)
+    high = np.full(len(routes), _to_ordinal(np.float32(_FLOAT32_MAX)), np.int64)
+    none = ~goes_left(_from_ordinal(low))
+    while (low < high).any():
+        middle = (low + high + 1) // 2
+        left = goes_left(_from_ordinal(middle))
+        low = np.where(left, middle, low)
+        high = np.where(left, high, middle - 1)
+    found = _from_ordinal(low)
+    found[none] = -np.inf
+    return found
+
+
+def _to_ordinal(value: np.float32) -> int:
+    bits = int(np.array(value, np.float32).view(np.int32))
+    return bits if bits >= 0 else -(bits & 0x7FFFFFFF)
+
+
+def _from_ordinal(ordinal: Array) -> Array:
+    bits = np.where(ordinal >= 0, ordinal, (-ordinal) | 0x80000000).astype(np.uint32)
+    return bits.view(np.float32).copy()
