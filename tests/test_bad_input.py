@@ -299,7 +299,8 @@ def observe(make: Maker, command: str, bundle: Path, checkpoint: Path, folder: P
 
     def shown(text: str) -> str:
         # Sizes of exported files change with the versions of the exporter, and are not what is looked at.
-        return re.sub(r"\d{3,} bytes", "N bytes", text.replace(str(folder), "…"))
+        text = re.sub(r"line \d+ column \d+ \(char \d+\)", "line N", text.replace(str(folder), "…"))
+        return re.sub(r"\d{3,} bytes", "N bytes", text)
 
     return Seen(shown(filled), result.exit_code, shown(result.stderr), shown(result.stdout))
 
