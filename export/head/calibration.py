@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from .families import PROBABILITIES, column, refuse, respond
-from .ir import Clip, Interpolate, Mean, Node, Product
+from .ir import Clip, Interpolate, Mean, Node, sigmoid
 
 
 def _probability(calibrated: Any, x: Node, path: str) -> Node:
@@ -25,9 +23,8 @@ def _calibrate(calibrator: Any, raw: Node, path: str) -> Node:
     kind = type(calibrator).__name__
     if kind == "_SigmoidCalibration":
         # p = 1 / (1 + exp(a · t + b)) (Platt 1999)
-        weight, bias = np.array([[-float(calibrator.a_)]]), np.array([-float(calibrator.b_)])
         note = backwards(path) if calibrator.a_ > 0 else ""
-        return Product(1, raw, weight, bias, "logistic", note=note)
+        return sigmoid(raw, -float(calibrator.a_), -float(calibrator.b_), note)
     if kind == "IsotonicRegression":
         if calibrator.out_of_bounds != "clip":
             refuse(calibrator, path, f"with out_of_bounds={calibrator.out_of_bounds!r}, expected clip")

@@ -195,6 +195,14 @@ def select(x: Node, index: Array) -> Node:
     return Select(len(index), x, index)
 
 
+def sigmoid(x: Node, slope: float, offset: float, note: str = "") -> Product:
+    """σ(slope · x + offset) of one column: Platt scaling. Of a product it is that product, scaled beforehand, in
+    float64: a decision that hardly varies around its intercept would in float32 have lost what a steep slope needs."""
+    if isinstance(x, Product) and x.activation == "identity":
+        return Product(1, x.x, x.weight * slope, x.bias * slope + offset, "logistic", x.centre, note)
+    return Product(1, x, np.array([[slope]]), np.array([offset]), "logistic", note=note)
+
+
 def concat(*parts: Node) -> Node:
     """`Concat`, or the one part."""
     return parts[0] if len(parts) == 1 else Concat(sum(part.width for part in parts), parts)

@@ -16,7 +16,7 @@ from mpmmu_rt.spec import Array
 
 from .calibration import backwards
 from .families import DECISIONS, PROBABILITIES, column, refuse
-from .ir import Clip, Coupling, Kernel, Node, Product
+from .ir import Clip, Coupling, Kernel, Node, Product, sigmoid
 
 _LIBSVM_MINIMUM = 1e-7  # libsvm's svm_predict_probability keeps probabilities away from 0 and 1 by this
 
@@ -56,7 +56,7 @@ def _probability(svc: Any, x: Node, path: str) -> Node:
         refuse(svc, path, "without probabilities, expected it inside CalibratedClassifierCV")
     slope, offset = found
     note = backwards(path) if slope < 0 else ""
-    scaled = Product(1, _decision(svc, x, path), np.array([[slope]]), np.array([offset]), "logistic", note=note)
+    scaled = sigmoid(_decision(svc, x, path), slope, offset, note)
     return Coupling(1, Clip(1, scaled, _LIBSVM_MINIMUM, 1 - _LIBSVM_MINIMUM))
 
 

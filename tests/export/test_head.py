@@ -219,6 +219,15 @@ def test_embeddings_far_from_zero() -> None:
     np.testing.assert_allclose(run(lower(head, 6), x)[0], head.predict_proba(x)[:, 1], rtol=0, atol=SMOOTH)
 
 
+def test_a_steep_slope_on_a_decision_that_hardly_varies() -> None:
+    """The intercept dwarfs the rest: slope and intercept are multiplied out in float64, not in the graph."""
+    svc = SVC(kernel="poly", gamma=1e-3).fit(X, Y)
+    head = CalibratedClassifierCV(svc, cv=2, ensemble=False).fit(X, Y)
+    assert abs(head.calibrated_classifiers_[0].calibrators[0].a_) > 1e4
+    assert np.ptp(head.predict_proba(X)[:, 1]) > 0.2
+    np.testing.assert_allclose(run(lower(head, 6), X)[0], head.predict_proba(X)[:, 1], rtol=0, atol=SMOOTH)
+
+
 def test_isotonic_steps() -> None:
     """Every breakpoint, its neighbours, and beyond both ends, through a decision that is the embedding itself."""
     x = np.linspace(-3, 3, 200, dtype=np.float32)[:, None]

@@ -16,8 +16,8 @@ cancel, and float32 keeps nothing of the sum, so that γ is small here, and the 
 
 Some heads have steps on numbers that were computed before: trees behind PCA or a Normalizer or on probabilities, the
 steep segments of isotonic calibration, predicted labels, libsvm's iteration. Float32 arithmetic can land on the other
-side of such a step than float64, so that no bound holds for every case. Of those heads (`stepped`) at most a tenth of
-the cases may differ by more than 1e-4; the share over all heads is asserted at the end, and is far below.
+side of such a step than float64, so that no bound holds for every case: cases of those heads (`stepped`) that differ
+by more than 1e-4 are counted, and are less than a half percent of all (asserted at the end; measured: 0.1 %).
 
 Embeddings are non-negative with dead channels, as after a ReLU, or far from zero (mean 1e4, deviation 1), or of a tiny
 or huge scale. The last three always meet a Standard or Robust scaler first: without one, float32 products of such
@@ -73,8 +73,8 @@ NEWER: dict[str, Any] = (
 ENGINES: tuple[HeadEngine, ...] = ("portable", "onnxruntime")
 SMOOTH, FINAL, STEEP = 1e-5, 2e-5, 1e-4
 AMPLIFIED = 1e-3  # at most, of what scikit-learn's own float32 is off; a tree's leaf is more
-EXAMPLES, DISTINCT = 450, 200  # hypothesis varies what it drew before, so that not all heads are new
-SHARE_OF_A_HEAD, SHARE_OF_ALL = 0.1, 0.005
+EXAMPLES, DISTINCT = 350, 200  # hypothesis varies what it drew before, so that not all heads are new
+SHARE_OF_ALL = 0.005
 
 
 @dataclass
@@ -457,9 +457,8 @@ def check(case: Case, head: Any, engine: HeadEngine) -> None:
     TALLY.cases += len(want)
     TALLY.crossed += int(crossed.sum())
     TALLY.worst[case.stepped] = max(TALLY.worst.get(case.stepped, 0.0), float(apart[apart <= FINAL].max(initial=0)))
-    allowed = SHARE_OF_A_HEAD * len(want) if case.stepped else 0
-    assert crossed.sum() <= allowed, f"{crossed.sum()} of {len(want)} cases differ, by up to {apart.max():.2e}"
     if not case.stepped:
+        assert not crossed.any(), f"{crossed.sum()} of {len(want)} cases differ, by up to {apart.max():.2e}"
         assert all(forest["exact"] for forest in report(model)["forests"])
 
 
@@ -499,13 +498,12 @@ def test_the_random_heads_covered_every_family_and_hardly_crossed_a_step() -> No
     assert len(TALLY.heads) >= DISTINCT
     assert TALLY.crossed + TALLY.amplified <= SHARE_OF_ALL * TALLY.cases
     missing = {
-        *("scaler", "selector", "chain", "union", "columns", "normalizer", "pca", "stacking", "voting"),
+        *("scaler", "chain", "union", "columns", "normalizer", "pca", "stacking", "voting"),
         *("LogisticRegression", "LogisticRegressionCV", "svc with probability"),
-        *(f"{kernel}, {method}" for kernel in ("linear", "rbf", "poly") for method in ("sigmoid", "isotonic")),
         *("RandomForestClassifier", "ExtraTreesClassifier", "DecisionTreeClassifier", "ExtraTreeClassifier"),
         *("boosting, log_loss", "boosting, exponential", "HistGradientBoostingClassifier"),
         *(f"MLP, {activation}" for activation in ("identity", "logistic", "tanh", "relu")),
     } - set(TALLY.families)
     assert not missing
-    assert any(family.startswith("bagging") for family in TALLY.families)
-    assert any(family.startswith("LinearSVC") for family in TALLY.families)
+    for start in ("bagging of", "calibrated", "linear,", "rbf,", "poly,", "sigmoid,", "LinearSVC,"):
+        assert any(family.startswith(start) for family in TALLY.families), start
