@@ -162,7 +162,7 @@ def _traversal(graph: Graph, x: str, forest: Folded) -> list[str]:
     feature = np.where(inner, forest.feature, 0).astype(np.int32)
     threshold = np.where(inner, forest.threshold, _INFINITY).astype(np.float32)
     left = forest.left.astype(np.int32)
-    tables = [graph.constant(table) for table in (feature, threshold, left)]
+    tables = [graph.constant(table) for table in (feature, threshold, left) if depth[0] > 1]
     roots = forest.roots
     # The first step starts from constants.
     value = graph.op("Gather", x, graph.constant(feature[roots]), axis=1)
