@@ -1,6 +1,6 @@
 """Trees as ONNX: one `ai.onnx.ml` operator, a traversal by gathers, or matrix products.
 
-Which form a forest gets is decided by `choose`, whose costs are those of `benchmarks/head.py`.
+Which form a forest gets is decided by `choose`.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def choose(forest: Folded, engine: str) -> str:
 
     Per case, a traversal costs about seven small operators and T gathered values per level; the product form costs
     T · I · L multiplications (I inner nodes and L leaves of the largest tree) but a constant number of operators.
-    A multiplication is worth 1/40 of a gathered value (measured on two AVX-512 cores), and memory bounds the form.
+    A multiplication is taken to be worth 1/40 of a gathered value: an estimate, not measured yet.
     """
     if engine == "onnxruntime":
         return "operator"
