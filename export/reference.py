@@ -23,8 +23,8 @@ SEED = 2026
 PHANTOMS = 160
 _BATCH = 16
 _STATISTICS_BATCHES = 4
-# Fifty random layers at full gain are chaotic: they blow float rounding up to 10⁻² of an embedding's spread. Small
-# residual branches, which is also how training starts (arXiv 1706.02677, section 5.1), keep it near 10⁻⁵.
+# Fifty random layers at full gain are chaotic: float rounding reaches 1e-4 of an embedding's spread (99th percentile).
+# Small residual branches, which is also how training starts (arXiv 1706.02677, section 5.1), leave a tenth of that.
 _RESIDUAL_GAIN = 0.2
 
 

@@ -36,7 +36,7 @@ def _decision(svc: Any, x: Node, path: str) -> Node:
 
 def _interleaved(dual: Array) -> Array:
     """An order in which both signs take turns. libsvm lists one class after the other, so that a float32 sum first
-    climbs to half of Σ|α| and then cancels: 2.6e-5 of error in the decision, against 1e-6 in this order."""
+    climbs to half of Σ|α| and then cancels (`benchmarks/NOTES.md`)."""
     sides = [np.flatnonzero(dual < 0), np.flatnonzero(dual >= 0)]
     rank = np.concatenate([(np.arange(len(side)) + 0.5) / max(1, len(side)) for side in sides])
     interleaved: Array = np.concatenate(sides)[np.argsort(rank, kind="stable")]
