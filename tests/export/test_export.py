@@ -292,5 +292,4 @@ def test_reference_bundle_is_marked_untrained(tmp_path: Path) -> None:
     assert bundle.tensors["embedding"].shape == ("N", 4096)
     assert bundle.tensors["mammography_feature_map"].shape == ("N", 2048, 7, 7)
     assert bundle.entry["parity"]["decisions_flipped"] == 0
-    shutil.rmtree(bundle.path)
-    assert replace(bundle, threshold=0.5).threshold == bundle.threshold
+    assert bundle.threshold == 0.5
