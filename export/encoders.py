@@ -22,6 +22,7 @@ from mpmmu_rt.model.encoder import Encoder
 from mpmmu_rt.spec import MODALITIES, Array, Modality
 
 from .graphs import OPSET, clean
+from .rewrite import rewrite
 
 _TRACE_BATCH = 2  # torch specialises on a batch of 1
 _MAX_BATCH = 4096
@@ -67,6 +68,10 @@ class Encoders:
         self.size = size
         self.features = {modality: Features(modules[modality]) for modality in MODALITIES}
         self.pool = Pool(modules)
+        # What is traced; `features` and `pool` stay the original that the export is checked against.
+        self._fast: dict[Modality, nn.Module] = {
+            modality: rewrite(module) if isinstance(module, Encoder) else module for modality, module in modules.items()
+        }
         self._example: dict[Modality, Tensor] = {}
         for modality in MODALITIES:
             self._example[modality] = self._probe(modality)
@@ -118,12 +123,12 @@ class Encoders:
     def features_graph(self, modality: Modality) -> onnx.ModelProto:
         """`pixels` to `feature_map`."""
         noise = torch.zeros(_TRACE_BATCH, 1, self.size, self.size, dtype=torch.uint8)
-        return _trace(self.features[modality], (noise,), ["pixels"], "feature_map")
+        return _trace(Features(self._fast[modality]), (noise,), ["pixels"], "feature_map")
 
     def pool_graph(self) -> onnx.ModelProto:
         """`mammography_feature_map` and `ultrasound_feature_map` to `embedding`."""
         names = [f"{modality}_feature_map" for modality in MODALITIES]
-        return _trace(self.pool, tuple(self._example[modality] for modality in MODALITIES), names, "embedding")
+        return _trace(Pool(self._fast), tuple(self._example[modality] for modality in MODALITIES), names, "embedding")
 
 
 def _trace(module: nn.Module, example: tuple[Tensor, ...], inputs: Sequence[str], output: str) -> onnx.ModelProto:
