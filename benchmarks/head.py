@@ -10,6 +10,7 @@ treelite forests only: both are timed on the two forests alone, which is marked.
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -146,6 +147,7 @@ def main() -> None:
     head = fitted_head()
     calls, facts = contenders(head)
     described = machine.describe()
+    load = os.getloadavg()[0]
     x, _ = embeddings(1000, 1)
     want = head.predict_proba(x)[:, 1]
     print(f"# The stacking head, {ROWS} x {FEATURES}, {TREES} + {TREES} trees\n")
@@ -153,7 +155,8 @@ def main() -> None:
         ("scikit-learn", "skl2onnx", "onnxruntime", "openvino", "hummingbird-ml", "treelite", "torch", "numpy")
     )
     print(f"{described['cpu']} {described['cpu_features']}, {described['threads']} threads, {versions}.")
-    print(f"{ROUNDS} rounds, taking turns; p50 of the rounds' medians; ratios of rounds with their quartiles.\n")
+    print(f"{ROUNDS} rounds, taking turns; p50 of the rounds' medians; ratios of rounds with their quartiles.")
+    print(f"Load (1 min) before: {load:.2f}.\n")
     for name, fact in facts.items():
         print(f"- {name}: {fact['bytes'] / 1e6:.1f} MB, {fact['nodes']} nodes, {fact['forests']}")
     for name in ("ours onnxruntime, ONNX Runtime", "ours portable, ONNX Runtime", "ours portable, OpenVINO"):

@@ -16,6 +16,9 @@ from .graph import ML_DOMAIN, Graph
 from .ir import Trees
 
 _INFINITY = np.float32(np.inf)
+_DECISIONS_PER_LEVEL = 400  # that a product form may take for each level that a traversal would, see `choose`
+_PATHS = 2_000_000  # elements of its path matrices, at most: 8 MB
+_LARGE = 128  # trees from which a forest is an operator of its own
 _CUT = 0.5  # a cut costs two operators: made when so few trees are left, of those that were there at the last one
 
 
@@ -60,17 +63,17 @@ def merge(parts: Sequence[tuple[Trees, Array, Array, float]]) -> Folded:
 def choose(forest: Folded, engine: str) -> str:
     """`operator`, `product` or `traversal`.
 
-    Per case, a traversal costs about seven small operators and T gathered values per level; the product form costs
-    T · I · L multiplications (I inner nodes and L leaves of the largest tree) but a constant number of operators.
-    A multiplication is taken to be worth 1/40 of a gathered value: an estimate, not measured yet.
+    A traversal costs about seven small operators per level; the product form costs a dozen in all, but decides and
+    multiplies for all inner nodes of all trees, padded to the largest (I). So products pay for deep trees of few
+    nodes, where T · I ≤ 400 · (depth - 2). The constant is measured, on OpenVINO and ONNX Runtime at batches 1 to 32
+    (`benchmarks/head_forests.py`; on TensorRT it was not): the chosen form takes 5 % longer than the faster one, on
+    average.
     """
     if engine == "onnxruntime":
         return "operator"
-    inner = _inner_per_tree(forest)
-    trees, depth = len(forest.roots), forest.depth
-    product = trees * inner * (inner + 1)
-    traversal = 7 * depth * trees * 40
-    return "product" if product <= min(traversal, 4_000_000) else "traversal"
+    trees, inner = len(forest.roots), _inner_per_tree(forest)
+    pays = trees * inner <= _DECISIONS_PER_LEVEL * (forest.depth - 2)
+    return "product" if pays and trees * inner * (inner + 1) <= _PATHS else "traversal"
 
 
 def _inner_per_tree(forest: Folded) -> int:
@@ -93,18 +96,18 @@ def _tree_of(forest: Folded) -> Array:
 def write(graph: Graph, x: str, forest: Folded, strategy: str) -> list[str]:
     """Write the forests over the tensor `x`; returns the name of each one's value, [N, 1]."""
     if not (forest.feature >= 0).any():
-        return _columns(graph, _only_leaves(graph, x, forest), forest)
+        return _columns(graph, _only_leaves(graph, x, forest), forest.bias)
     writer = {"operator": _operator, "product": _product, "traversal": _traversal}[strategy]
     return writer(graph, x, forest)
 
 
-def _columns(graph: Graph, sums: str, forest: Folded) -> list[str]:
+def _columns(graph: Graph, sums: str, bias: Array) -> list[str]:
     """The columns of [N, forests], biases added."""
-    if forest.bias.any():
-        sums = graph.op("Add", sums, graph.constant(forest.bias))
-    if len(forest.bias) == 1:
+    if bias.any():
+        sums = graph.op("Add", sums, graph.constant(bias))
+    if len(bias) == 1:
         return [sums]
-    return [graph.op("Gather", sums, graph.constant(np.array([k])), axis=1) for k in range(len(forest.bias))]
+    return [graph.op("Gather", sums, graph.constant(np.array([k])), axis=1) for k in range(len(bias))]
 
 
 def _only_leaves(graph: Graph, x: str, forest: Folded) -> str:
@@ -116,7 +119,8 @@ def _only_leaves(graph: Graph, x: str, forest: Folded) -> str:
 
 
 def _operator(graph: Graph, x: str, forest: Folded) -> list[str]:
-    """One TreeEnsembleRegressor with a target for each forest (ai.onnx.ml 3)."""
+    """TreeEnsembleRegressor (ai.onnx.ml 3): one of a single target for each large forest, one for all the others,
+    with a target for each: what ONNX Runtime does fastest, of what was tried (`benchmarks/NOTES.md`)."""
     tree = _tree_of(forest)
     order = np.argsort(tree, kind="stable")
     first = np.searchsorted(tree[order], np.arange(len(forest.roots)))
@@ -124,28 +128,40 @@ def _operator(graph: Graph, x: str, forest: Folded) -> list[str]:
     number[order] = np.arange(len(tree)) - first[tree[order]]
     if number[forest.roots].any():  # the operator takes a tree's first node for its root
         raise ValueError("a root is not its tree's first node")
-    leaf = forest.feature < 0
-    leaves = order[leaf[order]]
-    sums = graph.op(
+    large = np.bincount(forest.output) >= _LARGE
+    names: dict[int, str] = {}
+    for targets in (*np.flatnonzero(large)[:, None], np.flatnonzero(~large)):
+        nodes = order[np.isin(forest.output[tree[order]], targets)]
+        if nodes.size:
+            sums = _ensemble(graph, x, forest, targets, nodes, tree[nodes], number)
+            names.update(zip(targets.tolist(), _columns(graph, sums, forest.bias[targets]), strict=True))
+    return [names[k] for k in range(len(forest.bias))]
+
+
+def _ensemble(graph: Graph, x: str, forest: Folded, targets: Array, nodes: Array, trees: Array, number: Array) -> str:
+    """One operator: the sums of `targets`, ascending, [N, targets]. Of each of `nodes`, tree by tree: its tree."""
+    leaf = forest.feature[nodes] < 0
+    leaves, tree_of_leaf = nodes[leaf], trees[leaf]
+    return graph.op(
         "TreeEnsembleRegressor",
         x,
         domain=ML_DOMAIN,
-        n_targets=len(forest.bias),
+        n_targets=len(targets),
         aggregate_function="SUM",
         post_transform="NONE",
-        nodes_treeids=tree[order],
-        nodes_nodeids=number[order],
-        nodes_featureids=np.where(leaf, 0, forest.feature)[order],
-        nodes_modes=np.where(leaf, "LEAF", "BRANCH_LEQ")[order].tolist(),
-        nodes_values=np.where(leaf, 0.0, forest.threshold)[order].astype(np.float32).tolist(),
-        nodes_truenodeids=np.where(leaf, 0, number[forest.left])[order],
-        nodes_falsenodeids=np.where(leaf, 0, number[forest.right])[order],
-        target_treeids=tree[leaves],
+        nodes_treeids=trees,
+        nodes_nodeids=number[nodes],
+        nodes_featureids=np.where(leaf, 0, forest.feature[nodes]),
+        # ONNX Runtime lays a "false" child beside its parent: the left one, taken more often after a ReLU.
+        nodes_modes=np.where(leaf, "LEAF", "BRANCH_GT").tolist(),
+        nodes_values=np.where(leaf, 0.0, forest.threshold[nodes]).astype(np.float32).tolist(),
+        nodes_truenodeids=np.where(leaf, 0, number[forest.right[nodes]]),
+        nodes_falsenodeids=np.where(leaf, 0, number[forest.left[nodes]]),
+        target_treeids=tree_of_leaf,
         target_nodeids=number[leaves],
-        target_ids=forest.output[tree[leaves]],
+        target_ids=np.searchsorted(targets, forest.output[tree_of_leaf]),
         target_weights=forest.value[leaves].astype(np.float32).tolist(),
     )
-    return _columns(graph, sums, forest)
 
 
 def _traversal(graph: Graph, x: str, forest: Folded) -> list[str]:
@@ -266,4 +282,4 @@ def _product(graph: Graph, x: str, forest: Folded) -> list[str]:
     reached = graph.op("Equal", graph.op("MatMul", by_tree, graph.constant(paths)), graph.constant(turns))
     sums = graph.op("MatMul", graph.op("Cast", reached, to=1), graph.constant(value))  # [T, N, forests]
     total = graph.op("ReduceSum", sums, graph.constant(np.array([0])), keepdims=0)
-    return _columns(graph, total, forest)
+    return _columns(graph, total, forest.bias)

@@ -242,6 +242,23 @@ def test_isotonic_steps() -> None:
     np.testing.assert_allclose(run(lower(head, 1), points)[0], head.predict_proba(points)[:, 1], rtol=0, atol=SMOOTH)
 
 
+def test_an_isotonic_step_within_one_float_stays_below_its_top() -> None:
+    """Two breakpoints 2e-12 apart that round to neighbouring floats: from one to the next, the slope would rise to
+    thousands."""
+    head = CalibratedClassifierCV(LogisticRegression(), method="isotonic", cv=2, ensemble=False).fit(X[:, :1], Y)
+    (pair,) = head.calibrated_classifiers_
+    pair.estimator.coef_, pair.estimator.intercept_ = np.ones((1, 1), np.float32), np.zeros(1, np.float32)
+    (calibrator,) = pair.calibrators
+    limits, heights = np.array([-1, 1 + 2.0**-24 - 1e-12, 1 + 2.0**-24 + 1e-12]), np.array([0.1, 0.2, 0.7])
+    calibrator.X_thresholds_, calibrator.y_thresholds_ = limits, heights
+    calibrator.X_min_, calibrator.X_max_ = limits[0], limits[-1]
+    calibrator._build_f(limits, heights)
+    points = np.array([-2, 0, 1, 1 + 2.0**-23, 3], np.float32)[:, None]
+    want = head.predict_proba(points)[:, 1]
+    np.testing.assert_allclose(want[-3:], [0.2, 0.7, 0.7], rtol=0, atol=SMOOTH)
+    np.testing.assert_allclose(run(lower(head, 1), points)[0], want, rtol=0, atol=SMOOTH)
+
+
 def test_whitening_bounds_the_variance_in_its_own_type() -> None:
     """A projection of no variance, of float32 data: divided by float32's rounding unit, not float64's."""
     x = X.copy()

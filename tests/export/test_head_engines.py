@@ -145,6 +145,60 @@ def test_the_onnxruntime_form_has_one_operator_for_all_trees(everything: Any) ->
     assert forest["trees"] == [40, 40, 20, 10, 1, 1]
 
 
+def test_large_forests_are_operators_of_their_own() -> None:
+    learners = [
+        ("small", RandomForestClassifier(5, random_state=0)),
+        ("large", RandomForestClassifier(130, max_depth=3, random_state=0)),
+        ("boosted", GradientBoostingClassifier(n_estimators=150, max_depth=2, random_state=0)),
+        ("stump", DecisionTreeClassifier(max_depth=1)),
+    ]
+    head = StackingClassifier(learners, LogisticRegression(), cv=2).fit(X, Y)
+    model = lower(head, 12, "onnxruntime")
+    targets = [
+        attribute.i
+        for node in model.graph.node
+        for attribute in node.attribute
+        if node.op_type == "TreeEnsembleRegressor" and attribute.name == "n_targets"
+    ]
+    assert targets == [1, 1, 2]
+    np.testing.assert_allclose(on_onnxruntime(model, X)[1], head.transform(X), rtol=0, atol=SMOOTH)
+
+
+def chains(trees: int, depth: int) -> Folded:
+    """Trees that are one path each, of `depth` inner nodes."""
+    inner, leaves = np.arange(depth), np.arange(depth, 2 * depth + 1)
+    one = Folded(
+        feature=np.r_[np.zeros(depth, np.int64), np.full(depth + 1, -1)],
+        threshold=np.zeros(2 * depth + 1, np.float32),
+        left=np.r_[leaves[:-1], leaves],
+        right=np.r_[inner[1:], leaves[-1], leaves],
+        value=np.ones(2 * depth + 1),
+        roots=np.zeros(1, np.int64),
+        output=np.zeros(1, np.int64),
+        bias=np.zeros(1),
+    )
+    starts = (2 * depth + 1) * np.arange(trees)
+    return Folded(
+        np.tile(one.feature, trees),
+        np.tile(one.threshold, trees),
+        (one.left + starts[:, None]).ravel(),
+        (one.right + starts[:, None]).ravel(),
+        np.tile(one.value, trees),
+        starts,
+        np.zeros(trees, np.int64),
+        one.bias,
+    )
+
+
+def test_products_are_for_deep_trees_of_few_nodes() -> None:
+    """Either side of the line that was measured, and of the largest path matrices."""
+    chosen = [emit_forest.choose(chains(*shape), "portable") for shape in [(200, 4), (133, 3), (1, 3), (1, 1413)]]
+    assert chosen == ["product"] * 4
+    chosen = [emit_forest.choose(chains(*shape), "portable") for shape in [(201, 4), (134, 3), (1, 2), (1, 1414)]]
+    assert chosen == ["traversal"] * 4
+    assert emit_forest.choose(chains(1, 3), "onnxruntime") == "operator"
+
+
 def test_the_interface(everything: Any) -> None:
     graph = lower(everything, 12).graph
     assert [(value.name, _shape(value)) for value in graph.input] == [("embedding", ["N", 12])]
