@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,7 +13,7 @@ from torch import nn
 
 from mpmmu_rt import bundle as bundles
 from mpmmu_rt.bundle import Bundle
-from mpmmu_rt.cases import read_manifest, require_complete
+from mpmmu_rt.cases import Case, read_manifest, require_complete
 from mpmmu_rt.errors import ExportError, ParityError
 from mpmmu_rt.files import atomic_folder, check_replaceable
 from mpmmu_rt.images import Preprocessing, read_pixels
@@ -26,24 +26,16 @@ from mpmmu_rt.progress import Progress, silent
 from mpmmu_rt.spec import MODALITIES, Array, Modality, Target, TensorSpec
 from mpmmu_rt.verify import PROBABILITY_TOLERANCE, probability_difference
 
-from . import graphs, head, parity, reference
+from . import graphs, head, parity, reference, targets
 from .encoders import Encoders
 from .parity import Original
+from .targets import Data, Wanted
 
 GOLDEN_CASES = 4
 PARITY_CASES = 32
 _PARITY_SEED = 20_260_101  # of phantoms that no preset trains on
 INTENDED_USE = "Research and engineering. Not a medical device; not for diagnosis."
 _VERSIONED = ("mpmmu-rt", "torch", "scikit-learn", "onnx", "onnxscript", "onnxruntime", "numpy")
-
-
-@dataclass(frozen=True)
-class ParityCases:
-    """Cases to prove parity on: pixels uint8 [N, 1, S, S] per modality; labels int [N] where known."""
-
-    pixels: Mapping[Modality, Array]
-    labels: Array | None
-    source: str
 
 
 @dataclass(frozen=True)
@@ -70,7 +62,8 @@ def export_bundle(
     threshold: float = 0.5,
     name: str = "custom",
     card: Mapping[str, Any] | None = None,
-    parity_cases: ParityCases | None = None,
+    parity_cases: Data | None = None,
+    wanted: Wanted | None = None,
     overwrite: bool = False,
     progress: Progress = silent,
 ) -> Bundle:
@@ -78,7 +71,8 @@ def export_bundle(
 
     mammography, ultrasound: modules that map pixels uint8 [N, 1, S, S] to an embedding float32 [N, D]; S is
     `preprocessing.size`. head: a binary classifier (classes 0 and 1) fitted on the two embeddings, concatenated in
-    that order. parity_cases: images to prove parity on; phantoms if None.
+    that order. parity_cases: images to prove parity on; phantoms if None. wanted: the targets beyond
+    onnxruntime:fp32; all that work here without calibration if None.
 
     Raises `ExportError` or `UnsupportedEstimator` for what can't be converted, `ParityError` if the result differs
     from the original, `OutputError` if `output` can't be written. In every case nothing is left behind.
@@ -86,7 +80,7 @@ def export_bundle(
     modules: dict[Modality, nn.Module] = {"mammography": mammography, "ultrasound": ultrasound}
     described: dict[str, Any] = {modality: type(module).__name__ for modality, module in modules.items()}
     model = _Model(modules, head, preprocessing, threshold, name, True, described, card or {})
-    return _export(model, output, parity_cases, overwrite, progress)
+    return _export(model, output, parity_cases, wanted or Wanted(), overwrite, progress)
 
 
 def export_checkpoint(
@@ -94,11 +88,16 @@ def export_checkpoint(
     output: Path,
     *,
     parity_manifest: Path | None = None,
+    calibration_manifest: Path | None = None,
+    wanted: Wanted | None = None,
     trust_pickle: Path | None = None,
     overwrite: bool = False,
     progress: Progress = silent,
 ) -> Bundle:
     """Export the checkpoint in `folder`, proving parity on the cases of `parity_manifest`, else on phantoms.
+
+    INT8 is calibrated on `calibration_manifest`, and judged on the parity manifest, or else on every other patient of
+    the calibration manifest.
 
     Raises as `export_bundle` does, `CheckpointError`, and what reading the manifest and its images raises.
     """
@@ -106,15 +105,27 @@ def export_checkpoint(
     progress("reading the checkpoint", 0, 1)
     checkpoint = checkpoints.load(folder, trust_pickle=trust_pickle)
     progress("reading the checkpoint", 1, 1)
-    cases = _cases_of(parity_manifest, checkpoint.config.preprocessing, progress) if parity_manifest else None
-    return _export(_of(checkpoint, folder.resolve().name, trained=True), output, cases, overwrite, progress)
+    preprocessing = checkpoint.config.preprocessing
+    wanted = wanted or Wanted()
+    cases = _cases_of(parity_manifest, preprocessing, progress)[0] if parity_manifest else None
+    if calibration_manifest:
+        calibration, listed = _cases_of(calibration_manifest, preprocessing, progress)
+        gate = cases
+        if gate is None:
+            calibration, gate = targets.halves(calibration, listed)
+        wanted = replace(wanted, calibration=calibration, gate=gate)
+    return _export(_of(checkpoint, folder.resolve().name, trained=True), output, cases, wanted, overwrite, progress)
 
 
-def export_reference(output: Path, *, overwrite: bool = False, progress: Progress = silent) -> Bundle:
+def export_reference(
+    output: Path, *, wanted: Wanted | None = None, overwrite: bool = False, progress: Progress = silent
+) -> Bundle:
     """Export the full-size untrained reference model: real in cost, meaningless in its probabilities."""
     check_replaceable(output, marker=bundles.MANIFEST, overwrite=overwrite)
     checkpoint = reference.build(progress)
-    return _export(_of(checkpoint, reference.NAME, trained=False), output, None, overwrite, progress)
+    return _export(
+        _of(checkpoint, reference.NAME, trained=False), output, None, wanted or Wanted(), overwrite, progress
+    )
 
 
 def _of(checkpoint: Checkpoint, name: str, *, trained: bool) -> _Model:
@@ -131,7 +142,10 @@ def _of(checkpoint: Checkpoint, name: str, *, trained: bool) -> _Model:
     )
 
 
-def _export(model: _Model, output: Path, cases: ParityCases | None, overwrite: bool, progress: Progress) -> Bundle:
+def _export(
+    model: _Model, output: Path, cases: Data | None, wanted: Wanted, overwrite: bool, progress: Progress
+) -> Bundle:
+    wanted.resolve()  # before minutes of work for a target that can't be had
     if not 0 < model.threshold < 1:
         raise ExportError(
             f"the operating threshold is {model.threshold}, expected a probability between 0 and 1",
@@ -149,8 +163,9 @@ def _export(model: _Model, output: Path, cases: ParityCases | None, overwrite: b
         entry = _entry(model, tensors) | {"head": heads}
         bundles.seal(folder, entry)
         report = _prove(folder, model, cases, original, progress)
-        bundles.seal(folder, entry | {"parity": report.to_json(DEFAULT_TARGET) | {"source": cases.source}})
         report.require()
+        entry |= {"parity": report.to_json(DEFAULT_TARGET) | {"source": cases.source}}
+        bundles.seal(folder, targets.prove(folder, entry, wanted, model.head, original, cases, progress))
     return Bundle.open(output)
 
 
@@ -181,14 +196,14 @@ def _write_graphs(
     return pixels | floats, reports
 
 
-def _phantoms(preprocessing: Preprocessing, progress: Progress) -> ParityCases:
+def _phantoms(preprocessing: Preprocessing, progress: Progress) -> Data:
     progress("drawing phantoms", 0, 1)
     pixels, labels = phantom_pixels(PARITY_CASES, seed=_PARITY_SEED, preprocessing=preprocessing)
     progress("drawing phantoms", 1, 1)
-    return ParityCases(pixels, labels, f"{PARITY_CASES} generated phantoms")
+    return Data(pixels, labels, f"{PARITY_CASES} generated phantoms")
 
 
-def _cases_of(path: Path, preprocessing: Preprocessing, progress: Progress) -> ParityCases:
+def _cases_of(path: Path, preprocessing: Preprocessing, progress: Progress) -> tuple[Data, tuple[Case, ...]]:
     manifest = read_manifest(path)
     labelled = all(case.label is not None for case in manifest.cases)
     require_complete(manifest, labels=False)
@@ -196,13 +211,14 @@ def _cases_of(path: Path, preprocessing: Preprocessing, progress: Progress) -> P
     for done, case in enumerate(manifest.cases, 1):
         for modality in MODALITIES:
             images[modality].append(read_pixels(cast("Path", case.image(modality)), preprocessing))
-        progress("reading parity cases", done, len(manifest.cases))
+        progress(f"reading {path.name}", done, len(manifest.cases))
     pixels = {modality: np.stack(arrays) for modality, arrays in images.items()}
     labels = np.array([case.label for case in manifest.cases]) if labelled else None
-    return ParityCases(pixels, labels, f"{len(manifest.cases)} cases of {path.name}, sha256 {manifest.sha256[:12]}")
+    source = f"{len(manifest.cases)} cases of {path.name}, sha256 {manifest.sha256[:12]}"
+    return Data(pixels, labels, source), tuple(manifest.cases)
 
 
-def _write_golden(folder: Path, cases: ParityCases, original: Original) -> None:
+def _write_golden(folder: Path, cases: Data, original: Original) -> None:
     folder.mkdir()
     vectors = {f"{modality}.pixels": cases.pixels[modality][:GOLDEN_CASES] for modality in MODALITIES}
     vectors |= {name: array[:GOLDEN_CASES] for name, array in original.stages.items()}
@@ -229,10 +245,11 @@ def _entry(model: _Model, tensors: Mapping[str, TensorSpec]) -> dict[str, Any]:
             "ir": graphs.IR_VERSION,
         },
         "parity": {},
+        "precision": {},
     }
 
 
-def _prove(folder: Path, model: _Model, cases: ParityCases, original: Original, progress: Progress) -> parity.Parity:
+def _prove(folder: Path, model: _Model, cases: Data, original: Original, progress: Progress) -> parity.Parity:
     """Parity of the stages as the predictor runs them, then of the whole graph against the stages."""
     sealed = Bundle.open(folder)
     with Predictor(sealed, Target.parse(DEFAULT_TARGET)) as predictor:

@@ -17,10 +17,11 @@
     threshold      a probability at or above it is called malignant
     classes        ["benign", "malignant"]
     tensors        name → {dtype, shape}; shape counts cases as "N"
-    graphs         graph → path
+    graphs         graph → path; `mammography.int8` and `ultrasound.int8` where the bundle was calibrated
     golden         path
-    targets        the targets that the export has verified
+    targets        the targets that the export has verified; `parity` and `precision` say how
     head           how the forests of `head` and `head_onnxruntime` are evaluated, and notes for the user
+    precision      target → what was measured of it in decisions, for every target but the first
     model, card, provenance, parity: for people; `inspect` prints them
     files          path → {sha256, bytes}, every file of the bundle but bundle.json
     sha256         of all the other keys: what a flipped bit in the threshold would otherwise slip past
@@ -126,8 +127,19 @@ class Bundle:
     def targets(self) -> tuple[str, ...]:
         return tuple(self.entry["targets"])
 
-    def graph(self, graph: Graph) -> Path:
-        return self.path / str(self.entry["graphs"][graph])
+    def graph(self, graph: Graph, precision: str = "fp32") -> Path:
+        """The path of a graph; of an encoder also in `int8`, where the bundle was calibrated. Raises `BundleError`.
+
+        Other precisions run the FP32 graph: their engines round while they compute.
+        """
+        if precision != "int8":
+            return self.path / str(self.entry["graphs"][graph])
+        if (name := f"{graph}.int8") not in self.entry["graphs"]:
+            raise BundleError(
+                f"{self.path} holds no INT8 graph `{name}`, expected a bundle that was calibrated",
+                hint="export it again with --calibrate MANIFEST",
+            )
+        return self.path / str(self.entry["graphs"][name])
 
     def golden(self) -> dict[str, Array]:
         """The golden vectors: `<modality>.pixels`, `<modality>.feature_map`, `embedding`, `probability`."""
@@ -197,17 +209,20 @@ def _check_facts(entry: Mapping[str, Any]) -> None:
             raise TypeError(f"`{key}` is a {type(entry[key]).__name__}, expected a {kind.__name__}")
     if not all(isinstance(target, str) for target in entry["targets"]):
         raise TypeError(f"`targets` is {entry['targets']!r}, expected texts")
-    for key in ("model", "card", "provenance", "parity", "head"):
+    for key in ("model", "card", "provenance", "parity", "precision", "head"):
         _mapping(entry, key)
 
 
 def _check_pixels(bundle: Bundle) -> None:
-    """The encoders must take what the preprocessing makes."""
+    """The encoders must take what the preprocessing makes, and the embedding must have a known width."""
     size = bundle.preprocessing.size
     for modality in MODALITIES:
         spec = bundle.tensors[f"{modality}_pixels"]
         if (spec.dtype, spec.shape) != ("uint8", ("N", 1, size, size)):
             raise ValueError(f"`tensors` has {spec}, expected uint8[N, 1, {size}, {size}] as `preprocessing` makes")
+    embedding = bundle.tensors["embedding"]
+    if embedding.dtype != "float32" or [type(length) for length in embedding.shape] != [str, int]:
+        raise ValueError(f"`tensors` has {embedding}, expected float32[N, D]")
 
 
 def _own_digest(entry: Mapping[str, Any]) -> str:

@@ -25,10 +25,9 @@ def examine() -> tuple[list[Finding], list[Finding]]:
     """(targets, abilities) of this environment."""
     targets = []
     for name, engine in engines().items():
-        problem = engine.problem()
         for precision in engine.precisions:
             target = str(Target(name, precision))
-            if problem:
+            if problem := engine.problem(precision):
                 targets.append(Finding(target, False, str(problem), problem.hint))
             else:
                 targets.append(Finding(target, True, f"{name} {engine.version()}"))

@@ -12,64 +12,65 @@ from typing import Self
 import numpy as np
 
 from .bundle import Bundle, Graph
-from .engines import Session, engine
+from .engines import engine, head_target
 from .errors import EngineError, PixelsError, UsageError
 from .machine import usable_threads
 from .spec import MODALITIES, Array, Modality, Target
 
 DEFAULT_TARGET = "onnxruntime:fp32"
-STAGES = ("mammography", "ultrasound", "attention_pool", "head")
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the model says about N cases.
+    """What the model says about N cases. All arrays belong to the caller.
 
-    probability: float32 [N], that the lesion is malignant. embedding: float32 [N, D]. feature_map: one float32
-    array per modality. stages_ms: wall time of each stage for the whole batch. All arrays belong to the caller.
+    probability: float32 [N], that the lesion is malignant. base_probability: float32 [N, learners], what each base
+    learner of the stacking head says; None if the head has none. embedding: float32 [N, D]. stages_ms: wall time of
+    each stage for the whole batch.
     """
 
     probability: Array
+    base_probability: Array | None
     embedding: Array
-    feature_map: Mapping[Modality, Array]
     stages_ms: Mapping[str, float]
 
 
 class Predictor:
-    """Runs a bundle on a target. Not shared between threads: each thread loads its own.
+    """Runs a bundle on a target. Any number of threads may share it.
 
+    `head_target` says where the stacking head runs: in FP32, and on ONNX Runtime where that is faster and installed.
     Use it as a context manager, or call `close`.
     """
 
     def __init__(self, bundle: Bundle, target: Target, *, threads: int | None = None) -> None:
-        """Load every stage. Raises `EngineError` or `MissingPackage`; nothing falls back to another engine."""
+        """Load every stage. Raises `EngineError`, `MissingPackage`, or `BundleError` if the bundle was not exported
+        for `target`; nothing falls back to another engine or precision."""
         if threads is not None and threads < 1:
             raise UsageError(f"threads is {threads}, expected at least 1", hint="leave it out to use all that may be")
         self.bundle = bundle
         self.target = target
         self.threads = threads or usable_threads()
-        chosen = engine(target)
-        self._encoders: dict[Modality, Session] = {
-            modality: chosen.load(bundle.graph(modality), target.precision, self.threads) for modality in MODALITIES
-        }
-        self._pool = chosen.load(bundle.graph("attention_pool"), target.precision, self.threads)
-        self._head = chosen.load(bundle.graph(chosen.head), target.precision, self.threads)
+        self.head_target = head_target(target)
+        # The head first: it is the smaller one to fail.
+        heads = engine(self.head_target)
+        self._head = heads.load(bundle.graph(heads.head), self.head_target.precision, self.threads)
+        self._embedder = engine(target).embedder(bundle, target.precision, self.threads)
 
-    def predict(self, pixels: Mapping[Modality, Array]) -> Prediction:
+    def predict(self, pixels: Mapping[Modality, Array], *, embedding: Array | None = None) -> Prediction:
         """Pixels uint8 [N, 1, S, S] per modality (`{"mammography": …, "ultrasound": …}`) to a `Prediction`.
 
-        The two are named and not positional, so that they can't be swapped unseen. Raises `PixelsError` for
-        pixels that the model was not made for, and `EngineError` if any probability is not a number in 0..1.
+        The two are named and not positional, so that they can't be swapped unseen. embedding: float32 [N, D] to write
+        the embedding to, and to return; a new array if None. Raises `PixelsError` for pixels that the model was not
+        made for, and `EngineError` if any probability is not a number in 0..1.
         """
         checked = self._check(pixels)
-        stages_ms: dict[str, float] = {}
-        feature_map: dict[Modality, Array] = {}
-        for modality in MODALITIES:
-            feeds = {"pixels": checked[modality]}
-            feature_map[modality] = self._stage(modality, self._encoders[modality], feeds, stages_ms)["feature_map"]
-        maps = {f"{modality}_feature_map": feature_map[modality] for modality in MODALITIES}
-        embedding = self._stage("attention_pool", self._pool, maps, stages_ms)["embedding"]
-        probability = self._stage("head", self._head, {"embedding": embedding}, stages_ms)["probability"]
+        if embedding is None:
+            embedding = np.empty((len(checked["mammography"]), self._width), np.float32)
+        stages_ms = self._embedder.embed(checked, embedding)
+        start = time.perf_counter()
+        said = self._head.run({"embedding": embedding})
+        stages_ms["head"] = (time.perf_counter() - start) * 1e3
+        probability = said["probability"]
         # Trees send NaN left or right and give a number that looks right: the embedding is checked on its own.
         if not np.isfinite(embedding).all():
             raise EngineError(
@@ -83,7 +84,17 @@ class Predictor:
                 "probabilities that are not numbers in 0..1",
                 hint="`mpmmu-rt verify BUNDLE` tells whether this target computes the model correctly here",
             )
-        return Prediction(probability, embedding, feature_map, stages_ms)
+        return Prediction(probability, said.get("base_probability"), embedding, stages_ms)
+
+    def feature_maps(self, pixels: Mapping[Modality, Array]) -> dict[Modality, Array]:
+        """The last feature map of each encoder, float32, for looking inside. Loads the encoders for this one call."""
+        checked = self._check(pixels)
+        return {
+            modality: self._run_once(self.bundle.graph(modality, self.target.precision), {"pixels": checked[modality]})[
+                "feature_map"
+            ]
+            for modality in MODALITIES
+        }
 
     def run_whole_graph(self, pixels: Mapping[Modality, Array]) -> dict[str, Array]:
         """`probability` and `embedding` from the joined graph, which engines that take one graph are built from."""
@@ -94,19 +105,18 @@ class Predictor:
 
         The export uses it to prove the graphs that this target itself does not run.
         """
-        session = engine(self.target).load(self.bundle.graph(graph), self.target.precision, self.threads)
+        return self._run_once(self.bundle.graph(graph), feeds)
+
+    def _run_once(self, graph: Path, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        session = engine(self.target).load(graph, self.target.precision, self.threads)
         try:
             return session.run(feeds)
         finally:
             session.close()
 
-    def _stage(
-        self, stage: str, session: Session, feeds: Mapping[str, Array], stages_ms: dict[str, float]
-    ) -> dict[str, Array]:
-        start = time.perf_counter()
-        outputs = session.run(feeds)
-        stages_ms[stage] = (time.perf_counter() - start) * 1e3
-        return outputs
+    @property
+    def _width(self) -> int:
+        return int(self.bundle.tensors["embedding"].shape[1])
 
     def _check(self, pixels: Mapping[Modality, Array]) -> dict[Modality, Array]:
         if not isinstance(pixels, Mapping) or set(pixels) != set(MODALITIES):
@@ -126,8 +136,8 @@ class Predictor:
         return checked
 
     def close(self) -> None:
-        for session in (*self._encoders.values(), self._pool, self._head):
-            session.close()
+        self._embedder.close()
+        self._head.close()
 
     def __enter__(self) -> Self:
         return self

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from mpmmu_rt.export import export_checkpoint
+from mpmmu_rt.export import Wanted, export_checkpoint
 from mpmmu_rt.images import Preprocessing
 from mpmmu_rt.model import checkpoint as checkpoints
 from mpmmu_rt.model.checkpoint import Checkpoint
@@ -16,7 +16,7 @@ from mpmmu_rt.model.config import EncoderConfig, HeadConfig, ModelConfig
 from mpmmu_rt.model.encoder import Encoder
 from mpmmu_rt.model.phantom import phantom_pixels, write_phantoms
 from mpmmu_rt.model.stacking import fit_head
-from mpmmu_rt.spec import MODALITIES, Modality
+from mpmmu_rt.spec import MODALITIES, Modality, Target
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -62,7 +62,8 @@ def checkpoint_folder(small_model: Checkpoint, tmp_path_factory: pytest.TempPath
 def bundle_folder(checkpoint_folder: Path) -> Path:
     """The bundle of `small_model`. Read only: copy it before you change it."""
     output = checkpoint_folder.with_name("small.bundle")
-    export_checkpoint(checkpoint_folder, output)
+    # Named, so that the bundle is the same on every processor.
+    export_checkpoint(checkpoint_folder, output, wanted=Wanted((Target("openvino", "fp32"),)))
     return output
 
 

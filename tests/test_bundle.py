@@ -52,7 +52,7 @@ def test_a_bundle_opens_and_says_what_it_is(bundle_folder: Path) -> None:
     assert bundle.threshold == 0.4
     assert bundle.preprocessing.size == 48
     assert bundle.trained
-    assert bundle.targets == ("onnxruntime:fp32",)
+    assert bundle.targets == ("onnxruntime:fp32", "openvino:fp32")
     assert bundle.digest == sha256_file(bundle_folder / "bundle.json")
     assert {bundle.graph(graph).name for graph in GRAPHS} == {f"{graph}.onnx" for graph in GRAPHS}
     assert str(bundle.tensors["ultrasound_pixels"]) == "ultrasound_pixels uint8[N, 1, 48, 48]"

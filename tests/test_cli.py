@@ -273,7 +273,8 @@ def test_doctor() -> None:
 
 
 def test_doctor_fails_where_nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    for module in ("onnxruntime", "openvino"):
+        monkeypatch.setitem(sys.modules, module, None)
     result = call("doctor")
     assert result.exit_code == 1
     assert "hint: onnxruntime:fp32: pip install 'mpmmu-rt[cpu]'" in result.stderr

@@ -58,7 +58,7 @@ def test_onnxruntime_runs_here_in_the_version_that_is_imported() -> None:
 
 
 def test_an_unknown_engine_names_the_known_ones() -> None:
-    with pytest.raises(EngineError, match="names the engine `abacus`, expected one of onnxruntime"):
+    with pytest.raises(EngineError, match="names the engine `abacus`, expected one of onnxruntime, openvino"):
         engine(Target("abacus", "fp32"))
 
 

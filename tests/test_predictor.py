@@ -17,12 +17,13 @@ from mpmmu_rt.bundle import GRAPHS, Bundle, seal
 from mpmmu_rt.errors import BundleError, EngineError, PixelsError, UsageError
 from mpmmu_rt.images import Preprocessing
 from mpmmu_rt.model.phantom import phantom_pixels
-from mpmmu_rt.predictor import STAGES, Predictor
+from mpmmu_rt.predictor import Predictor
 from mpmmu_rt.spec import MODALITIES, Array, Modality
 
 # FP32 of the same graph, blocked differently by batch size: some 10 times what was measured (4e-7).
 ROW_TOLERANCE = 5e-6
 Pixels = dict[Modality, Array]
+FOR_PEOPLE = ("model", "card", "provenance", "parity", "precision", "head")
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,11 @@ def test_a_prediction_of_the_golden_cases_is_the_golden_one(bundle_folder: Path)
     assert np.ptp(prediction.probability) > 0.05  # the cases differ, so a mix-up would show
     np.testing.assert_allclose(prediction.probability, golden["probability"], atol=1e-5)
     np.testing.assert_allclose(prediction.embedding, golden["embedding"], rtol=1e-4, atol=1e-5)
-    assert tuple(prediction.stages_ms) == STAGES
+    assert prediction.base_probability is not None
+    assert prediction.base_probability.shape == (4, 4)
+    assert prediction.base_probability.min() >= 0
+    assert prediction.base_probability.max() <= 1
+    assert tuple(prediction.stages_ms) == ("mammography", "ultrasound", "attention_pool", "head")
     assert min(prediction.stages_ms.values()) > 0
 
 
@@ -95,11 +100,10 @@ def test_the_memory_layout_of_pixels_means_nothing(bundle_folder: Path, pixels: 
 def test_results_belong_to_the_caller(bundle_folder: Path, pixels: Pixels) -> None:
     with load(bundle_folder) as predictor:
         first = predictor.predict(rows(pixels, slice(4)))
-        kept = first.probability.copy(), first.embedding.copy(), first.feature_map["mammography"].copy()
+        kept = first.probability.copy(), first.embedding.copy()
         predictor.predict(rows(pixels, slice(4, 8)))
     np.testing.assert_array_equal(first.probability, kept[0])
     np.testing.assert_array_equal(first.embedding, kept[1])
-    np.testing.assert_array_equal(first.feature_map["mammography"], kept[2])
 
 
 def good(count: int = 2) -> dict[str, Any]:
@@ -169,6 +173,8 @@ def test_a_closed_predictor_does_not_answer(bundle_folder: Path, pixels: Pixels)
         ("onnxruntime", UsageError, "expected ENGINE:PRECISION"),
         ("abacus:fp32", EngineError, "names the engine `abacus`"),
         ("onnxruntime:int8", EngineError, "asks for int8"),
+        ("openvino:fp16", EngineError, "asks for fp16, expected one of fp32, bf16, int8"),
+        ("openvino:int8", BundleError, r"holds no INT8 graph `mammography\.int8`"),
     ],
 )
 def test_a_target_is_taken_as_asked_or_not_at_all(
@@ -223,19 +229,20 @@ def tiny_bundle(folder: Path, *, pool: list[Any], head: list[Any]) -> Path:
     for name in ("head_onnxruntime", "model"):
         (onnx_folder / f"{name}.onnx").write_bytes((onnx_folder / "head.onnx").read_bytes())
     (folder / "golden.npz").write_bytes(b"unused")
-    pixels = {f"{m}_pixels": {"dtype": "uint8", "shape": ["N", 1, 4, 4]} for m in MODALITIES}
+    tensors = {f"{m}_pixels": {"dtype": "uint8", "shape": ["N", 1, 4, 4]} for m in MODALITIES}
+    tensors["embedding"] = {"dtype": "float32", "shape": ["N", 2]}
     entry: dict[str, Any] = {
         "name": "tiny",
         "trained": False,
         "preprocessing": {"size": 4, "fit": "pad"},
         "threshold": 0.5,
         "classes": ["benign", "malignant"],
-        "tensors": pixels,
+        "tensors": tensors,
         "graphs": {name: f"onnx/{name}.onnx" for name in GRAPHS},
         "golden": "golden.npz",
         "targets": ["onnxruntime:fp32"],
     }
-    seal(folder, json.loads(json.dumps(entry)) | {key: {} for key in ("model", "card", "provenance", "parity", "head")})
+    seal(folder, json.loads(json.dumps(entry)) | {key: {} for key in FOR_PEOPLE})
     return folder
 
 

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -22,6 +23,22 @@ def export(
     parity: Annotated[
         Path | None, typer.Option("--parity", help="Manifest of cases to prove parity on [default: phantoms].")
     ] = None,
+    target: Annotated[
+        list[str] | None,
+        typer.Option("--target", help="Target to prove and list; repeatable [default: all that work here but INT8]."),
+    ] = None,
+    calibrate: Annotated[
+        Path | None, typer.Option("--calibrate", help="Manifest of cases to calibrate INT8 on.")
+    ] = None,
+    auc_loss: Annotated[
+        float, typer.Option("--auc-loss", min=0, max=1, help="AUC that BF16 or INT8 may lose.")
+    ] = 0.005,
+    sensitivity_loss: Annotated[
+        float, typer.Option("--sensitivity-loss", min=0, max=1, help="Share of malignant cases that they may miss.")
+    ] = 0.01,
+    flips: Annotated[
+        float, typer.Option("--flips", min=0, max=1, help="Share of decisions that they may change.")
+    ] = 0.05,
     trust_pickle: Annotated[
         Path | None, typer.Option("--trust-pickle", help="A pickled head that you vouch for, by its path.")
     ] = None,
@@ -32,30 +49,35 @@ def export(
     from mpmmu_rt._optional import require
 
     require("torch", "export")
-    from mpmmu_rt.export import export_checkpoint, export_reference
+    from mpmmu_rt.export import Limits, Wanted, export_checkpoint, export_reference
+    from mpmmu_rt.spec import Target
 
-    if checkpoint is None and (trust_pickle or parity):
+    if checkpoint is None and (trust_pickle or parity or calibrate):
         raise UsageError(
-            "--trust-pickle or --parity is given without a CHECKPOINT, expected both",
+            "--trust-pickle, --parity or --calibrate is given without a CHECKPOINT, expected both",
             hint="mpmmu-rt export CHECKPOINT --parity MANIFEST",
         )
     if output is None:
         output = Path(f"{checkpoint.resolve().name}.bundle") if checkpoint else REFERENCE_BUNDLE
+    limits = Limits(auc_loss=auc_loss, sensitivity_loss=sensitivity_loss, flips=flips)
+    wanted = Wanted(tuple(map(Target.parse, target)) if target else None, limits=limits)
     with bars() as progress:
         if checkpoint is None:
-            bundle = export_reference(output, overwrite=overwrite, progress=progress)
+            bundle = export_reference(output, wanted=wanted, overwrite=overwrite, progress=progress)
         else:
             bundle = export_checkpoint(
                 checkpoint,
                 output,
                 parity_manifest=parity,
+                calibration_manifest=calibrate,
+                wanted=wanted,
                 trust_pickle=trust_pickle,
                 overwrite=overwrite,
                 progress=progress,
             )
     report = bundle.entry["parity"]
     if as_json:
-        print_json(report)
+        print_json(report | {"targets": list(bundle.targets), "precision": bundle.entry["precision"]})
     else:
         from .verify import checks_table
 
@@ -64,10 +86,30 @@ def export(
             f"{report['cases']} cases ({report['source']}): {report['decisions_flipped']} decisions flipped, "
             f"{report['split_crossings']} differ by more than rounding may"
         )
+        for line in describe_precision(bundle.entry):
+            typer.echo(line)
     for text in bundle.entry["head"]["head"]["notes"]:
         note(f"warning: {text}")
     note(f"wrote {output} ({bundle.name}, {sum(f['bytes'] for f in bundle.entry['files'].values()) / 1e6:.1f} MB)")
     warn_untrained(bundle.trained)
+
+
+def describe_precision(entry: Mapping[str, Any]) -> list[str]:
+    """A line for each target beyond the first: what was measured, or why it was left out."""
+    lines = []
+    for target, report in entry["precision"].items():
+        if not report["passed"]:
+            lines.append(f"{target}: left out: {report['reason']}")
+            continue
+        gate = report.get("gate", report)
+        kept = f"; {len(report['kept_float'])} of {report['layers']} layers kept in float" if "layers" in report else ""
+        auc = "" if gate.get("auc_loss") is None else f", AUC loss {gate['auc_loss']:+.4f}"
+        mean = f", mean |Δp| {gate['mean_difference']:.4f}" if "mean_difference" in gate else ""
+        lines.append(
+            f"{target}: {gate['decisions_flipped']} of {gate['cases']} decisions flipped{mean}{auc} "
+            f"({report['source']}){kept}"
+        )
+    return lines
 
 
 def warn_untrained(trained: bool) -> None:

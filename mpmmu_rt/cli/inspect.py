@@ -8,7 +8,7 @@ import typer
 from mpmmu_rt.errors import BundleError
 
 from ._report import print_json, table
-from .export import warn_untrained
+from .export import describe_precision, warn_untrained
 
 
 def inspect(
@@ -25,12 +25,11 @@ def inspect(
     if as_json:
         print_json(entry)
         return
-    problems = {name: engine.problem() for name, engine in engines().items()}
     runs = []
     for name in opened.targets:
         target = Target.parse(name)
-        problem = problems.get(target.engine)
-        known = target.engine in problems
+        known = target.engine in engines()
+        problem = engines()[target.engine].problem(target.precision) if known else None
         verdict = "runs here" if known and problem is None else str(problem or "unknown to this version")
         runs.append([name, verdict])
     card, parity = entry["card"], entry["parity"]
@@ -46,6 +45,8 @@ def inspect(
         f"parity on {parity['cases']} cases ({parity['source']}): {parity['decisions_flipped']} decisions flipped; "
         f"closest to its limit: {worst['name']} {worst['value']:.1e} of {worst['limit']:.0e}"
     )
+    for line in describe_precision(entry):
+        typer.echo(line)
     for name, head in entry["head"].items():
         forests = [f"{'+'.join(map(str, one['trees']))} trees by {one['strategy']}" for one in head["forests"]]
         typer.echo(f"{name}: {', '.join(forests) or 'no trees'}")

@@ -10,13 +10,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
-from mpmmu_rt.bundle import HeadGraph
+from mpmmu_rt.bundle import Bundle, HeadGraph
 from mpmmu_rt.errors import EngineError, MpmmuError
-from mpmmu_rt.spec import Array, Target
+from mpmmu_rt.spec import Array, Modality, Target
 
 
 class Session(Protocol):
-    """One loaded graph. Not shared between threads; `close` frees it."""
+    """One loaded graph. Threads may share it; `close` frees it."""
 
     @property
     def inputs(self) -> tuple[str, ...]: ...
@@ -30,6 +30,19 @@ class Session(Protocol):
     def close(self) -> None: ...
 
 
+class Embedder(Protocol):
+    """Both encoders and the attention pool of a bundle. Threads may share it; `close` frees it."""
+
+    def embed(self, pixels: Mapping[Modality, Array], embedding: Array) -> dict[str, float]:
+        """Fill `embedding` float32 [N, D] from checked pixels uint8 [N, 1, S, S] per modality.
+
+        Returns the wall time of each stage in ms, by name. Raises `EngineError`.
+        """
+        ...
+
+    def close(self) -> None: ...
+
+
 class Engine(Protocol):
     """An inference engine. Making one loads nothing; `problem` says whether it can run here."""
 
@@ -37,8 +50,8 @@ class Engine(Protocol):
     precisions: tuple[str, ...]
     head: HeadGraph  # the form of the stacking head that is fastest on it
 
-    def problem(self) -> MpmmuError | None:
-        """Why nothing can run on this engine here, or None. Never raises."""
+    def problem(self, precision: str = "fp32") -> MpmmuError | None:
+        """Why nothing can run on this engine in this precision here, or None. Never raises."""
         ...
 
     def version(self) -> str: ...
@@ -47,8 +60,15 @@ class Engine(Protocol):
         """Load an ONNX graph. Raises `EngineError`, also when anything but this engine would execute it."""
         ...
 
+    def embedder(self, bundle: Bundle, precision: str, threads: int) -> Embedder:
+        """Load the encoders and the attention pool of `bundle`. Raises as `load` does."""
+        ...
 
-_MODULES = {"onnxruntime": "mpmmu_rt.engines.onnxruntime"}
+
+_MODULES = {"onnxruntime": "mpmmu_rt.engines.onnxruntime", "openvino": "mpmmu_rt.engines.openvino"}
+# Measured (benchmarks/results/head_*): ONNX Runtime's tree operator beats what other CPU engines make of the portable
+# head, 5 times at batch 1.
+_FASTER_HEAD = {"openvino": Target("onnxruntime", "fp32")}
 
 
 def engine(target: Target) -> Engine:
@@ -65,9 +85,17 @@ def engine(target: Target) -> Engine:
             f"target `{target}` asks for {target.precision}, expected one of {', '.join(found.precisions)}",
             hint=f"use `{found.name}:{found.precisions[0]}`",
         )
-    if problem := found.problem():
+    if problem := found.problem(target.precision):
         raise problem
     return found
+
+
+def head_target(target: Target) -> Target:
+    """Where the stacking head of `target` runs: in FP32, and on another engine where one is here that is faster."""
+    faster = _FASTER_HEAD.get(target.engine)
+    if faster and engines()[faster.engine].problem() is None:
+        return faster
+    return Target(target.engine, "fp32")
 
 
 def engines() -> dict[str, Engine]:

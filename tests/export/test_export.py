@@ -20,9 +20,8 @@ from torch import Tensor, nn
 from mpmmu_rt import predictor as predictors
 from mpmmu_rt.bundle import GRAPHS, Bundle
 from mpmmu_rt.errors import ExportError, OutputError, ParityError, UnsupportedEstimator
-from mpmmu_rt.export import build, export_bundle, graphs, parity
+from mpmmu_rt.export import Data, build, export_bundle, graphs, parity
 from mpmmu_rt.export import head as heads
-from mpmmu_rt.export.build import ParityCases
 from mpmmu_rt.export.encoders import Encoders
 from mpmmu_rt.images import Preprocessing
 from mpmmu_rt.model.checkpoint import Checkpoint
@@ -206,7 +205,7 @@ def test_bring_your_own(tmp_path: Path) -> None:
 def test_your_modules_are_left_as_they_were(tmp_path: Path) -> None:
     arguments = custom()
     arguments["mammography"].train()
-    cases = ParityCases(labelled(32, 8)[0], None, "eight")
+    cases = Data(labelled(32, 8)[0], None, "eight")
     bundle = export_bundle(tmp_path / "own.bundle", **arguments, parity_cases=cases)
     assert arguments["mammography"].training
     assert bundle.entry["parity"]["auc_original"] is None

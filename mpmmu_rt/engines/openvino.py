@@ -1,0 +1,272 @@
+"""OpenVINO on the CPU: FP32, BF16 and INT8.
+
+Both encoders and the attention pool are joined to one model, and every case is one inference request of its own:
+a batch is spread over streams, so that each core works on its own case and the feature maps stay in its cache, and a
+case's answer can't depend on what shares its batch. A batch smaller than the number of threads gets fewer streams
+with more threads each.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mpmmu_rt._optional import require
+from mpmmu_rt.bundle import Bundle, HeadGraph
+from mpmmu_rt.errors import EngineError, MpmmuError
+from mpmmu_rt.spec import MODALITIES, Array, Modality
+
+_PURPOSE = "the targets openvino:fp32, openvino:bf16 and openvino:int8"
+# What is not 8 bits wide in an INT8 graph stays FP32, so that the graph alone decides the result, not the processor.
+_HINT = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
+_LANES_PER_STREAM = 2  # one runs, one waits: a stream never idles while Python collects the other's result
+
+
+class OpenVinoSession:
+    """A graph in OpenVINO. Calls from several threads take turns."""
+
+    def __init__(self, compiled: Any, graph: Path) -> None:
+        self._request = compiled.create_infer_request()
+        self._graph = graph
+        self._lock = threading.Lock()
+        self._wanted = {item.any_name: (item.element_type.to_dtype(), item.partial_shape) for item in compiled.inputs}
+        self.inputs = tuple(self._wanted)
+        self.outputs = tuple(item.any_name for item in compiled.outputs)
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        try:
+            with self._lock:
+                if self._request is None:
+                    raise RuntimeError("the session is closed")
+                self._check(feeds)
+                found = self._request.infer({name: np.ascontiguousarray(array) for name, array in feeds.items()})
+                return {name: np.array(found[name]) for name in self.outputs}
+        # OpenVINO raises RuntimeError of its own failures and KeyError or TypeError of what its binding can't take.
+        except (RuntimeError, KeyError, TypeError, ValueError) as error:
+            raise _failed(self._graph.name, error) from error
+
+    def _check(self, feeds: Mapping[str, Array]) -> None:
+        """OpenVINO takes what is missing for empty, converts other dtypes, and answers."""
+        if feeds.keys() != self._wanted.keys():
+            raise ValueError(f"the inputs are {', '.join(feeds) or 'nothing'}, expected {', '.join(self.inputs)}")
+        for name, (dtype, shape) in self._wanted.items():
+            lengths = list(feeds[name].shape)
+            fits = len(lengths) == len(shape) and all(
+                want.is_dynamic or want.get_length() == got for want, got in zip(shape, lengths, strict=True)
+            )
+            if feeds[name].dtype != dtype or not fits:
+                raise ValueError(f"`{name}` is {feeds[name].dtype}{lengths}, expected {dtype.name}{shape}")
+
+    def close(self) -> None:
+        with self._lock:
+            self._request = None
+
+
+@dataclass(frozen=True)
+class _Lane:
+    """An inference request and its own buffers: pixels uint8 [1, 1, S, S] per modality, embedding float32 [1, D]."""
+
+    request: Any
+    pixels: Mapping[Modality, Array]
+    embedding: Array
+
+
+class _Streams:
+    """The joined model, compiled for a number of streams, and the lanes that feed it."""
+
+    def __init__(self, compiled: Any, streams: int) -> None:
+        self._idle: queue.SimpleQueue[_Lane] = queue.SimpleQueue()
+        for _ in range(_LANES_PER_STREAM * streams):
+            request = compiled.create_infer_request()
+            pixels = {modality: request.get_tensor(f"{modality}_pixels").data for modality in MODALITIES}
+            self._idle.put(_Lane(request, pixels, request.get_tensor("embedding").data))
+
+    def run(self, pixels: Mapping[Modality, Array], embedding: Array) -> None:
+        """Fill `embedding` float32 [N, D]. Any number of threads may call it; they share the lanes."""
+        flying: deque[tuple[int, _Lane]] = deque()
+        try:
+            for row in range(len(embedding)):
+                lane = self._take(flying, embedding)
+                for modality, buffer in lane.pixels.items():
+                    np.copyto(buffer[0], pixels[modality][row])
+                lane.request.start_async()
+                flying.append((row, lane))
+            while flying:
+                self._land(flying, embedding)
+        finally:
+            while flying:  # after a failure: nobody may get a lane that still runs
+                _, lane = flying.popleft()
+                lane.request.cancel()
+                self._idle.put(lane)
+
+    def _take(self, flying: deque[tuple[int, _Lane]], embedding: Array) -> _Lane:
+        """An idle lane; where there is none, the oldest of our own, or else one that another thread returns."""
+        while True:
+            try:
+                return self._idle.get_nowait()
+            except queue.Empty:
+                if not flying:
+                    return self._idle.get()
+                self._land(flying, embedding)
+
+    def _land(self, flying: deque[tuple[int, _Lane]], embedding: Array) -> None:
+        row, lane = flying[0]
+        lane.request.wait()
+        embedding[row] = lane.embedding[0]
+        flying.popleft()
+        self._idle.put(lane)
+
+
+class OpenVinoEmbedder:
+    """Both encoders and the attention pool. Any number of threads may share it."""
+
+    def __init__(self, runtime: Any, bundle: Bundle, precision: str, threads: int) -> None:
+        self._runtime = runtime
+        self._precision = precision
+        self._threads = threads
+        self._name = bundle.name
+        self._lock = threading.Lock()
+        self._compiled: dict[int, _Streams] = {}
+        self._core = runtime.Core()
+        try:
+            self._model = _join(runtime, self._core, bundle, precision)
+        except (RuntimeError, KeyError) as error:
+            raise _cannot_load(f"the graphs of {bundle.name}", error) from error
+
+    def embed(self, pixels: Mapping[Modality, Array], embedding: Array) -> dict[str, float]:
+        start = time.perf_counter()
+        streams = self._streams(len(embedding))
+        try:
+            streams.run(pixels, embedding)
+        except (RuntimeError, ValueError) as error:
+            raise _failed(self._name, error) from error
+        return {"encoders": (time.perf_counter() - start) * 1e3}
+
+    def _streams(self, cases: int) -> _Streams:
+        """Compiled on first use. Powers of two: a process holds few, whatever batch sizes it meets."""
+        count = 1 << (min(cases, self._threads).bit_length() - 1)
+        with self._lock:
+            if self._model is None:
+                raise EngineError(f"{self._name} is closed, expected a loaded bundle", hint="load it again")
+            if count not in self._compiled:
+                compiled = _compile(self._core, self._model, self._precision, self._threads, count, self._name)
+                self._compiled[count] = _Streams(compiled, count)
+            return self._compiled[count]
+
+    def close(self) -> None:
+        with self._lock:
+            self._compiled = {}
+            self._model = None
+
+
+class OpenVino:
+    name = "openvino"
+    precisions = ("fp32", "bf16", "int8")
+    head: HeadGraph = "head"
+
+    def problem(self, precision: str = "fp32") -> MpmmuError | None:
+        try:
+            runtime = require("openvino", _PURPOSE)
+        except MpmmuError as error:
+            return error
+        able = runtime.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        if precision == "bf16" and "BF16" not in able:
+            return EngineError(
+                f"this processor computes {', '.join(able)}, expected BF16 (AVX-512 BF16 or AMX)",
+                hint="use openvino:fp32 or openvino:int8",
+            )
+        return None
+
+    def version(self) -> str:
+        return str(require("openvino", _PURPOSE).__version__).partition("-")[0]
+
+    def load(self, graph: Path, precision: str, threads: int) -> OpenVinoSession:
+        core = require("openvino", _PURPOSE).Core()
+        try:
+            model = core.read_model(str(graph))
+        except RuntimeError as error:
+            raise _cannot_load(graph.name, error) from error
+        return OpenVinoSession(_compile(core, model, precision, threads, 1, graph.name), graph)
+
+    def embedder(self, bundle: Bundle, precision: str, threads: int) -> OpenVinoEmbedder:
+        return OpenVinoEmbedder(require("openvino", _PURPOSE), bundle, precision, threads)
+
+
+def _join(runtime: Any, core: Any, bundle: Bundle, precision: str) -> Any:
+    """`mammography_pixels` and `ultrasound_pixels` [1, 1, S, S] to `embedding` [1, D]."""
+    pool = core.read_model(str(bundle.graph("attention_pool")))
+    inputs = []
+    for modality in MODALITIES:
+        encoder = core.read_model(str(bundle.graph(modality, precision)))
+        pixels = encoder.input("pixels").get_node()
+        pixels.output(0).set_names({f"{modality}_pixels"})
+        feature_map = encoder.output("feature_map").get_node().input_value(0)
+        for consumer in pool.input(f"{modality}_feature_map").get_target_inputs():
+            consumer.replace_source_output(feature_map)
+        inputs.append(pixels)
+    embedding = pool.output("embedding").get_node()
+    model = runtime.Model([embedding], inputs, bundle.name)
+    model.reshape({f"{m}_pixels": [1, *bundle.tensors[f"{m}_pixels"].shape[1:]] for m in MODALITIES})
+    return model
+
+
+def _compile(core: Any, model: Any, precision: str, threads: int, streams: int, name: str) -> Any:
+    settings = {
+        "INFERENCE_PRECISION_HINT": _HINT[precision],
+        "NUM_STREAMS": streams,
+        "INFERENCE_NUM_THREADS": threads,
+        # Pinned, two predictors on one machine would sit on the same cores.
+        "ENABLE_CPU_PINNING": False,
+    }
+    try:
+        compiled = core.compile_model(model, "CPU", settings)
+    except RuntimeError as error:
+        raise _cannot_load(name, error) from error
+    achieved = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+    if achieved != _HINT[precision]:
+        raise EngineError(
+            f"OpenVINO computes {name} in {achieved} on this processor, expected {_HINT[precision]}",
+            hint="use openvino:fp32",
+        )
+    if precision == "int8" and not _computes_int8(compiled):
+        raise EngineError(
+            f"OpenVINO computes no layer of {name} in 8 bits on this processor, expected most of them",
+            hint="use openvino:fp32",
+        )
+    return compiled
+
+
+def _computes_int8(compiled: Any) -> bool:
+    """Does any convolution really run in 8 bits? Graphs without convolutions have nothing to prove."""
+    kinds = [node.get_rt_info() for node in compiled.get_runtime_model().get_ops()]
+    kinds = [info for info in kinds if info["layerType"].astype(str) == "Convolution"]
+    return not kinds or any(info["runtimePrecision"].astype(str) in ("i8", "u8") for info in kinds)
+
+
+def _failed(name: str, error: Exception) -> EngineError:
+    return EngineError(
+        f"OpenVINO failed in {name}: {_reason(error)}",
+        hint="`mpmmu-rt verify BUNDLE` tells whether the bundle or the input is at fault",
+    )
+
+
+def _cannot_load(name: str, error: Exception) -> EngineError:
+    return EngineError(
+        f"OpenVINO can't load {name}: {_reason(error)}", hint="export the bundle again, or update openvino"
+    )
+
+
+def _reason(error: Exception) -> str:
+    """The last line: OpenVINO's messages begin with where in its sources they were raised."""
+    return next((line for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)[:300]
+
+
+ENGINE = OpenVino()

@@ -1,0 +1,107 @@
+"""The targets of a bundle: proven in decisions, or not listed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from mpmmu_rt import load
+from mpmmu_rt.bundle import Bundle
+from mpmmu_rt.cases import Case
+from mpmmu_rt.engines.openvino import ENGINE
+from mpmmu_rt.errors import EngineError, ParityError, UsageError
+from mpmmu_rt.export import Data, Limits, Wanted, export_checkpoint
+from mpmmu_rt.export.targets import halves
+from mpmmu_rt.model.phantom import write_phantoms
+from mpmmu_rt.spec import MODALITIES, Target
+from mpmmu_rt.verify import verify
+
+INT8 = Target("openvino", "int8")
+BF16 = Target("openvino", "bf16")
+# The model of the tests is untrained, and its cases lie close together: what is proven here is the way, not the model.
+WIDE = Limits(auc_loss=1, sensitivity_loss=1, flips=1, mean_difference=1)
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_phantoms(24, tmp_path_factory.mktemp("calibration") / "cases", seed=9)
+
+
+@pytest.fixture(scope="module")
+def calibrated(checkpoint_folder: Path, manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("int8") / "int8.bundle"
+    wanted = Wanted((INT8,), limits=WIDE)
+    export_checkpoint(checkpoint_folder, output, calibration_manifest=manifest, wanted=wanted)
+    return output
+
+
+def test_int8_is_in_the_bundle_with_what_was_measured(calibrated: Path) -> None:
+    bundle = Bundle.open(calibrated)
+    assert bundle.targets == ("onnxruntime:fp32", "openvino:int8")
+    report = bundle.entry["precision"]["openvino:int8"]
+    assert report["passed"]
+    assert report["gate"]["cases"] == 12
+    assert report["calibration"]["cases"] == 12
+    assert len(report["calibration"]["sha256"]) == 64
+    for modality in MODALITIES:
+        operators = [node.op_type for node in onnx.load(str(bundle.graph(modality, "int8"))).graph.node]
+        assert operators.count("QuantizeLinear") > 10
+        assert bundle.graph(modality, "int8") != bundle.graph(modality)
+
+
+def test_int8_runs_and_is_near_float_but_not_float(calibrated: Path) -> None:
+    golden = Bundle.open(calibrated).golden()
+    cases = {modality: golden[f"{modality}.pixels"] for modality in MODALITIES}
+    with load(calibrated, "openvino:int8") as predictor:
+        got = predictor.predict(cases).embedding
+        assert [check.name for check in verify(predictor) if not check.passed] == []
+    error = np.linalg.norm(got - golden["embedding"]) / np.linalg.norm(golden["embedding"])
+    assert 1e-4 < error < 0.2
+
+
+def test_int8_without_images_to_calibrate_on(checkpoint_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="without images to calibrate on") as caught:
+        export_checkpoint(checkpoint_folder, tmp_path / "b", wanted=Wanted((INT8,)))
+    assert "--calibrate" in caught.value.hint
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_target_that_is_asked_for_and_changes_decisions_leaves_no_bundle(
+    checkpoint_folder: Path, manifest: Path, tmp_path: Path
+) -> None:
+    wanted = Wanted((INT8,), limits=Limits(mean_difference=1e-9))
+    with pytest.raises(ParityError):
+        export_checkpoint(checkpoint_folder, tmp_path / "b", calibration_manifest=manifest, wanted=wanted)
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_target_that_is_not_asked_for_is_left_out_with_its_reason(checkpoint_folder: Path, tmp_path: Path) -> None:
+    if problem := ENGINE.problem("bf16"):
+        pytest.skip(str(problem))
+    limits = replace(WIDE, mean_difference=1e-9)
+    bundle = export_checkpoint(checkpoint_folder, tmp_path / "b", wanted=Wanted(limits=limits))
+    assert bundle.targets == ("onnxruntime:fp32", "openvino:fp32")
+    assert "changes decisions" in bundle.entry["precision"]["openvino:bf16"]["reason"]
+    with pytest.raises(ParityError, match="openvino:bf16 changes decisions: probability, mean"):
+        export_checkpoint(checkpoint_folder, tmp_path / "c", wanted=Wanted((BF16,), limits=limits))
+
+
+def test_an_unknown_target_is_refused_before_the_work(checkpoint_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match="names the engine `abacus`"):
+        export_checkpoint(checkpoint_folder, tmp_path / "b", wanted=Wanted((Target("abacus", "fp32"),)))
+
+
+def test_a_calibration_manifest_is_halved_by_patient() -> None:
+    cases = [Case(str(row), None, None, None, patient=f"p{row // 3}") for row in range(12)]
+    pixels = {modality: np.arange(12, dtype=np.uint8).reshape(12, 1, 1, 1) for modality in MODALITIES}
+    first, second = halves(Data(pixels, np.arange(12), "x"), cases)
+    np.testing.assert_array_equal(first.pixels["ultrasound"].ravel(), [0, 1, 2, 6, 7, 8])
+    np.testing.assert_array_equal(second.pixels["mammography"].ravel(), [3, 4, 5, 9, 10, 11])
+    assert second.labels is not None
+    np.testing.assert_array_equal(second.labels, [3, 4, 5, 9, 10, 11])
+    with pytest.raises(UsageError, match="holds 1 patient"):
+        halves(Data(pixels, None, "x"), cases[:3])

@@ -1,0 +1,153 @@
+"""OpenVINO: the same answers as the original, whatever shares the batch and whoever shares the predictor."""
+
+from __future__ import annotations
+
+import sys
+import tracemalloc
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mpmmu_rt import load
+from mpmmu_rt.bundle import Bundle
+from mpmmu_rt.engines import engine, head_target
+from mpmmu_rt.engines.openvino import ENGINE
+from mpmmu_rt.errors import EngineError, MissingPackage
+from mpmmu_rt.images import Preprocessing
+from mpmmu_rt.model.phantom import phantom_pixels
+from mpmmu_rt.predictor import Predictor
+from mpmmu_rt.spec import MODALITIES, Array, Modality, Target
+from mpmmu_rt.verify import verify
+
+FP32 = "openvino:fp32"
+Pixels = dict[Modality, Array]
+
+
+@pytest.fixture(scope="module")
+def pixels() -> Pixels:
+    return phantom_pixels(33, seed=22, preprocessing=Preprocessing(size=48))[0]
+
+
+def rows(pixels: Pixels, which: Any) -> Pixels:
+    return {modality: np.ascontiguousarray(array[which]) for modality, array in pixels.items()}
+
+
+def needs(precision: str) -> None:
+    if problem := ENGINE.problem(precision):
+        pytest.skip(str(problem))
+
+
+def test_it_says_what_onnxruntime_says(bundle_folder: Path, pixels: Pixels) -> None:
+    with load(bundle_folder) as reference, load(bundle_folder, FP32) as predictor:
+        want, got = reference.predict(pixels), predictor.predict(pixels)
+    np.testing.assert_allclose(got.probability, want.probability, atol=1e-5)
+    np.testing.assert_allclose(got.embedding, want.embedding, rtol=1e-4, atol=1e-5)
+    assert tuple(got.stages_ms) == ("encoders", "head")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_a_case_is_the_same_to_the_bit_in_every_batch(
+    bundle_folder: Path, pixels: Pixels, threads: int, precision: str
+) -> None:
+    needs(precision)
+    with load(bundle_folder, f"openvino:{precision}", threads=threads) as predictor:
+        alone = np.concatenate([predictor.predict(rows(pixels, [row])).embedding for row in range(33)])
+        for count in (2, 3, 7, 33):
+            np.testing.assert_array_equal(predictor.predict(rows(pixels, slice(count))).embedding, alone[:count])
+
+
+def test_threads_may_share_a_predictor(bundle_folder: Path, pixels: Pixels) -> None:
+    with load(bundle_folder, FP32, threads=2) as predictor, ThreadPoolExecutor(6) as pool:
+        want = predictor.predict(pixels).probability
+        parts = [slice(start, start + 1 + start % 5) for start in range(28)] * 4
+        found = list(pool.map(lambda part: predictor.predict(rows(pixels, part)).probability, parts))
+    for part, got in zip(parts, found, strict=True):
+        np.testing.assert_allclose(got, want[part], atol=1e-6)
+
+
+def test_nothing_is_allocated_once_it_is_warm(bundle_folder: Path, pixels: Pixels) -> None:
+    """With an embedding to write to, what a call keeps on the way is some kilobytes of Python's own objects."""
+    with load(bundle_folder, FP32) as predictor:
+        embedding = np.empty_like(predictor.predict(pixels).embedding)
+        for _ in range(3):
+            predictor.predict(pixels, embedding=embedding)
+        tracemalloc.start()
+        try:
+            before = tracemalloc.get_traced_memory()[0]
+            tracemalloc.reset_peak()
+            prediction = predictor.predict(pixels, embedding=embedding)
+            peak = tracemalloc.get_traced_memory()[1] - before
+        finally:
+            tracemalloc.stop()
+    assert prediction.embedding is embedding
+    assert peak < embedding.nbytes  # one copy of the embedding would be seen; the pixels are larger still
+    assert peak < 32_000
+
+
+def test_verify_passes(bundle_folder: Path) -> None:
+    with load(bundle_folder, FP32) as predictor:
+        checks = verify(predictor)
+    assert [check.name for check in checks if not check.passed] == []
+
+
+def test_the_head_runs_on_the_faster_engine_and_says_so(bundle_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    golden = Bundle.open(bundle_folder).golden()
+    cases: Pixels = {modality: golden[f"{modality}.pixels"] for modality in MODALITIES}
+    with load(bundle_folder, FP32) as predictor:
+        assert str(predictor.head_target) == "onnxruntime:fp32"
+        want = predictor.predict(cases).probability
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with load(bundle_folder, FP32) as predictor:
+        assert str(predictor.head_target) == "openvino:fp32"
+        np.testing.assert_allclose(predictor.predict(cases).probability, want, atol=1e-5)
+    assert head_target(Target("openvino", "int8")).precision == "fp32"
+
+
+def test_a_missing_package_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(MissingPackage) as caught:
+        engine(Target("openvino", "bf16"))
+    assert caught.value.hint == "pip install 'mpmmu-rt[openvino]'"
+
+
+@pytest.mark.parametrize("call", [lambda p, x: p.predict(x), lambda p, x: (p.close(), p.predict(x))])
+def test_a_closed_predictor_does_not_answer(
+    bundle_folder: Path, pixels: Pixels, call: Callable[[Predictor, Pixels], object]
+) -> None:
+    predictor = load(bundle_folder, FP32)
+    predictor.predict(rows(pixels, [0]))
+    predictor.close()
+    with pytest.raises(EngineError):
+        call(predictor, pixels)
+
+
+@pytest.mark.parametrize("data", [b"", b"not a graph"])
+def test_a_graph_that_can_not_be_loaded(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "head.onnx"
+    path.write_bytes(data)
+    with pytest.raises(EngineError, match=r"OpenVINO can't load head\.onnx: ") as caught:
+        ENGINE.load(path, "fp32", 1)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_run_that_fails_is_an_engine_error_with_its_cause(bundle_folder: Path) -> None:
+    session = ENGINE.load(Bundle.open(bundle_folder).graph("head"), "fp32", 1)
+    width = int(Bundle.open(bundle_folder).tensors["embedding"].shape[1])
+    wrong: list[dict[str, Array]] = [
+        {},
+        {"nothing": np.zeros((1, width), np.float32)},
+        {"embedding": np.zeros((1, 3), np.float32)},
+        {"embedding": np.zeros((1, width), np.float64)},
+    ]
+    for feeds in wrong:
+        with pytest.raises(EngineError, match=r"OpenVINO failed in head\.onnx: ") as caught:
+            session.run(feeds)
+        assert caught.value.__cause__ is not None
+    session.close()
+    with pytest.raises(EngineError, match="closed"):
+        session.run({"embedding": np.zeros((1, 2), np.float32)})
