@@ -67,7 +67,8 @@ def bench(
     limit = TOLERANCES[target.precision].probability
     if not difference <= limit:
         raise EngineError(
-            f"{target} was fast but wrong: golden probabilities differ by {difference:.3g}, expected at most {limit:.3g}",
+            f"{target} was fast but wrong: golden probabilities differ by {difference:.3g}, expected at most "
+            f"{limit:.3g}",
             hint="`mpmmu-rt verify BUNDLE` says in which stage",
         )
     latency = summarise(samples)

@@ -1,0 +1,122 @@
+"""The kernel's own source, compiled for the CPU, with and without sanitizers."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+
+from mpmmu_rt.kernels.attention_pool import PROBLEM, SOURCE, Pool, kernel_weights, problem
+from mpmmu_rt.kernels.plan import ELEMENT_BYTES, EXCHANGES, Strategy
+from mpmmu_rt.kernels.weights import Array
+
+Build = Literal["plain", "thread", "address"]
+
+HOST = Path(__file__).with_name("host")
+FLAGS: dict[Build, tuple[str, ...]] = {
+    "plain": (),
+    "thread": ("-DFEW", "-fsanitize=thread"),
+    "address": ("-DFEW", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"),
+}
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What came out of the host build. trace: elements loaded of each modality, cluster and grid barriers passed."""
+
+    status: int
+    out: Array
+    trace: list[int]
+    stderr: str
+
+
+@pytest.fixture(scope="session")
+def build(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Build], Path]:
+    """Compile the host build of that name, once."""
+    folder, built = tmp_path_factory.mktemp("host"), dict[Build, Path]()
+
+    def compiled(name: Build) -> Path:
+        compiler = shutil.which("g++")
+        if compiler is None:
+            pytest.skip("no host compiler: g++ is missing")
+        if name not in built:
+            flags = ["-std=c++17", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-pthread"]
+            command = [compiler, *flags, *FLAGS[name], "-I", str(SOURCE.parent), str(HOST / "run.cpp")]
+            done = subprocess.run([*command, "-o", str(folder / name)], capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done.stderr[-4000:]
+            built[name] = folder / name
+        return built[name]
+
+    return compiled
+
+
+def offsets(struct: np.dtype[Any]) -> dict[str, int]:
+    """Where each field of a structured dtype begins, in bytes."""
+    return {name: field[1] for name, field in (struct.fields or {}).items()}
+
+
+@pytest.fixture
+def run(build: Callable[[Build], Path]) -> Callable[..., Ran]:
+    """Run the kernel on the CPU, on feature maps [N, C, h, w] as they lie in memory."""
+
+    def host(
+        pools: tuple[Pool, Pool],
+        maps: tuple[Array, Array],
+        strategy: Strategy,
+        name: Build = "plain",
+        *,
+        resident: int | None = None,
+        launches: int = 1,
+        missing_barrier: int = 0,
+        overread: int = 0,
+    ) -> Ran:
+        """`resident` blocks at a time (one work item's, unless given)."""
+        cases, items = len(maps[0]), strategy.items(len(maps[0]))
+        record = problem(pools, strategy, cases)
+        columns = int(record["columns"][0])
+        modality, in_problem = offsets(PROBLEM["modality"].base), offsets(PROBLEM)
+        buffers: list[tuple[int, Array, bool]] = []
+        for i, (pool, x) in enumerate(zip(pools, maps, strict=True)):
+            start = in_problem["modality"] + i * PROBLEM["modality"].base.itemsize
+            held = np.ascontiguousarray(x.transpose(0, 2, 3, 1) if strategy.channels_last else x)
+            for field, array in {"x": held, **kernel_weights(pool.weights)}.items():
+                buffers.append((start + modality[field], array, False))
+        slots = np.full(items * strategy.split * strategy.slot_floats, np.nan, np.float32)
+        sent: dict[str, Array] = {
+            "out": np.full((cases, columns), 12345.0, np.float32),
+            "slots": slots,
+            "counters": np.zeros(2 + items, np.uint32),
+            "trace": np.zeros(4, np.uint64),
+        }
+        buffers += [(in_problem[field], array, field != "slots") for field, array in sent.items()]
+        header = [list(ELEMENT_BYTES).index(strategy.element), strategy.channels_last]
+        header += [EXCHANGES.index(strategy.exchange), strategy.samples, strategy.threads, items * strategy.split]
+        header += [strategy.shared_bytes, resident or strategy.split, launches, missing_barrier, overread]
+        header += [len(buffers), PROBLEM.itemsize]
+        request = np.array(header, np.int32).tobytes() + record.tobytes()
+        for place, array, output in buffers:
+            request += np.array([place, array.nbytes, output], np.int64).tobytes() + array.tobytes()
+        environment = {**os.environ, "TSAN_OPTIONS": "halt_on_error=1"}  # a block that is astray may wait for ever
+        done = subprocess.run(
+            [build(name)], input=request, capture_output=True, timeout=60, env=environment, check=False
+        )
+        stderr = done.stderr.decode()
+        if "FATAL: ThreadSanitizer: unexpected memory mapping" in stderr:
+            pytest.skip("ThreadSanitizer can't start: this kernel randomises addresses too widely (vm.mmap_rnd_bits)")
+        if done.returncode:
+            return Ran(done.returncode, np.zeros(0), [], stderr)
+        ends = np.cumsum([sent["out"].nbytes, sent["counters"].nbytes, sent["trace"].nbytes])
+        assert len(done.stdout) == ends[-1], stderr
+        out, counters, trace = (done.stdout[a:b] for a, b in zip([0, *ends], ends, strict=False))
+        assert not np.frombuffer(counters, np.uint32).any(), "the counters were not left at 0"
+        embedding = np.frombuffer(out, np.float32).reshape(cases, columns)
+        return Ran(0, embedding, np.frombuffer(trace, np.uint64).astype(int).tolist(), stderr)
+
+    return host

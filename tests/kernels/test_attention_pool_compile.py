@@ -1,0 +1,92 @@
+"""The kernel compiles for every architecture, without spills, and with no header in reach."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+from mpmmu_rt.errors import EngineError
+from mpmmu_rt.kernels.plan import EXCHANGES, SAMPLES
+from mpmmu_rt.kernels.resources import (
+    ARCHITECTURES,
+    ELEMENTS,
+    Instance,
+    Resources,
+    find_nvrtc,
+    instances,
+    parse,
+    with_nvcc,
+    with_nvrtc,
+)
+
+REPORT = """
+ptxas info    : Compiling entry function 'one' for 'sm_86'
+ptxas info    : Function properties for one
+    16 bytes stack frame, 8 bytes spill stores, 12 bytes spill loads
+ptxas info    : Used 40 registers, used 1 barriers, 1024 bytes smem, 380 bytes cmem[0]
+ptxas info    : Compiling entry function 'two' for 'sm_90'
+ptxas info    : Function properties for two
+ptxas         .     0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 255 registers, used 1 barriers
+"""
+
+
+def chosen(architecture: int) -> list[Instance]:
+    """Six of all instances, other ones on each architecture, in which every option occurs."""
+    shift, every = ARCHITECTURES.index(architecture), {one.name: one for one in instances(architecture)}
+    exchanges = [one for one in EXCHANGES if any(one == each.exchange for each in every.values())]
+    part = [
+        Instance(ELEMENTS[i % 3], i % 2 == 1, exchanges[(i + shift) % len(exchanges)], SAMPLES[(i + shift) % 4])
+        for i in range(6)
+    ]
+    assert all(one.name in every for one in part)
+    return part
+
+
+def check(found: list[Resources], architecture: int) -> None:
+    assert {one.name for one in found} == {one.name for one in chosen(architecture)}
+    for one in found:
+        assert (one.spill_bytes, one.stack_bytes) == (0, 0), one
+        # At most 2 blocks of 256 threads for 65 536 registers, 1 for 8 samples.
+        assert 16 <= one.registers <= (255 if one.name.endswith("_8") else 128), one
+        assert one.shared_bytes == 0
+
+
+def test_the_parts_cover_every_option() -> None:
+    for architecture in ARCHITECTURES:
+        part = chosen(architecture)
+        assert {one.samples for one in part} == set(SAMPLES)
+        assert {one.exchange for one in part} == (
+            {"alone", "cluster", "grid"} if architecture >= 90 else {"alone", "grid"}
+        )
+        assert {one.element for one in part} == {"float", "Half", "Bfloat16"}
+        assert {one.channels_last for one in part} == {False, True}
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_nvcc(architecture: int) -> None:
+    if shutil.which("nvcc") is None:
+        pytest.skip("no CUDA toolkit: nvcc is not on the PATH")
+    check(with_nvcc(architecture, chosen(architecture)), architecture)
+
+
+@pytest.mark.parametrize("architecture", [80, 120])
+def test_nvrtc(architecture: int) -> None:
+    library = find_nvrtc()
+    if library is None:
+        pytest.skip("no NVRTC: the package nvidia-cuda-nvrtc is missing")
+    check(with_nvrtc(library, architecture, chosen(architecture)), architecture)
+
+
+def test_the_report_is_read() -> None:
+    assert parse(REPORT) == [Resources("one", 40, 1024, 20, 16), Resources("two", 255, 0, 0, 0)]
+    with pytest.raises(EngineError, match="names no kernel"):
+        parse("ptxas info : 0 bytes gmem")
+
+
+def test_a_compiler_that_refuses_is_an_error() -> None:
+    if shutil.which("nvcc") is None:
+        pytest.skip("no CUDA toolkit: nvcc is not on the PATH")
+    with pytest.raises(EngineError, match="nvcc refuses the kernel for sm_80"):
+        with_nvcc(80, [Instance("float4", False, "alone", 1)])
