@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO := demo
 
-.PHONY: demo test lint types tests bench clean
+.PHONY: demo test lint types tests bench gpu-evidence clean
 
 demo: $(DEMO)/reference.bundle $(DEMO)/phantoms
 	$(BIN)/mpmmu-rt doctor
@@ -38,6 +38,10 @@ tests: $(VENV)/.installed
 
 bench: $(DEMO)/reference.bundle
 	$(BIN)/python -m pytest benchmarks --benchmark-only --bundle $(DEMO)/reference.bundle
+
+# On a machine with a GPU, CuPy and this package's source; installs nothing.
+gpu-evidence:
+	$(PYTHON) benchmarks/attention_pool.py --gpu
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: this is Python " + sys.version.split()[0] + ", expected 3.11 or newer\nhint: make PYTHON=python3.11")'

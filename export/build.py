@@ -33,6 +33,7 @@ from .targets import Data, Wanted
 
 GOLDEN_CASES = 4
 PARITY_CASES = 32
+GATE_CASES = 200  # one of 10⁴ pairs that changes its order is 1e-4 of AUC
 _PARITY_SEED = 20_260_101  # of phantoms that no preset trains on
 INTENDED_USE = "Research and engineering. Not a medical device; not for diagnosis."
 _VERSIONED = ("mpmmu-rt", "torch", "scikit-learn", "onnx", "onnxscript", "onnxruntime", "numpy")
@@ -155,7 +156,11 @@ def _export(
         size = model.preprocessing.size
         encoders = Encoders(model.modules, size)
         tensors, heads = _write_graphs(folder / "onnx", model, encoders, progress)
-        cases = cases or _phantoms(model.preprocessing, progress)
+        if cases is None:
+            cases = _phantoms(PARITY_CASES, _PARITY_SEED, model.preprocessing, progress)
+            if wanted.gate is None and any(target.precision != "fp32" for target in wanted.resolve()):
+                gate = _phantoms(GATE_CASES, _PARITY_SEED + 1, model.preprocessing, progress)
+                wanted = replace(wanted, gate=gate)
         progress("running the original", 0, 1)
         original = parity.run_original(encoders, model.head, cases.pixels)
         progress("running the original", 1, 1)
@@ -196,11 +201,11 @@ def _write_graphs(
     return pixels | floats, reports
 
 
-def _phantoms(preprocessing: Preprocessing, progress: Progress) -> Data:
-    progress("drawing phantoms", 0, 1)
-    pixels, labels = phantom_pixels(PARITY_CASES, seed=_PARITY_SEED, preprocessing=preprocessing)
-    progress("drawing phantoms", 1, 1)
-    return Data(pixels, labels, f"{PARITY_CASES} generated phantoms")
+def _phantoms(count: int, seed: int, preprocessing: Preprocessing, progress: Progress) -> Data:
+    progress(f"drawing {count} phantoms", 0, 1)
+    pixels, labels = phantom_pixels(count, seed=seed, preprocessing=preprocessing)
+    progress(f"drawing {count} phantoms", 1, 1)
+    return Data(pixels, labels, f"{count} generated phantoms")
 
 
 def _cases_of(path: Path, preprocessing: Preprocessing, progress: Progress) -> tuple[Data, tuple[Case, ...]]:

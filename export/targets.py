@@ -1,7 +1,8 @@
 """Every target of a bundle beyond the first, proven before it is listed.
 
 FP32 is held to the parity of `mpmmu_rt.export.parity`. BF16 and INT8 round, and a forest is a step function: they are
-judged by their decisions against FP32 on the same engine (`mpmmu_rt.export.quantization.Limits`).
+judged by their decisions against FP32 on the same engine (`mpmmu_rt.export.quantization.Limits`). TensorRT engines can
+be built where they can't run: such a target is listed as built and not proven, and the device has to `verify` it.
 """
 
 from __future__ import annotations
@@ -17,17 +18,19 @@ import onnx
 from mpmmu_rt import bundle as bundles
 from mpmmu_rt.bundle import Bundle
 from mpmmu_rt.cases import Case
-from mpmmu_rt.engines import engine, engines
+from mpmmu_rt.engines import engine, engines, known_engine
+from mpmmu_rt.engines.tensorrt import RTX, TENSORRT, TensorRt
 from mpmmu_rt.errors import ParityError, UsageError
 from mpmmu_rt.predictor import DEFAULT_TARGET, Predictor
 from mpmmu_rt.progress import Progress
 from mpmmu_rt.spec import MODALITIES, Array, Modality, Target
 
-from . import parity
+from . import parity, tensorrt
 from .parity import Original
 from .quantization import Gate, Limits, calibrate, compare, require_disjoint, search
 
 _BATCH = 32
+_BUILT_AHEAD: Mapping[str, TensorRt] = {RTX.name: RTX, TENSORRT.name: TENSORRT}
 Pixels = Mapping[Modality, Array]
 
 
@@ -50,7 +53,7 @@ class Wanted:
 
     targets: tuple[Target, ...] | None = None
     calibration: Data | None = None
-    gate: Data | None = None  # for INT8; the parity cases if None
+    gate: Data | None = None  # to judge BF16 and INT8 on; the parity cases if None
     limits: Limits = field(default_factory=Limits)
 
     def resolve(self) -> tuple[Target, ...]:
@@ -66,7 +69,11 @@ class Wanted:
         else:
             wanted = list(self.targets)
         for target in wanted:
-            engine(target)
+            known_engine(target)
+            if target.engine in _BUILT_AHEAD:
+                _check_buildable(_BUILT_AHEAD[target.engine], target)
+            else:
+                engine(target)
             if target.precision == "int8" and self.calibration is None:
                 raise UsageError(
                     f"target `{target}` is asked for without images to calibrate on, expected both",
@@ -104,7 +111,9 @@ def prove(
     listed = [DEFAULT_TARGET]
     for target in wanted.resolve():
         try:
-            if target.precision == "fp32":
+            if target.engine in _BUILT_AHEAD:
+                target, reports[str(target)] = _built(folder, entry, target, wanted, cases)
+            elif target.precision == "fp32":
                 with _open(folder, target) as predictor:
                     measured = parity.measure(predictor, original, head, cases.pixels, cases.labels, progress)
                 measured.require()
@@ -122,13 +131,56 @@ def prove(
 
 
 def _rounded(folder: Path, target: Target, wanted: Wanted, cases: Data) -> dict[str, Any]:
-    with _open(folder, replace(target, precision="fp32")) as predictor:
-        want = _probability(predictor, cases.pixels)
+    exact = Target.parse(DEFAULT_TARGET) if target.engine.startswith("tensorrt") else replace(target, precision="fp32")
+    judged = wanted.gate or cases
+    with _open(folder, exact) as predictor:
+        want = _probability(predictor, judged.pixels)
         threshold = predictor.bundle.threshold
     with _open(folder, target) as predictor:
-        gate = compare(want, _probability(predictor, cases.pixels), cases.labels, threshold, wanted.limits)
+        gate = compare(want, _probability(predictor, judged.pixels), judged.labels, threshold, wanted.limits)
     _require(gate, target)
-    return gate.to_json() | {"source": cases.source}
+    return gate.to_json() | {"source": judged.source}
+
+
+def _check_buildable(found: TensorRt, target: Target) -> None:
+    """Raises `MissingPackage`, or `UsageError` for what TensorRT targets can't be asked for."""
+    found.version()
+    if found.flavour == "tensorrt_rtx" and not target.capabilities:
+        raise UsageError(
+            f"target `{target}` names no compute capabilities, expected those of the devices that will run it",
+            hint=f"{target}@86,89,120 is for the RTX 30, 40 and 50 series",
+        )
+    if target.precision == "int8":
+        raise UsageError(
+            f"target `{target}` is asked for, expected fp32, fp16 or bf16: INT8 is built for OpenVINO only so far",
+            hint="openvino:int8 with --calibrate, or fp16 here",
+        )
+
+
+def _built(
+    folder: Path, entry: Mapping[str, Any], target: Target, wanted: Wanted, cases: Data
+) -> tuple[Target, dict[str, Any]]:
+    """Build the engines of encoders and pool; where they can run, prove them as well."""
+    found = _BUILT_AHEAD[target.engine]
+    plain = replace(target, capabilities=())
+    few: dict[Modality, Array] = {modality: cases.pixels[modality][:4] for modality in MODALITIES}
+    with _open(folder, Target.parse(DEFAULT_TARGET)) as predictor:
+        maps = predictor.feature_maps(few)
+    names = (*MODALITIES, "attention_pool")
+    sidecars = tensorrt.write(
+        folder / found.folder(target.precision),
+        {name: onnx.load(str(folder / entry["graphs"][name])) for name in names},
+        {modality: {"pixels": few[modality]} for modality in MODALITIES}
+        | {"attention_pool": {f"{modality}_feature_map": maps[modality] for modality in MODALITIES}},
+        flavour=found.flavour,
+        precision=target.precision,
+        capabilities=target.capabilities,
+    )
+    bundles.seal(folder, entry)
+    built = {"engines": {name: sidecar.to_json() for name, sidecar in sidecars.items()}}
+    if problem := found.problem(target.precision):
+        return plain, built | {"passed": None, "reason": str(problem)}
+    return plain, built | _rounded(folder, plain, wanted, cases)
 
 
 def _int8(

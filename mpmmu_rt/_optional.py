@@ -14,6 +14,7 @@ _EXTRAS = {
     "tensorrt_rtx": "rtx",
     "tensorrt": "cuda",
     "cupy": "cuda",
+    "cupyx": "cuda",
     "torch": "export",
     "sklearn": "export",
     "onnx": "export",

@@ -6,6 +6,7 @@
                          same with ONNX Runtime's own tree operator) and `model` (both pixels → probability,
                          embedding); dynamic batch; standard operators but for `head_onnxruntime`; they share
     onnx/weights.bin     the weights, each stored once
+    engines/             for TensorRT, per target: graphs in its precision, their weights, engines and their sidecars
     golden/golden.npz    a few inputs and the original's output of every stage
 
 `bundle.json` is a JSON object with the keys

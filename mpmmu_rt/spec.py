@@ -55,18 +55,23 @@ class TensorSpec:
         return cls(str(entry["name"]), str(entry["dtype"]), tuple(entry["shape"]))
 
 
-_TARGET = re.compile(r"(?P<engine>[a-z][a-z0-9-]*):(?P<precision>[a-z]+[0-9]+)")
+_TARGET = re.compile(r"(?P<engine>[a-z][a-z0-9-]*):(?P<precision>[a-z]+[0-9]+)(@(?P<capabilities>\d{2,3}(,\d{2,3})*))?")
 
 
 @dataclass(frozen=True)
 class Target:
-    """An engine at a precision, written `engine:precision`, for example `onnxruntime:fp32`."""
+    """An engine at a precision, written `engine:precision`, for example `onnxruntime:fp32`.
+
+    An export may name the compute capabilities to build for: `tensorrt-rtx:fp16@86,89,120`.
+    """
 
     engine: str
     precision: str
+    capabilities: tuple[int, ...] = ()
 
     def __str__(self) -> str:
-        return f"{self.engine}:{self.precision}"
+        at = f"@{','.join(map(str, self.capabilities))}" if self.capabilities else ""
+        return f"{self.engine}:{self.precision}{at}"
 
     @classmethod
     def parse(cls, text: str) -> Target:
@@ -76,4 +81,5 @@ class Target:
                 f"target is `{text}`, expected ENGINE:PRECISION such as `onnxruntime:fp32`",
                 hint="`mpmmu-rt doctor` lists the targets that work here",
             )
-        return cls(match["engine"], match["precision"])
+        capabilities = tuple(map(int, match["capabilities"].split(","))) if match["capabilities"] else ()
+        return cls(match["engine"], match["precision"], capabilities)

@@ -39,6 +39,7 @@ class Tolerance:
 TOLERANCES = {
     "fp32": Tolerance(RELATIVE_TOLERANCE, PROBABILITY_TOLERANCE, 0.0),
     "bf16": Tolerance(0.1, 0.35, 0.35),
+    "fp16": Tolerance(0.02, 0.2, 0.2),
     "int8": Tolerance(0.4, 0.5, 0.5),
 }
 # The same graph on the same rows may be blocked differently by batch size: the same kind of difference.

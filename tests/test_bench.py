@@ -24,7 +24,17 @@ def test_the_document(bundle_folder: Path, batch: int) -> None:
     seen: list[str] = []
     entry = bench(bundle_folder, FP32, batch, effort=SHORT, progress=lambda text, done, total: seen.append(text)).entry
     assert set(entry) == {
-        *("schema", "target", "head_target", "batch", "latency_ms", "throughput_pairs_per_s", "stages_ms", "contract", "machine"),
+        *(
+            "schema",
+            "target",
+            "head_target",
+            "batch",
+            "latency_ms",
+            "throughput_pairs_per_s",
+            "stages_ms",
+            "contract",
+            "machine",
+        ),
         *("bundle_digest", "peak_rss_bytes", "cold_start_ms"),
     }
     assert json.loads(json.dumps(entry, allow_nan=False)) == entry

@@ -60,7 +60,12 @@ def test_git_tracks_the_links_as_links() -> None:
 
 
 def test_every_extra_that_an_error_recommends_exists_and_brings_the_package() -> None:
-    distributions = {"sklearn": "scikit-learn", "tensorrt_rtx": "tensorrt-rtx", "cupy": "cupy-cuda13x"}
+    distributions = {
+        "sklearn": "scikit-learn",
+        "tensorrt_rtx": "tensorrt-rtx",
+        "cupy": "cupy-cuda13x",
+        "cupyx": "cupy-cuda13x",
+    }
     for module, extra in _optional._EXTRAS.items():
         assert distributions.get(module, module) in names(EXTRAS[extra]), module
 

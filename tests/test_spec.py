@@ -68,9 +68,19 @@ def test_target_round_trip(text: str) -> None:
     assert f"{target.engine}:{target.precision}" == text
 
 
+def test_a_target_may_name_compute_capabilities() -> None:
+    target = Target.parse("tensorrt-rtx:fp16@86,89,120")
+    assert target == Target("tensorrt-rtx", "fp16", (86, 89, 120))
+    assert str(target) == "tensorrt-rtx:fp16@86,89,120"
+
+
 @pytest.mark.parametrize(
     "text",
     [
+        "tensorrt-rtx:fp16@",
+        "tensorrt-rtx:fp16@86,",
+        "tensorrt-rtx:fp16@8",
+        "tensorrt-rtx:fp16@sm86",
         "",
         ":",
         "onnxruntime",

@@ -88,6 +88,10 @@ def export(
         )
         for line in describe_precision(bundle.entry):
             typer.echo(line)
+    if any(name.startswith("tensorrt") for name in bundle.targets):
+        from mpmmu_rt.engines.tensorrt_sidecar import LICENCE
+
+        note(f"note: {LICENCE}")
     for text in bundle.entry["head"]["head"]["notes"]:
         note(f"warning: {text}")
     note(f"wrote {output} ({bundle.name}, {sum(f['bytes'] for f in bundle.entry['files'].values()) / 1e6:.1f} MB)")
@@ -98,6 +102,12 @@ def describe_precision(entry: Mapping[str, Any]) -> list[str]:
     """A line for each target beyond the first: what was measured, or why it was left out."""
     lines = []
     for target, report in entry["precision"].items():
+        if report["passed"] is None:
+            sizes = ", ".join(
+                f"{name} {engine['engine_bytes'] / 1e6:.1f} MB" for name, engine in report["engines"].items()
+            )
+            lines.append(f"{target}: built ({sizes or 'graphs only'}), NOT RUN: {report['reason']}")
+            continue
         if not report["passed"]:
             lines.append(f"{target}: left out: {report['reason']}")
             continue

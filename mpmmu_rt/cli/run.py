@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from mpmmu_rt.errors import ImageError
+from mpmmu_rt.errors import ImageError, UsageError
 
 from ._report import bars, note, print_json
 from .export import warn_untrained
@@ -31,6 +31,19 @@ def run(
 
     cases = read_manifest(manifest)
     with load(bundle, target) as predictor, bars() as progress:
+        # TensorRT engines that were built where there was no GPU are listed, and nobody has seen them run.
+        report = predictor.bundle.entry["precision"].get(target, {"passed": True})
+        if report["passed"] is None:
+            note(
+                f"warning: {target} was built and never run when {bundle} was exported; `mpmmu-rt verify` it on this "
+                "device first"
+            )
+        if target not in predictor.bundle.targets:
+            raise UsageError(
+                f"{target} was not proven when {bundle} was exported, expected one of "
+                f"{', '.join(predictor.bundle.targets)}",
+                hint=f"export it again with --target {target}; `mpmmu-rt inspect` says why a target was left out",
+            )
         summary = run_manifest(
             predictor,
             cases,
@@ -41,7 +54,7 @@ def run(
             overwrite=overwrite,
             progress=progress,
         )
-        trained = predictor.bundle.trained
+        trained, head = predictor.bundle.trained, predictor.head_target
     if as_json:
         print_json({"schema": "mpmmu-run/1", "target": target, "output": str(output), **summary.to_json()})
     note(
@@ -52,8 +65,8 @@ def run(
         latency = summary.batch_latency
         stages = ", ".join(f"{stage} {spent / summary.predicted:.2f}" for stage, spent in summary.stages_ms.items())
         note(
-            f"{summary.pairs_per_s:.1f} pairs/s from files on {target}; batch of ≤ {batch}: p50 {latency.p50:.1f} ms, "
-            f"p99 {latency.p99:.1f} ms (n = {latency.n})"
+            f"{summary.pairs_per_s:.1f} pairs/s from files on {target} (head on {head}); batch of ≤ {batch}: "
+            f"p50 {latency.p50:.1f} ms, p99 {latency.p99:.1f} ms (n = {latency.n})"
         )
         decode_ms = summary.decode_ms / max(1, summary.cases - summary.resumed)
         note(f"ms per pair: decode {decode_ms:.2f} (in other threads), {stages}")

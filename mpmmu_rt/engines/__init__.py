@@ -65,14 +65,29 @@ class Engine(Protocol):
         ...
 
 
-_MODULES = {"onnxruntime": "mpmmu_rt.engines.onnxruntime", "openvino": "mpmmu_rt.engines.openvino"}
+# Name: module, and what in it is the engine.
+_MODULES = {
+    "onnxruntime": ("mpmmu_rt.engines.onnxruntime", "ENGINE"),
+    "openvino": ("mpmmu_rt.engines.openvino", "ENGINE"),
+    "tensorrt-rtx": ("mpmmu_rt.engines.tensorrt", "RTX"),
+    "tensorrt": ("mpmmu_rt.engines.tensorrt", "TENSORRT"),
+}
 # Measured (benchmarks/results/head_*): ONNX Runtime's tree operator beats what other CPU engines make of the portable
 # head, 5 times at batch 1.
-_FASTER_HEAD = {"openvino": Target("onnxruntime", "fp32")}
+# Not measured for TensorRT: its embeddings come back to the host, where the head costs what it costs there.
+_FASTER_HEAD = dict.fromkeys(("openvino", "tensorrt-rtx", "tensorrt"), Target("onnxruntime", "fp32"))
 
 
 def engine(target: Target) -> Engine:
     """The engine of `target`, checked to be able to run here. Raises `EngineError` or `MissingPackage`."""
+    found = known_engine(target)
+    if problem := found.problem(target.precision):
+        raise problem
+    return found
+
+
+def known_engine(target: Target) -> Engine:
+    """The engine of `target`, whether or not it can run here. Raises `EngineError` for one that there is not."""
     known = engines()
     if target.engine not in known:
         raise EngineError(
@@ -85,8 +100,11 @@ def engine(target: Target) -> Engine:
             f"target `{target}` asks for {target.precision}, expected one of {', '.join(found.precisions)}",
             hint=f"use `{found.name}:{found.precisions[0]}`",
         )
-    if problem := found.problem(target.precision):
-        raise problem
+    if target.capabilities and found.name != "tensorrt-rtx":
+        raise EngineError(
+            f"target `{target}` names compute capabilities, expected them for tensorrt-rtx alone",
+            hint=f"use `{found.name}:{target.precision}`",
+        )
     return found
 
 
@@ -100,4 +118,4 @@ def head_target(target: Target) -> Target:
 
 def engines() -> dict[str, Engine]:
     """Every engine that this version knows, by name, whether or not it can run here."""
-    return {name: importlib.import_module(module).ENGINE for name, module in _MODULES.items()}
+    return {name: getattr(importlib.import_module(module), engine) for name, (module, engine) in _MODULES.items()}

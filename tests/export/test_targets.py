@@ -13,6 +13,7 @@ from mpmmu_rt import load
 from mpmmu_rt.bundle import Bundle
 from mpmmu_rt.cases import Case
 from mpmmu_rt.engines.openvino import ENGINE
+from mpmmu_rt.engines.tensorrt import RTX
 from mpmmu_rt.errors import EngineError, ParityError, UsageError
 from mpmmu_rt.export import Data, Limits, Wanted, export_checkpoint
 from mpmmu_rt.export.targets import halves
@@ -105,3 +106,38 @@ def test_a_calibration_manifest_is_halved_by_patient() -> None:
     np.testing.assert_array_equal(second.labels, [3, 4, 5, 9, 10, 11])
     with pytest.raises(UsageError, match="holds 1 patient"):
         halves(Data(pixels, None, "x"), cases[:3])
+
+
+def test_tensorrt_engines_are_built_and_listed_as_not_run(checkpoint_folder: Path, tmp_path: Path) -> None:
+    if RTX.problem() is None:
+        pytest.skip("TensorRT-RTX runs here: its engines are proven, not only built")
+    bundle = export_checkpoint(
+        checkpoint_folder, tmp_path / "b", wanted=Wanted((Target("tensorrt-rtx", "fp16", (86, 89)),))
+    )
+    assert bundle.targets == ("onnxruntime:fp32", "tensorrt-rtx:fp16")
+    report = bundle.entry["precision"]["tensorrt-rtx:fp16"]
+    assert report["passed"] is None
+    assert "GPU" in report["reason"]
+    assert set(report["engines"]) == {*MODALITIES, "attention_pool"}
+    for name, sidecar in report["engines"].items():
+        assert sidecar["capabilities"] == [86, 89]
+        assert sidecar["achieved"].get("fp16", 0) > 0.9
+        assert (tmp_path / "b/engines/tensorrt-rtx-fp16" / f"{name}.engine").stat().st_size == sidecar["engine_bytes"]
+        assert f"engines/tensorrt-rtx-fp16/{name}.engine" in bundle.entry["files"]
+    with pytest.raises(EngineError, match="needs an NVIDIA GPU"):
+        load(tmp_path / "b", "tensorrt-rtx:fp16")
+
+
+@pytest.mark.parametrize(
+    ("target", "problem"),
+    [
+        (Target("tensorrt-rtx", "fp16"), "names no compute capabilities"),
+        (Target("tensorrt-rtx", "int8", (86,)), "INT8 is built for OpenVINO only so far"),
+        (Target("openvino", "fp32", (86,)), "expected them for tensorrt-rtx alone"),
+    ],
+)
+def test_what_tensorrt_can_not_be_asked_for(
+    checkpoint_folder: Path, tmp_path: Path, target: Target, problem: str
+) -> None:
+    with pytest.raises((UsageError, EngineError), match=problem):
+        export_checkpoint(checkpoint_folder, tmp_path / "b", wanted=Wanted((target,)))
