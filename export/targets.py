@@ -7,6 +7,7 @@ be built where they can't run: such a target is listed as built and not proven, 
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -126,8 +127,18 @@ def prove(
         except ParityError as error:
             if wanted.targets is not None:
                 raise
+            _forget(folder, target)
             reports[str(target)] = {"passed": False, "reason": str(error)}
     return entry | {"targets": listed, "precision": reports}
+
+
+def _forget(folder: Path, target: Target) -> None:
+    """Remove what was written for a target that is left out."""
+    if target.engine in _BUILT_AHEAD:
+        shutil.rmtree(folder / _BUILT_AHEAD[target.engine].folder(target.precision), ignore_errors=True)
+    if target.precision == "int8":
+        for modality in MODALITIES:
+            (folder / f"onnx/{modality}.int8.onnx").unlink(missing_ok=True)
 
 
 def _rounded(folder: Path, target: Target, wanted: Wanted, cases: Data) -> dict[str, Any]:

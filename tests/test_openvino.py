@@ -89,6 +89,17 @@ def test_nothing_is_allocated_once_it_is_warm(bundle_folder: Path, pixels: Pixel
     assert peak < 32_000
 
 
+def test_a_call_that_fails_half_way_leaves_the_predictor_whole(bundle_folder: Path, pixels: Pixels) -> None:
+    with load(bundle_folder, FP32) as predictor:
+        want = predictor.predict(pixels)
+        for broken in range(0, 30, 2):  # more often than there are lanes: a lost one would be missed
+            cases: Any = {modality: list(array) for modality, array in pixels.items()}
+            cases["ultrasound"][broken] = np.zeros((1, 3, 3), np.uint8)
+            with pytest.raises(EngineError, match="OpenVINO failed"):
+                predictor._embedder.embed(cases, np.empty_like(want.embedding))
+        np.testing.assert_array_equal(predictor.predict(pixels).embedding, want.embedding)
+
+
 def test_verify_passes(bundle_folder: Path) -> None:
     with load(bundle_folder, FP32) as predictor:
         checks = verify(predictor)

@@ -8,6 +8,7 @@ with more threads each.
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import time
@@ -95,16 +96,21 @@ class _Streams:
         try:
             for row in range(len(embedding)):
                 lane = self._take(flying, embedding)
-                for modality, buffer in lane.pixels.items():
-                    np.copyto(buffer[0], pixels[modality][row])
-                lane.request.start_async()
+                try:
+                    for modality, buffer in lane.pixels.items():
+                        np.copyto(buffer[0], pixels[modality][row])
+                    lane.request.start_async()
+                except BaseException:
+                    self._idle.put(lane)
+                    raise
                 flying.append((row, lane))
             while flying:
                 self._land(flying, embedding)
         finally:
-            while flying:  # after a failure: nobody may get a lane that still runs
+            while flying:  # after a failure, which is on its way up: nobody may get a lane that still runs
                 _, lane = flying.popleft()
-                lane.request.cancel()
+                with contextlib.suppress(RuntimeError):
+                    lane.request.wait()
                 self._idle.put(lane)
 
     def _take(self, flying: deque[tuple[int, _Lane]], embedding: Array) -> _Lane:

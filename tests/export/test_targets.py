@@ -80,6 +80,14 @@ def test_a_target_that_is_asked_for_and_changes_decisions_leaves_no_bundle(
     assert not (tmp_path / "b").exists()
 
 
+def test_int8_that_is_left_out_leaves_no_graphs(checkpoint_folder: Path, manifest: Path, tmp_path: Path) -> None:
+    wanted = Wanted(limits=replace(WIDE, mean_difference=1e-9))
+    bundle = export_checkpoint(checkpoint_folder, tmp_path / "b", calibration_manifest=manifest, wanted=wanted)
+    assert bundle.targets == ("onnxruntime:fp32", "openvino:fp32")
+    assert not bundle.entry["precision"]["openvino:int8"]["passed"]
+    assert [name for name in bundle.entry["files"] if "int8" in name] == []
+
+
 def test_a_target_that_is_not_asked_for_is_left_out_with_its_reason(checkpoint_folder: Path, tmp_path: Path) -> None:
     if problem := ENGINE.problem("bf16"):
         pytest.skip(str(problem))
