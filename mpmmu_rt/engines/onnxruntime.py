@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from mpmmu_rt._optional import require
 from mpmmu_rt.bundle import Bundle, HeadGraph
 from mpmmu_rt.errors import EngineError, MpmmuError
 from mpmmu_rt.machine import package_versions
-from mpmmu_rt.spec import MODALITIES, Array, Modality
+from mpmmu_rt.spec import MODALITIES, Array
+
+from .staged import StagedEmbedder
 
 PROVIDER = "CPUExecutionProvider"
 # Releases whose results are known to be wrong for our graphs, with the report.
@@ -42,29 +41,6 @@ class OnnxRuntimeSession:
 
     def close(self) -> None:
         self._session = None
-
-
-class OnnxRuntimeEmbedder:
-    """The encoders one after the other, then the pool: each uses all threads."""
-
-    def __init__(self, sessions: Mapping[str, OnnxRuntimeSession]) -> None:
-        self._sessions = sessions
-
-    def embed(self, pixels: Mapping[Modality, Array], embedding: Array) -> dict[str, float]:
-        stages_ms: dict[str, float] = {}
-        maps: dict[str, Array] = {}
-        for modality in MODALITIES:
-            start = time.perf_counter()
-            found = self._sessions[modality].run({"pixels": pixels[modality]})
-            maps[f"{modality}_feature_map"] = found["feature_map"]
-            stages_ms[modality] = (time.perf_counter() - start) * 1e3
-        start = time.perf_counter()
-        np.copyto(embedding, self._sessions["attention_pool"].run(maps)["embedding"])
-        return stages_ms | {"attention_pool": (time.perf_counter() - start) * 1e3}
-
-    def close(self) -> None:
-        for session in self._sessions.values():
-            session.close()
 
 
 class OnnxRuntime:
@@ -118,10 +94,10 @@ class OnnxRuntime:
             )
         return OnnxRuntimeSession(session, graph)
 
-    def embedder(self, bundle: Bundle, precision: str, threads: int) -> OnnxRuntimeEmbedder:
+    def embedder(self, bundle: Bundle, precision: str, threads: int) -> StagedEmbedder:
         parts: dict[str, Path] = {modality: bundle.graph(modality, precision) for modality in MODALITIES}
         parts["attention_pool"] = bundle.graph("attention_pool")
-        return OnnxRuntimeEmbedder({name: self.load(path, precision, threads) for name, path in parts.items()})
+        return StagedEmbedder({name: self.load(path, precision, threads) for name, path in parts.items()})
 
 
 def _first_line(error: Exception) -> str:

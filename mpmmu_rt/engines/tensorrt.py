@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import threading
-import time
 import warnings
 from collections.abc import Mapping
 from functools import partial
@@ -22,8 +21,9 @@ from mpmmu_rt._optional import require
 from mpmmu_rt.bundle import MAX_FILE_BYTES, Bundle, HeadGraph
 from mpmmu_rt.errors import BundleError, EngineError, MpmmuError
 from mpmmu_rt.files import read_bounded
-from mpmmu_rt.spec import MODALITIES, Array, Modality
+from mpmmu_rt.spec import MODALITIES, Array
 
+from .staged import StagedEmbedder
 from .tensorrt_build import RTX_CAPABILITIES, Gpu, build, gpu, library, log
 from .tensorrt_sidecar import Flavour, Here, Profile, Sidecar, explain, graph_digest, sidecar_path
 
@@ -171,29 +171,6 @@ class TensorRtSession:
         return value
 
 
-class TensorRtEmbedder:
-    """The encoders one after the other, then the pool; every stage goes through the host's memory."""
-
-    def __init__(self, sessions: Mapping[str, TensorRtSession]) -> None:
-        self._sessions = sessions
-
-    def embed(self, pixels: Mapping[Modality, Array], embedding: Array) -> dict[str, float]:
-        stages_ms: dict[str, float] = {}
-        maps: dict[str, Array] = {}
-        for modality in MODALITIES:
-            start = time.perf_counter()
-            found = self._sessions[modality].run({"pixels": pixels[modality]})
-            maps[f"{modality}_feature_map"] = found["feature_map"]
-            stages_ms[modality] = (time.perf_counter() - start) * 1e3
-        start = time.perf_counter()
-        np.copyto(embedding, self._sessions["attention_pool"].run(maps)["embedding"])
-        return stages_ms | {"attention_pool": (time.perf_counter() - start) * 1e3}
-
-    def close(self) -> None:
-        for session in self._sessions.values():
-            session.close()
-
-
 class TensorRt:
     """`tensorrt-rtx` or `tensorrt`: loads the engine that lies beside a graph, or builds it."""
 
@@ -232,7 +209,7 @@ class TensorRt:
     def version(self) -> str:
         return str(library(self.flavour).__version__)
 
-    def embedder(self, bundle: Bundle, precision: str, threads: int) -> TensorRtEmbedder:
+    def embedder(self, bundle: Bundle, precision: str, threads: int) -> StagedEmbedder:
         """Load the encoders and the pool from `folder`. Raises `BundleError` if the bundle has none in `precision`."""
         place = bundle.path / self.folder(precision)
         graphs = {name: place / f"{name}.onnx" for name in (*MODALITIES, "attention_pool")}
@@ -245,7 +222,7 @@ class TensorRt:
                 f"expected graphs for {self.name}:{precision}",
                 hint=f"export it again with --target {self.name}:{precision}",
             )
-        return TensorRtEmbedder({name: self.load(path, precision, threads) for name, path in graphs.items()})
+        return StagedEmbedder({name: self.load(path, precision, threads) for name, path in graphs.items()})
 
     def folder(self, precision: str) -> str:
         """Where a bundle holds the graphs in `precision`, their weights, and the engines that were built from them."""
