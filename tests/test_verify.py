@@ -122,7 +122,7 @@ def wicked(folder: Path, expression: str, monkeypatch: pytest.MonkeyPatch) -> No
     name = f"mpmmu_test_engine_{folder.parent.name}"
     (folder.parent / f"{name}.py").write_text(ENGINE.replace("WRONG_EXPRESSION", expression))
     monkeypatch.syspath_prepend(folder.parent)
-    monkeypatch.setitem(engines._MODULES, "wicked", name)
+    monkeypatch.setitem(engines._MODULES, "wicked", (name, "ENGINE"))
 
 
 @pytest.mark.parametrize(
