@@ -152,14 +152,20 @@ def plot(batches: dict[str, list[float]], sizes: dict[str, list[float]], path: P
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4), layout="constrained")
     for name, values in batches.items():
         left.plot(BATCHES, values, marker="o", label=name)
-    left.set(xscale="log", xlabel="batch (pairs)", ylabel="ms per pair", title="whole model", ylim=(0, None))
+    left.set(
+        xscale="log",
+        xlabel="batch (pairs)",
+        ylabel="ms per pair",
+        title="whole model",
+        ylim=(0, 1.6 * max(map(max, batches.values()))),
+    )
     left.set_xticks(BATCHES, map(str, BATCHES))
     for name, values in sizes.items():
         right.plot(SIZES, values, marker="o", label=name)
         right.plot(SIZES, [values[0] * (size / SIZES[0]) ** 2 for size in SIZES], ":", color="grey")
     right.set(xlabel="image size (pixels)", ylabel="ms per image", title="CBAM encoder; dotted: by the pixels alone")
     for axes in (left, right):
-        axes.legend(loc="upper left" if axes is right else "center right")
+        axes.legend(loc="upper left")
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
 
