@@ -50,7 +50,10 @@ class Data:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What the user asked of the targets; `targets` None asks for all that work here without calibration."""
+    """What the user asked of the targets.
+
+    targets: None asks for all CPU targets that work here; INT8 only where there is `calibration`.
+    """
 
     targets: tuple[Target, ...] | None = None
     calibration: Data | None = None
@@ -64,6 +67,7 @@ class Wanted:
             wanted = [
                 Target(name, precision)
                 for name, found in engines().items()
+                if name not in _BUILT_AHEAD  # they need to be told what to build for
                 for precision in found.precisions
                 if found.problem(precision) is None and (precision != "int8" or self.calibration)
             ]
@@ -85,7 +89,7 @@ class Wanted:
 
 def halves(data: Data, cases: Sequence[Case]) -> tuple[Data, Data]:
     """(to calibrate on, to judge on): every other patient of a manifest. Raises `UsageError` for fewer than two."""
-    patients = list(dict.fromkeys(case.patient or case.case_id for case in cases))
+    patients = list(dict.fromkeys(case.group for case in cases))
     if len(patients) < 2:
         raise UsageError(
             f"the calibration manifest holds {len(patients)} patient, expected at least two: one to calibrate on and "
@@ -93,7 +97,7 @@ def halves(data: Data, cases: Sequence[Case]) -> tuple[Data, Data]:
             hint="use some hundred cases, or give --parity another manifest",
         )
     first = set(patients[::2])
-    rows = [row for row, case in enumerate(cases) if (case.patient or case.case_id) in first]
+    rows = [row for row, case in enumerate(cases) if (case.group) in first]
     rest = sorted(set(range(len(cases))) - set(rows))
     return data.rows(rows, f"{len(rows)} cases of {data.source}"), data.rows(
         rest, f"{len(rest)} others of {data.source}"

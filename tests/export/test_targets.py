@@ -13,7 +13,7 @@ from mpmmu_rt import load
 from mpmmu_rt.bundle import Bundle
 from mpmmu_rt.cases import Case
 from mpmmu_rt.engines.openvino import ENGINE
-from mpmmu_rt.engines.tensorrt import RTX
+from mpmmu_rt.engines.tensorrt import RTX, TensorRt
 from mpmmu_rt.errors import EngineError, ParityError, UsageError
 from mpmmu_rt.export import Data, Limits, Wanted, export_checkpoint
 from mpmmu_rt.export.targets import halves
@@ -134,6 +134,11 @@ def test_tensorrt_engines_are_built_and_listed_as_not_run(checkpoint_folder: Pat
         assert f"engines/tensorrt-rtx-fp16/{name}.engine" in bundle.entry["files"]
     with pytest.raises(EngineError, match="needs an NVIDIA GPU"):
         load(tmp_path / "b", "tensorrt-rtx:fp16")
+
+
+def test_where_tensorrt_runs_it_is_still_built_only_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TensorRt, "problem", lambda self, precision="fp32": None)
+    assert {target.engine for target in Wanted().resolve()} == {"openvino"}
 
 
 @pytest.mark.parametrize(
