@@ -117,7 +117,7 @@ def _overhead(predictor: Any, pixels: Pixels, rounds: int) -> None:
     """The Predictor against the compiled model and the head alone: the same requests, without checks or copies out."""
     batch = len(pixels["mammography"])
     embedding = predictor.predict(pixels).embedding
-    streams = predictor._embedder._streams(batch)
+    streams = predictor._pipeline.embedder._streams(batch)
     into = np.empty_like(embedding)
 
     def raw() -> None:

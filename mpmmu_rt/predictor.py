@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Self
 import numpy as np
 
 from .bundle import Bundle, Graph
-from .engines import engine, head_target
+from .engines import engine
 from .errors import EngineError, PixelsError, UsageError
 from .machine import usable_threads
 from .spec import MODALITIES, Array, Modality, Target
@@ -50,11 +49,9 @@ class Predictor:
         self.bundle = bundle
         self.target = target
         self.threads = threads or usable_threads()
-        self.head_target = head_target(target)
-        # The head first: it is the smaller one to fail.
-        heads = engine(self.head_target)
-        self._head = heads.load(bundle.graph(heads.head), self.head_target.precision, self.threads)
-        self._embedder = engine(target).embedder(bundle, target.precision, self.threads)
+        self._engine = engine(target)
+        self._pipeline = self._engine.pipeline(bundle, target.precision, self.threads)
+        self.head_target = self._pipeline.head_target
 
     def predict(self, pixels: Mapping[Modality, Array], *, embedding: Array | None = None) -> Prediction:
         """Pixels uint8 [N, 1, S, S] per modality (`{"mammography": …, "ultrasound": …}`) to a `Prediction`.
@@ -66,10 +63,7 @@ class Predictor:
         checked = self._check(pixels)
         if embedding is None:
             embedding = np.empty((len(checked["mammography"]), self._width), np.float32)
-        stages_ms = self._embedder.embed(checked, embedding)
-        start = time.perf_counter()
-        said = self._head.run({"embedding": embedding})
-        stages_ms["head"] = (time.perf_counter() - start) * 1e3
+        said, stages_ms = self._pipeline.run(checked, embedding)
         probability = said["probability"]
         # Trees send NaN left or right and give a number that looks right: the embedding is checked on its own.
         if not np.isfinite(embedding).all():
@@ -89,12 +83,12 @@ class Predictor:
     def feature_maps(self, pixels: Mapping[Modality, Array]) -> dict[Modality, Array]:
         """The last feature map of each encoder, float32, for looking inside. Loads the encoders for this one call."""
         checked = self._check(pixels)
-        return {
-            modality: self._run_once(self.bundle.graph(modality, self.target.precision), {"pixels": checked[modality]})[
-                "feature_map"
-            ]
-            for modality in MODALITIES
-        }
+        maps: dict[Modality, Array] = {}
+        for modality in MODALITIES:
+            graph = self._engine.graph(self.bundle, modality, self.target.precision)
+            found = self._run_once(graph, {"pixels": checked[modality]})["feature_map"]
+            maps[modality] = found.astype(np.float32, copy=False)
+        return maps
 
     def run_whole_graph(self, pixels: Mapping[Modality, Array]) -> dict[str, Array]:
         """`probability` and `embedding` from the joined graph, which engines that take one graph are built from."""
@@ -108,7 +102,7 @@ class Predictor:
         return self._run_once(self.bundle.graph(graph), feeds)
 
     def _run_once(self, graph: Path, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        session = engine(self.target).load(graph, self.target.precision, self.threads)
+        session = self._engine.load(graph, self.target.precision, self.threads)
         try:
             return session.run(feeds)
         finally:
@@ -136,8 +130,7 @@ class Predictor:
         return checked
 
     def close(self) -> None:
-        self._embedder.close()
-        self._head.close()
+        self._pipeline.close()
 
     def __enter__(self) -> Self:
         return self

@@ -96,7 +96,7 @@ def test_a_call_that_fails_half_way_leaves_the_predictor_whole(bundle_folder: Pa
             cases: Any = {modality: list(array) for modality, array in pixels.items()}
             cases["ultrasound"][broken] = np.zeros((1, 3, 3), np.uint8)
             with pytest.raises(EngineError, match="OpenVINO failed"):
-                predictor._embedder.embed(cases, np.empty_like(want.embedding))
+                predictor._pipeline.run(cases, np.empty_like(want.embedding))
         np.testing.assert_array_equal(predictor.predict(pixels).embedding, want.embedding)
 
 

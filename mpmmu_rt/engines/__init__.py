@@ -30,13 +30,20 @@ class Session(Protocol):
     def close(self) -> None: ...
 
 
-class Embedder(Protocol):
-    """Both encoders and the attention pool of a bundle. Threads may share it; `close` frees it."""
+class Pipeline(Protocol):
+    """A bundle loaded on a target, from pixels to probability. Threads may share it; `close` frees it.
 
-    def embed(self, pixels: Mapping[Modality, Array], embedding: Array) -> dict[str, float]:
+    head_target: where the stacking head runs.
+    """
+
+    @property
+    def head_target(self) -> Target: ...
+
+    def run(self, pixels: Mapping[Modality, Array], embedding: Array) -> tuple[dict[str, Array], dict[str, float]]:
         """Fill `embedding` float32 [N, D] from checked pixels uint8 [N, 1, S, S] per modality.
 
-        Returns the wall time of each stage in ms, by name. Raises `EngineError`.
+        Returns what the head says, `probability` float32 [N] and, if it has it, `base_probability` float32
+        [N, learners], which belong to the caller; and the time of each stage in ms, by name. Raises `EngineError`.
         """
         ...
 
@@ -60,8 +67,12 @@ class Engine(Protocol):
         """Load an ONNX graph. Raises `EngineError`, also when anything but this engine would execute it."""
         ...
 
-    def embedder(self, bundle: Bundle, precision: str, threads: int) -> Embedder:
-        """Load the encoders and the attention pool of `bundle`. Raises as `load` does."""
+    def pipeline(self, bundle: Bundle, precision: str, threads: int) -> Pipeline:
+        """Load the whole of `bundle`. Raises as `load` does."""
+        ...
+
+    def graph(self, bundle: Bundle, modality: Modality, precision: str) -> Path:
+        """The graph of the encoder that `pipeline` runs in `precision`. Raises `BundleError` where there is none."""
         ...
 
 

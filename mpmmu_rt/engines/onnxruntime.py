@@ -10,8 +10,9 @@ from mpmmu_rt._optional import require
 from mpmmu_rt.bundle import Bundle, HeadGraph
 from mpmmu_rt.errors import EngineError, MpmmuError
 from mpmmu_rt.machine import package_versions
-from mpmmu_rt.spec import MODALITIES, Array
+from mpmmu_rt.spec import MODALITIES, Array, Modality, Target
 
+from .host_head import HostHead
 from .staged import StagedEmbedder
 
 PROVIDER = "CPUExecutionProvider"
@@ -94,7 +95,15 @@ class OnnxRuntime:
             )
         return OnnxRuntimeSession(session, graph)
 
-    def embedder(self, bundle: Bundle, precision: str, threads: int) -> StagedEmbedder:
+    def pipeline(self, bundle: Bundle, precision: str, threads: int) -> HostHead:
+        return HostHead.load(
+            bundle, Target(self.name, precision), threads, lambda: self._embedder(bundle, precision, threads)
+        )
+
+    def graph(self, bundle: Bundle, modality: Modality, precision: str) -> Path:
+        return bundle.graph(modality, precision)
+
+    def _embedder(self, bundle: Bundle, precision: str, threads: int) -> StagedEmbedder:
         parts: dict[str, Path] = {modality: bundle.graph(modality, precision) for modality in MODALITIES}
         parts["attention_pool"] = bundle.graph("attention_pool")
         return StagedEmbedder({name: self.load(path, precision, threads) for name, path in parts.items()})

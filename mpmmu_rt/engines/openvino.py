@@ -23,7 +23,9 @@ import numpy as np
 from mpmmu_rt._optional import require
 from mpmmu_rt.bundle import Bundle, HeadGraph
 from mpmmu_rt.errors import EngineError, MpmmuError
-from mpmmu_rt.spec import MODALITIES, Array, Modality
+from mpmmu_rt.spec import MODALITIES, Array, Modality, Target
+
+from .host_head import HostHead
 
 _PURPOSE = "the targets openvino:fp32, openvino:bf16 and openvino:int8"
 # What is not 8 bits wide in an INT8 graph stays FP32, so that the graph alone decides the result, not the processor.
@@ -202,7 +204,15 @@ class OpenVino:
             raise _cannot_load(graph.name, error) from error
         return OpenVinoSession(_compile(core, model, precision, threads, 1, graph.name), graph)
 
-    def embedder(self, bundle: Bundle, precision: str, threads: int) -> OpenVinoEmbedder:
+    def pipeline(self, bundle: Bundle, precision: str, threads: int) -> HostHead:
+        return HostHead.load(
+            bundle, Target(self.name, precision), threads, lambda: self._embedder(bundle, precision, threads)
+        )
+
+    def graph(self, bundle: Bundle, modality: Modality, precision: str) -> Path:
+        return bundle.graph(modality, precision)
+
+    def _embedder(self, bundle: Bundle, precision: str, threads: int) -> OpenVinoEmbedder:
         return OpenVinoEmbedder(require("openvino", _PURPOSE), bundle, precision, threads)
 
 

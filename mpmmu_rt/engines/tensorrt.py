@@ -21,8 +21,9 @@ from mpmmu_rt._optional import require
 from mpmmu_rt.bundle import MAX_FILE_BYTES, Bundle, HeadGraph
 from mpmmu_rt.errors import BundleError, EngineError, MpmmuError
 from mpmmu_rt.files import read_bounded
-from mpmmu_rt.spec import MODALITIES, Array
+from mpmmu_rt.spec import MODALITIES, Array, Modality, Target
 
+from .host_head import HostHead
 from .staged import StagedEmbedder
 from .tensorrt_build import RTX_CAPABILITIES, Gpu, build, gpu, library, log
 from .tensorrt_sidecar import Flavour, Here, Profile, Sidecar, explain, graph_digest, sidecar_path
@@ -209,20 +210,27 @@ class TensorRt:
     def version(self) -> str:
         return str(library(self.flavour).__version__)
 
-    def embedder(self, bundle: Bundle, precision: str, threads: int) -> StagedEmbedder:
-        """Load the encoders and the pool from `folder`. Raises `BundleError` if the bundle has none in `precision`."""
-        place = bundle.path / self.folder(precision)
-        graphs = {name: place / f"{name}.onnx" for name in (*MODALITIES, "attention_pool")}
-        absent = [
-            path for path in graphs.values() if path.relative_to(bundle.path).as_posix() not in bundle.entry["files"]
-        ]
-        if absent:
+    def pipeline(self, bundle: Bundle, precision: str, threads: int) -> HostHead:
+        return HostHead.load(
+            bundle, Target(self.name, precision), threads, lambda: self._embedder(bundle, precision, threads)
+        )
+
+    def graph(self, bundle: Bundle, modality: Modality, precision: str) -> Path:
+        return self._graph(bundle, modality, precision)
+
+    def _embedder(self, bundle: Bundle, precision: str, threads: int) -> StagedEmbedder:
+        graphs = {name: self._graph(bundle, name, precision) for name in (*MODALITIES, "attention_pool")}
+        return StagedEmbedder({name: self.load(path, precision, threads) for name, path in graphs.items()})
+
+    def _graph(self, bundle: Bundle, name: str, precision: str) -> Path:
+        """The graph `name` in the types of `precision`. Raises `BundleError` if the bundle does not list it."""
+        path = f"{self.folder(precision)}/{name}.onnx"
+        if path not in bundle.entry["files"]:
             raise BundleError(
-                f"{bundle.path} holds no {absent[0].relative_to(bundle.path)}, "
-                f"expected graphs for {self.name}:{precision}",
+                f"{bundle.path} holds no {path}, expected graphs for {self.name}:{precision}",
                 hint=f"export it again with --target {self.name}:{precision}",
             )
-        return StagedEmbedder({name: self.load(path, precision, threads) for name, path in graphs.items()})
+        return bundle.path / path
 
     def folder(self, precision: str) -> str:
         """Where a bundle holds the graphs in `precision`, their weights, and the engines that were built from them."""

@@ -169,7 +169,7 @@ def test_tensorrt_gets_the_graphs_alone_where_there_is_no_gpu(bundle_folder: Pat
 
 def test_a_bundle_without_these_graphs_is_refused(bundle_folder: Path) -> None:
     with pytest.raises(BundleError, match=r"holds no engines/tensorrt-rtx-fp16/mammography\.onnx, expected graphs for"):
-        RTX.embedder(Bundle.open(bundle_folder), "fp16", 1)
+        RTX.pipeline(Bundle.open(bundle_folder), "fp16", 1)
 
 
 def made(*nodes: onnx.NodeProto, weights: dict[str, Any], shape: list[Any] | None = None) -> bytes:
