@@ -117,12 +117,12 @@ def _overhead(predictor: Any, pixels: Pixels, rounds: int) -> None:
     """The Predictor against the compiled model and the head alone: the same requests, without checks or copies out."""
     batch = len(pixels["mammography"])
     embedding = predictor.predict(pixels).embedding
-    streams = predictor._pipeline.embedder._streams(batch)
+    streams = predictor._pipeline.embedder._for(batch)
     into = np.empty_like(embedding)
 
     def raw() -> None:
         streams.run(pixels, into)
-        predictor._head.run({"embedding": embedding})
+        predictor._pipeline._head.run({"embedding": embedding})
 
     spent = race({"raw": raw, "predictor": lambda: predictor.predict(pixels)}, 4 * rounds)
     more = np.median(spent["predictor"] - spent["raw"])

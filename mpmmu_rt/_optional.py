@@ -11,8 +11,10 @@ from .errors import MissingPackage
 _EXTRAS = {
     "onnxruntime": "cpu",
     "openvino": "openvino",
+    "platformdirs": "openvino",
     "tensorrt_rtx": "rtx",
     "tensorrt": "cuda",
+    "cuda": "cuda",
     "cupy": "cuda",
     "cupyx": "cuda",
     "torch": "export",

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
 from .engines import engines
+from .engines.blob_cache import VARIABLE, BlobCache, CacheWarning
+from .errors import MissingPackage
 from .machine import describe, package_versions
 from .spec import Target
 
@@ -31,7 +34,7 @@ def examine() -> tuple[list[Finding], list[Finding]]:
                 targets.append(Finding(target, False, str(problem), problem.hint))
             else:
                 targets.append(Finding(target, True, f"{name} {engine.version()}"))
-    return targets, [*_image_formats(), _export()]
+    return targets, [*_image_formats(), _export(), _cache()]
 
 
 def to_json(targets: list[Finding], abilities: list[Finding]) -> dict[str, Any]:
@@ -64,3 +67,19 @@ def _export() -> Finding:
         return Finding("train and export", False, f"missing: {', '.join(missing)}", "pip install 'mpmmu-rt[export]'")
     versions = package_versions(("torch", "scikit-learn", "onnx"))
     return Finding("train and export", True, ", ".join(f"{name} {version}" for name, version in versions.items()))
+
+
+def _cache() -> Finding:
+    name = "compiled-model cache"
+    try:
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always", CacheWarning)
+            cache = BlobCache.default()
+    except MissingPackage as error:
+        return Finding(name, False, str(error), error.hint)
+    if said:
+        return Finding(name, False, str(said[0].message))
+    if cache is None:
+        return Finding(name, False, f"switched off by {VARIABLE}", f"unset {VARIABLE}, and openvino:int8 starts faster")
+    entries = cache.entries()
+    return Finding(name, True, f"{len(entries)} models, {sum(entries.values()) / 1e6:.0f} MB, in {cache.folder}")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from mpmmu_rt.export import Wanted, export_checkpoint
+from mpmmu_rt.engines import blob_cache
+from mpmmu_rt.export import Limits, Wanted, export_checkpoint
 from mpmmu_rt.images import Preprocessing
 from mpmmu_rt.model import checkpoint as checkpoints
 from mpmmu_rt.model.checkpoint import Checkpoint
@@ -19,6 +21,14 @@ from mpmmu_rt.model.stacking import fit_head
 from mpmmu_rt.spec import MODALITIES, Modality, Target
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_cache() -> Iterator[None]:
+    """Nothing is kept in the user's cache; tests of the cache name a folder of their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(blob_cache.VARIABLE, "off")
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -65,6 +75,21 @@ def bundle_folder(checkpoint_folder: Path) -> Path:
     # Named, so that the bundle is the same on every processor.
     export_checkpoint(checkpoint_folder, output, wanted=Wanted((Target("openvino", "fp32"),)))
     return output
+
+
+@pytest.fixture(scope="session")
+def int8_folder(checkpoint_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle of `small_model` with the target openvino:int8. Read only.
+
+    The model is untrained, and its cases lie close together: the limits are open, it proves the way, not the model.
+    """
+    folder = tmp_path_factory.mktemp("int8")
+    wanted = Wanted(
+        (Target("openvino", "int8"),), limits=Limits(auc_loss=1, sensitivity_loss=1, flips=1, mean_difference=1)
+    )
+    calibration = write_phantoms(24, folder / "cases", seed=9)
+    export_checkpoint(checkpoint_folder, folder / "int8.bundle", calibration_manifest=calibration, wanted=wanted)
+    return folder / "int8.bundle"
 
 
 @pytest.fixture(scope="session")

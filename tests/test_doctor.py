@@ -8,6 +8,7 @@ import pytest
 
 from mpmmu_rt import doctor
 from mpmmu_rt.doctor import Finding, examine
+from mpmmu_rt.engines.blob_cache import BlobCache
 
 
 def by_name(findings: list[Finding]) -> dict[str, Finding]:
@@ -56,3 +57,20 @@ def test_image_formats_of_a_bare_device(tmp_path: Path, monkeypatch: pytest.Monk
         "DICOM": False,
     }
     assert all(finding.hint.startswith("pip install") for finding in found.values())
+
+
+def cache() -> Finding:
+    return by_name(examine()[1])["compiled-model cache"]
+
+
+def test_the_cache_is_described(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not cache().usable  # the tests run without one
+    assert "MPMMU_RT_CACHE" in cache().detail
+    monkeypatch.setenv("MPMMU_RT_CACHE", str(tmp_path / "cache"))
+    BlobCache(tmp_path / "cache").store({"a": "b"}, bytes(2_000_000))
+    assert cache().detail == f"1 models, 2 MB, in {tmp_path / 'cache'}"
+    (tmp_path / "cache").chmod(0o777)
+    assert "mode 777" in cache().detail
+    monkeypatch.setitem(sys.modules, "platformdirs", None)
+    monkeypatch.delenv("MPMMU_RT_CACHE")
+    assert cache().hint == "pip install 'mpmmu-rt[openvino]'"

@@ -24,8 +24,11 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print the findi
         for header, findings in (("target", targets), ("ability", abilities)):
             rows = [[item.name, "ok" if item.usable else "no", item.detail] for item in findings]
             typer.echo(table([header, "", ""], rows) + "\n")
+        hints: dict[str, list[str]] = {}  # the same for many targets, and then said once
         for item in (*targets, *abilities):
             if item.hint:
-                note(f"hint: {item.name}: {item.hint}")
+                hints.setdefault(item.hint, []).append(item.name)
+        for hint, names in hints.items():
+            note(f"hint: {', '.join(names)}: {hint}")
     if not any(item.usable for item in targets):
         raise typer.Exit(1)

@@ -4,6 +4,9 @@ Both encoders and the attention pool are joined to one model, and every case is 
 a batch is spread over streams, so that each core works on its own case and the feature maps stay in its cache, and a
 case's answer can't depend on what shares its batch. A batch smaller than the number of threads gets fewer streams
 with more threads each.
+
+What was compiled for INT8 is kept on disk (`blob_cache`), and its precision is checked when it comes back: OpenVINO
+reads a stored FP32 model back in BF16, where the processor has it, unless it is told again what was asked for.
 """
 
 from __future__ import annotations
@@ -20,16 +23,20 @@ from typing import Any
 
 import numpy as np
 
+from mpmmu_rt import machine
 from mpmmu_rt._optional import require
 from mpmmu_rt.bundle import Bundle, HeadGraph
 from mpmmu_rt.errors import EngineError, MpmmuError
 from mpmmu_rt.spec import MODALITIES, Array, Modality, Target
 
+from .blob_cache import BlobCache
 from .host_head import HostHead
 
 _PURPOSE = "the targets openvino:fp32, openvino:bf16 and openvino:int8"
 # What is not 8 bits wide in an INT8 graph stays FP32, so that the graph alone decides the result, not the processor.
 _HINT = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
+# Where a stored model is read faster than compiled: INT8 in half the time, FP32 and BF16 not (benchmarks/NOTES.md).
+_STORED = ("int8",)
 _LANES_PER_STREAM = 2  # one runs, one waits: a stream never idles while Python collects the other's result
 
 
@@ -85,7 +92,9 @@ class _Lane:
 class _Streams:
     """The joined model, compiled for a number of streams, and the lanes that feed it."""
 
-    def __init__(self, compiled: Any, streams: int) -> None:
+    def __init__(self, compiled: Any, streams: int, blob: Array | None = None) -> None:
+        """blob: the memory that `compiled` was read from, and goes on reading from."""
+        self._blob = blob
         self._idle: queue.SimpleQueue[_Lane] = queue.SimpleQueue()
         for _ in range(_LANES_PER_STREAM * streams):
             request = compiled.create_infer_request()
@@ -138,41 +147,89 @@ class OpenVinoEmbedder:
 
     def __init__(self, runtime: Any, bundle: Bundle, precision: str, threads: int) -> None:
         self._runtime = runtime
+        self._bundle: Bundle | None = bundle  # None once closed
         self._precision = precision
         self._threads = threads
         self._name = bundle.name
         self._lock = threading.Lock()
-        self._compiled: dict[int, _Streams] = {}
+        self._streams: dict[int, _Streams] = {}
         self._core = runtime.Core()
-        try:
-            self._model = _join(runtime, self._core, bundle, precision)
-        except (RuntimeError, KeyError) as error:
-            raise _cannot_load(f"the graphs of {bundle.name}", error) from error
+        self._model: Any = None
+        self._cache = BlobCache.default() if precision in _STORED else None
+        # Streams are compiled when they are needed. What can't be read fails here, but for what has been read before.
+        if not any(self._cache.holds(self._facts(bundle, count)) for count in (1, self._count(threads)) if self._cache):
+            self._model = self._read(bundle)
 
     def embed(self, pixels: Mapping[Modality, Array], embedding: Array) -> dict[str, float]:
         start = time.perf_counter()
-        streams = self._streams(len(embedding))
+        streams = self._for(len(embedding))
         try:
             streams.run(pixels, embedding)
         except (RuntimeError, ValueError) as error:
             raise _failed(self._name, error) from error
         return {"encoders": (time.perf_counter() - start) * 1e3}
 
-    def _streams(self, cases: int) -> _Streams:
-        """Compiled on first use. Powers of two: a process holds few, whatever batch sizes it meets."""
-        count = 1 << (min(cases, self._threads).bit_length() - 1)
+    def _for(self, cases: int) -> _Streams:
+        """Streams for so many cases, compiled on first use."""
+        count = self._count(cases)
         with self._lock:
-            if self._model is None:
+            if self._bundle is None:
                 raise EngineError(f"{self._name} is closed, expected a loaded bundle", hint="load it again")
-            if count not in self._compiled:
-                compiled = _compile(self._core, self._model, self._precision, self._threads, count, self._name)
-                self._compiled[count] = _Streams(compiled, count)
-            return self._compiled[count]
+            if count not in self._streams:
+                self._streams[count] = self._cached(self._bundle, count) or self._compiled(self._bundle, count)
+            return self._streams[count]
+
+    def _count(self, cases: int) -> int:
+        """Of streams. Powers of two: a process holds few, whatever batches it meets."""
+        return 1 << (min(cases, self._threads).bit_length() - 1)
+
+    def _read(self, bundle: Bundle) -> Any:
+        try:
+            return _join(self._runtime, self._core, bundle, self._precision)
+        except (RuntimeError, KeyError) as error:
+            raise _cannot_load(f"the graphs of {bundle.name}", error) from error
+
+    def _compiled(self, bundle: Bundle, count: int) -> _Streams:
+        if self._model is None:
+            self._model = self._read(bundle)
+        compiled = _compile(self._core, self._model, self._precision, self._threads, count, self._name)
+        if self._cache:
+            exported = compiled.export_model()
+            self._cache.store(self._facts(bundle, count), exported.getvalue())
+        return _Streams(compiled, count)
+
+    def _cached(self, bundle: Bundle, count: int) -> _Streams | None:
+        facts = self._facts(bundle, count)
+        blob = self._cache.load(facts) if self._cache else None
+        if self._cache is None or blob is None:
+            return None
+        settings = _settings(self._precision, self._threads, count)
+        try:
+            compiled = self._core.import_model(self._runtime.Tensor(blob, shared_memory=True), "CPU", settings)
+            _check_precision(compiled, self._precision, self._name)
+        except (RuntimeError, EngineError) as error:
+            self._cache.drop(facts, _reason(error))
+            return None
+        return _Streams(compiled, count, blob)
+
+    def _facts(self, bundle: Bundle, count: int) -> dict[str, str]:
+        """All that the compiled model depends on."""
+        processor = machine.describe()
+        return {
+            "bundle": bundle.digest,
+            "graphs": "encoders and attention pool",
+            "openvino": str(self._runtime.get_version()),
+            "processor": str(self._core.get_property("CPU", "FULL_DEVICE_NAME")),
+            "features": " ".join(processor["cpu_features"]),
+            "capabilities": " ".join(self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")),
+            **{name: str(value) for name, value in _settings(self._precision, self._threads, count).items()},
+            "precision": self._precision,
+        }
 
     def close(self) -> None:
         with self._lock:
-            self._compiled = {}
-            self._model = None
+            self._streams = {}
+            self._model = self._bundle = None
 
 
 class OpenVino:
@@ -234,18 +291,27 @@ def _join(runtime: Any, core: Any, bundle: Bundle, precision: str) -> Any:
     return model
 
 
-def _compile(core: Any, model: Any, precision: str, threads: int, streams: int, name: str) -> Any:
-    settings = {
+def _settings(precision: str, threads: int, streams: int) -> dict[str, Any]:
+    return {
         "INFERENCE_PRECISION_HINT": _HINT[precision],
         "NUM_STREAMS": streams,
         "INFERENCE_NUM_THREADS": threads,
         # Pinned, two predictors on one machine would sit on the same cores.
         "ENABLE_CPU_PINNING": False,
     }
+
+
+def _compile(core: Any, model: Any, precision: str, threads: int, streams: int, name: str) -> Any:
     try:
-        compiled = core.compile_model(model, "CPU", settings)
+        compiled = core.compile_model(model, "CPU", _settings(precision, threads, streams))
     except RuntimeError as error:
         raise _cannot_load(name, error) from error
+    _check_precision(compiled, precision, name)
+    return compiled
+
+
+def _check_precision(compiled: Any, precision: str, name: str) -> None:
+    """Raise `EngineError` unless OpenVINO computes in what was asked for."""
     achieved = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
     if achieved != _HINT[precision]:
         raise EngineError(
@@ -257,7 +323,6 @@ def _compile(core: Any, model: Any, precision: str, threads: int, streams: int, 
             f"OpenVINO computes no layer of {name} in 8 bits on this processor, expected most of them",
             hint="use openvino:fp32",
         )
-    return compiled
 
 
 def _computes_int8(compiled: Any) -> bool:

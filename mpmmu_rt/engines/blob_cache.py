@@ -1,0 +1,152 @@
+"""Compiled models on disk, so that a process that starts again need not compile.
+
+An entry is one file: a line of JSON (`facts` that it was made from, SHA-256 and length of the blob), padded to a page,
+and the blob. Facts name everything that a compiled model depends on; another fact is another entry. The very bytes
+that were hashed are handed out. The digest finds damage; against another user of the machine there is the folder's
+owner and mode: one that others may write to is not used.
+
+`MPMMU_RT_CACHE` names the folder, or is `off`; by default it is the user's cache folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mpmmu_rt._optional import require
+from mpmmu_rt.files import atomic_file
+from mpmmu_rt.spec import Array
+
+SCHEMA = "mpmmu-blob/1"
+VARIABLE = "MPMMU_RT_CACHE"
+MAX_BYTES = 4 * 2**30  # of all entries together; what was not used for longest goes first
+_PAGE = 4096  # the header's room, and the blob's alignment in memory
+_SUFFIX = ".blob"
+
+
+class CacheWarning(RuntimeWarning):
+    """The cache could not be used; the model was compiled instead, with the same result."""
+
+
+@dataclass(frozen=True)
+class BlobCache:
+    """folder: where entries lie; made on the first `store`."""
+
+    folder: Path
+
+    @classmethod
+    def default(cls) -> BlobCache | None:
+        """The cache that the environment asks for, or None if it is off or its folder must not be trusted."""
+        named = os.environ.get(VARIABLE, "")
+        if named.lower() == "off":
+            return None
+        folder = Path(named) if named else Path(require("platformdirs", "the cache").user_cache_path("mpmmu-rt"))
+        if problem := _untrusted(folder):
+            _warn(f"{folder} {problem}, expected a folder that only its owner may write to")
+            return None
+        return cls(folder)
+
+    def holds(self, facts: Mapping[str, str]) -> bool:
+        """Is there an entry? Whether it is whole, `load` finds out."""
+        return self._path(facts).is_file()
+
+    def load(self, facts: Mapping[str, str]) -> Array | None:
+        """The blob, uint8 [bytes], that was stored with exactly these facts, or None. A damaged entry is removed,
+        with a `CacheWarning`."""
+        path = self._path(facts)
+        try:
+            with path.open("rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                if size > MAX_BYTES:
+                    raise ValueError(f"it has {size} bytes")
+                room = np.empty(size + _PAGE, np.uint8)
+                whole = room[-room.ctypes.data % _PAGE :][:size]
+                if file.readinto(whole.data) != size:
+                    raise ValueError("it was cut off while it was read")
+            header = json.loads(whole[:_PAGE].tobytes())
+            blob = whole[_PAGE:]
+            if header["schema"] != SCHEMA or header["facts"] != dict(facts) or header["bytes"] != blob.size:
+                raise ValueError("its header is another's")
+            if hashlib.sha256(blob.data).hexdigest() != header["sha256"]:
+                raise ValueError("its SHA-256 is another")
+            os.utime(path)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            self.drop(facts, str(error))
+            return None
+        return blob
+
+    def drop(self, facts: Mapping[str, str], reason: str) -> None:
+        """Remove an entry that can't be used, and say why in a `CacheWarning`."""
+        path = self._path(facts)
+        _warn(f"{path} can't be used: {reason}, expected the compiled model as it was stored")
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            _warn(f"{path} can't be removed: {error.strerror}")
+
+    def store(self, facts: Mapping[str, str], blob: bytes) -> None:
+        """Keep `blob` under `facts`, and remove what is too much. What fails is a `CacheWarning`."""
+        entry = {"schema": SCHEMA, "facts": dict(facts), "bytes": len(blob), "sha256": hashlib.sha256(blob).hexdigest()}
+        header = json.dumps(entry).encode().ljust(_PAGE)
+        if len(header) > _PAGE or len(header) + len(blob) > MAX_BYTES:
+            return
+        try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with atomic_file(self._path(facts)) as partial, partial.open("wb") as file:
+                file.write(header)
+                file.write(blob)
+            self._evict()
+        except OSError as error:
+            _warn(f"{self.folder} can't be written: {error.strerror or error}, expected room for a compiled model")
+
+    def entries(self) -> dict[Path, int]:
+        """The files and their bytes, the one that was not used for longest first."""
+        found = []
+        for path in self.folder.glob(f"*{_SUFFIX}"):
+            try:
+                facts = path.stat()
+            except FileNotFoundError:  # another process has just removed it
+                continue
+            found.append((facts.st_mtime, path, facts.st_size))
+        return {path: size for _, path, size in sorted(found)}
+
+    def _evict(self) -> None:
+        entries = self.entries()
+        excess = sum(entries.values()) - MAX_BYTES
+        for path, size in entries.items():
+            if excess <= 0:
+                return
+            path.unlink(missing_ok=True)
+            excess -= size
+
+    def _path(self, facts: Mapping[str, str]) -> Path:
+        key = hashlib.sha256(json.dumps(dict(facts), sort_keys=True).encode()).hexdigest()
+        return self.folder / f"{key}{_SUFFIX}"
+
+
+def _untrusted(folder: Path) -> str:
+    """What speaks against the folder; "" for one that is the user's own, or that is still to be made."""
+    try:
+        found = folder.stat()
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        return f"can't be read ({error.strerror})"
+    if not folder.is_dir():
+        return "is no folder"
+    if hasattr(os, "geteuid") and (found.st_uid != os.geteuid() or found.st_mode & 0o022):
+        return f"belongs to user {found.st_uid} and has the mode {found.st_mode & 0o777:o}"
+    return ""
+
+
+def _warn(text: str) -> None:
+    warnings.warn(f"{text} (set {VARIABLE} to another folder, or to `off`)", CacheWarning, stacklevel=3)

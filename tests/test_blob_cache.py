@@ -1,0 +1,184 @@
+"""Compiled models that are kept: the same answer to the bit, and nothing damaged, foreign or stale is loaded."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mpmmu_rt import load
+from mpmmu_rt.bundle import Bundle
+from mpmmu_rt.engines import blob_cache
+from mpmmu_rt.engines.blob_cache import BlobCache, CacheWarning
+from mpmmu_rt.engines.openvino import ENGINE
+from mpmmu_rt.predictor import Prediction, Predictor
+from mpmmu_rt.spec import MODALITIES, Array, Modality
+
+INT8 = "openvino:int8"
+FACTS = {"bundle": "a", "engine": "1.0"}
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> BlobCache:
+    monkeypatch.setenv(blob_cache.VARIABLE, str(tmp_path / "cache"))
+    found = BlobCache.default()
+    assert found is not None
+    return found
+
+
+def only(cache: BlobCache) -> Path:
+    (path,) = cache.entries()
+    return path
+
+
+def test_what_was_stored_comes_back_and_only_to_the_same_facts(cache: BlobCache) -> None:
+    blob = os.urandom(10_000)
+    assert cache.load(FACTS) is None
+    cache.store(FACTS, blob)
+    assert cache.holds(FACTS)
+    found = cache.load(dict(reversed(FACTS.items())))
+    assert found is not None
+    assert found.tobytes() == blob
+    assert found.ctypes.data % 4096 == 0
+    assert cache.load(FACTS | {"engine": "1.1"}) is None
+    assert stat.S_IMODE(cache.folder.stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda data: data[:-1] + bytes([data[-1] ^ 1]), "SHA-256 is another"),
+        (lambda data: data[:-1], "header is another's"),
+        (lambda data: data[:100], "can't be used"),
+        (lambda data: b"", "can't be used"),
+        (lambda data: data.replace(b'"engine": "1.0"', b'"engine": "1.1"'), "header is another's"),
+        (lambda data: b"[]".ljust(4096) + data[4096:], "can't be used"),
+        (lambda data: b"[" * 4096 + data[4096:], "can't be used"),
+    ],
+)
+def test_a_damaged_entry_is_removed_and_not_handed_out(cache: BlobCache, damage: object, reason: str) -> None:
+    cache.store(FACTS, os.urandom(5000))
+    path = only(cache)
+    assert callable(damage)
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.warns(CacheWarning, match=reason):
+        assert cache.load(FACTS) is None
+    assert cache.entries() == {}
+
+
+def test_what_was_not_used_for_longest_goes_first(cache: BlobCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blob_cache, "MAX_BYTES", 3 * (4096 + 1000))
+    names = [FACTS | {"bundle": name} for name in "abcd"]
+    for age, facts in enumerate(names[:3]):
+        cache.store(facts, bytes(1000))
+        os.utime(next(reversed(cache.entries())), (age, age))
+    assert cache.load(names[0]) is not None  # now it was used last
+    cache.store(names[3], bytes(1000))
+    assert [cache.holds(facts) for facts in names] == [True, False, True, True]
+    cache.store(FACTS | {"bundle": "e"}, bytes(20_000))  # more than all may have
+    assert not cache.holds(FACTS | {"bundle": "e"})
+
+
+def test_off_is_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(blob_cache.VARIABLE, "off")
+    assert BlobCache.default() is None
+
+
+def test_the_default_is_the_users_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(blob_cache.VARIABLE)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    found = BlobCache.default()
+    assert found is not None
+    assert found.folder == tmp_path / "mpmmu-rt"
+    assert not found.folder.exists()
+
+
+@pytest.mark.parametrize("kind", ["open to all", "a file"])
+def test_a_folder_that_others_may_write_to_is_not_used(cache: BlobCache, kind: str) -> None:
+    if kind == "a file":
+        cache.folder.write_bytes(b"")
+    else:
+        cache.folder.mkdir()
+        cache.folder.chmod(0o777)
+    with pytest.warns(CacheWarning, match=r"no folder|mode 777"):
+        assert BlobCache.default() is None
+
+
+def test_a_folder_that_can_t_be_written_is_said_and_survived(cache: BlobCache) -> None:
+    cache.folder.parent.joinpath("file").write_bytes(b"")
+    with pytest.warns(CacheWarning, match="can't be written"):
+        BlobCache(cache.folder.parent / "file" / "below").store(FACTS, b"blob")
+
+
+def needs_int8() -> None:
+    if problem := ENGINE.problem("int8"):
+        pytest.skip(str(problem))
+
+
+def pixels(folder: Path) -> dict[Modality, Array]:
+    golden = Bundle.open(folder).golden()
+    return {modality: golden[f"{modality}.pixels"] for modality in MODALITIES}
+
+
+def compiled_anew(predictor: Predictor) -> bool:
+    pipeline = predictor._pipeline
+    return pipeline.embedder._model is not None  # type: ignore[attr-defined]
+
+
+def answer(folder: Path, threads: int = 1) -> tuple[Prediction, bool]:
+    with load(folder, INT8, threads=threads) as predictor:
+        return predictor.predict(pixels(folder)), compiled_anew(predictor)
+
+
+def test_a_second_start_compiles_nothing_and_says_the_same_to_the_bit(
+    int8_folder: Path, cache: BlobCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needs_int8()
+    with monkeypatch.context() as patch:
+        patch.setenv(blob_cache.VARIABLE, "off")
+        want, anew = answer(int8_folder)
+    assert anew
+    assert cache.entries() == {}
+    cold, anew = answer(int8_folder)
+    assert anew
+    assert len(cache.entries()) == 1
+    warm, anew = answer(int8_folder)
+    assert not anew
+    for got in (cold, warm):
+        np.testing.assert_array_equal(got.embedding, want.embedding)
+        np.testing.assert_array_equal(got.probability, want.probability)
+    answer(int8_folder, threads=2)  # streams and threads are other facts
+    assert len(cache.entries()) == 2
+
+
+def test_a_damaged_model_is_compiled_again(int8_folder: Path, cache: BlobCache) -> None:
+    needs_int8()
+    want, _ = answer(int8_folder)
+    path = only(cache)
+    data = bytearray(path.read_bytes())
+    data[-100] ^= 1
+    path.write_bytes(data)
+    with pytest.warns(CacheWarning, match="SHA-256"):
+        got, anew = answer(int8_folder)
+    assert anew
+    np.testing.assert_array_equal(got.embedding, want.embedding)
+
+
+def test_a_whole_entry_that_is_no_int8_model_is_not_run(int8_folder: Path, cache: BlobCache) -> None:
+    """Whatever wrote it: the digest is right, and the model is one of FP32."""
+    needs_int8()
+    import openvino
+
+    want, _ = answer(int8_folder)
+    header = json.loads(only(cache).read_bytes()[:4096])
+    float_model = openvino.Core().compile_model(str(Bundle.open(int8_folder).graph("ultrasound")), "CPU")
+    for blob, reason in ((float_model.export_model().getvalue(), "no layer"), (b"not a model", "can't be used")):
+        cache.store(header["facts"], blob)
+        with pytest.warns(CacheWarning, match=reason):
+            got, anew = answer(int8_folder)
+        assert anew
+        np.testing.assert_array_equal(got.embedding, want.embedding)
