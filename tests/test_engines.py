@@ -5,8 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tracemalloc
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import onnx
@@ -14,12 +18,18 @@ import pytest
 from onnx import TensorProto, helper
 
 from mpmmu_rt import engines as registry
+from mpmmu_rt import load
+from mpmmu_rt.bundle import Bundle
 from mpmmu_rt.engines import engine, engines
-from mpmmu_rt.engines.onnxruntime import KNOWN_BAD, OnnxRuntime
+from mpmmu_rt.engines.onnxruntime import ENGINE, KNOWN_BAD, OnnxRuntime, OnnxRuntimeSession
+from mpmmu_rt.engines.onnxruntime_lanes import BoundEmbedder
 from mpmmu_rt.errors import EngineError, MissingPackage, MpmmuError
-from mpmmu_rt.spec import Array, Target
+from mpmmu_rt.images import Preprocessing
+from mpmmu_rt.model.phantom import phantom_pixels
+from mpmmu_rt.spec import MODALITIES, Array, Modality, Target
 
 FP32 = Target("onnxruntime", "fp32")
+Pixels = dict[Modality, Array]
 
 
 def fake_distribution(folder: Path, name: str, version: str) -> None:
@@ -69,7 +79,8 @@ def test_an_unknown_precision_is_not_replaced_by_another() -> None:
 
 
 def test_both_distributions_of_onnxruntime_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fake_distribution(tmp_path, "onnxruntime-gpu", "1.99.0")
+    for name in ("onnxruntime", "onnxruntime-gpu"):  # whichever is here
+        fake_distribution(tmp_path, name, "1.99.0")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(EngineError, match=r"onnxruntime-gpu 1\.99\.0 are both installed and overwrite") as caught:
         engine(FP32)
@@ -160,3 +171,184 @@ def test_a_closed_session_does_not_answer(tmp_path: Path) -> None:
     session.close()
     with pytest.raises(EngineError):
         session.run({"x": np.zeros((1, 2), np.float32)})
+
+
+# ---------------------------------------------------------------- memory of ours
+
+
+class Watched:
+    """A session of ONNX Runtime that counts the bytes that `run` allocates, and notes where bound outputs lie."""
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+        self.allocated = 0
+        self.written: list[int] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._session, name)
+
+    def run(self, *arguments: Any) -> Any:
+        values = self._session.run(*arguments)
+        self.allocated += sum(value.nbytes for value in values)
+        return values
+
+    def run_with_iobinding(self, binding: Any) -> None:
+        self._session.run_with_iobinding(binding)
+        self.written += [value.data_ptr() for value in binding.get_outputs()]
+
+
+def graphs_of(bundle: Bundle) -> dict[str, Path]:
+    parts: dict[str, Path] = {modality: bundle.graph(modality) for modality in MODALITIES}
+    return parts | {"attention_pool": bundle.graph("attention_pool")}
+
+
+@pytest.fixture
+def watched(bundle_folder: Path) -> tuple[BoundEmbedder, dict[str, Watched]]:
+    graphs = graphs_of(Bundle.open(bundle_folder))
+    sessions = {name: Watched(ENGINE._open(graph, 1)) for name, graph in graphs.items()}
+    return BoundEmbedder(sessions, graphs), sessions
+
+
+@pytest.fixture(scope="module")
+def pixels() -> Pixels:
+    return phantom_pixels(33, seed=23, preprocessing=Preprocessing(size=48))[0]
+
+
+def rows(pixels: Pixels, which: Any) -> Pixels:
+    return {modality: np.ascontiguousarray(array[which]) for modality, array in pixels.items()}
+
+
+def width(bundle_folder: Path) -> int:
+    return int(Bundle.open(bundle_folder).tensors["embedding"].shape[1])
+
+
+def test_feature_maps_are_written_to_one_place_and_the_embedding_to_the_callers(
+    watched: tuple[BoundEmbedder, dict[str, Watched]], bundle_folder: Path, pixels: Pixels
+) -> None:
+    embedder, sessions = watched
+    embedder.embed(pixels, np.empty((33, width(bundle_folder)), np.float32))  # the largest batch
+    for session in sessions.values():
+        session.written.clear()
+    outputs = [np.empty((count, width(bundle_folder)), np.float32) for count in (33, 1, 7, 33)]
+    for output in outputs:
+        embedder.embed(rows(pixels, slice(len(output))), output)
+    assert [session.allocated for session in sessions.values()] == [0, 0, 0]
+    for modality in MODALITIES:
+        assert len(sessions[modality].written) == 4
+        assert len(set(sessions[modality].written)) == 1
+    assert sessions["attention_pool"].written == [output.ctypes.data for output in outputs]
+
+
+def test_the_count_sees_what_a_session_allocates_for_its_caller(
+    watched: tuple[BoundEmbedder, dict[str, Watched]], pixels: Pixels
+) -> None:
+    session = watched[1]["ultrasound"]
+    found = OnnxRuntimeSession(session, Path("ultrasound.onnx")).run({"pixels": pixels["ultrasound"]})
+    assert session.allocated == found["feature_map"].nbytes > 0
+
+
+def test_nothing_is_allocated_by_numpy_once_it_is_warm(bundle_folder: Path, pixels: Pixels) -> None:
+    with load(bundle_folder) as predictor:
+        embedding = np.empty_like(predictor.predict(pixels).embedding)
+        for _ in range(3):
+            predictor.predict(pixels, embedding=embedding)
+        tracemalloc.start()
+        try:
+            before = tracemalloc.get_traced_memory()[0]
+            tracemalloc.reset_peak()
+            prediction = predictor.predict(pixels, embedding=embedding)
+            peak = tracemalloc.get_traced_memory()[1] - before
+        finally:
+            tracemalloc.stop()
+    assert prediction.embedding is embedding
+    assert peak < embedding.nbytes  # one copy of the embedding would be seen; feature maps and pixels are larger still
+
+
+def test_a_batch_of_any_size_may_follow_any_other(bundle_folder: Path, pixels: Pixels) -> None:
+    with load(bundle_folder) as predictor:
+        for count in (2, 33, 1, 7, 33, 2):
+            few = rows(pixels, slice(33 - count, 33))
+            with load(bundle_folder) as fresh:
+                np.testing.assert_array_equal(predictor.predict(few).embedding, fresh.predict(few).embedding)
+
+
+def test_threads_may_share_a_predictor_and_each_has_its_lane(bundle_folder: Path, pixels: Pixels) -> None:
+    parts = [slice(start, start + 1 + start % 5) for start in range(28)] * 4
+    with load(bundle_folder) as predictor, ThreadPoolExecutor(6) as pool:
+        want = [predictor.predict(rows(pixels, part)).embedding for part in parts]
+        found = list(pool.map(lambda part: predictor.predict(rows(pixels, part)).embedding, parts))
+        assert 1 <= len(embedder_of(predictor)._idle) <= 6
+    for got, alone in zip(found, want, strict=True):
+        np.testing.assert_array_equal(got, alone)
+
+
+def embedder_of(predictor: Any) -> BoundEmbedder:
+    embedder = predictor._pipeline.embedder
+    assert isinstance(embedder, BoundEmbedder)
+    return embedder
+
+
+@pytest.mark.parametrize(
+    "place", [lambda a: a[:, ::2], lambda a: np.asfortranarray(a[:, ::2]), lambda a: a[::-1, 1::2]]
+)
+def test_an_embedding_that_lies_in_pieces_is_filled_as_well(
+    bundle_folder: Path, pixels: Pixels, place: Callable[[Array], Array]
+) -> None:
+    with load(bundle_folder) as predictor:
+        want = predictor.predict(pixels).embedding
+        output = place(np.full((33, 2 * want.shape[1]), np.nan, np.float32))
+        assert not output.flags.c_contiguous
+        for count in (33, 5, 33):
+            predictor.predict(rows(pixels, slice(count)), embedding=output[:count])
+            np.testing.assert_allclose(output[:count], want[:count], rtol=1e-4, atol=1e-5)
+
+
+def read_only(array: Array) -> Array:
+    array.flags.writeable = False
+    return array
+
+
+@pytest.mark.parametrize(
+    ("made", "problem"),
+    [
+        (lambda n, d: np.empty((n, d)), r"`embedding` is float64\[2, \d+\], expected float32\[N, D\]"),
+        (lambda n, d: np.empty(n * d, np.float32), r"`embedding` is float32\[\d+\], expected float32\[N, D\]"),
+        (lambda n, d: np.empty((n, d), ">f4"), "`embedding` is >f4"),
+        (lambda n, d: read_only(np.empty((n, d), np.float32)), "read-only, expected float32"),
+        (lambda n, d: np.empty((n, d - 1), np.float32), r"ONNX Runtime failed in attention_pool\.onnx: "),
+        (lambda n, d: np.empty((n, d + 1), np.float32), r"ONNX Runtime failed in attention_pool\.onnx: "),
+        (lambda n, d: np.empty((n - 1, d), np.float32), r"ONNX Runtime failed in mammography\.onnx: "),
+        (lambda n, d: np.empty((n + 1, d), np.float32), r"ONNX Runtime failed in mammography\.onnx: "),
+    ],
+)
+def test_nothing_is_written_past_an_embedding_of_another_shape_or_type(
+    bundle_folder: Path, pixels: Pixels, made: Callable[[int, int], Array], problem: str
+) -> None:
+    with load(bundle_folder) as predictor:
+        few = rows(pixels, slice(2))
+        want = predictor.predict(few).embedding
+        with pytest.raises(EngineError, match=problem) as caught:
+            predictor.predict(few, embedding=made(*want.shape))
+        assert caught.value.hint
+        np.testing.assert_array_equal(predictor.predict(few).embedding, want)
+
+
+def test_a_call_that_fails_half_way_leaves_the_predictor_whole(bundle_folder: Path, pixels: Pixels) -> None:
+    with load(bundle_folder) as predictor:
+        want = predictor.predict(pixels)
+        broken = pixels | {"ultrasound": np.zeros((33, 1, 7, 7), np.uint8)}
+        for _ in range(3):
+            with pytest.raises(EngineError, match=r"failed in ultrasound\.onnx"):
+                predictor._pipeline.run(broken, np.empty_like(want.embedding))
+        assert len(embedder_of(predictor)._idle) == 1
+        np.testing.assert_array_equal(predictor.predict(pixels).embedding, want.embedding)
+
+
+def test_a_closed_predictor_keeps_no_lane(bundle_folder: Path, pixels: Pixels) -> None:
+    predictor = load(bundle_folder)
+    predictor.predict(pixels)
+    embedder = embedder_of(predictor)
+    predictor.close()
+    assert embedder._idle == []
+    with pytest.raises(EngineError, match="closed"):
+        predictor.predict(pixels)

@@ -82,11 +82,14 @@ _MODULES = {
     "openvino": ("mpmmu_rt.engines.openvino", "ENGINE"),
     "tensorrt-rtx": ("mpmmu_rt.engines.tensorrt", "RTX"),
     "tensorrt": ("mpmmu_rt.engines.tensorrt", "TENSORRT"),
+    "onnxruntime-cuda": ("mpmmu_rt.engines.onnxruntime_cuda", "ENGINE"),
 }
 # Measured (benchmarks/results/head_*): ONNX Runtime's tree operator beats what other CPU engines make of the portable
 # head, 5 times at batch 1.
-# Not measured for TensorRT: its embeddings come back to the host, where the head costs what it costs there.
-_FASTER_HEAD = dict.fromkeys(("openvino", "tensorrt-rtx", "tensorrt"), Target("onnxruntime", "fp32"))
+# Not measured for the GPU's: their embeddings come back to the host, where the head costs what it costs there.
+_FASTER_HEAD = dict.fromkeys(
+    ("openvino", "tensorrt-rtx", "tensorrt", "onnxruntime-cuda"), Target("onnxruntime", "fp32")
+)
 
 
 def engine(target: Target) -> Engine:

@@ -13,15 +13,16 @@ from mpmmu_rt.machine import package_versions
 from mpmmu_rt.spec import MODALITIES, Array, Modality, Target
 
 from .host_head import HostHead
-from .staged import StagedEmbedder
+from .onnxruntime_lanes import BoundEmbedder, failed, first_line
 
 PROVIDER = "CPUExecutionProvider"
+_PURPOSE = "the target onnxruntime:fp32"
 # Releases whose results are known to be wrong for our graphs, with the report.
 KNOWN_BAD = {"1.26.0": "random forests give wrong probabilities (microsoft/onnxruntime#28557)"}
 
 
 class OnnxRuntimeSession:
-    """A graph in ONNX Runtime, pinned to the CPU provider."""
+    """A graph in ONNX Runtime. What `run` returns is allocated by ONNX Runtime and handed over."""
 
     def __init__(self, session: Any, graph: Path) -> None:
         self._session = session
@@ -32,68 +33,61 @@ class OnnxRuntimeSession:
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         try:
             values = self._session.run(self.outputs, dict(feeds))
-        # ONNX Runtime's exceptions share no base but Exception; all of them mean that there is no result.
         except Exception as error:
-            raise EngineError(
-                f"ONNX Runtime failed in {self._graph.name}: {_first_line(error)}",
-                hint="`mpmmu-rt verify BUNDLE` tells whether the bundle or the input is at fault",
-            ) from error
+            raise failed(self._graph.name, error) from error
         return dict(zip(self.outputs, values, strict=True))
 
     def close(self) -> None:
         self._session = None
 
 
+def installation_problem(purpose: str) -> MpmmuError | None:
+    """Why the installed onnxruntime, of whatever distribution, must not be used for `purpose`, or None."""
+    installed = package_versions(("onnxruntime", "onnxruntime-gpu"))
+    if len(installed) == 2:
+        return EngineError(
+            f"onnxruntime {installed['onnxruntime']} and onnxruntime-gpu {installed['onnxruntime-gpu']} are both "
+            "installed and overwrite each other's files, expected one of them",
+            hint="pip uninstall -y onnxruntime onnxruntime-gpu, then install the one you want",
+        )
+    try:
+        # The module's own word: builds for other devices are distributed under other names.
+        version = str(require("onnxruntime", purpose).__version__)
+    except MpmmuError as error:
+        return error
+    if reason := KNOWN_BAD.get(version):
+        return EngineError(
+            f"onnxruntime {version} is known to be wrong: {reason}",
+            hint=f"pip install -U {next(iter(installed), 'onnxruntime')}",
+        )
+    return None
+
+
+def session_options(runtime: Any, threads: int) -> Any:
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    # Threads that spin for more work take the cores from whatever runs next: another session, or another engine.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return options
+
+
 class OnnxRuntime:
+    """`onnxruntime`: the CPU provider, which onnxruntime-gpu has as well."""
+
     name = "onnxruntime"
-    precisions = ("fp32",)
+    precisions: tuple[str, ...] = ("fp32",)
     head: HeadGraph = "head_onnxruntime"
 
     def problem(self, precision: str = "fp32") -> MpmmuError | None:
-        installed = package_versions(("onnxruntime", "onnxruntime-gpu"))
-        if len(installed) == 2:
-            return EngineError(
-                f"onnxruntime {installed['onnxruntime']} and onnxruntime-gpu {installed['onnxruntime-gpu']} are both "
-                "installed and overwrite each other's files, expected one of them",
-                hint="pip uninstall -y onnxruntime onnxruntime-gpu, then install the one you want",
-            )
-        try:
-            require("onnxruntime", "the target onnxruntime:fp32")
-        except MpmmuError as error:
-            return error
-        reason = KNOWN_BAD.get(self.version())
-        if reason:
-            return EngineError(
-                f"onnxruntime {self.version()} is known to be wrong: {reason}",
-                hint="pip install -U onnxruntime",
-            )
-        return None
+        return installation_problem(_PURPOSE)
 
     def version(self) -> str:
-        # The module's own word: builds for other devices are distributed under other names.
-        return str(require("onnxruntime", "the target onnxruntime:fp32").__version__)
+        return str(require("onnxruntime", _PURPOSE).__version__)
 
     def load(self, graph: Path, precision: str, threads: int) -> OnnxRuntimeSession:
-        runtime = require("onnxruntime", "the target onnxruntime:fp32")
-        options = runtime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        # Threads that spin for more work take the cores from whatever runs next: another session, or another engine.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        try:
-            session = runtime.InferenceSession(str(graph), options, providers=[PROVIDER])
-        except Exception as error:
-            raise EngineError(
-                f"ONNX Runtime can't load {graph.name}: {_first_line(error)}",
-                hint="export the bundle again, or update onnxruntime",
-            ) from error
-        if session.get_providers() != [PROVIDER]:
-            raise EngineError(
-                f"{graph.name} was asked to run on {PROVIDER} and got {session.get_providers()}",
-                hint="report this: nothing may run on a provider that was not asked for",
-            )
-        return OnnxRuntimeSession(session, graph)
+        return OnnxRuntimeSession(self._open(graph, threads), graph)
 
     def pipeline(self, bundle: Bundle, precision: str, threads: int) -> HostHead:
         return HostHead.load(
@@ -103,14 +97,26 @@ class OnnxRuntime:
     def graph(self, bundle: Bundle, modality: Modality, precision: str) -> Path:
         return bundle.graph(modality, precision)
 
-    def _embedder(self, bundle: Bundle, precision: str, threads: int) -> StagedEmbedder:
-        parts: dict[str, Path] = {modality: bundle.graph(modality, precision) for modality in MODALITIES}
-        parts["attention_pool"] = bundle.graph("attention_pool")
-        return StagedEmbedder({name: self.load(path, precision, threads) for name, path in parts.items()})
+    def _embedder(self, bundle: Bundle, precision: str, threads: int) -> BoundEmbedder:
+        graphs: dict[str, Path] = {modality: bundle.graph(modality, precision) for modality in MODALITIES}
+        graphs["attention_pool"] = bundle.graph("attention_pool")
+        return BoundEmbedder({name: self._open(path, threads) for name, path in graphs.items()}, graphs)
 
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)[:300]
+    def _open(self, graph: Path, threads: int) -> Any:
+        runtime = require("onnxruntime", _PURPOSE)
+        try:
+            session = runtime.InferenceSession(str(graph), session_options(runtime, threads), providers=[PROVIDER])
+        except Exception as error:
+            raise EngineError(
+                f"ONNX Runtime can't load {graph.name}: {first_line(error)}",
+                hint="export the bundle again, or update onnxruntime",
+            ) from error
+        if session.get_providers() != [PROVIDER]:
+            raise EngineError(
+                f"{graph.name} was asked to run on {PROVIDER} and got {session.get_providers()}",
+                hint="report this: nothing may run on a provider that was not asked for",
+            )
+        return session
 
 
 ENGINE = OnnxRuntime()
