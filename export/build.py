@@ -29,6 +29,7 @@ from mpmmu_rt.verify import PROBABILITY_TOLERANCE, probability_difference
 from . import graphs, head, parity, reference, targets
 from .encoders import Encoders
 from .parity import Original
+from .pool_weights import pool_weights, require_pools
 from .targets import Data, Wanted
 
 GOLDEN_CASES = 4
@@ -165,7 +166,7 @@ def _export(
         original = parity.run_original(encoders, model.head, cases.pixels)
         progress("running the original", 1, 1)
         _write_golden(folder / "golden", cases, original)
-        entry = _entry(model, tensors) | {"head": heads}
+        entry = _entry(model, tensors) | {"head": heads, "attention_pool": _write_pools(folder, encoders, original)}
         bundles.seal(folder, entry)
         report = _prove(folder, model, cases, original, progress)
         report.require()
@@ -229,6 +230,18 @@ def _write_golden(folder: Path, cases: Data, original: Original) -> None:
     vectors |= {name: array[:GOLDEN_CASES] for name, array in original.stages.items()}
     arrays: dict[str, Any] = dict(vectors)
     np.savez_compressed(folder / "golden.npz", **arrays)
+
+
+def _write_pools(folder: Path, encoders: Encoders, original: Original) -> dict[str, Any] | None:
+    """Write the weights of the attention pools, where both modules have one; returns the bundle's entry."""
+    found = pool_weights(encoders)
+    if found is None:
+        return None
+    kinds, weights = found
+    require_pools(kinds, weights, {name: array[:GOLDEN_CASES] for name, array in original.stages.items()})
+    arrays: dict[str, Any] = dict(weights)
+    np.savez(folder / bundles.POOL_WEIGHTS, **arrays)
+    return {"weights": bundles.POOL_WEIGHTS, "kinds": dict(kinds)}
 
 
 def _entry(model: _Model, tensors: Mapping[str, TensorSpec]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ WEIGHTS = "weights.bin"
 _EXTERNAL_BYTES = 1024
 _PAGE = 4096  # memory-mapped by ONNX Runtime only at page boundaries
 _MAX_GRAPH_BYTES = 2 * 2**30 - 1  # protobuf's limit
+_OUTPUTS = ("probability", "base_probability", "embedding")  # of the whole model
 
 
 def clean(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -39,7 +40,8 @@ def clean(model: onnx.ModelProto) -> onnx.ModelProto:
 def join(
     mammography: onnx.ModelProto, ultrasound: onnx.ModelProto, pool: onnx.ModelProto, head: onnx.ModelProto
 ) -> onnx.ModelProto:
-    """The whole model: `mammography_pixels` and `ultrasound_pixels` to `probability` and `embedding`."""
+    """The whole model: `mammography_pixels` and `ultrasound_pixels` to `probability`, `base_probability` and
+    `embedding`."""
     whole = compose.add_prefix(pool, "pool/", rename_inputs=False, rename_outputs=False)
     for modality, encoder in (("ultrasound", ultrasound), ("mammography", mammography)):
         name = f"{modality}_feature_map"
@@ -49,13 +51,11 @@ def join(
         whole,
         compose.add_prefix(head, "head/", rename_inputs=False, rename_outputs=False),
         [("embedding", "embedding")],
-        outputs=["probability", "embedding"],
+        outputs=[*_OUTPUTS],
     )
     # The merge lists outputs by the part they come from; ours come first things first.
     outputs = {value.name: value for value in whole.graph.output}
-    ordered = [
-        onnx.ValueInfoProto.FromString(outputs[name].SerializeToString()) for name in ("probability", "embedding")
-    ]
+    ordered = [onnx.ValueInfoProto.FromString(outputs[name].SerializeToString()) for name in _OUTPUTS]
     del whole.graph.output[:]
     whole.graph.output.extend(ordered)
     return clean(whole)

@@ -41,11 +41,14 @@ _NAMES = {
 _PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
-def to_half(model: onnx.ModelProto, precision: Half, keep_float: Collection[str] = ()) -> onnx.ModelProto:
+def to_half(
+    model: onnx.ModelProto, precision: Half, keep_float: Collection[str] = (), *, half_outputs: bool = False
+) -> onnx.ModelProto:
     """A copy of the FP32 graph `model` that computes in `precision`; inputs and outputs keep their types.
 
     keep_float: names of values (outputs of nodes, or weights) that stay float32, with the nodes that make and read
-    them: see `islands`. The model holds its weights (`onnx.load` reads them in).
+    them: see `islands`. half_outputs: outputs that are computed in `precision` leave the graph in it. The model holds
+    its weights (`onnx.load` reads them in).
 
     Raises `ExportError` for a precision that is not one of these, an unknown value, a weight beyond FP16's range that
     is not kept, operators with graphs of their own or already quantized, and a result that is not a valid graph.
@@ -65,7 +68,7 @@ def to_half(model: onnx.ModelProto, precision: Half, keep_float: Collection[str]
             hint="find the islands of this very graph",
         )
     nodes = list(_half_nodes(source.graph, types, keep_float))
-    _Rewrite(source.graph, precision, types).run(nodes)
+    _Rewrite(source.graph, precision, types, half_outputs=half_outputs).run(nodes)
     try:
         onnx.checker.check_model(source, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
@@ -80,17 +83,21 @@ def islands(model: onnx.ModelProto, feeds: Mapping[str, Array]) -> frozenset[str
     """The values of the FP32 graph `model` that are too large for FP16: |value| > FP16_MAX / RANGE_MARGIN.
 
     Found by running `feeds` (every input, cases on axis 0: real images, as many as there are) through the graph on
-    ONNX Runtime, case by case; weights count as they are. For BF16 there are none: it has the range of float32.
-    Raises `ExportError` if a value is not finite in float32 either.
+    ONNX Runtime, case by case; weights count as they are. For BF16 there are none: it has the range of float32. The
+    head is left out: it is FP32 without being asked, and its trees use infinity. Raises `ExportError` if a value is
+    not finite in float32 either.
     """
     import onnxruntime  # of the extra `cpu`, not `export`
 
     limit = FP16_MAX / RANGE_MARGIN
-    found = {item.name for item in model.graph.initializer if _largest(numpy_helper.to_array(item)) > limit}
     probe = onnx.ModelProto.FromString(model.SerializeToString())
     types = _types(probe)
+    nodes = [node for node, in_head in zip(probe.graph.node, _in_head(probe.graph), strict=True) if not in_head]
+    read = {name for node in nodes for name in node.input}
+    weights = [item for item in probe.graph.initializer if item.name in read]
+    found = {item.name for item in weights if _largest(numpy_helper.to_array(item)) > limit}
     kept = {item.name for item in probe.graph.output}
-    made = {name for node in probe.graph.node for name in node.output if types.get(name) == TensorProto.FLOAT}
+    made = {name for node in nodes for name in node.output if types.get(name) == TensorProto.FLOAT}
     probe.graph.output.extend(
         helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in sorted(made.difference(kept))
     )
@@ -108,19 +115,20 @@ def islands(model: onnx.ModelProto, feeds: Mapping[str, Array]) -> frozenset[str
     return frozenset(found)
 
 
-def shares(model: onnx.ModelProto) -> dict[str, float]:
+def shares(model: onnx.ModelProto, part: Literal["all", "encoders", "head"] = "all") -> dict[str, float]:
     """The share of multiply-accumulates (of convolutions and matrix products) in each precision, by the graph's types.
 
     {"fp16": 0.998, "fp32": 0.002}: of one case; empty where there are no products. A product whose two operands are
-    dequantized counts as int8. What an engine makes of it can be told only where it runs; TensorRT engines are
+    dequantized counts as int8. part: "encoders" counts what comes before the embedding, the attention pool with it,
+    "head" what follows it. What an engine makes of it can be told only where it runs; TensorRT engines are
     strongly typed: they compute in the graph's types. Raises `ExportError` for shapes that can't be inferred.
     """
     inferred = _inferred(model)
     types, shapes = _types(inferred), _shapes(inferred)
     dequantized = {node.output[0] for node in inferred.graph.node if node.op_type == "DequantizeLinear"}
     counted: dict[str, int] = defaultdict(int)
-    for node in inferred.graph.node:
-        if node.op_type not in _PRODUCTS:
+    for node, in_head in zip(inferred.graph.node, _in_head(inferred.graph), strict=True):
+        if node.op_type not in _PRODUCTS or part == ("encoders" if in_head else "head"):
             continue
         is_int8 = dequantized.issuperset(node.input[:2])
         name = "int8" if is_int8 else _NAMES.get(types[node.output[0]], "integer")
@@ -163,34 +171,42 @@ def _half_nodes(graph: onnx.GraphProto, types: Mapping[str, int], keep_float: Co
     """For each node whether it computes in half: behind a product, before the embedding, and on no island."""
     kept = set(keep_float)
     behind_product: set[str] = set()
-    # In the head's own graph the embedding is an input.
-    behind_embedding = {item.name for item in graph.input if item.name == EMBEDDING}
-    for node in graph.node:
+    for node, in_head in zip(graph.node, _in_head(graph), strict=True):
         if node.op_type in _PRODUCTS or behind_product.intersection(node.input):
             behind_product.update(node.output)
-        if behind_embedding.intersection(node.input):
-            behind_embedding.update(node.output)
         floats = any(types.get(name) == TensorProto.FLOAT for name in (*node.input, *node.output))
         yield (
             floats
             and behind_product.issuperset(node.output)
-            and not behind_embedding.intersection(node.output)
+            and not in_head
             and not kept.intersection((*node.input, *node.output))
         )
-        if EMBEDDING in node.output:
-            behind_embedding.add(EMBEDDING)
+
+
+def _in_head(graph: onnx.GraphProto) -> Iterator[bool]:
+    """For each node whether it follows the embedding."""
+    # In the head's own graph the embedding is an input.
+    behind = {item.name for item in graph.input if item.name == EMBEDDING}
+    for node in graph.node:
+        in_head = not behind.isdisjoint(node.input)
+        if in_head or EMBEDDING in node.output:
+            behind.update(node.output)
+        yield in_head
 
 
 class _Rewrite:
     """Writes a graph anew, with a cast wherever a value crosses between float32 and half."""
 
-    def __init__(self, graph: onnx.GraphProto, precision: Half, types: Mapping[str, int]) -> None:
+    def __init__(
+        self, graph: onnx.GraphProto, precision: Half, types: Mapping[str, int], *, half_outputs: bool
+    ) -> None:
         self.graph = graph
         self.precision = precision
         self.type = _TYPES[precision]
         self.types = types
         self.weights = {item.name: item for item in graph.initializer}
         self.outputs = {item.name for item in graph.output}
+        self.typed_outputs = set() if half_outputs else self.outputs  # those that keep their type
         self.in_half: set[str] = set()  # values that a half node makes, under their own names
         self.nodes: list[onnx.NodeProto] = []
         self.cast: dict[str, str] = {}  # value → the same in the other type
@@ -208,6 +224,9 @@ class _Rewrite:
             self.graph.ClearField(field)
             getattr(self.graph, field).extend(values)
         self.graph.ClearField("value_info")  # of the types that were
+        for item in self.graph.output:
+            if item.name in self.in_half:
+                item.type.tensor_type.elem_type = self.type
 
     def _read(self, name: str, is_half: bool) -> str:
         if self.types.get(name) != TensorProto.FLOAT or (name in self.in_half) == is_half:
@@ -228,7 +247,9 @@ class _Rewrite:
         for index, name in enumerate(node.output):
             if self.types.get(name) != TensorProto.FLOAT:
                 continue
-            if name in self.outputs:  # keeps its name and its type; half nodes behind it read the one before the cast
+            if (
+                name in self.typed_outputs
+            ):  # keeps its name and its type; half nodes behind it read the one before the cast
                 node.output[index] = self.cast[name] = f"{name}/{self.precision}"
                 self._add_cast(self.cast[name], name, TensorProto.FLOAT)
             else:

@@ -2,16 +2,18 @@
 
 FP32 is held to the parity of `mpmmu_rt.export.parity`. BF16 and INT8 round, and a forest is a step function: they are
 judged by their decisions against FP32 on the same engine (`mpmmu_rt.export.quantization.Limits`). TensorRT engines can
-be built where they can't run: such a target is listed as built and not proven, and the device has to `verify` it.
+be built where they can't run: then their graphs are judged in the same way, by running them on the CPU with the
+rounding that their types ask for, and the target is listed as built and not run: the device has to `verify` it.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import onnx
@@ -21,16 +23,31 @@ from mpmmu_rt.bundle import Bundle
 from mpmmu_rt.cases import Case
 from mpmmu_rt.engines import engine, engines, known_engine
 from mpmmu_rt.engines.tensorrt import RTX, TENSORRT, TensorRt
+from mpmmu_rt.engines.tensorrt_build import gpu
 from mpmmu_rt.errors import ParityError, UsageError
 from mpmmu_rt.predictor import DEFAULT_TARGET, Predictor
-from mpmmu_rt.progress import Progress
+from mpmmu_rt.progress import Progress, silent
 from mpmmu_rt.spec import MODALITIES, Array, Modality, Target
+from mpmmu_rt.verify import (
+    PROBABILITY_TOLERANCE,
+    TOLERANCES,
+    Check,
+    probability_difference,
+    relative_difference,
+)
 
+from . import head as heads
 from . import parity, tensorrt
 from .parity import Original
-from .quantization import Gate, Limits, calibrate, compare, require_disjoint, search
+from .precision import Half
+from .quantization import Gate, Limits, Ranges, calibrate, compare, require_disjoint, search
+from .quantization.ranges import session
+from .rounding import Rounded
+from .tensorrt import Parts
 
 _BATCH = 32
+_ROUNDED_BATCH = 4  # onnx.reference keeps every value of a run
+_TURING = 75
 _BUILT_AHEAD: Mapping[str, TensorRt] = {RTX.name: RTX, TENSORRT.name: TENSORRT}
 Pixels = Mapping[Modality, Array]
 
@@ -114,17 +131,22 @@ def prove(
     """
     reports: dict[str, Any] = {}
     listed = [DEFAULT_TARGET]
+    # Once for all INT8 targets, and for all TensorRT targets.
+    ranges = cache(lambda: _calibrated(folder, entry, wanted, cases, progress))
+    exact = cache(lambda: _float_answers(folder, wanted, cases, progress))
     for target in wanted.resolve():
         try:
             if target.engine in _BUILT_AHEAD:
-                target, reports[str(target)] = _built(folder, entry, target, wanted, cases)
+                plain = replace(target, capabilities=())
+                reports[str(plain)] = _built(folder, entry, target, wanted, head, cases, ranges, exact, progress)
+                target = plain
             elif target.precision == "fp32":
                 with _open(folder, target) as predictor:
                     measured = parity.measure(predictor, original, head, cases.pixels, cases.labels, progress)
                 measured.require()
                 reports[str(target)] = measured.to_json(str(target)) | {"source": cases.source}
             elif target.precision == "int8":
-                entry, reports[str(target)] = _int8(folder, entry, target, wanted, cases, progress)
+                entry, reports[str(target)] = _int8(folder, entry, target, wanted, cases, ranges(), progress)
             else:
                 reports[str(target)] = _rounded(folder, target, wanted, cases)
             listed.append(str(target))
@@ -140,7 +162,7 @@ def _forget(folder: Path, target: Target) -> None:
     """Remove what was written for a target that is left out."""
     if target.engine in _BUILT_AHEAD:
         shutil.rmtree(folder / _BUILT_AHEAD[target.engine].folder(target.precision), ignore_errors=True)
-    if target.precision == "int8":
+    elif target.precision == "int8":
         for modality in MODALITIES:
             (folder / f"onnx/{modality}.int8.onnx").unlink(missing_ok=True)
 
@@ -159,54 +181,204 @@ def _rounded(folder: Path, target: Target, wanted: Wanted, cases: Data) -> dict[
 
 def _check_buildable(found: TensorRt, target: Target) -> None:
     """Raises `MissingPackage`, or `UsageError` for what TensorRT targets can't be asked for."""
-    found.version()
+    if found.flavour == "tensorrt_rtx" or gpu() is not None:  # else it gets the graphs alone
+        found.version()
     if found.flavour == "tensorrt_rtx" and not target.capabilities:
         raise UsageError(
             f"target `{target}` names no compute capabilities, expected those of the devices that will run it",
             hint=f"{target}@86,89,120 is for the RTX 30, 40 and 50 series",
         )
-    if target.precision == "int8":
+    if target.precision == "bf16" and _TURING in target.capabilities:
         raise UsageError(
-            f"target `{target}` is asked for, expected fp32, fp16 or bf16: INT8 is built for OpenVINO only so far",
-            hint="openvino:int8 with --calibrate, or fp16 here",
+            f"target `{target}` asks for BF16 on compute capability 7.5, expected 8.0 or later",
+            hint=f"{target.engine}:fp16@75 is for Turing",
         )
 
 
+def _calibrated(
+    folder: Path, entry: Mapping[str, Any], wanted: Wanted, cases: Data, progress: Progress
+) -> dict[Modality, Ranges]:
+    assert wanted.calibration is not None  # `resolve` has seen to it
+    pixels = wanted.calibration.pixels
+    require_disjoint(pixels, (wanted.gate or cases).pixels)
+    return {m: calibrate(_graph(folder, entry, m), pixels[m], progress) for m in MODALITIES}
+
+
+def _graph(folder: Path, entry: Mapping[str, Any], name: str) -> onnx.ModelProto:
+    return onnx.load(str(folder / entry["graphs"][name]))
+
+
 def _built(
-    folder: Path, entry: Mapping[str, Any], target: Target, wanted: Wanted, cases: Data
-) -> tuple[Target, dict[str, Any]]:
-    """Build the engines of encoders and pool; where they can run, prove them as well."""
+    folder: Path,
+    entry: Mapping[str, Any],
+    target: Target,
+    wanted: Wanted,
+    head: Any,
+    cases: Data,
+    ranges: Callable[[], Mapping[Modality, Ranges]],
+    exact: Callable[[], Mapping[str, Array]],
+    progress: Progress,
+) -> dict[str, Any]:
+    """Prove the graphs of a TensorRT target and build their engines; where they can run, prove those as well."""
     found = _BUILT_AHEAD[target.engine]
-    plain = replace(target, capabilities=())
-    few: dict[Modality, Array] = {modality: cases.pixels[modality][:4] for modality in MODALITIES}
-    with _open(folder, Target.parse(DEFAULT_TARGET)) as predictor:
-        maps = predictor.feature_maps(few)
-    names = (*MODALITIES, "attention_pool")
+    parts = Parts(
+        {modality: _graph(folder, entry, modality) for modality in MODALITIES},
+        _graph(folder, entry, "attention_pool"),
+        heads.lower(head, int(entry["tensors"]["embedding"]["shape"][1]), products="convolution"),
+    )
+    report: dict[str, Any] = {"head": heads.report(parts.head)}
+    if target.precision == "int8":
+        parts, report["quantization"] = _signed(parts, entry, wanted, cases, ranges(), progress)
+    few: dict[Modality, Array] = {modality: cases.pixels[modality][:_BATCH] for modality in MODALITIES}
+    progress(f"typing the graphs of {target}", 0, 1)
+    graphs = tensorrt.typed(parts, target.precision, few)
+    progress(f"typing the graphs of {target}", 1, 1)
+    report["graph"] = _graph_proof(
+        graphs["model"], target, exact(), float(entry["threshold"]), wanted, head, cases, progress
+    )
+    progress(f"building {target}", 0, 1)
     sidecars = tensorrt.write(
         folder / found.folder(target.precision),
-        {name: onnx.load(str(folder / entry["graphs"][name])) for name in names},
-        {modality: {"pixels": few[modality]} for modality in MODALITIES}
-        | {"attention_pool": {f"{modality}_feature_map": maps[modality] for modality in MODALITIES}},
+        graphs,
         flavour=found.flavour,
         precision=target.precision,
         capabilities=target.capabilities,
     )
+    progress(f"building {target}", 1, 1)
     bundles.seal(folder, entry)
-    built = {"engines": {name: sidecar.to_json() for name, sidecar in sidecars.items()}}
+    report["engines"] = {name: sidecar.to_json() for name, sidecar in sidecars.items()}
     if problem := found.problem(target.precision):
-        return plain, built | {"passed": None, "reason": str(problem)}
-    return plain, built | _rounded(folder, plain, wanted, cases)
+        return report | {"passed": None, "reason": str(problem)}
+    return report | _rounded(folder, replace(target, capabilities=()), wanted, cases)
+
+
+def _float_answers(folder: Path, wanted: Wanted, cases: Data, progress: Progress) -> dict[str, Array]:
+    """What the FP32 model says of the cases that targets are judged on."""
+    with _open(folder, Target.parse(DEFAULT_TARGET)) as predictor:
+        pixels = (wanted.gate or cases).pixels
+        return _answers(lambda few: _of(predictor, few), pixels, progress, "running the FP32 model")
+
+
+def _graph_proof(
+    model: onnx.ModelProto,
+    target: Target,
+    want: Mapping[str, Array],
+    threshold: float,
+    wanted: Wanted,
+    head: Any,
+    cases: Data,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Hold the whole graph of a target, run on the CPU, to the FP32 model: what its types cost, not an engine's doing.
+
+    want: of `_float_answers`. Decisions are held to the same limits as those of an engine. Raises `ParityError`.
+    """
+    judged = wanted.gate or cases
+    is_half = target.precision in get_args(Half)
+    run = _runner(model, rounded=is_half)
+    batch = _ROUNDED_BATCH if is_half else _BATCH
+    got = _answers(run, judged.pixels, progress, f"running the graph of {target}", batch)
+    checks = (
+        Check(
+            "embedding, relative",
+            relative_difference(got["embedding"], want["embedding"]),
+            TOLERANCES[target.precision].relative,
+        ),
+        Check(
+            "head on the same embedding, max |Δp|",
+            probability_difference(got["probability"], parity.probability_of(head, got["embedding"])),
+            PROBABILITY_TOLERANCE,
+        ),
+    )
+    failed = [check for check in checks if not check.passed]
+    if failed:
+        raise ParityError(
+            f"the graph of {target} differs from the FP32 model: {failed[0].name} is {failed[0].value:.3g}, expected "
+            f"at most {failed[0].limit:.3g}; no bundle was written",
+            hint="export for another precision: this model does not bear that one",
+        )
+    gate = compare(want["probability"], got["probability"], judged.labels, threshold, wanted.limits)
+    _require(gate, target)
+    return {
+        "proves": "the graph, in decisions and numbers, on the CPU; not the engine that is built from it",
+        "run_by": "onnx.reference, each value rounded to its type" if is_half else "ONNX Runtime",
+        "source": judged.source,
+        **gate.to_json(),
+        "checks": [check.to_json() for check in (*checks, *gate.checks)],
+    }
+
+
+def _runner(model: onnx.ModelProto, *, rounded: bool) -> Callable[[Pixels], dict[str, Array]]:
+    """Runs a whole graph, with its weights, on pixels."""
+    names = [item.name for item in model.graph.output]
+    evaluator = Rounded(model) if rounded else None
+    runner = None if rounded else session(model)
+
+    def run(pixels: Pixels) -> dict[str, Array]:
+        feeds = {f"{modality}_pixels": pixels[modality] for modality in MODALITIES}
+        if evaluator is not None:
+            return evaluator.run(feeds)
+        assert runner is not None
+        return dict(zip(names, runner.run(names, feeds), strict=True))
+
+    return run
+
+
+def _of(predictor: Predictor, pixels: Pixels) -> dict[str, Array]:
+    prediction = predictor.predict(pixels)
+    return {"probability": prediction.probability, "embedding": prediction.embedding}
+
+
+def _signed(
+    parts: Parts,
+    entry: Mapping[str, Any],
+    wanted: Wanted,
+    cases: Data,
+    ranges: Mapping[Modality, Ranges],
+    progress: Progress,
+) -> tuple[Parts, dict[str, Any]]:
+    """Quantize the encoders as TensorRT takes them, judged on ONNX Runtime; pool and head stay FP32."""
+    assert wanted.calibration is not None  # `resolve` has seen to it
+    calibration, gate = wanted.calibration, wanted.gate or cases
+
+    def predict(graphs: Mapping[Modality, onnx.ModelProto], pixels: Pixels) -> Array:
+        run = _runner(replace(parts, encoders=graphs).whole(), rounded=False)
+        return _answers(run, pixels, progress, "judging INT8")["probability"]
+
+    found, report = search(
+        parts.encoders,
+        ranges,
+        calibration.pixels,
+        gate.pixels,
+        gate.labels,
+        predict,
+        threshold=float(entry["threshold"]),
+        limits=wanted.limits,
+        unsigned=False,  # TensorRT reads unsigned codes as signed
+        progress=progress,
+    )
+    facts = report.to_json() | {
+        "source": gate.source,
+        "calibrated_on": calibration.source,
+        "judged_by": "ONNX Runtime on the CPU",
+        "not_quantized": "fp32",
+    }
+    return replace(parts, encoders=found), facts
 
 
 def _int8(
-    folder: Path, entry: dict[str, Any], target: Target, wanted: Wanted, cases: Data, progress: Progress
+    folder: Path,
+    entry: dict[str, Any],
+    target: Target,
+    wanted: Wanted,
+    cases: Data,
+    ranges: Mapping[Modality, Ranges],
+    progress: Progress,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Calibrate, quantize and judge; the graphs stay in `folder`."""
+    """Quantize and judge; the graphs stay in `folder`."""
     assert wanted.calibration is not None  # `resolve` has seen to it
     calibration, gate = wanted.calibration, wanted.gate or cases
-    require_disjoint(calibration.pixels, gate.pixels)
-    floats = {modality: onnx.load(str(folder / entry["graphs"][modality])) for modality in MODALITIES}
-    ranges = {modality: calibrate(floats[modality], calibration.pixels[modality], progress) for modality in MODALITIES}
+    floats = {modality: _graph(folder, entry, modality) for modality in MODALITIES}
     quantized = entry | {"graphs": entry["graphs"] | {f"{m}.int8": f"onnx/{m}.int8.onnx" for m in MODALITIES}}
 
     def write(graphs: Mapping[Modality, onnx.ModelProto]) -> None:
@@ -243,9 +415,20 @@ def _open(folder: Path, target: Target) -> Predictor:
 
 
 def _probability(predictor: Predictor, pixels: Pixels) -> Array:
+    return _answers(lambda few: _of(predictor, few), pixels, silent, "")["probability"]
+
+
+def _answers(
+    run: Callable[[Pixels], Mapping[str, Array]], pixels: Pixels, progress: Progress, stage: str, batch: int = _BATCH
+) -> dict[str, Array]:
+    """`probability` and `embedding` of all pixels, batch by batch."""
     count = len(pixels["mammography"])
-    batches = [{m: pixels[m][start : start + _BATCH] for m in MODALITIES} for start in range(0, count, _BATCH)]
-    return np.concatenate([predictor.predict(batch).probability for batch in batches])
+    parts: list[Mapping[str, Array]] = []
+    for start in range(0, count, batch):
+        progress(stage, start, count)
+        parts.append(run({m: pixels[m][start : start + batch] for m in MODALITIES}))
+    progress(stage, count, count)
+    return {name: np.concatenate([part[name] for part in parts]) for name in ("probability", "embedding")}
 
 
 def _require(gate: Gate, target: Target) -> None:

@@ -4,9 +4,13 @@
     onnx/*.onnx          `mammography`, `ultrasound` (pixels → feature_map), `attention_pool` (both feature maps →
                          embedding), `head` (embedding → probability, base_probability), `head_onnxruntime` (the
                          same with ONNX Runtime's own tree operator) and `model` (both pixels → probability,
-                         embedding); dynamic batch; standard operators but for `head_onnxruntime`; they share
+                         base_probability, embedding); dynamic batch; standard operators but for `head_onnxruntime`;
+                         they share
     onnx/weights.bin     the weights, each stored once
-    engines/             for TensorRT, per target: graphs in its precision, their weights, engines and their sidecars
+    onnx/attention_pool.npz  the weights of both attention pools, for the CUDA kernel: arrays float32 named
+                         `<modality>.attention.<name>` as in torch's state_dict (`mpmmu_rt.kernels.weights`)
+    engines/             for TensorRT, per target: `mammography`, `ultrasound` (the feature map in the target's type),
+                         `head` and `model` in its precision, the head in FP32; their weights, engines and sidecars
     golden/golden.npz    a few inputs and the original's output of every stage
 
 `bundle.json` is a JSON object with the keys
@@ -19,6 +23,8 @@
     classes        ["benign", "malignant"]
     tensors        name → {dtype, shape}; shape counts cases as "N"
     graphs         graph → path; `mammography.int8` and `ultrasound.int8` where the bundle was calibrated
+    attention_pool {weights: path, kinds: {modality: "eca", "cbam" or "none"}}; null, or absent (as in bundles that were
+                   written before there was the kernel), where only graphs can pool
     golden         path
     targets        the targets that the export has verified; `parity` and `precision` say how
     head           how the forests of `head` and `head_onnxruntime` are evaluated, and notes for the user
@@ -53,11 +59,14 @@ SCHEMA = "mpmmu-bundle/1"
 MANIFEST = "bundle.json"
 MAX_FILE_BYTES = 8 * 2**30
 MAX_GOLDEN_BYTES = 2**28
+POOL_WEIGHTS = "onnx/attention_pool.npz"
+MAX_POOL_BYTES = 2**28
 CLASSES = ("benign", "malignant")
 
 HeadGraph = Literal["head", "head_onnxruntime"]
 Graph = Literal["mammography", "ultrasound", "attention_pool", HeadGraph, "model"]
 GRAPHS: tuple[Graph, ...] = ("mammography", "ultrasound", "attention_pool", "head", "head_onnxruntime", "model")
+_POOL_KINDS = ("eca", "cbam", "none")  # the kernel's (`mpmmu_rt.kernels.weights.AttentionKind`)
 GOLDEN = frozenset({f"{m}.{part}" for m in MODALITIES for part in ("pixels", "feature_map")}) | {
     "embedding",
     "probability",
@@ -144,23 +153,33 @@ class Bundle:
 
     def golden(self) -> dict[str, Array]:
         """The golden vectors: `<modality>.pixels`, `<modality>.feature_map`, `embedding`, `probability`."""
-        from zipfile import BadZipFile  # imports slowly, and a prediction has no use for it
-
         path = self.path / self.entry["golden"]
-        data = read_bounded(path, MAX_GOLDEN_BYTES, BundleError, _HINT)
-        try:
-            with np.load(io.BytesIO(data), allow_pickle=False) as vectors:
-                found = {name: vectors[name] for name in vectors.files}
-        # TypeError: of a .npy file `np.load` gives an array, which is no context manager.
-        except (ValueError, OSError, EOFError, TypeError, zlib.error, BadZipFile) as error:
-            raise BundleError(f"{path} is not a readable .npz file: {error}", hint=_HINT) from error
+        found = _read_arrays(path, MAX_GOLDEN_BYTES)
         if missing := GOLDEN.difference(found):
             raise BundleError(f"{path} lacks `{min(missing)}`, expected {', '.join(sorted(GOLDEN))}", hint=_HINT)
         return found
 
+    @property
+    def pool_kinds(self) -> Mapping[str, str] | None:
+        """The attention of each modality's pool, "eca", "cbam" or "none"; None where only graphs can pool."""
+        pool = self.entry.get("attention_pool")
+        return None if pool is None else dict(pool["kinds"])
+
+    def pool_arrays(self) -> dict[str, Array]:
+        """What `PoolWeights.from_arrays` reads, with the prefix `<modality>.attention.`. Raises `BundleError`."""
+        pool = self.entry.get("attention_pool")
+        if pool is None:
+            raise BundleError(
+                f"{self.path} holds no weights of attention pools, expected a model that has them",
+                hint="export it again; a module of your own has none, and its whole graph is what runs",
+            )
+        return _read_arrays(self.path / pool["weights"], MAX_POOL_BYTES)
+
     def _check_files(self) -> None:
         files = _mapping(self.entry, "files")
         used = [*_mapping(self.entry, "graphs").values(), self.entry["golden"]]
+        if pool := self.entry.get("attention_pool"):
+            used.append(pool["weights"])
         absent = [name for name in used if name not in files]
         absent += [graph for graph in GRAPHS if graph not in self.entry["graphs"]]
         if absent:
@@ -182,6 +201,21 @@ def _check_file(folder: Path, name: str, size: int, digest: str) -> None:
             f"{path} has {got} bytes and another SHA-256 than bundle.json says, expected {size} bytes",
             hint=_ALTERED,
         )
+
+
+def _read_arrays(path: Path, limit: int) -> dict[str, Array]:
+    """The arrays of an .npz file of at most `limit` bytes, unpacked too. Raises `BundleError`."""
+    from zipfile import BadZipFile  # imports slowly, and a prediction has no use for it
+
+    data = read_bounded(path, limit, BundleError, _HINT)
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+            if (size := sum(item.file_size for item in arrays.zip.infolist())) > limit:
+                raise ValueError(f"it unpacks to {size} bytes, expected at most {limit}")
+            return {name: arrays[name] for name in arrays.files}
+    # TypeError: of a .npy file `np.load` gives an array, which is no context manager.
+    except (ValueError, OSError, EOFError, TypeError, zlib.error, BadZipFile) as error:
+        raise BundleError(f"{path} is not a readable .npz file: {error}", hint=_HINT) from error
 
 
 def _mapping(entry: Mapping[str, Any], key: str) -> Mapping[str, Any]:
@@ -212,6 +246,19 @@ def _check_facts(entry: Mapping[str, Any]) -> None:
         raise TypeError(f"`targets` is {entry['targets']!r}, expected texts")
     for key in ("model", "card", "provenance", "parity", "precision", "head"):
         _mapping(entry, key)
+    if entry.get("attention_pool") is not None:
+        _check_pool(_mapping(entry, "attention_pool"))
+
+
+def _check_pool(pool: Mapping[str, Any]) -> None:
+    kinds = _mapping(pool, "kinds")
+    if not isinstance(pool["weights"], str):
+        raise TypeError(f"`attention_pool` has the weights {pool['weights']!r}, expected a path")
+    if set(kinds) != set(MODALITIES) or any(kind not in _POOL_KINDS for kind in kinds.values()):
+        raise ValueError(
+            f"`attention_pool` has the kinds {dict(kinds)}, expected for {' and '.join(MODALITIES)} one of "
+            f"{', '.join(_POOL_KINDS)}"
+        )
 
 
 def _check_pixels(bundle: Bundle) -> None:

@@ -21,6 +21,7 @@ from mpmmu_rt.files import MAX_JSON_BYTES, sha256_file
 FILES = (
     *(f"onnx/{graph}.onnx" for graph in GRAPHS),
     "onnx/weights.bin",
+    "onnx/attention_pool.npz",
     "golden/golden.npz",
     "bundle.json",
 )
@@ -225,6 +226,18 @@ def test_every_key_is_needed_and_has_its_kind(folder: Path, key: str, value: obj
         (remove("graphs", "model"), "does not list model"),
         (put("onnx/no.onnx", "graphs", "head"), r"does not list onnx/no\.onnx"),
         (put([], "graphs", "head"), "malformed"),
+        (put(7, "attention_pool"), "`attention_pool` is a int, expected an object"),
+        (remove("attention_pool", "weights"), "lacks the key `weights`"),
+        (remove("attention_pool", "kinds"), "lacks the key `kinds`"),
+        (put(["cbam"], "attention_pool", "weights"), r"has the weights \['cbam'\], expected a path"),
+        (put("../evil.npz", "attention_pool", "weights"), r"does not list \.\./evil\.npz"),
+        (
+            put("se", "attention_pool", "kinds", "mammography"),
+            "one of eca, cbam, none",
+        ),
+        (put(["eca"], "attention_pool", "kinds", "mammography"), "one of eca, cbam, none"),
+        (remove("attention_pool", "kinds", "ultrasound"), r"has the kinds \{'mammography': 'cbam'\}, expected for"),
+        (put("eca", "attention_pool", "kinds", "mri"), "one of eca, cbam, none"),
         (put("a" * 64, "files", "onnx/head.onnx", "sha256"), "another SHA-256"),
         (put(float("inf"), "files", "onnx/head.onnx", "bytes"), "malformed"),
         (put(float("nan"), "files", "onnx/head.onnx", "bytes"), "malformed"),
@@ -274,6 +287,18 @@ def test_sealing_again_gives_the_same_bytes(folder: Path) -> None:
     assert (folder / "bundle.json").read_bytes() == before
 
 
+@pytest.mark.parametrize("change", [remove("attention_pool"), put(None, "attention_pool")])
+def test_a_bundle_without_pool_weights_opens_and_says_so(
+    folder: Path, change: Callable[[dict[str, Any]], object]
+) -> None:
+    """Absent: as bundles were before there was the kernel. Null: modules that have no attention pool."""
+    edit(folder, change)
+    bundle = Bundle.open(folder)
+    assert bundle.pool_kinds is None
+    with pytest.raises(BundleError, match="holds no weights of attention pools"):
+        bundle.pool_arrays()
+
+
 def pickled(path: Path) -> None:
     np.savez(path, embedding=np.array([{"a": 1}], dtype=object))
 
@@ -305,3 +330,17 @@ def test_golden_vectors_that_were_sealed_broken(folder: Path, alter: Callable[[P
     seal(folder, json.loads((folder / "bundle.json").read_text()))
     with pytest.raises(BundleError, match=problem):
         Bundle.open(folder).golden()
+
+
+def bomb(path: Path) -> None:
+    """A small file that unpacks to a large one."""
+    np.savez_compressed(path, zeros=np.zeros(bundles.MAX_POOL_BYTES + 1, np.uint8))
+    assert path.stat().st_size < bundles.MAX_POOL_BYTES / 100
+
+
+@pytest.mark.parametrize("alter", [empty, truncate, pickled, plain_array, bomb])
+def test_pool_weights_that_were_sealed_broken(folder: Path, alter: Callable[[Path], None]) -> None:
+    alter(folder / "onnx/attention_pool.npz")
+    seal(folder, json.loads((folder / "bundle.json").read_text()))
+    with pytest.raises(BundleError, match=r"not a readable \.npz|unpacks to"):
+        Bundle.open(folder).pool_arrays()

@@ -80,6 +80,21 @@ def test_the_numbers(bundle_folder: Path, graph: Graph, precision: Half) -> None
 
 
 @pytest.mark.parametrize("precision", HALVES)
+def test_outputs_may_leave_in_half(bundle_folder: Path, precision: Half) -> None:
+    bundle = Bundle.open(bundle_folder)
+    model, feeds = onnx.load(bundle.graph("ultrasound")), feeds_of(bundle, "ultrasound")
+    half = to_half(model, precision, half_outputs=True)
+    wanted = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}[precision]
+    assert borders(half) == [("pixels", TensorProto.UINT8), ("feature_map", wanted)]
+    assert shares(half) == {precision: 1.0}
+    got, cast = rounded(half, feeds)["feature_map"], rounded(to_half(model, precision), feeds)["feature_map"]
+    assert got.dtype == helper.tensor_dtype_to_np_dtype(wanted)
+    np.testing.assert_array_equal(got.astype(np.float32), cast)
+    float_end = to_half(model, precision, {"feature_map"}, half_outputs=True)
+    assert borders(float_end) == borders(model), "it is computed in float32"
+
+
+@pytest.mark.parametrize("precision", HALVES)
 def test_the_whole_graph_has_half_encoders_and_a_float_head(bundle_folder: Path, precision: Half) -> None:
     bundle = Bundle.open(bundle_folder)
     model, feeds = onnx.load(bundle.graph("model")), feeds_of(bundle, "model")
@@ -88,6 +103,8 @@ def test_the_whole_graph_has_half_encoders_and_a_float_head(bundle_folder: Path,
     got = shares(half)
     assert set(got) == {precision, "fp32"}
     assert got[precision] > 0.9
+    assert shares(half, "encoders") == {precision: 1.0}
+    assert shares(half, "head") == {"fp32": 1.0}
     behind = {"embedding"}
     for node in half.graph.node:
         if behind.intersection(node.input):
@@ -169,6 +186,14 @@ def test_islands_are_what_the_images_drive_out_of_range() -> None:
     assert shares(half) == {"fp16": 0.6, "fp32": 0.4}
     flat = rounded(to_half(model, "fp16"), {"x": X})["y"]
     assert not np.isfinite(flat).all(), "without islands it overflows: else this test shows nothing"
+
+
+def test_the_head_has_no_islands() -> None:
+    """Its trees use infinity, and it is FP32 without being asked."""
+    large = helper.make_node("Mul", ["embedding", "infinite"], ["y"])
+    weights = {"one": scale(1), "infinite": scale(float("inf"))}
+    model = made(convolution("x", "one", "embedding"), large, weights=weights)
+    assert islands(model, {"x": X}) == frozenset()
 
 
 def test_the_limit_of_islands_has_the_named_margin() -> None:

@@ -13,12 +13,15 @@ from mpmmu_rt import load
 from mpmmu_rt.bundle import Bundle
 from mpmmu_rt.cases import Case
 from mpmmu_rt.engines.openvino import ENGINE
-from mpmmu_rt.engines.tensorrt import RTX, TensorRt
+from mpmmu_rt.engines.tensorrt import RTX, TENSORRT, TensorRt
 from mpmmu_rt.errors import EngineError, ParityError, UsageError
 from mpmmu_rt.export import Data, Limits, Wanted, export_checkpoint
+from mpmmu_rt.export.quantization import Ranges, calibrate
 from mpmmu_rt.export.targets import halves
-from mpmmu_rt.model.phantom import write_phantoms
-from mpmmu_rt.spec import MODALITIES, Target
+from mpmmu_rt.model.checkpoint import Checkpoint
+from mpmmu_rt.model.phantom import phantom_pixels, write_phantoms
+from mpmmu_rt.progress import Progress
+from mpmmu_rt.spec import MODALITIES, Array, Target
 from mpmmu_rt.verify import verify
 
 INT8 = Target("openvino", "int8")
@@ -38,6 +41,13 @@ def calibrated(checkpoint_folder: Path, manifest: Path, tmp_path_factory: pytest
     wanted = Wanted((INT8,), limits=WIDE)
     export_checkpoint(checkpoint_folder, output, calibration_manifest=manifest, wanted=wanted)
     return output
+
+
+@pytest.fixture(scope="module")
+def few(small_model: Checkpoint) -> Data:
+    """Cases to judge on: fewer than the export would draw."""
+    pixels, labels = phantom_pixels(12, seed=10, preprocessing=small_model.config.preprocessing)
+    return Data(pixels, labels, "12 phantoms")
 
 
 def test_int8_is_in_the_bundle_with_what_was_measured(calibrated: Path) -> None:
@@ -116,22 +126,32 @@ def test_a_calibration_manifest_is_halved_by_patient() -> None:
         halves(Data(pixels, None, "x"), cases[:3])
 
 
-def test_tensorrt_engines_are_built_and_listed_as_not_run(checkpoint_folder: Path, tmp_path: Path) -> None:
+def test_tensorrt_engines_are_built_and_listed_as_not_run(checkpoint_folder: Path, few: Data, tmp_path: Path) -> None:
     if RTX.problem() is None:
         pytest.skip("TensorRT-RTX runs here: its engines are proven, not only built")
     bundle = export_checkpoint(
-        checkpoint_folder, tmp_path / "b", wanted=Wanted((Target("tensorrt-rtx", "fp16", (86, 89)),))
+        checkpoint_folder,
+        tmp_path / "b",
+        wanted=Wanted((Target("tensorrt-rtx", "fp16", (86, 89)),), gate=few, limits=WIDE),
     )
     assert bundle.targets == ("onnxruntime:fp32", "tensorrt-rtx:fp16")
     report = bundle.entry["precision"]["tensorrt-rtx:fp16"]
     assert report["passed"] is None
     assert "GPU" in report["reason"]
-    assert set(report["engines"]) == {*MODALITIES, "attention_pool"}
+    assert list(report["engines"]) == [*MODALITIES, "head", "model"]
     for name, sidecar in report["engines"].items():
         assert sidecar["capabilities"] == [86, 89]
-        assert sidecar["achieved"].get("fp16", 0) > 0.9
+        assert sidecar["achieved"].get("fp32" if name == "head" else "fp16", 0) > 0.9
         assert (tmp_path / "b/engines/tensorrt-rtx-fp16" / f"{name}.engine").stat().st_size == sidecar["engine_bytes"]
         assert f"engines/tensorrt-rtx-fp16/{name}.engine" in bundle.entry["files"]
+    proof = report["graph"]
+    assert proof["passed"]
+    assert (proof["cases"], proof["source"]) == (12, "12 phantoms")
+    assert "not the engine" in proof["proves"]
+    checks = {check["name"]: check["value"] for check in proof["checks"]}
+    assert 1e-5 < checks["embedding, relative"] < 2e-3, "it was rounded, and not much"
+    assert checks["head on the same embedding, max |Δp|"] < 1e-5
+    assert report["head"]["products"] == "convolution"
     with pytest.raises(EngineError, match="needs an NVIDIA GPU"):
         load(tmp_path / "b", "tensorrt-rtx:fp16")
 
@@ -145,7 +165,8 @@ def test_where_tensorrt_runs_it_is_still_built_only_when_asked_for(monkeypatch: 
     ("target", "problem"),
     [
         (Target("tensorrt-rtx", "fp16"), "names no compute capabilities"),
-        (Target("tensorrt-rtx", "int8", (86,)), "INT8 is built for OpenVINO only so far"),
+        (Target("tensorrt-rtx", "int8", (86,)), "without images to calibrate on"),
+        (Target("tensorrt-rtx", "bf16", (75, 86)), "asks for BF16 on compute capability 7.5"),
         (Target("openvino", "fp32", (86,)), "expected them for tensorrt-rtx alone"),
     ],
 )
@@ -154,3 +175,78 @@ def test_what_tensorrt_can_not_be_asked_for(
 ) -> None:
     with pytest.raises((UsageError, EngineError), match=problem):
         export_checkpoint(checkpoint_folder, tmp_path / "b", wanted=Wanted((target,)))
+
+
+RTX_INT8 = Target("tensorrt-rtx", "int8", (75, 86))
+
+
+@pytest.fixture(scope="module")
+def both_int8(checkpoint_folder: Path, manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """INT8 for TensorRT-RTX, for TensorRT and for OpenVINO in one bundle."""
+    if RTX.problem() is None:
+        pytest.skip("TensorRT-RTX runs here: its engines are proven, not only built")
+    output = tmp_path_factory.mktemp("both") / "int8.bundle"
+    wanted = Wanted((RTX_INT8, Target("tensorrt", "int8"), INT8), limits=WIDE)
+    with pytest.MonkeyPatch.context() as patch:
+        calls: list[int] = []
+
+        def counted(graph: onnx.ModelProto, pixels: Array, progress: Progress) -> Ranges:
+            calls.append(len(pixels))
+            return calibrate(graph, pixels, progress)
+
+        patch.setattr("mpmmu_rt.export.targets.calibrate", counted)
+        bundle = export_checkpoint(checkpoint_folder, output, calibration_manifest=manifest, wanted=wanted)
+    assert calls == [12, 12], "once per modality, for all three"
+    return bundle
+
+
+def test_int8_for_tensorrt_has_its_own_signed_graphs(both_int8: Bundle) -> None:
+    assert both_int8.targets == ("onnxruntime:fp32", "tensorrt-rtx:int8", "tensorrt:int8", "openvino:int8")
+    kinds: dict[str, set[int]] = {}
+    paths = {"openvino": both_int8.graph("ultrasound", "int8")}
+    for engine in (RTX, TENSORRT):
+        paths[engine.name] = both_int8.path / engine.folder("int8") / "ultrasound.onnx"
+    for name, path in paths.items():
+        model = onnx.load(path)
+        zeros = {node.input[2] for node in model.graph.node if node.op_type == "QuantizeLinear"}
+        kinds[name] = {item.data_type for item in model.graph.initializer if item.name in zeros}
+    signed, unsigned = {onnx.TensorProto.INT8}, {onnx.TensorProto.INT8, onnx.TensorProto.UINT8}
+    assert kinds == {"openvino": unsigned, "tensorrt-rtx": signed, "tensorrt": signed}
+
+
+def test_int8_for_tensorrt_says_what_was_proven(both_int8: Bundle) -> None:
+    for name in ("tensorrt-rtx:int8", "tensorrt:int8"):
+        report = both_int8.entry["precision"][name]
+        assert report["passed"] is None
+        found = report["quantization"]
+        assert found["gate"]["passed"]
+        assert not found["unsigned_activations"]
+        assert found["judged_by"] == "ONNX Runtime on the CPU"
+        of_openvino = both_int8.entry["precision"]["openvino:int8"]["calibration"]
+        assert found["calibration"] == of_openvino
+        assert report["graph"]["decisions_flipped"] == found["gate"]["decisions_flipped"], "the graph that was judged"
+    achieved = {
+        name: engine["achieved"]
+        for name, engine in both_int8.entry["precision"]["tensorrt-rtx:int8"]["engines"].items()
+    }
+    assert achieved["head"] == {"fp32": 1.0}
+    assert achieved["model"]["int8"] > 0.8
+    assert both_int8.entry["precision"]["tensorrt:int8"]["engines"] == {}
+
+
+def test_int8_for_tensorrt_that_changes_decisions_leaves_no_bundle(
+    checkpoint_folder: Path, manifest: Path, tmp_path: Path
+) -> None:
+    wanted = Wanted((RTX_INT8,), limits=Limits(mean_difference=1e-9, float_share=0.01))
+    with pytest.raises(ParityError, match="INT8 changes decisions more than allowed"):
+        export_checkpoint(checkpoint_folder, tmp_path / "b", calibration_manifest=manifest, wanted=wanted)
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_half_graph_that_changes_decisions_leaves_no_bundle(
+    checkpoint_folder: Path, few: Data, tmp_path: Path
+) -> None:
+    wanted = Wanted((Target("tensorrt-rtx", "bf16", (86,)),), gate=few, limits=replace(WIDE, mean_difference=1e-9))
+    with pytest.raises(ParityError, match="tensorrt-rtx:bf16@86 changes decisions: probability, mean"):
+        export_checkpoint(checkpoint_folder, tmp_path / "b", wanted=wanted)
+    assert not (tmp_path / "b").exists()
