@@ -148,8 +148,11 @@ class AttentionPool:
             cupy.cuda.Device().synchronize()  # what was written here is seen by every stream
         except cupy.cuda.compiler.CompileException as error:
             raise EngineError(f"the attention pool kernel can't be compiled: {error}") from error
-        except (cupy.cuda.runtime.CUDARuntimeError, cupy.cuda.driver.CUDADriverError) as error:
-            raise EngineError(f"the attention pool kernel can't be set up: {error}") from error
+        except (RuntimeError, MemoryError) as error:  # CuPy's kinds of error: CUDA's, no NVRTC to be found; no memory
+            raise EngineError(
+                f"the attention pool kernel can't be set up: {error}",
+                hint="NVRTC compiles it, which `pip install 'cupy-cuda13x[ctk]'` brings",
+            ) from error
 
     def _compile(self) -> Any:
         options = ("-std=c++17", *self.strategy.options())

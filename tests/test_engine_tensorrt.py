@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from mpmmu_rt.engines import tensorrt, tensorrt_build
+from mpmmu_rt.engines import tensorrt, tensorrt_build, tensorrt_run
+from mpmmu_rt.engines.cuda import Resources
 from mpmmu_rt.engines.tensorrt_build import Gpu, gpu, library, log
 from mpmmu_rt.engines.tensorrt_sidecar import Built, Here, Profile, Sidecar, explain, graph_digest, sidecar_path
 from mpmmu_rt.errors import EngineError, MissingPackage, UsageError
@@ -183,14 +185,27 @@ def test_hopper_is_told_to_use_tensorrt() -> None:
     assert "`tensorrt`" in problem.hint
 
 
-def test_a_gpu_without_cupy_is_not_enough() -> None:
+def test_a_gpu_without_cuda_bindings_is_not_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", None)
     problem = tensorrt.RTX._problem(Gpu("GeForce RTX 4090", 89))
-    if importlib.util.find_spec("cupy"):
-        assert problem is None
-    else:
-        assert isinstance(problem, MissingPackage)
-        assert "the target tensorrt-rtx needs the package `cupy`" in str(problem)
+    assert isinstance(problem, MissingPackage)
+    assert "the target tensorrt-rtx needs the package `cuda`" in str(problem)
+
+
+def test_cupy_is_not_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fused attention pool needs it; the whole graph runs without (tests/device)."""
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
+    pytest.importorskip("cuda.bindings.runtime", reason="cuda-bindings is not installed")
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    assert tensorrt.RTX._problem(Gpu("GeForce RTX 4090", 89)) is None
+
+
+def test_without_a_driver_cuda_says_so() -> None:
+    need_no_gpu()
+    pytest.importorskip("cuda.bindings.runtime", reason="cuda-bindings is not installed")
+    with pytest.raises(EngineError, match=r"CUDA's cudaMalloc failed: .*driver.* \(cudaError[A-Za-z]+\)"):
+        Resources().device(256)
 
 
 @pytest.fixture
@@ -261,7 +276,7 @@ def test_an_engine_that_tensorrt_refuses_carries_its_log() -> None:
     need_no_gpu()
     trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
     with pytest.raises(EngineError, match=r"tensorrt_rtx can't load the engine: .+"):
-        tensorrt.TensorRtSession(trt, ENGINE, Profile())
+        tensorrt_run.LoadedEngine(trt, ENGINE, Profile(), Resources())
 
 
 def test_one_log_per_library() -> None:

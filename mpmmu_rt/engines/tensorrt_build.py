@@ -116,6 +116,8 @@ def _build(
         return None, "can't parse"
     config = builder.create_builder_config()
     config.clear_flag(trt.BuilderFlag.TF32)
+    if hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):  # TensorRT-RTX captures only what allocates nothing
+        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     if hasattr(trt, "ComputeCapability"):
         config.num_compute_capabilities = len(capabilities)
         for index, one in enumerate(capabilities):

@@ -1,0 +1,487 @@
+"""Running TensorRT engines of either flavour on CUDA. **Not run on any GPU yet.**
+
+`LoadedEngine` is an engine and what it takes, `Context` one batch size of it, `Batches` what runs the batches of any
+number of engines one after the other, and `TensorRtSession` one engine from host memory to host memory.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mpmmu_rt.errors import EngineError
+from mpmmu_rt.spec import Array
+
+from .cuda import Event, Graph, Resources, Stream, align, capture, on_device
+from .tensorrt_build import log
+from .tensorrt_sidecar import Profile
+
+CAPTURED_SIZES = 8  # batch sizes that are kept ready; the one not used for longest gives way
+POISON = 0xFF  # the byte that fills results before a run: NaN in every float type
+_HINT = "`mpmmu-rt verify BUNDLE` tells whether the bundle or the input is at fault"
+
+# TensorRT's name of a type: ours, and what holds it in NumPy, which has no bfloat16.
+_ELEMENTS = {
+    "FLOAT": ("float32", np.float32),
+    "HALF": ("float16", np.float16),
+    "BF16": ("bfloat16", np.uint16),
+    "UINT8": ("uint8", np.uint8),
+    "INT8": ("int8", np.int8),
+    "INT32": ("int32", np.int32),
+    "INT64": ("int64", np.int64),
+    "BOOL": ("bool", np.bool_),
+}
+
+
+class NotCaptured(RuntimeWarning):
+    """An engine can't be captured into a CUDA graph: its batches are enqueued one by one."""
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """An input or output of an engine. shape: without the batch, which comes first."""
+
+    name: str
+    element: str
+    shape: tuple[int, ...]
+    is_input: bool
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """What holds it in host memory: uint16 for bfloat16."""
+        return next(np.dtype(held) for element, held in _ELEMENTS.values() if element == self.element)
+
+    def bytes(self, batch: int) -> int:
+        return batch * int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.element}[{', '.join(('N', *map(str, self.shape)))}]"
+
+
+def as_host(tensor: Tensor, array: Array) -> Array:
+    """A new array, of float32 where `array` holds bfloat16 as uint16: exact."""
+    if tensor.element == "bfloat16":
+        return (array.astype(np.uint32) << 16).view(np.float32)
+    return array.copy()
+
+
+def need(trt: Any, value: Any, what: str) -> Any:
+    """`value`, unless it is TensorRT's way of saying that it failed: then `EngineError` with its log."""
+    if value is None or value is False:
+        raise EngineError(f"{trt.__name__} {what}: {log(trt).text()}", hint=_HINT)
+    return value
+
+
+class LoadedEngine:
+    """A deserialised engine, with working memory that its contexts share: no two of them may run at once."""
+
+    def __init__(self, trt: Any, engine: bytes, profile: Profile, resources: Resources) -> None:
+        """engine: bytes whose digest was checked. Raises `EngineError` with TensorRT's log."""
+        self.trt, self.profile = trt, profile
+        log(trt).clear()
+        self._runtime = trt.Runtime(log(trt).logger)
+        self._engine = need(trt, self._runtime.deserialize_cuda_engine(engine), "can't load the engine")
+        names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
+        self.tensors = {name: self._tensor(name) for name in names}
+        self.inputs = tuple(name for name in names if self.tensors[name].is_input)
+        self.outputs = tuple(name for name in names if not self.tensors[name].is_input)
+        self._scratch_bytes = align(max(int(self._engine.device_memory_size_v2), 1))
+        self._scratch = resources.device(self._scratch_bytes)
+
+    def _tensor(self, name: str) -> Tensor:
+        engine = self._engine
+        kind = engine.get_tensor_dtype(name).name
+        shape = tuple(int(length) for length in engine.get_tensor_shape(name))
+        if kind not in _ELEMENTS or len(shape) < 1 or min(shape[1:], default=1) < 1:
+            raise EngineError(
+                f"the engine's `{name}` is {kind.lower()}{list(shape)}, expected a batch and fixed sizes, "
+                f"of one of {', '.join(element for element, _ in _ELEMENTS.values())}",
+                hint=_HINT,
+            )
+        return Tensor(name, _ELEMENTS[kind][0], shape[1:], engine.get_tensor_mode(name) == self.trt.TensorIOMode.INPUT)
+
+    def context(self, batch: int, addresses: Mapping[str, int]) -> Context:
+        """An execution context of its own, set to `batch` and bound to device memory; both stay as they are."""
+        log(self.trt).clear()
+        managed = self.trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        how = managed
+        if hasattr(self._engine, "create_runtime_config"):  # not in TensorRT 10.3
+            how = self._engine.create_runtime_config()
+            how.set_execution_context_allocation_strategy(managed)
+            if hasattr(how, "dynamic_shapes_kernel_specialization_strategy"):
+                # By default it swaps kernels in the background, a case's last bits with them, and graphs keep the old.
+                how.dynamic_shapes_kernel_specialization_strategy = (
+                    self.trt.DynamicShapesKernelSpecializationStrategy.EAGER
+                )
+                how.cuda_graph_strategy = self.trt.CudaGraphStrategy.DISABLED  # the graphs are ours
+        context = self._need(self._engine.create_execution_context(how), "can't make an execution context")
+        context.set_device_memory(self._scratch, self._scratch_bytes)
+        for name in self.inputs:
+            shape = (batch, *self.tensors[name].shape)
+            self._need(context.set_input_shape(name, shape), f"does not take {shape} for `{name}`")
+        if missing := context.infer_shapes():
+            raise EngineError(f"{self.trt.__name__} misses the shapes of {', '.join(missing)}", hint=_HINT)
+        for name, tensor in self.tensors.items():
+            got, want = tuple(context.get_tensor_shape(name)), (batch, *tensor.shape)
+            if got != want:
+                raise EngineError(f"the engine's `{name}` is {list(got)}, expected {list(want)}", hint=_HINT)
+            self._need(context.set_tensor_address(name, addresses[name]), f"does not take a buffer for `{name}`")
+        return Context(self.trt, context)
+
+    def _need(self, value: Any, what: str) -> Any:
+        return need(self.trt, value, what)
+
+    def close(self) -> None:
+        """After its contexts; its working memory belongs to the `Resources`."""
+        self._engine = None  # in this order: an engine must not outlive its runtime
+        self._runtime = None
+
+
+class Context:
+    """One execution context, bound for good."""
+
+    def __init__(self, trt: Any, context: Any) -> None:
+        self._trt = trt
+        self._context = context
+
+    def execute(self, stream: Stream) -> None:
+        """Enqueue; nothing is waited for."""
+        need(self._trt, self._context.execute_async_v3(stream.address), "failed while running")
+
+    def capturable(self, stream: Stream) -> bool:
+        """TensorRT-RTX can tell; TensorRT captures whatever has dense shapes and resident weights, as ours has."""
+        ask = getattr(self._context, "is_stream_capturable", None)
+        return ask is None or bool(ask(stream.address))
+
+    def close(self) -> None:
+        self._context = None
+
+
+class Clock:
+    """Times of stages by pairs of events, where it is on. A stage may have several pairs, on any stream."""
+
+    def __init__(self, resources: Resources) -> None:
+        self._resources = resources
+        self._events: list[tuple[Event, Event]] = []  # made once, and used again by the next run
+        self._used: list[str] = []
+        self.on = False
+
+    @contextmanager
+    def __call__(self, stage: str, stream: Stream) -> Iterator[None]:
+        if not self.on:
+            yield
+            return
+        if len(self._used) == len(self._events):
+            self._events.append((self._resources.event(timing=True), self._resources.event(timing=True)))
+        begin, end = self._events[len(self._used)]
+        self._used.append(stage)
+        begin.record(stream)
+        yield
+        end.record(stream)
+
+    def start(self, *, on: bool) -> None:
+        self.on = on
+        self._used.clear()
+
+    def read(self) -> dict[str, float]:
+        """Of each stage in ms, by name; when all its events have passed."""
+        spent: dict[str, float] = {}
+        for stage, (begin, end) in zip(self._used, self._events, strict=False):
+            spent[stage] = spent.get(stage, 0.0) + end.ms_since(begin)
+        return spent
+
+
+class Results:
+    """What a run brings back, in one block of device memory and one of pinned memory: one fill and one copy.
+
+    Every batch size lays the block out anew, without gaps but for the alignment.
+    """
+
+    def __init__(self, resources: Resources, tensors: Sequence[Tensor], largest: int) -> None:
+        self._tensors = tuple(tensors)
+        size = sum(align(tensor.bytes(largest)) for tensor in self._tensors)
+        self._device, self._host = resources.device(size), resources.pinned(size)
+
+    def _offsets(self, batch: int) -> dict[str, int]:
+        offsets, at = {}, 0
+        for tensor in self._tensors:
+            offsets[tensor.name] = at
+            at += align(tensor.bytes(batch))
+        return offsets
+
+    def addresses(self, batch: int) -> dict[str, int]:
+        return {name: self._device + offset for name, offset in self._offsets(batch).items()}
+
+    def arrays(self, batch: int) -> dict[str, Array]:
+        """Views of pinned memory: [batch, …] each."""
+        offsets = self._offsets(batch)
+        return {
+            tensor.name: self._host[offsets[tensor.name] :][: tensor.bytes(batch)]
+            .view(tensor.dtype)
+            .reshape(batch, *tensor.shape)
+            for tensor in self._tensors
+        }
+
+    def _size(self, batch: int) -> int:
+        last = self._tensors[-1]
+        return self._offsets(batch)[last.name] + last.bytes(batch)
+
+    def poison(self, batch: int, stream: Stream) -> None:
+        """Nothing of an earlier run may pass for a result of this one."""
+        stream.fill(self._device, self._size(batch), POISON)
+
+    def download(self, batch: int, stream: Stream) -> None:
+        stream.download(self._host[: self._size(batch)], self._device)
+
+
+class Pixels:
+    """One input: pinned memory and device memory for the largest batch."""
+
+    def __init__(self, resources: Resources, tensor: Tensor, largest: int) -> None:
+        self.tensor = tensor
+        size = tensor.bytes(largest)
+        self.address = resources.device(size)
+        self._host = resources.pinned(size).view(tensor.dtype).reshape(largest, *tensor.shape)
+
+    def array(self, batch: int) -> Array:
+        return self._host[:batch]
+
+    def upload(self, batch: int, stream: Stream) -> None:
+        stream.upload(self.address, self._host[:batch])
+
+
+@dataclass(frozen=True)
+class Work:
+    """All that one batch size needs. enqueue: puts the run on the streams; results are in `outputs` once it is done.
+
+    contexts: with the stream that each runs on.
+    """
+
+    inputs: Mapping[str, Array]
+    outputs: Mapping[str, Array]
+    enqueue: Callable[[], None]
+    contexts: Sequence[tuple[Context, Stream]]
+
+
+@dataclass
+class _Ready:
+    """A batch size that is kept ready."""
+
+    work: Work
+    graph: Graph | None = None
+
+    def close(self) -> None:
+        with ExitStack() as stack:  # the graph first: it uses the contexts
+            for context, _ in reversed(self.work.contexts):
+                stack.callback(context.close)
+            if self.graph:
+                stack.callback(self.graph.close)
+
+
+class Batches:
+    """Runs any number of cases in batches that the engines take, each batch size from a CUDA graph of its own.
+
+    A batch size is captured when it first comes, and the `CAPTURED_SIZES` that were last used are kept. Threads take
+    turns. A run that fails is waited for, and its batch size is made anew when it comes again.
+
+    captured: the batch sizes that run as graphs now; not_captured: why there are none, None where there may be.
+    """
+
+    def __init__(
+        self,
+        resources: Resources,
+        streams: Sequence[Stream],
+        profile: Profile,
+        make: Callable[[int], Work],
+        clock: Clock,
+        *,
+        graphs: bool,
+    ) -> None:
+        """streams: all that a run uses, the main one first. make: binds one batch size."""
+        self._resources, self._streams, self._profile = resources, tuple(streams), profile
+        self._make, self._clock = make, clock
+        self._lock = threading.Lock()
+        self._ready: OrderedDict[int, _Ready] = OrderedDict()
+        self._begin, self._end = resources.event(timing=True), resources.event(timing=True)
+        self._closed = False
+        self.not_captured: str | None = None if graphs else "it was asked to run without graphs"
+
+    @property
+    def captured(self) -> tuple[int, ...]:
+        return tuple(sorted(batch for batch, ready in list(self._ready.items()) if ready.graph))
+
+    def run(
+        self, feeds: Mapping[str, Array], cases: int, take: Callable[[slice, Mapping[str, Array]], None]
+    ) -> dict[str, float]:
+        """feeds: checked arrays [cases, …]. take: is given the results of a slice of the cases, to be copied at once.
+
+        Returns times in ms: of each stage, or `device` where a graph ran, and `wall`, of all together as the caller
+        sees it (waiting for other threads not included). Stages overlap: their sum may exceed `wall`.
+        """
+        spent: dict[str, float] = {}
+        with self._lock:
+            if self._closed:
+                raise EngineError("the session is closed, expected an open one", hint="make another Predictor")
+            start = time.perf_counter()
+            with on_device():
+                for first in range(0, cases, self._profile.max):
+                    rows = slice(first, min(first + self._profile.max, cases))
+                    for stage, ms in self._run(feeds, rows, take).items():
+                        spent[stage] = spent.get(stage, 0.0) + ms
+            return spent | {"wall": (time.perf_counter() - start) * 1e3}
+
+    def _run(
+        self, feeds: Mapping[str, Array], rows: slice, take: Callable[[slice, Mapping[str, Array]], None]
+    ) -> dict[str, float]:
+        cases = rows.stop - rows.start
+        batch = max(cases, self._profile.min)  # a smaller one is filled up with blank cases
+        main = self._streams[0]
+        ready = self._get(batch)
+        with self._draining(batch):
+            for name, array in ready.work.inputs.items():
+                np.copyto(array[:cases], feeds[name][rows])
+                array[cases:] = 0
+            if ready.graph:
+                self._begin.record(main)
+                ready.graph.launch(main)
+                self._end.record(main)
+                main.synchronize()
+                spent = {"device": self._end.ms_since(self._begin)}
+            else:
+                self._clock.start(on=True)
+                ready.work.enqueue()
+                main.synchronize()
+                spent = self._clock.read()
+            take(rows, {name: array[:cases] for name, array in ready.work.outputs.items()})
+        return spent
+
+    def _get(self, batch: int) -> _Ready:
+        if batch in self._ready:
+            self._ready.move_to_end(batch)
+            return self._ready[batch]
+        while len(self._ready) >= CAPTURED_SIZES:
+            self._ready.popitem(last=False)[1].close()
+        ready = self._ready[batch] = _Ready(self._make(batch))
+        if self.not_captured is None:
+            with self._draining(batch):
+                self._clock.start(on=False)
+                ready.work.enqueue()  # what is allocated or compiled at the first run can't be captured
+                self._streams[0].synchronize()
+                if all(context.capturable(stream) for context, stream in ready.work.contexts):
+                    ready.graph = capture(self._streams[0], ready.work.enqueue)
+                else:
+                    self.not_captured = f"TensorRT-RTX says that the engine can't be captured at batch {batch}"
+                    warnings.warn(f"runs without CUDA graphs: {self.not_captured}", NotCaptured, stacklevel=2)
+        return ready
+
+    @contextmanager
+    def _draining(self, batch: int) -> Iterator[None]:
+        """If it fails inside, nothing of it is under way afterwards, and nothing of this batch size is kept."""
+        try:
+            yield
+        except BaseException:
+            for stream in self._streams:
+                with suppress(EngineError):  # it fails as the run did, and that is what is raised
+                    stream.synchronize()
+            with suppress(EngineError):
+                self._ready.pop(batch).close()
+            raise
+
+    def close(self) -> None:
+        """Wait for the run under way, then free the graphs and contexts. The engines and resources come after."""
+        with self._lock:
+            self._closed = True
+            with on_device(), ExitStack() as stack:
+                for ready in self._ready.values():
+                    stack.callback(ready.close)
+                self._ready.clear()
+
+
+class TensorRtSession:
+    """One engine from host memory to host memory, with a stream of its own. Threads take turns.
+
+    Memory is allocated once, for the profile's largest batch; more cases run as several batches. With `graphs`, each
+    batch size runs as a CUDA graph.
+    """
+
+    def __init__(
+        self, trt: Any, engine: bytes, profile: Profile, *, graphs: bool = False, rebuilt: str | None = None
+    ) -> None:
+        """engine: bytes whose digest was checked. rebuilt: why the engine is not the one of the bundle."""
+        self.rebuilt = rebuilt
+        with ExitStack() as made, on_device():
+            resources = Resources()
+            made.callback(resources.close)
+            self._engine = LoadedEngine(trt, engine, profile, resources)
+            made.callback(self._engine.close)
+            self.inputs, self.outputs = self._engine.inputs, self._engine.outputs
+            tensors = self._engine.tensors
+            self._stream = resources.stream()
+            self._clock = Clock(resources)
+            self._pixels = {name: Pixels(resources, tensors[name], profile.max) for name in self.inputs}
+            self._results = Results(resources, [tensors[name] for name in self.outputs], profile.max)
+            self.batches = Batches(resources, (self._stream,), profile, self._make, self._clock, graphs=graphs)
+            made.callback(self.batches.close)
+            self._resources = made.pop_all()
+
+    def _make(self, batch: int) -> Work:
+        addresses = {name: one.address for name, one in self._pixels.items()} | self._results.addresses(batch)
+        context, stream = self._engine.context(batch, addresses), self._stream
+
+        def enqueue() -> None:
+            with self._clock("transfers", stream):
+                self._results.poison(batch, stream)
+                for one in self._pixels.values():
+                    one.upload(batch, stream)
+            with self._clock("model", stream):
+                context.execute(stream)
+            with self._clock("transfers", stream):
+                self._results.download(batch, stream)
+
+        inputs = {name: one.array(batch) for name, one in self._pixels.items()}
+        return Work(inputs, self._results.arrays(batch), enqueue, [(context, stream)])
+
+    @property
+    def tensors(self) -> Mapping[str, Tensor]:
+        return self._engine.tensors
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Outputs in the engine's types, bfloat16 as float32; they belong to the caller."""
+        return self.timed(feeds)[0]
+
+    def timed(self, feeds: Mapping[str, Array]) -> tuple[dict[str, Array], dict[str, float]]:
+        """As `run`, with the times that `Batches.run` gives."""
+        cases = self._check(feeds)
+        parts: list[dict[str, Array]] = []
+        tensors = self._engine.tensors
+        spent = self.batches.run(
+            feeds, cases, lambda _, found: parts.append({name: as_host(tensors[name], found[name]) for name in found})
+        )
+        return {name: np.concatenate([part[name] for part in parts]) for name in self.outputs}, spent
+
+    def _check(self, feeds: Mapping[str, Array]) -> int:
+        if set(feeds) != set(self.inputs):
+            raise EngineError(
+                f"the engine was fed {', '.join(sorted(feeds)) or 'nothing'}, expected {', '.join(self.inputs)}",
+                hint=_HINT,
+            )
+        cases = len(next(iter(feeds.values())))
+        for name, array in feeds.items():
+            tensor = self._engine.tensors[name]
+            # NumPy's extensions have a bfloat16, which would be cast and not copied.
+            fits = array.dtype == tensor.dtype and tensor.element != "bfloat16"
+            if cases < 1 or not fits or array.shape != (cases, *tensor.shape):
+                raise EngineError(f"`{name}` is {array.dtype}{list(array.shape)}, expected {tensor}", hint=_HINT)
+        return cases
+
+    def close(self) -> None:
+        with on_device():
+            self._resources.close()

@@ -1,0 +1,192 @@
+"""As much of CuPy as the launcher of the attention pool asks for, on the simulated device.
+
+Simulated: arrays, the current stream, the device's facts. Real: the kernel, whose source is compiled for the host (by
+the shim of `tests/kernels/host`) and runs on the very addresses that it is launched with; with fewer threads in a block
+than on a GPU, where they cost less.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import shutil
+import subprocess
+import tempfile
+import threading
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any, Self
+
+import numpy as np
+import pytest
+
+from mpmmu_rt.kernels.attention_pool import ARRAYS, PROBLEM, SOURCE
+from mpmmu_rt.kernels.plan import ELEMENT_BYTES, EXCHANGES, Device
+
+from .simulated_cuda import OK, Range, SimulatedCuda
+
+ADA = Device((8, 9), 128, 99 << 10, 100 << 10, 72 << 20)
+HOPPER = Device((9, 0), 132, 227 << 10, 228 << 10, 50 << 20)
+THREADS = 8
+HOST = Path(__file__).with_name("host") / "pool.cpp"
+SHIM = Path(__file__).parents[1] / "kernels" / "host"
+_FOLDER = tempfile.TemporaryDirectory(prefix="pool-", ignore_cleanup_errors=True)  # until the process ends
+_OPTIONS = {"float": "float32", "Half": "float16", "Bfloat16": "bfloat16"}
+
+
+class CUDARuntimeError(RuntimeError):
+    pass
+
+
+class CUDADriverError(RuntimeError):
+    pass
+
+
+class CompileException(Exception):
+    pass
+
+
+class OutOfMemoryError(MemoryError):
+    pass
+
+
+@functools.cache
+def compiled(element: str, channels_last: str, samples: str, exchange: str) -> Callable[..., int]:
+    """The kernel of these options as a function of the host; compiled once in a process."""
+    compiler = shutil.which("g++")
+    if compiler is None:
+        pytest.skip("no host compiler: g++ is missing")
+    output = Path(_FOLDER.name) / f"{element}-{channels_last}-{samples}-{exchange}.so"
+    options = [f"-DPOOL={element}, {channels_last}, {exchange}, {samples}", "-DFEW"]
+    flags = ["-std=c++17", "-O1", "-fPIC", "-shared", "-Wno-unknown-pragmas", "-Wno-return-type", "-pthread"]
+    command = [compiler, *flags, *options, "-I", str(SOURCE.parent), "-I", str(SHIM), str(HOST), "-o", str(output)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    function: Callable[..., int] = ctypes.CDLL(str(output)).attention_pool
+    return function
+
+
+class Array:
+    """Device memory that is freed with it."""
+
+    def __init__(self, cuda: SimulatedCuda, values: Any) -> None:
+        error, address = cuda.cudaMalloc(max(values.nbytes, 1))
+        if error != OK:
+            raise OutOfMemoryError(error.name)
+        ctypes.memmove(address, values.ctypes.data, values.nbytes)
+        self.data = SimpleNamespace(ptr=address)
+        self.nbytes = values.nbytes
+        weakref.finalize(self, cuda.cudaFree, address)
+
+
+class CupyStream:
+    def __init__(self, cupy: SimulatedCupy, address: int) -> None:
+        self.cupy, self.ptr = cupy, address
+
+    def __enter__(self) -> Self:
+        self.cupy.current.streams = [*self.cupy.streams, self.ptr]
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.cupy.current.streams = self.cupy.streams[:-1]
+
+
+class Kernel:
+    num_regs, local_size_bytes, shared_size_bytes = 40, 0, 0
+
+    def __init__(self, cupy: SimulatedCupy, options: dict[str, str]) -> None:
+        self.cupy, self.options = cupy, options
+        self.max_dynamic_shared_size_bytes = 48 << 10
+        self.run = compiled(options["ELEMENT"], options["CHANNELS_LAST"], options["SAMPLES"], options["EXCHANGE"])
+
+    def __call__(self, grid: tuple[int], block: tuple[int], arguments: tuple[Any], *, shared_mem: int) -> None:
+        cuda, options = self.cupy.simulated, self.options
+        if shared_mem > min(self.max_dynamic_shared_size_bytes, self.cupy.device.shared_per_block):
+            raise CUDADriverError("CUDA_ERROR_INVALID_VALUE")
+        if not self.cupy.streams:
+            cuda.violate("a kernel on the default stream")
+        assert block == (int(options["THREADS"]),)
+        record = arguments[0].copy()  # as by value
+        problem, exchange = record[0], EXCHANGES[int(options["EXCHANGE"])]
+        cases, item = int(problem["cases"]), ELEMENT_BYTES[_OPTIONS[options["ELEMENT"]]]  # type: ignore[index]
+        reads: list[Range] = []
+        for one in problem["modality"]:
+            reads.append((int(one["x"]), cases * int(one["channels"]) * int(one["height"]) * int(one["width"]) * item))
+            reads += [(int(one[name]), 1) for name in ARRAYS if one[name]]
+        writes: list[Range] = [(int(problem["out"]), cases * int(problem["columns"]) * 4)]
+        writes += [(int(problem[name]), 1) for name in ("slots", "counters") if problem[name]]
+
+        def run() -> None:
+            cuda.check([*reads, *writes])
+            together = int(problem["split"]) if exchange != "alone" else 1
+            failed = self.run(
+                list(ELEMENT_BYTES).index(_OPTIONS[options["ELEMENT"]]),  # type: ignore[arg-type]
+                int(options["CHANNELS_LAST"]),
+                EXCHANGES.index(exchange),
+                int(options["SAMPLES"]),
+                THREADS,
+                grid[0],
+                shared_mem,
+                together,
+                ctypes.c_void_p(record.ctypes.data),
+                PROBLEM.itemsize,
+            )
+            if failed:
+                cuda.violate("the kernel's parameter has another size on the host")
+
+        cuda.enqueue(self.cupy.streams[-1], "kernel", run, reads, writes)
+
+
+class SimulatedCupy(ModuleType):
+    """Stands in for `cupy`. old: as CuPy 13, without `Stream.from_external`."""
+
+    ndarray = Array
+
+    def __init__(self, cuda: SimulatedCuda, device: Device = ADA, *, old: bool = False) -> None:
+        super().__init__("cupy")
+        self.simulated, self.device = cuda, device
+        self.current = threading.local()
+        self.launched: list[dict[str, str]] = []
+        self.broken: Exception | None = None  # what the compiler says
+        facts = {
+            "ComputeCapabilityMajor": device.capability[0],
+            "ComputeCapabilityMinor": device.capability[1],
+            "MultiProcessorCount": device.multiprocessors,
+            "MaxSharedMemoryPerBlockOptin": device.shared_per_block,
+            "MaxSharedMemoryPerMultiprocessor": device.shared_per_multiprocessor,
+            "L2CacheSize": device.l2_bytes,
+        }
+        stream = (
+            SimpleNamespace()
+            if old
+            else SimpleNamespace(from_external=lambda one: CupyStream(self, one.__cuda_stream__()[1]))
+        )
+        self.cuda = SimpleNamespace(
+            is_available=lambda: True,
+            Device=lambda: SimpleNamespace(attributes=facts, synchronize=lambda: None),
+            Stream=stream,
+            ExternalStream=lambda address: CupyStream(self, address),
+            runtime=SimpleNamespace(CUDARuntimeError=CUDARuntimeError),
+            driver=SimpleNamespace(CUDADriverError=CUDADriverError),
+            compiler=SimpleNamespace(CompileException=CompileException),
+        )
+
+    @property
+    def streams(self) -> list[int]:
+        return getattr(self.current, "streams", [])
+
+    def asarray(self, values: Any) -> Array:
+        return Array(self.simulated, np.ascontiguousarray(values))
+
+    def zeros(self, shape: Any, dtype: Any) -> Array:
+        return self.asarray(np.zeros(shape, dtype))
+
+    def RawModule(self, *, code: str, options: tuple[str, ...]) -> SimpleNamespace:
+        assert code == SOURCE.read_text(encoding="utf-8")
+        named = dict(one.removeprefix("-D").split("=") for one in options if one.startswith("-D"))
+        self.launched.append(named)
+        if self.broken:
+            raise self.broken
+        return SimpleNamespace(get_function=lambda name: Kernel(self, named))
