@@ -39,9 +39,10 @@ tests: $(VENV)/.installed
 bench: $(DEMO)/reference.bundle
 	$(BIN)/python -m pytest benchmarks --benchmark-only --bundle $(DEMO)/reference.bundle
 
-# On a machine with a GPU, CuPy and this package's source; installs nothing.
+# On a machine with a GPU, CuPy and this package's source; installs nothing. BUNDLE: one with GPU targets, to run it whole.
 gpu-evidence:
-	$(PYTHON) benchmarks/attention_pool.py --gpu
+	$(PYTHON) -m benchmarks.attention_pool --gpu
+	$(if $(BUNDLE),$(PYTHON) -m benchmarks.device_path $(BUNDLE))
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: this is Python " + sys.version.split()[0] + ", expected 3.11 or newer\nhint: make PYTHON=python3.11")'

@@ -357,7 +357,7 @@ def on_gpu(folder: Path | None, commit: str) -> str:
     clock = Clock()
     report["ceilings"] = top = ceilings(clock)
     report["times"] = [time_pool(clock, *what, batch, top) for what in TIMED_MAPS for batch in BATCHES]
-    folder = folder or RESULTS / re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    folder = folder or folder_of(name)
     folder.mkdir(parents=True, exist_ok=True)
     text = markdown(report)
     (folder / "attention_pool.json").write_text(json.dumps(report, indent=1, default=str) + "\n", encoding="utf-8")
@@ -394,6 +394,10 @@ How it is measured: see `benchmarks/attention_pool.py`. Clocks are as found.
 - copy: {top["bytes_per_s"] / 1e12:.2f} TB/s, read and written; empty launch in a graph: {empty_us:.2f} us
 
 {table(header + " | chosen | fastest of those timed (us)", rows)}"""
+
+
+def folder_of(gpu: str) -> Path:
+    return RESULTS / re.sub(r"[^a-z0-9]+", "-", gpu.lower()).strip("-")
 
 
 def commit_of_tree() -> str:
