@@ -24,12 +24,19 @@ from mpmmu_rt.model.phantom import phantom_pixels
 from mpmmu_rt.predictor import DEFAULT_TARGET, Predictor
 from mpmmu_rt.progress import Progress, silent
 from mpmmu_rt.spec import MODALITIES, Array, Modality, Target, TensorSpec
-from mpmmu_rt.verify import PROBABILITY_TOLERANCE, probability_difference
+from mpmmu_rt.verify import (
+    PROBABILITY_TOLERANCE,
+    RELATIVE_TOLERANCE,
+    Check,
+    probability_difference,
+    relative_difference,
+)
 
 from . import graphs, head, parity, reference, targets
 from .encoders import Encoders
 from .parity import Original
 from .pool_weights import pool_weights, require_pools
+from .sigmoid import exact_sigmoids
 from .targets import Data, Wanted
 
 GOLDEN_CASES = 4
@@ -169,7 +176,6 @@ def _export(
         entry = _entry(model, tensors) | {"head": heads, "attention_pool": _write_pools(folder, encoders, original)}
         bundles.seal(folder, entry)
         report = _prove(folder, model, cases, original, progress)
-        report.require()
         entry |= {"parity": report.to_json(DEFAULT_TARGET) | {"source": cases.source}}
         bundles.seal(folder, targets.prove(folder, entry, wanted, model.head, original, cases, progress))
     return Bundle.open(output)
@@ -194,7 +200,9 @@ def _write_graphs(
     progress("exporting graphs", 3, 5)
     whole = graphs.join(parts["mammography"], parts["ultrasound"], pool, portable)
     progress("exporting graphs", 4, 5)
-    graphs.save_sharing_weights({**parts, "attention_pool": pool, **heads, "model": whole}, folder)
+    first: dict[str, onnx.ModelProto] = {**parts, "attention_pool": pool}
+    exact = {f"{name}_onnxruntime": exact_sigmoids(graph) for name, graph in first.items()}
+    graphs.save_sharing_weights({**first, **exact, **heads, "model": whole}, folder)
     progress("exporting graphs", 5, 5)
     size = encoders.size
     pixels = {f"{m}_pixels": TensorSpec(f"{m}_pixels", "uint8", ("N", 1, size, size)) for m in MODALITIES}
@@ -268,17 +276,31 @@ def _entry(model: _Model, tensors: Mapping[str, TensorSpec]) -> dict[str, Any]:
 
 
 def _prove(folder: Path, model: _Model, cases: Data, original: Original, progress: Progress) -> parity.Parity:
-    """Parity of the stages as the predictor runs them, then of the whole graph against the stages."""
+    """Parity of the stages as the predictor runs them, then of the whole graph: its embedding, and its head on that.
+
+    Raises `ParityError` unless both hold.
+    """
     sealed = Bundle.open(folder)
     with Predictor(sealed, Target.parse(DEFAULT_TARGET)) as predictor:
         report = parity.measure(predictor, original, model.head, cases.pixels, cases.labels, progress)
         few = {modality: cases.pixels[modality][:GOLDEN_CASES] for modality in MODALITIES}
-        staged = predictor.predict(few)
-        difference = probability_difference(predictor.run_whole_graph(few)["probability"], staged.probability)
-    if not difference <= PROBABILITY_TOLERANCE:
-        raise ParityError(
-            f"the joined graph differs from its stages by {difference:.3g} in probability, expected at most "
-            f"{PROBABILITY_TOLERANCE:.3g}; no bundle was written",
-            hint="this is a defect of the export: report it with `mpmmu-rt doctor`",
-        )
+        report.require()
+        whole = predictor.run_whole_graph(few)
+    joined = Check(
+        "the joined graph's embedding, relative",
+        relative_difference(whole["embedding"], original.stages["embedding"][:GOLDEN_CASES]),
+        RELATIVE_TOLERANCE,
+    )
+    its_head = Check(
+        "the joined graph's head on that, max |Δp|",
+        probability_difference(whole["probability"], parity.probability_of(model.head, whole["embedding"])),
+        PROBABILITY_TOLERANCE,
+    )
+    for check in (joined, its_head):
+        if not check.passed:
+            raise ParityError(
+                f"the exported model differs from the original: {check.name} is {check.value:.3g}, expected at most "
+                f"{check.limit:.3g}; no bundle was written",
+                hint="this is a defect of the export: report it with `mpmmu-rt doctor`",
+            )
     return report

@@ -32,10 +32,10 @@ from mpmmu_rt.verify import (
 
 from .encoders import Encoders
 
-# A few trees of some hundred, or a few more where many cases share a value. ONNX Runtime crossed a split in 10 of 256
-# phantoms, by up to 0.03, where torch's float32 crossed none of float64's (tiny preset, encoders as traced).
-CROSSING_TOLERANCE = 5e-2
-CROSSING_SHARE = 0.1  # of the cases; more would not be rounding
+# A few trees of some hundred. With exact gates (`sigmoid.py`) no engine crossed a split on 200 phantoms and 122 real
+# pairs (tiny preset); with ONNX Runtime's own Sigmoid it was 8 of 200, by up to 0.033.
+CROSSING_TOLERANCE = 2e-2
+CROSSING_SHARE = 0.02  # of the cases; more would not be rounding
 _BATCH = 32
 
 

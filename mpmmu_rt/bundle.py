@@ -2,10 +2,10 @@
 
     bundle.json          everything there is to know, and the SHA-256 and size of every other file
     onnx/*.onnx          `mammography`, `ultrasound` (pixels → feature_map), `attention_pool` (both feature maps →
-                         embedding), `head` (embedding → probability, base_probability), `head_onnxruntime` (the
-                         same with ONNX Runtime's own tree operator) and `model` (both pixels → probability,
-                         base_probability, embedding); dynamic batch; standard operators but for `head_onnxruntime`;
-                         they share
+                         embedding), `head` (embedding → probability, base_probability) and `model` (both pixels →
+                         probability, base_probability, embedding); for ONNX Runtime's CPU provider the first four
+                         again as `<name>_onnxruntime`, with gates that it computes exactly and with its own tree
+                         operator; dynamic batch; else standard operators; they share
     onnx/weights.bin     the weights, each stored once
     onnx/attention_pool.npz  the weights of both attention pools, for the CUDA kernel: arrays float32 named
                          `<modality>.attention.<name>` as in torch's state_dict (`mpmmu_rt.kernels.weights`)
@@ -64,8 +64,21 @@ MAX_POOL_BYTES = 2**28
 CLASSES = ("benign", "malignant")
 
 HeadGraph = Literal["head", "head_onnxruntime"]
-Graph = Literal["mammography", "ultrasound", "attention_pool", HeadGraph, "model"]
-GRAPHS: tuple[Graph, ...] = ("mammography", "ultrasound", "attention_pool", "head", "head_onnxruntime", "model")
+Graph = Literal[
+    "mammography",
+    "ultrasound",
+    "attention_pool",
+    "mammography_onnxruntime",
+    "ultrasound_onnxruntime",
+    "attention_pool_onnxruntime",
+    HeadGraph,
+    "model",
+]
+GRAPHS: tuple[Graph, ...] = (
+    *("mammography", "ultrasound", "attention_pool"),
+    *("mammography_onnxruntime", "ultrasound_onnxruntime", "attention_pool_onnxruntime"),
+    *("head", "head_onnxruntime", "model"),
+)
 _POOL_KINDS = ("eca", "cbam", "none")  # the kernel's (`mpmmu_rt.kernels.weights.AttentionKind`)
 GOLDEN = frozenset({f"{m}.{part}" for m in MODALITIES for part in ("pixels", "feature_map")}) | {
     "embedding",

@@ -206,7 +206,11 @@ CASES: dict[str, tuple[Maker, str, int]] = {
     "bundle: a file": (nothing, "inspect {m}", 1),
     "bundle: another folder": (nothing, "inspect {p}", 1),
     "bundle: a checkpoint": (nothing, "verify {c}", 1),
-    "bundle: bundle.json is no JSON": (lambda p: cut(p.bundle / "bundle.json"), "inspect {b}", 1),
+    "bundle: bundle.json is no JSON": (
+        lambda p: (p.bundle / "bundle.json").write_text('{"schema": "mpmmu'),
+        "inspect {b}",
+        1,
+    ),
     "bundle: bundle.json is a list": (lambda p: (p.bundle / "bundle.json").write_text("[]"), "inspect {b}", 1),
     "bundle: bundle.json is huge": (huge_json, "inspect {b}", 1),
     "bundle: of a later version": (lambda p: p.edit("schema", value="mpmmu-bundle/2"), "run {b} {m}", 1),

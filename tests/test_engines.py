@@ -315,10 +315,10 @@ def read_only(array: Array) -> Array:
         (lambda n, d: np.empty(n * d, np.float32), r"`embedding` is float32\[\d+\], expected float32\[N, D\]"),
         (lambda n, d: np.empty((n, d), ">f4"), "`embedding` is >f4"),
         (lambda n, d: read_only(np.empty((n, d), np.float32)), "read-only, expected float32"),
-        (lambda n, d: np.empty((n, d - 1), np.float32), r"ONNX Runtime failed in attention_pool\.onnx: "),
-        (lambda n, d: np.empty((n, d + 1), np.float32), r"ONNX Runtime failed in attention_pool\.onnx: "),
-        (lambda n, d: np.empty((n - 1, d), np.float32), r"ONNX Runtime failed in mammography\.onnx: "),
-        (lambda n, d: np.empty((n + 1, d), np.float32), r"ONNX Runtime failed in mammography\.onnx: "),
+        (lambda n, d: np.empty((n, d - 1), np.float32), r"ONNX Runtime failed in attention_pool_onnxruntime\.onnx: "),
+        (lambda n, d: np.empty((n, d + 1), np.float32), r"ONNX Runtime failed in attention_pool_onnxruntime\.onnx: "),
+        (lambda n, d: np.empty((n - 1, d), np.float32), r"ONNX Runtime failed in mammography_onnxruntime\.onnx: "),
+        (lambda n, d: np.empty((n + 1, d), np.float32), r"ONNX Runtime failed in mammography_onnxruntime\.onnx: "),
     ],
 )
 def test_nothing_is_written_past_an_embedding_of_another_shape_or_type(
@@ -338,7 +338,7 @@ def test_a_call_that_fails_half_way_leaves_the_predictor_whole(bundle_folder: Pa
         want = predictor.predict(pixels)
         broken = pixels | {"ultrasound": np.zeros((33, 1, 7, 7), np.uint8)}
         for _ in range(3):
-            with pytest.raises(EngineError, match=r"failed in ultrasound\.onnx"):
+            with pytest.raises(EngineError, match=r"failed in ultrasound_onnxruntime\.onnx"):
                 predictor._pipeline.run(broken, np.empty_like(want.embedding))
         assert len(embedder_of(predictor)._idle) == 1
         np.testing.assert_array_equal(predictor.predict(pixels).embedding, want.embedding)

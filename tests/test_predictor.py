@@ -226,8 +226,9 @@ def tiny_bundle(folder: Path, *, pool: list[Any], head: list[Any]) -> Path:
     inputs: dict[str, list[Any]] = {name: ["N", 1, 4, 4] for name in maps}
     graph(onnx_folder / "attention_pool.onnx", inputs, ("embedding", ["N", 2]), [*means, joined, flat, *pool])
     graph(onnx_folder / "head.onnx", {"embedding": ["N", 2]}, ("probability", ["N"]), head)
-    for name in ("head_onnxruntime", "model"):
-        (onnx_folder / f"{name}.onnx").write_bytes((onnx_folder / "head.onnx").read_bytes())
+    (onnx_folder / "model.onnx").write_bytes((onnx_folder / "head.onnx").read_bytes())
+    for name in (*MODALITIES, "attention_pool", "head"):
+        (onnx_folder / f"{name}_onnxruntime.onnx").write_bytes((onnx_folder / f"{name}.onnx").read_bytes())
     (folder / "golden.npz").write_bytes(b"unused")
     tensors = {f"{m}_pixels": {"dtype": "uint8", "shape": ["N", 1, 4, 4]} for m in MODALITIES}
     tensors["embedding"] = {"dtype": "float32", "shape": ["N", 2]}
@@ -302,7 +303,7 @@ def test_what_is_no_probability_is_never_returned(
 
 def test_a_model_that_takes_other_names_is_an_engine_error(tmp_path: Path) -> None:
     folder = tiny_bundle(tmp_path / "b", pool=SAME, head=AVERAGE)
-    (folder / "onnx/ultrasound.onnx").write_bytes((folder / "onnx/head.onnx").read_bytes())
+    (folder / "onnx/ultrasound_onnxruntime.onnx").write_bytes((folder / "onnx/head.onnx").read_bytes())
     seal(folder, json.loads((folder / "bundle.json").read_text()))
-    with load(folder) as predictor, pytest.raises(EngineError, match=r"failed in ultrasound\.onnx"):
+    with load(folder) as predictor, pytest.raises(EngineError, match=r"failed in ultrasound_onnxruntime\.onnx"):
         predictor.predict(levels(1, 2))

@@ -103,13 +103,25 @@ def test_graphs_are_fixed_dynamic_and_anonymous(bundle_folder: Path) -> None:
         for n in GRAPHS
     }
     assert names == {
-        "mammography": ["feature_map"],
-        "ultrasound": ["feature_map"],
-        "attention_pool": ["embedding"],
+        **{key: ["feature_map"] for key in ("mammography", "ultrasound")},
+        **{key: ["feature_map"] for key in ("mammography_onnxruntime", "ultrasound_onnxruntime")},
+        **{key: ["embedding"] for key in ("attention_pool", "attention_pool_onnxruntime")},
         "head": ["probability", "base_probability"],
         "head_onnxruntime": ["probability", "base_probability"],
         "model": ["probability", "base_probability", "embedding"],
     }
+
+
+def test_onnxruntime_gets_gates_that_it_computes_exactly(bundle_folder: Path) -> None:
+    bundle = Bundle.open(bundle_folder)
+    for name in ("mammography", "ultrasound", "attention_pool"):
+        operators = [
+            {node.op_type for node in onnx.load(str(graph), load_external_data=False).graph.node}
+            for graph in (bundle.path / f"onnx/{name}.onnx", bundle.path / f"onnx/{name}_onnxruntime.onnx")
+        ]
+        assert "Sigmoid" in operators[0]
+        assert "Sigmoid" not in operators[1]
+        assert operators[1] - operators[0] == {"Neg", "Exp", "Reciprocal"} - operators[0]
 
 
 def test_weights_are_stored_once(bundle_folder: Path, small_model: Checkpoint) -> None:
