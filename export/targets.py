@@ -1,8 +1,8 @@
 """Every target of a bundle beyond the first, proven before it is listed.
 
 FP32 is held to the parity of `mpmmu_rt.export.parity`. BF16 and INT8 round, and a forest is a step function: they are
-judged by their decisions against FP32 on the same engine (`mpmmu_rt.export.quantization.Limits`). TensorRT engines can
-be built where they can't run: then their graphs are judged in the same way, by running them on the CPU with the
+judged by their decisions against FP32 on the same engine (`mpmmu_rt.export.quantization.Limits`). Targets of GPUs can
+be made where they can't run: then their graphs are judged in the same way, by running them on the CPU with the
 rounding that their types ask for, and the target is listed as built and not run: the device has to `verify` it.
 """
 
@@ -22,6 +22,7 @@ from mpmmu_rt import bundle as bundles
 from mpmmu_rt.bundle import Bundle
 from mpmmu_rt.cases import Case
 from mpmmu_rt.engines import engine, engines, known_engine
+from mpmmu_rt.engines.onnxruntime_cuda import ENGINE as CUDA
 from mpmmu_rt.engines.tensorrt import RTX, TENSORRT, TensorRt
 from mpmmu_rt.engines.tensorrt_build import gpu
 from mpmmu_rt.errors import ParityError, UsageError
@@ -36,8 +37,9 @@ from mpmmu_rt.verify import (
     relative_difference,
 )
 
+from . import cuda_graphs, parity, tensorrt
 from . import head as heads
-from . import parity, tensorrt
+from .graphs import join
 from .parity import Original
 from .precision import Half
 from .quantization import Gate, Limits, Ranges, calibrate, compare, require_disjoint, search
@@ -49,6 +51,7 @@ _BATCH = 32
 _ROUNDED_BATCH = 4  # onnx.reference keeps every value of a run
 _TURING = 75
 _BUILT_AHEAD: Mapping[str, TensorRt] = {RTX.name: RTX, TENSORRT.name: TENSORRT}
+_GPU = (*_BUILT_AHEAD, CUDA.name)  # their bundles may be made where there is none
 Pixels = Mapping[Modality, Array]
 
 
@@ -84,7 +87,7 @@ class Wanted:
             wanted = [
                 Target(name, precision)
                 for name, found in engines().items()
-                if name not in _BUILT_AHEAD  # they need to be told what to build for
+                if name not in _GPU  # a bundle is the same on a machine with a GPU
                 for precision in found.precisions
                 if found.problem(precision) is None and (precision != "int8" or self.calibration)
             ]
@@ -94,7 +97,7 @@ class Wanted:
             known_engine(target)
             if target.engine in _BUILT_AHEAD:
                 _check_buildable(_BUILT_AHEAD[target.engine], target)
-            else:
+            elif target.engine not in _GPU:
                 engine(target)
             if target.precision == "int8" and self.calibration is None:
                 raise UsageError(
@@ -140,11 +143,10 @@ def prove(
                 plain = replace(target, capabilities=())
                 reports[str(plain)] = _built(folder, entry, target, wanted, head, cases, ranges, exact, progress)
                 target = plain
+            elif target.engine == CUDA.name:
+                reports[str(target)] = _on_cuda(folder, entry, target, wanted, head, original, cases, exact, progress)
             elif target.precision == "fp32":
-                with _open(folder, target) as predictor:
-                    measured = parity.measure(predictor, original, head, cases.pixels, cases.labels, progress)
-                measured.require()
-                reports[str(target)] = measured.to_json(str(target)) | {"source": cases.source}
+                reports[str(target)] = _equal(folder, target, head, original, cases, progress)
             elif target.precision == "int8":
                 entry, reports[str(target)] = _int8(folder, entry, target, wanted, cases, ranges(), progress)
             else:
@@ -162,13 +164,25 @@ def _forget(folder: Path, target: Target) -> None:
     """Remove what was written for a target that is left out."""
     if target.engine in _BUILT_AHEAD:
         shutil.rmtree(folder / _BUILT_AHEAD[target.engine].folder(target.precision), ignore_errors=True)
+    elif target.engine == CUDA.name:
+        shutil.rmtree(folder / CUDA.folder(target.precision), ignore_errors=True)
     elif target.precision == "int8":
         for modality in MODALITIES:
             (folder / f"onnx/{modality}.int8.onnx").unlink(missing_ok=True)
 
 
+def _equal(
+    folder: Path, target: Target, head: Any, original: Original, cases: Data, progress: Progress
+) -> dict[str, Any]:
+    """Hold an FP32 target to parity."""
+    with _open(folder, target) as predictor:
+        measured = parity.measure(predictor, original, head, cases.pixels, cases.labels, progress)
+    measured.require()
+    return measured.to_json(str(target)) | {"source": cases.source}
+
+
 def _rounded(folder: Path, target: Target, wanted: Wanted, cases: Data) -> dict[str, Any]:
-    exact = Target.parse(DEFAULT_TARGET) if target.engine.startswith("tensorrt") else replace(target, precision="fp32")
+    exact = Target.parse(DEFAULT_TARGET) if target.engine in _GPU else replace(target, precision="fp32")
     judged = wanted.gate or cases
     with _open(folder, exact) as predictor:
         want = _probability(predictor, judged.pixels)
@@ -231,15 +245,15 @@ def _built(
         parts, report["quantization"] = _signed(parts, entry, wanted, cases, ranges(), progress)
     few: dict[Modality, Array] = {modality: cases.pixels[modality][:_BATCH] for modality in MODALITIES}
     progress(f"typing the graphs of {target}", 0, 1)
-    graphs = tensorrt.typed(parts, target.precision, few)
+    typed = tensorrt.typed(parts, target.precision, few)
     progress(f"typing the graphs of {target}", 1, 1)
     report["graph"] = _graph_proof(
-        graphs["model"], target, exact(), float(entry["threshold"]), wanted, head, cases, progress
+        typed["model"], target, exact(), float(entry["threshold"]), wanted, head, cases, progress
     )
     progress(f"building {target}", 0, 1)
     sidecars = tensorrt.write(
         folder / found.folder(target.precision),
-        graphs,
+        typed,
         flavour=found.flavour,
         precision=target.precision,
         capabilities=target.capabilities,
@@ -250,6 +264,38 @@ def _built(
     if problem := found.problem(target.precision):
         return report | {"passed": None, "reason": str(problem)}
     return report | _rounded(folder, replace(target, capabilities=()), wanted, cases)
+
+
+def _on_cuda(
+    folder: Path,
+    entry: Mapping[str, Any],
+    target: Target,
+    wanted: Wanted,
+    head: Any,
+    original: Original,
+    cases: Data,
+    exact: Callable[[], Mapping[str, Array]],
+    progress: Progress,
+) -> dict[str, Any]:
+    """Write and prove the graphs of onnxruntime-cuda; FP32 runs the bundle's own. Where it can run, prove that too."""
+    report: dict[str, Any] = {"engines": {}}
+    if target.precision == "fp16":
+        few: dict[Modality, Array] = {modality: cases.pixels[modality][:_BATCH] for modality in MODALITIES}
+        encoders = cuda_graphs.typed({modality: _graph(folder, entry, modality) for modality in MODALITIES}, few)
+        whole = join(
+            encoders["mammography"],
+            encoders["ultrasound"],
+            _graph(folder, entry, "attention_pool"),
+            _graph(folder, entry, "head"),
+        )
+        report["graph"] = _graph_proof(whole, target, exact(), float(entry["threshold"]), wanted, head, cases, progress)
+        report["achieved"] = cuda_graphs.write(folder / CUDA.folder("fp16"), encoders)
+        bundles.seal(folder, entry)
+    if problem := CUDA.problem(target.precision):
+        return report | {"passed": None, "reason": str(problem)}
+    if target.precision == "fp32":
+        return report | _equal(folder, target, head, original, cases, progress)
+    return report | _rounded(folder, target, wanted, cases)
 
 
 def _float_answers(folder: Path, wanted: Wanted, cases: Data, progress: Progress) -> dict[str, Array]:

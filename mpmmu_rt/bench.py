@@ -62,6 +62,7 @@ def bench(
                 stages.setdefault(stage, []).append(spent)
 
         samples = sample(call, effort, lambda share: progress("measuring", round(share * 100), 100))
+        remarks = predictor.remarks
     want = np.resize(golden["probability"], batch)
     difference = probability_difference(last[0], want)
     limit = TOLERANCES[target.precision].probability
@@ -81,6 +82,7 @@ def bench(
         "schema": SCHEMA,
         "target": str(target),
         "head_target": str(head),
+        "remarks": list(remarks),
         "batch": batch,
         "latency_ms": latency.to_json(),
         "throughput_pairs_per_s": batch / latency.mean * 1e3,

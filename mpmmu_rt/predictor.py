@@ -109,6 +109,11 @@ class Predictor:
             session.close()
 
     @property
+    def remarks(self) -> tuple[str, ...]:
+        """What stands in here for what was asked for, and why, such as an engine that was built anew."""
+        return self._pipeline.remarks
+
+    @property
     def _width(self) -> int:
         return int(self.bundle.tensors["embedding"].shape[1])
 

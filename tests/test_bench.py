@@ -28,6 +28,7 @@ def test_the_document(bundle_folder: Path, batch: int) -> None:
             "schema",
             "target",
             "head_target",
+            "remarks",
             "batch",
             "latency_ms",
             "throughput_pairs_per_s",

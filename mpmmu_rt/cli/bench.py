@@ -43,6 +43,8 @@ def bench(
         typer.echo(_describe(result.entry))
         if json_to:
             _write(Path(json_to), result.entry)
+    for remark in result.entry["remarks"]:
+        note(f"note: {remark}")
     if result.warning:
         note(f"warning: {result.warning}")
     warn_untrained(Bundle.open(bundle).trained)

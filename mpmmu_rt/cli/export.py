@@ -107,19 +107,27 @@ def describe_precision(entry: Mapping[str, Any]) -> list[str]:
                 f"{name} {engine['engine_bytes'] / 1e6:.1f} MB" for name, engine in report["engines"].items()
             )
             lines.append(f"{target}: built ({sizes or 'graphs only'}), NOT RUN: {report['reason']}")
-            continue
-        if not report["passed"]:
+            if "graph" in report:
+                lines.append(f"{target}: its graph, not the engine: {_decisions(report['graph'])}")
+            if "quantization" in report:
+                lines.append(f"{target}: {_kept(report['quantization'])}")
+        elif not report["passed"]:
             lines.append(f"{target}: left out: {report['reason']}")
-            continue
-        gate = report.get("gate", report)
-        kept = f"; {len(report['kept_float'])} of {report['layers']} layers kept in float" if "layers" in report else ""
-        auc = "" if gate.get("auc_loss") is None else f", AUC loss {gate['auc_loss']:+.4f}"
-        mean = f", mean |Δp| {gate['mean_difference']:.4f}" if "mean_difference" in gate else ""
-        lines.append(
-            f"{target}: {gate['decisions_flipped']} of {gate['cases']} decisions flipped{mean}{auc} "
-            f"({report['source']}){kept}"
-        )
+        else:
+            gate = report.get("gate", report)
+            kept = f"; {_kept(report)}" if "layers" in report else ""
+            lines.append(f"{target}: {_decisions({**gate, 'source': report['source']})}{kept}")
     return lines
+
+
+def _decisions(gate: Mapping[str, Any]) -> str:
+    auc = "" if gate.get("auc_loss") is None else f", AUC loss {gate['auc_loss']:+.4f}"
+    mean = f", mean |Δp| {gate['mean_difference']:.4f}" if "mean_difference" in gate else ""
+    return f"{gate['decisions_flipped']} of {gate['cases']} decisions flipped{mean}{auc} ({gate['source']})"
+
+
+def _kept(report: Mapping[str, Any]) -> str:
+    return f"{len(report['kept_float'])} of {report['layers']} layers kept in float"
 
 
 def warn_untrained(trained: bool) -> None:

@@ -54,7 +54,7 @@ def run(
             overwrite=overwrite,
             progress=progress,
         )
-        trained, head = predictor.bundle.trained, predictor.head_target
+        trained, head, remarks = predictor.bundle.trained, predictor.head_target, predictor.remarks
     if as_json:
         print_json({"schema": "mpmmu-run/1", "target": target, "output": str(output), **summary.to_json()})
     note(
@@ -70,6 +70,8 @@ def run(
         )
         decode_ms = summary.decode_ms / max(1, summary.cases - summary.resumed)
         note(f"ms per pair: decode {decode_ms:.2f} (in other threads), {stages}")
+    for remark in remarks:
+        note(f"note: {remark}")
     warn_untrained(trained)
     if summary.failed:
         raise ImageError(

@@ -235,6 +235,10 @@ class DevicePath:
         feeds = {str(name): array for name, array in pixels.items()}
         return said, self.batches.run(feeds, cases, take)
 
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        return _remarks(self)
+
     def close(self) -> None:
         with on_device():
             self._resources.close()
@@ -274,8 +278,21 @@ class WholeGraph:
         np.copyto(embedding, found["embedding"])
         return {name: found[name] for name in _OUTPUTS if name in found}, spent
 
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        return _remarks(self)
+
     def close(self) -> None:
         self._session.close()
+
+
+def _remarks(pipeline: DevicePath | WholeGraph) -> tuple[str, ...]:
+    said = [f"the engine of {name} was built anew: {why}" for name, why in pipeline.rebuilt.items()]
+    if pipeline.reason:
+        said.append(f"the whole graph runs as one engine, without the fused attention pool: {pipeline.reason}")
+    if pipeline.batches.not_captured:
+        said.append(f"batches run without CUDA graphs: {pipeline.batches.not_captured}")
+    return tuple(said)
 
 
 def check_embedding(embedding: Array, shape: tuple[int, ...]) -> None:

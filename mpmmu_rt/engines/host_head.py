@@ -28,6 +28,8 @@ class Embedder(Protocol):
 class HostHead:
     """The pipeline of an `Embedder` and a head, which runs in FP32 on the engine that is fastest at it here."""
 
+    remarks: tuple[str, ...] = ()
+
     def __init__(self, embedder: Embedder, head: Session, head_target: Target) -> None:
         self.embedder = embedder
         self.head_target = head_target

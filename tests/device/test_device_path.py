@@ -108,6 +108,7 @@ def test_the_predictor_says_what_it_says_on_onnx_runtime(plug: Plug, target: Any
         Predictor(bundle, TargetName("tensorrt-rtx", "fp32")) as device,
     ):
         want, got = host.predict(few.pixels), device.predict(few.pixels)
+        assert host.remarks == device.remarks == ()
         maps = {one: (host.feature_maps(few.pixels)[one], device.feature_maps(few.pixels)[one]) for one in MODALITIES}
     np.testing.assert_allclose(got.embedding, want.embedding, rtol=0, atol=TOLERANCE)
     np.testing.assert_allclose(got.probability, want.probability, rtol=0, atol=TOLERANCE)
@@ -393,6 +394,7 @@ def test_engines_that_can_not_be_captured_run_without_a_graph_and_say_so(plug: P
         check(pipeline, cases(2))
     assert pipeline.batches.captured == ()
     assert "can't be captured" in pipeline.batches.not_captured
+    assert [remark.partition(":")[0] for remark in pipeline.remarks] == ["batches run without CUDA graphs"]
     assert set(check(pipeline, cases(2))) == {*STAGES, "wall"}
     assert machine.cuda.calls["cudaStreamBeginCapture"] == 0
 
@@ -414,6 +416,9 @@ def test_without_cupy_the_whole_graph_runs_and_says_so(plug: Plug, cases: Any) -
     with pytest.warns(WholeGraphInstead, match="without the fused attention pool: .* needs the package `cupy`"):
         pipeline = machine.open()
     assert "cupy" in pipeline.reason
+    assert pipeline.remarks == (
+        f"the whole graph runs as one engine, without the fused attention pool: {pipeline.reason}",
+    )
     check_whole(pipeline, cases(7))
     check_whole(pipeline, cases(75))
 
@@ -501,6 +506,7 @@ def test_an_engine_of_another_version_is_built_again(plug: Plug, target: Any, ca
         pipeline = machine.open()
     assert list(pipeline.rebuilt) == ["ultrasound"]
     assert "built by tensorrt_rtx 1.0.0" in pipeline.rebuilt["ultrasound"]
+    assert pipeline.remarks == (f"the engine of ultrasound was built anew: {pipeline.rebuilt['ultrasound']}",)
     check(pipeline, cases(3))
 
 

@@ -12,9 +12,11 @@ import pytest
 from mpmmu_rt import load
 from mpmmu_rt.bundle import Bundle
 from mpmmu_rt.cases import Case
+from mpmmu_rt.cli.export import describe_precision
+from mpmmu_rt.engines.onnxruntime_cuda import ENGINE as CUDA
 from mpmmu_rt.engines.openvino import ENGINE
 from mpmmu_rt.engines.tensorrt import RTX, TENSORRT, TensorRt
-from mpmmu_rt.errors import EngineError, ParityError, UsageError
+from mpmmu_rt.errors import EngineError, MissingPackage, ParityError, UsageError
 from mpmmu_rt.export import Data, Limits, Wanted, export_checkpoint
 from mpmmu_rt.export.quantization import Ranges, calibrate
 from mpmmu_rt.export.targets import halves
@@ -36,22 +38,14 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def calibrated(checkpoint_folder: Path, manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    output = tmp_path_factory.mktemp("int8") / "int8.bundle"
-    wanted = Wanted((INT8,), limits=WIDE)
-    export_checkpoint(checkpoint_folder, output, calibration_manifest=manifest, wanted=wanted)
-    return output
-
-
-@pytest.fixture(scope="module")
 def few(small_model: Checkpoint) -> Data:
     """Cases to judge on: fewer than the export would draw."""
     pixels, labels = phantom_pixels(12, seed=10, preprocessing=small_model.config.preprocessing)
     return Data(pixels, labels, "12 phantoms")
 
 
-def test_int8_is_in_the_bundle_with_what_was_measured(calibrated: Path) -> None:
-    bundle = Bundle.open(calibrated)
+def test_int8_is_in_the_bundle_with_what_was_measured(int8_folder: Path) -> None:
+    bundle = Bundle.open(int8_folder)
     assert bundle.targets == ("onnxruntime:fp32", "openvino:int8")
     report = bundle.entry["precision"]["openvino:int8"]
     assert report["passed"]
@@ -64,10 +58,10 @@ def test_int8_is_in_the_bundle_with_what_was_measured(calibrated: Path) -> None:
         assert bundle.graph(modality, "int8") != bundle.graph(modality)
 
 
-def test_int8_runs_and_is_near_float_but_not_float(calibrated: Path) -> None:
-    golden = Bundle.open(calibrated).golden()
+def test_int8_runs_and_is_near_float_but_not_float(int8_folder: Path) -> None:
+    golden = Bundle.open(int8_folder).golden()
     cases = {modality: golden[f"{modality}.pixels"] for modality in MODALITIES}
-    with load(calibrated, "openvino:int8") as predictor:
+    with load(int8_folder, "openvino:int8") as predictor:
         got = predictor.predict(cases).embedding
         assert [check.name for check in verify(predictor) if not check.passed] == []
     error = np.linalg.norm(got - golden["embedding"]) / np.linalg.norm(golden["embedding"])
@@ -154,6 +148,30 @@ def test_tensorrt_engines_are_built_and_listed_as_not_run(checkpoint_folder: Pat
     assert report["head"]["products"] == "convolution"
     with pytest.raises(EngineError, match="needs an NVIDIA GPU"):
         load(tmp_path / "b", "tensorrt-rtx:fp16")
+
+
+def test_onnxruntime_cuda_is_written_proven_and_listed_as_not_run(
+    checkpoint_folder: Path, few: Data, tmp_path: Path
+) -> None:
+    wanted = tuple(Target("onnxruntime-cuda", precision) for precision in ("fp32", "fp16"))
+    if CUDA.problem("fp16") is None:
+        pytest.skip("ONNX Runtime's CUDA provider runs here: its targets are proven, not only written")
+    bundle = export_checkpoint(checkpoint_folder, tmp_path / "b", wanted=Wanted(wanted, gate=few, limits=WIDE))
+    assert bundle.targets == ("onnxruntime:fp32", "onnxruntime-cuda:fp32", "onnxruntime-cuda:fp16")
+    reports = bundle.entry["precision"]
+    assert [reports[str(target)]["passed"] for target in wanted] == [None, None]
+    report = reports["onnxruntime-cuda:fp16"]
+    assert all(achieved["fp16"] > 0.9 for achieved in report["achieved"].values())
+    assert report["graph"]["passed"]
+    assert 1e-5 < report["graph"]["checks"][0]["value"] < 2e-3, "it was rounded, and not much"
+    assert {path.name for path in (tmp_path / "b/engines").iterdir()} == {"onnxruntime-cuda-fp16"}
+    assert CUDA.graph(bundle, "ultrasound", "fp16").parent.name == "onnxruntime-cuda-fp16"
+    assert CUDA.graph(bundle, "ultrasound", "fp32") == bundle.graph("ultrasound")
+    said = " ".join(describe_precision(bundle.entry))
+    assert said.count("NOT RUN") == 2
+    assert "its graph, not the engine: " in said
+    with pytest.raises((EngineError, MissingPackage)):
+        load(tmp_path / "b", "onnxruntime-cuda:fp16")
 
 
 def test_where_tensorrt_runs_it_is_still_built_only_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
