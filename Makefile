@@ -42,7 +42,7 @@ bench: $(DEMO)/reference.bundle
 # On a machine with a GPU, CuPy and this package's source; installs nothing. BUNDLE: one with GPU targets, to run it whole.
 gpu-evidence:
 	$(PYTHON) -m benchmarks.attention_pool --gpu
-	$(if $(BUNDLE),$(PYTHON) -m benchmarks.device_path $(BUNDLE))
+	$(if $(BUNDLE),$(PYTHON) -m benchmarks.device_path $(BUNDLE),@echo "note: only the kernel was run; the whole way needs make gpu-evidence BUNDLE=model.bundle" >&2)
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: this is Python " + sys.version.split()[0] + ", expected 3.11 or newer\nhint: make PYTHON=python3.11")'

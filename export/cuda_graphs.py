@@ -11,6 +11,7 @@ from mpmmu_rt.spec import MODALITIES, Array, Modality
 
 from .graphs import save_sharing_weights
 from .precision import islands, shares, to_half
+from .sigmoid import exact_sigmoids, gate_steps
 from .tensorrt import require_precision
 
 
@@ -19,11 +20,16 @@ def typed(
 ) -> dict[Modality, onnx.ModelProto]:
     """The FP32 `encoders` in FP16, but for what `islands` finds with `pixels` (uint8 [N, 1, S, S], real images).
 
-    All hold their weights. Feature maps leave as float32, which the attention pool, FP32 here too, takes as it is.
+    All hold their weights. Gates are computed in float32 (`sigmoid.py`). Feature maps leave as float32, which the
+    attention pool, FP32 here too, takes as it is.
     Raises what `precision.to_half` and `precision.islands` do, and `ExportError` for a graph that is not FP16 in the
     main.
     """
-    found = {m: to_half(encoders[m], "fp16", islands(encoders[m], {"pixels": pixels[m]})) for m in MODALITIES}
+    found = {}
+    for modality in MODALITIES:
+        encoder = encoders[modality]
+        kept = islands(encoder, {"pixels": pixels[modality]}) | gate_steps(encoder)
+        found[modality] = to_half(exact_sigmoids(encoder), "fp16", kept)
     for model in found.values():
         require_precision(model, "fp16")
     return found

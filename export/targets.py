@@ -1,7 +1,8 @@
 """Every target of a bundle beyond the first, proven before it is listed.
 
 FP32 is held to the parity of `mpmmu_rt.export.parity`. BF16 and INT8 round, and a forest is a step function: they are
-judged by their decisions against FP32 on the same engine (`mpmmu_rt.export.quantization.Limits`). Targets of GPUs can
+judged by their decisions against FP32 (`mpmmu_rt.export.quantization.Limits`), on the same engine, or for targets of
+GPUs on ONNX Runtime. Targets of GPUs can
 be made where they can't run: then their graphs are judged in the same way, by running them on the CPU with the
 rounding that their types ask for, and the target is listed as built and not run: the device has to `verify` it.
 """
@@ -95,6 +96,12 @@ class Wanted:
             wanted = list(self.targets)
         for target in wanted:
             known_engine(target)
+            twins = [other for other in wanted if other != target and str(other).partition("@")[0] == _plain(target)]
+            if twins:
+                raise UsageError(
+                    f"the targets `{target}` and `{twins[0]}` are asked for, expected one with all capabilities",
+                    hint="one engine serves several GPUs: " + _plain(target) + "@86,89",
+                )
             if target.engine in _BUILT_AHEAD:
                 _check_buildable(_BUILT_AHEAD[target.engine], target)
             elif target.engine not in _GPU:
@@ -105,6 +112,10 @@ class Wanted:
                     hint="add --calibrate MANIFEST: some hundred cases like those that it will see",
                 )
         return tuple(dict.fromkeys(target for target in wanted if target != first))
+
+
+def _plain(target: Target) -> str:
+    return str(replace(target, capabilities=()))
 
 
 def halves(data: Data, cases: Sequence[Case]) -> tuple[Data, Data]:
@@ -141,7 +152,9 @@ def prove(
         try:
             if target.engine in _BUILT_AHEAD:
                 plain = replace(target, capabilities=())
-                reports[str(plain)] = _built(folder, entry, target, wanted, head, cases, ranges, exact, progress)
+                reports[str(plain)] = _built(
+                    folder, entry, target, wanted, head, original, cases, ranges, exact, progress
+                )
                 target = plain
             elif target.engine == CUDA.name:
                 reports[str(target)] = _on_cuda(folder, entry, target, wanted, head, original, cases, exact, progress)
@@ -228,6 +241,7 @@ def _built(
     target: Target,
     wanted: Wanted,
     head: Any,
+    original: Original,
     cases: Data,
     ranges: Callable[[], Mapping[Modality, Ranges]],
     exact: Callable[[], Mapping[str, Array]],
@@ -263,7 +277,10 @@ def _built(
     report["engines"] = {name: sidecar.to_json() for name, sidecar in sidecars.items()}
     if problem := found.problem(target.precision):
         return report | {"passed": None, "reason": str(problem)}
-    return report | _rounded(folder, replace(target, capabilities=()), wanted, cases)
+    plain = replace(target, capabilities=())
+    if target.precision == "fp32":
+        return report | _equal(folder, plain, head, original, cases, progress)
+    return report | _rounded(folder, plain, wanted, cases)
 
 
 def _on_cuda(
@@ -285,7 +302,7 @@ def _on_cuda(
         whole = join(
             encoders["mammography"],
             encoders["ultrasound"],
-            _graph(folder, entry, "attention_pool"),
+            _graph(folder, entry, "attention_pool_onnxruntime"),
             _graph(folder, entry, "head"),
         )
         report["graph"] = _graph_proof(whole, target, exact(), float(entry["threshold"]), wanted, head, cases, progress)

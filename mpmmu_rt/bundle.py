@@ -9,8 +9,8 @@
     onnx/weights.bin     the weights, each stored once
     onnx/attention_pool.npz  the weights of both attention pools, for the CUDA kernel: arrays float32 named
                          `<modality>.attention.<name>` as in torch's state_dict (`mpmmu_rt.kernels.weights`)
-    engines/             for TensorRT, per target: `mammography`, `ultrasound` (the feature map in the target's type),
-                         `head` and `model` in its precision, the head in FP32; their weights, engines and sidecars
+    engines/             for each target of GPUs: `mammography`, `ultrasound` (the feature map in its type),
+                         for TensorRT `head` and `model`, the head in FP32; their weights, engines and sidecars
     golden/golden.npz    a few inputs and the original's output of every stage
 
 `bundle.json` is a JSON object with the keys
@@ -23,8 +23,7 @@
     classes        ["benign", "malignant"]
     tensors        name → {dtype, shape}; shape counts cases as "N"
     graphs         graph → path; `mammography.int8` and `ultrasound.int8` where the bundle was calibrated
-    attention_pool {weights: path, kinds: {modality: "eca", "cbam" or "none"}}; null, or absent (as in bundles that were
-                   written before there was the kernel), where only graphs can pool
+    attention_pool {weights: path, kinds: {modality: "eca", "cbam" or "none"}}; null where only graphs can pool
     golden         path
     targets        the targets that the export has verified; `parity` and `precision` say how
     head           how the forests of `head` and `head_onnxruntime` are evaluated, and notes for the user
@@ -53,12 +52,13 @@ import numpy as np
 from .errors import BundleError, DigestMismatch, UsageError
 from .files import MAX_JSON_BYTES, parse_json_object, read_bounded, sha256_file
 from .images import Preprocessing
-from .spec import MODALITIES, Array, TensorSpec
+from .spec import MODALITIES, Array, Target, TensorSpec
 
 SCHEMA = "mpmmu-bundle/1"
 MANIFEST = "bundle.json"
 MAX_FILE_BYTES = 8 * 2**30
 MAX_GOLDEN_BYTES = 2**28
+ENGINES = "engines"
 POOL_WEIGHTS = "onnx/attention_pool.npz"
 MAX_POOL_BYTES = 2**28
 CLASSES = ("benign", "malignant")
@@ -130,7 +130,7 @@ class Bundle:
                 threshold=_threshold(entry),
             )
             _check_pixels(bundle)
-            bundle._check_files()
+            bundle.check_files()
         except KeyError as error:
             missing = f"{manifest} lacks the key `{error.args[0]}`, expected all keys of {SCHEMA}"
             raise BundleError(missing, hint=_HINT) from error
@@ -164,6 +164,16 @@ class Bundle:
             )
         return self.path / str(self.entry["graphs"][name])
 
+    def target_graph(self, target: Target, name: str) -> Path:
+        """A graph that was written for one target, in the types of its precision. Raises `BundleError` for none."""
+        path = f"{target_folder(target.engine, target.precision)}/{name}.onnx"
+        if path not in self.entry["files"]:
+            raise BundleError(
+                f"{self.path} holds no {path}, expected graphs for {target}",
+                hint=f"export it again with --target {target}",
+            )
+        return self.path / path
+
     def golden(self) -> dict[str, Array]:
         """The golden vectors: `<modality>.pixels`, `<modality>.feature_map`, `embedding`, `probability`."""
         path = self.path / self.entry["golden"]
@@ -188,7 +198,8 @@ class Bundle:
             )
         return _read_arrays(self.path / pool["weights"], MAX_POOL_BYTES)
 
-    def _check_files(self) -> None:
+    def check_files(self) -> None:
+        """Hold every listed file to its digest again. Raises `BundleError`, or `DigestMismatch` for an altered one."""
         files = _mapping(self.entry, "files")
         used = [*_mapping(self.entry, "graphs").values(), self.entry["golden"]]
         if pool := self.entry.get("attention_pool"):
@@ -199,6 +210,18 @@ class Bundle:
             raise BundleError(f"{self.path / MANIFEST} does not list {absent[0]}, expected its digest", hint=_HINT)
         for name, facts in files.items():
             _check_file(self.path, name, int(facts["bytes"]), str(facts["sha256"]))
+        # An engine is code, and is looked for beside its graph: none may lie there that was not exported.
+        for path in sorted((self.path / ENGINES).rglob("*")):
+            if not path.is_dir() and (name := path.relative_to(self.path).as_posix()) not in files:
+                raise BundleError(
+                    f"{self.path} holds {name}, which {MANIFEST} does not list, expected no engine of another origin",
+                    hint="remove it, or export the bundle again",
+                )
+
+
+def target_folder(engine: str, precision: str) -> str:
+    """Where in a bundle lies what is for one target alone: graphs, their weights, and engines built from them."""
+    return f"{ENGINES}/{engine}-{precision}"
 
 
 def _check_file(folder: Path, name: str, size: int, digest: str) -> None:
@@ -225,9 +248,13 @@ def _read_arrays(path: Path, limit: int) -> dict[str, Array]:
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
             if (size := sum(item.file_size for item in arrays.zip.infolist())) > limit:
                 raise ValueError(f"it unpacks to {size} bytes, expected at most {limit}")
-            return {name: arrays[name] for name in arrays.files}
-    # TypeError: of a .npy file `np.load` gives an array, which is no context manager.
-    except (ValueError, OSError, EOFError, TypeError, zlib.error, BadZipFile) as error:
+            found = {name: arrays[name] for name in arrays.files}
+            if strange := [name for name, array in found.items() if not isinstance(array, np.ndarray)]:
+                raise ValueError(f"`{strange[0]}` is no array")
+            return found
+    # TypeError: of a .npy file `np.load` gives an array, which is no context manager. MemoryError: of a header that
+    # claims more than there can be.
+    except (ValueError, OSError, EOFError, TypeError, MemoryError, zlib.error, BadZipFile) as error:
         raise BundleError(f"{path} is not a readable .npz file: {error}", hint=_HINT) from error
 
 

@@ -18,6 +18,16 @@ MAX_JSON_BYTES = 16 * 2**20
 ErrorFactory = Callable[..., MpmmuError]
 
 
+def _umask() -> int:
+    # The only portable way to read it is to set it; mkstemp and mkdtemp ignore it and make private files.
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
+_UMASK = _umask()  # read once: while it is set, another thread's files would get it
+
+
 def sha256_file(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -47,15 +57,18 @@ def parse_json_object(path: Path, data: bytes, error: ErrorFactory, hint: str) -
 
 
 @contextmanager
-def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; when the block succeeds it becomes `path`, else it goes away."""
+def atomic_file(path: Path, *, private: bool = False) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; when the block succeeds it becomes `path`, else it goes away.
+
+    private: for its owner alone, whatever the umask says.
+    """
     _require_parent(path)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
     os.close(handle)
     partial = Path(name)
     try:
         yield partial
-        partial.chmod(0o666 & ~_umask())
+        partial.chmod(0o600 if private else 0o666 & ~_UMASK)
         with partial.open("rb") as file:
             os.fsync(file.fileno())  # a rename may reach the disk before the data does
         partial.replace(path)
@@ -75,7 +88,7 @@ def atomic_folder(path: Path, *, marker: str, overwrite: bool) -> Iterator[Path]
     partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
     try:
         yield partial
-        partial.chmod(0o777 & ~_umask())
+        partial.chmod(0o777 & ~_UMASK)
         check_replaceable(path, marker=marker, overwrite=overwrite)
         if path.exists():
             old = partial.with_suffix(".old")
@@ -109,10 +122,3 @@ def _require_parent(path: Path) -> None:
             f"the folder {path.parent} does not exist, expected the place to write {path.name} into",
             hint=f"mkdir -p {path.parent}",
         )
-
-
-def _umask() -> int:
-    # The only portable way to read it is to set it; mkstemp and mkdtemp ignore it and make private files.
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask

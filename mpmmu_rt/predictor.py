@@ -58,11 +58,18 @@ class Predictor:
 
         The two are named and not positional, so that they can't be swapped unseen. embedding: float32 [N, D] to write
         the embedding to, and to return; a new array if None. Raises `PixelsError` for pixels that the model was not
-        made for, and `EngineError` if any probability is not a number in 0..1.
+        made for, `UsageError` for another `embedding`, and `EngineError` if any probability is not a number in 0..1.
         """
         checked = self._check(pixels)
+        shape = (len(checked["mammography"]), self._width)
         if embedding is None:
-            embedding = np.empty((len(checked["mammography"]), self._width), np.float32)
+            embedding = np.empty(shape, np.float32)
+        elif embedding.dtype != np.float32 or embedding.shape != shape or not embedding.flags.writeable:
+            got = f"{'' if embedding.flags.writeable else 'read-only '}{embedding.dtype}{list(embedding.shape)}"
+            raise UsageError(
+                f"`embedding` is {got}, expected float32{list(shape)} to write to",
+                hint="leave it out to get a new array",
+            )
         said, stages_ms = self._pipeline.run(checked, embedding)
         probability = said["probability"]
         # Trees send NaN left or right and give a number that looks right: the embedding is checked on its own.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import stat
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from mpmmu_rt.bundle import Bundle
 from mpmmu_rt.engines import blob_cache
 from mpmmu_rt.engines.blob_cache import BlobCache, CacheWarning
 from mpmmu_rt.engines.openvino import ENGINE
+from mpmmu_rt.errors import BundleError
 from mpmmu_rt.predictor import Prediction, Predictor
 from mpmmu_rt.spec import MODALITIES, Array, Modality
 
@@ -108,6 +110,33 @@ def test_a_folder_that_others_may_write_to_is_not_used(cache: BlobCache, kind: s
         assert BlobCache.default() is None
 
 
+@pytest.mark.parametrize("what", ["the folder", "the entry"])
+def test_what_others_may_write_to_later_is_not_read(cache: BlobCache, what: str) -> None:
+    cache.store(FACTS, b"blob")
+    path = only(cache)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    (cache.folder if what == "the folder" else path).chmod(0o777)
+    with pytest.warns(CacheWarning, match="mode 777"):
+        assert cache.load(FACTS) is None
+
+
+def test_a_cache_that_can_only_be_read_serves(cache: BlobCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> None:
+        raise PermissionError
+
+    cache.store(FACTS, b"blob")
+    monkeypatch.setattr(os, "utime", refuse)
+    found = cache.load(FACTS)
+    assert found is not None
+    assert found.tobytes() == b"blob"
+
+
+def test_models_that_are_tried_once_are_not_kept(cache: BlobCache) -> None:
+    with blob_cache.suspended():
+        assert BlobCache.default() is None
+    assert BlobCache.default() == cache
+
+
 def test_a_folder_that_can_t_be_written_is_said_and_survived(cache: BlobCache) -> None:
     cache.folder.parent.joinpath("file").write_bytes(b"")
     with pytest.warns(CacheWarning, match="can't be written"):
@@ -182,3 +211,28 @@ def test_a_whole_entry_that_is_no_int8_model_is_not_run(int8_folder: Path, cache
             got, anew = answer(int8_folder)
         assert anew
         np.testing.assert_array_equal(got.embedding, want.embedding)
+
+
+def test_a_bundle_that_is_replaced_meanwhile_is_not_mixed_with_the_old_one(
+    int8_folder: Path, bundle_folder: Path, cache: BlobCache, tmp_path: Path
+) -> None:
+    """A predictor that has read one size of batch from the cache meets another bundle when it compiles the next."""
+    needs_int8()
+    folder = tmp_path / "served.bundle"
+    shutil.copytree(int8_folder, folder)
+    answer(folder)
+    cases = pixels(folder)
+    one = {modality: array[:1] for modality, array in cases.items()}
+    with load(folder, INT8, threads=2) as predictor:
+        predictor.predict(one)
+    with load(folder, INT8, threads=2) as predictor:
+        want = predictor.predict(one).probability
+        assert not compiled_anew(predictor)
+        folder.rename(tmp_path / "old.bundle")
+        shutil.copytree(bundle_folder, folder)
+        for modality in MODALITIES:  # graphs of the same names that compute something else
+            shutil.copy(folder / "onnx/ultrasound.onnx", folder / f"onnx/{modality}.int8.onnx")
+        with pytest.raises(BundleError):
+            predictor.predict(cases)
+        np.testing.assert_array_equal(predictor.predict(one).probability, want)
+    assert len(cache.entries()) == 2  # of `answer`, and of one case on two threads

@@ -344,3 +344,14 @@ def test_pool_weights_that_were_sealed_broken(folder: Path, alter: Callable[[Pat
     seal(folder, json.loads((folder / "bundle.json").read_text()))
     with pytest.raises(BundleError, match=r"not a readable \.npz|unpacks to"):
         Bundle.open(folder).pool_arrays()
+
+
+def test_an_engine_that_is_not_listed_is_refused(bundle_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(bundle_folder, tmp_path / "b")
+    planted = tmp_path / "b/engines/tensorrt-rtx-fp16/model.engine"
+    planted.parent.mkdir(parents=True)
+    planted.write_bytes(b"an engine of another origin")
+    with pytest.raises(
+        BundleError, match=r"holds engines/tensorrt-rtx-fp16/model\.engine, which bundle\.json does not"
+    ):
+        Bundle.open(tmp_path / "b")

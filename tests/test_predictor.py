@@ -307,3 +307,20 @@ def test_a_model_that_takes_other_names_is_an_engine_error(tmp_path: Path) -> No
     seal(folder, json.loads((folder / "bundle.json").read_text()))
     with load(folder) as predictor, pytest.raises(EngineError, match=r"failed in ultrasound_onnxruntime\.onnx"):
         predictor.predict(levels(1, 2))
+
+
+@pytest.mark.parametrize(
+    "embedding",
+    [
+        np.empty((2, 2), np.float32),
+        np.empty((6, 2), np.float32),
+        np.empty((4, 2)),
+        np.broadcast_to(np.float32(0), (4, 2)),
+    ],
+)
+def test_an_embedding_that_can_not_hold_all_cases_is_refused(tmp_path: Path, embedding: Array) -> None:
+    with (
+        load(tiny_bundle(tmp_path / "b", pool=SAME, head=AVERAGE)) as predictor,
+        pytest.raises(UsageError, match=r"expected float32\[4, 2\] to write to"),
+    ):
+        predictor.predict(levels(1, 2, 3, 4), embedding=embedding)

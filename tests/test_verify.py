@@ -51,7 +51,7 @@ def test_altered_weights_are_caught_when_the_digests_hold(folder: Path) -> None:
 
 def test_exchanged_encoders_are_caught(folder: Path) -> None:
     """Same shapes, same names: nothing but the golden vectors can tell."""
-    first, second = folder / "onnx/mammography.onnx", folder / "onnx/ultrasound.onnx"
+    first, second = (folder / f"onnx/{modality}_onnxruntime.onnx" for modality in ("mammography", "ultrasound"))
     swapped = second.read_bytes(), first.read_bytes()
     first.write_bytes(swapped[0])
     second.write_bytes(swapped[1])

@@ -56,7 +56,8 @@ def run(
         )
         trained, head, remarks = predictor.bundle.trained, predictor.head_target, predictor.remarks
     if as_json:
-        print_json({"schema": "mpmmu-run/1", "target": target, "output": str(output), **summary.to_json()})
+        facts = {"target": target, "head_target": str(head), "remarks": list(remarks), "output": str(output)}
+        print_json({"schema": "mpmmu-run/1", **facts, **summary.to_json()})
     note(
         f"wrote {output}: {summary.cases - summary.failed} predictions, {summary.failed} errors"
         + (f" ({summary.resumed} rows were there already)" if summary.resumed else "")

@@ -20,14 +20,15 @@ def verify(
 
     with load(bundle, target) as predictor:
         checks = [check.to_json() for check in run_checks(predictor)]
-        digest = predictor.bundle.digest
+        digest, head, remarks = predictor.bundle.digest, predictor.head_target, predictor.remarks
     passed = all(check["passed"] for check in checks)
     if as_json:
-        print_json(
-            {"schema": "mpmmu-verify/1", "target": target, "bundle_digest": digest, "passed": passed, "checks": checks}
-        )
+        facts = {"target": target, "head_target": str(head), "remarks": list(remarks), "bundle_digest": digest}
+        print_json({"schema": "mpmmu-verify/1", **facts, "passed": passed, "checks": checks})
     else:
         typer.echo(checks_table(checks))
+    for remark in remarks:
+        note(f"note: {remark}")
     if not passed:
         failed = sum(not check["passed"] for check in checks)
         note(f"error: {failed} of {len(checks)} checks failed on {target}, expected none")

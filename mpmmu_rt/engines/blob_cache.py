@@ -2,8 +2,8 @@
 
 An entry is one file: a line of JSON (`facts` that it was made from, SHA-256 and length of the blob), padded to a page,
 and the blob. Facts name everything that a compiled model depends on; another fact is another entry. The very bytes
-that were hashed are handed out. The digest finds damage; against another user of the machine there is the folder's
-owner and mode: one that others may write to is not used.
+that were hashed are handed out. The digest finds damage. Against other users of the machine there are owner and mode:
+a folder or an entry that is another's, or that others may write to, is not used.
 
 `MPMMU_RT_CACHE` names the folder, or is `off`; by default it is the user's cache folder.
 """
@@ -13,8 +13,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,8 +34,21 @@ _PAGE = 4096  # the header's room, and the blob's alignment in memory
 _SUFFIX = ".blob"
 
 
+_SUSPENDED = ContextVar("_SUSPENDED", default=False)
+
+
 class CacheWarning(RuntimeWarning):
     """The cache could not be used; the model was compiled instead, with the same result."""
+
+
+@contextmanager
+def suspended() -> Iterator[None]:
+    """There is no cache inside: for models that are tried once."""
+    token = _SUSPENDED.set(True)
+    try:
+        yield
+    finally:
+        _SUSPENDED.reset(token)
 
 
 @dataclass(frozen=True)
@@ -45,13 +61,11 @@ class BlobCache:
     def default(cls) -> BlobCache | None:
         """The cache that the environment asks for, or None if it is off or its folder must not be trusted."""
         named = os.environ.get(VARIABLE, "")
-        if named.lower() == "off":
+        if named.lower() == "off" or _SUSPENDED.get():
             return None
         folder = Path(named) if named else Path(require("platformdirs", "the cache").user_cache_path("mpmmu-rt"))
-        if problem := _untrusted(folder):
-            _warn(f"{folder} {problem}, expected a folder that only its owner may write to")
-            return None
-        return cls(folder)
+        cache = cls(folder.resolve())
+        return cache if cache._trusted() else None
 
     def holds(self, facts: Mapping[str, str]) -> bool:
         """Is there an entry? Whether it is whole, `load` finds out."""
@@ -61,10 +75,13 @@ class BlobCache:
         """The blob, uint8 [bytes], that was stored with exactly these facts, or None. A damaged entry is removed,
         with a `CacheWarning`."""
         path = self._path(facts)
+        if not self._trusted():
+            return None
         try:
             with path.open("rb") as file:
-                size = os.fstat(file.fileno()).st_size
-                if size > MAX_BYTES:
+                if problem := _others_may_write(found := os.fstat(file.fileno())):
+                    raise ValueError(f"it {problem}")
+                if (size := found.st_size) > MAX_BYTES:
                     raise ValueError(f"it has {size} bytes")
                 room = np.empty(size + _PAGE, np.uint8)
                 whole = room[-room.ctypes.data % _PAGE :][:size]
@@ -76,7 +93,8 @@ class BlobCache:
                 raise ValueError("its header is another's")
             if hashlib.sha256(blob.data).hexdigest() != header["sha256"]:
                 raise ValueError("its SHA-256 is another")
-            os.utime(path)
+            with suppress(OSError):  # a cache that can only be read serves as well
+                os.utime(path)
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
@@ -101,7 +119,9 @@ class BlobCache:
             return
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with atomic_file(self._path(facts)) as partial, partial.open("wb") as file:
+            if not self._trusted():
+                return
+            with atomic_file(self._path(facts), private=True) as partial, partial.open("wb") as file:
                 file.write(header)
                 file.write(blob)
             self._evict()
@@ -119,6 +139,20 @@ class BlobCache:
             found.append((facts.st_mtime, path, facts.st_size))
         return {path: size for _, path, size in sorted(found)}
 
+    def _trusted(self) -> bool:
+        """Is the folder its user's own, or still to be made? If not, a `CacheWarning` says so."""
+        try:
+            found = self.folder.stat()
+        except FileNotFoundError:
+            return True
+        except OSError as error:
+            problem = f"can't be read ({error.strerror})"
+        else:
+            problem = _others_may_write(found) if stat.S_ISDIR(found.st_mode) else "is no folder"
+        if problem:
+            _warn(f"{self.folder} {problem}, expected a folder that only its owner may write to")
+        return not problem
+
     def _evict(self) -> None:
         entries = self.entries()
         excess = sum(entries.values()) - MAX_BYTES
@@ -133,16 +167,8 @@ class BlobCache:
         return self.folder / f"{key}{_SUFFIX}"
 
 
-def _untrusted(folder: Path) -> str:
-    """What speaks against the folder; "" for one that is the user's own, or that is still to be made."""
-    try:
-        found = folder.stat()
-    except FileNotFoundError:
-        return ""
-    except OSError as error:
-        return f"can't be read ({error.strerror})"
-    if not folder.is_dir():
-        return "is no folder"
+def _others_may_write(found: os.stat_result) -> str:
+    """What speaks against a file or folder with these facts; "" for one that is the user's own."""
     if hasattr(os, "geteuid") and (found.st_uid != os.geteuid() or found.st_mode & 0o022):
         return f"belongs to user {found.st_uid} and has the mode {found.st_mode & 0o777:o}"
     return ""

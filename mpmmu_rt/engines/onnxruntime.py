@@ -73,8 +73,9 @@ def session_options(runtime: Any, threads: int) -> Any:
     return options
 
 
-# The forms without its own Sigmoid, which is wrong by 17 % at -15 and zero below -18 (`export/sigmoid.py`).
-_GRAPHS: Mapping[str, Graph] = {
+# The forms without its own Sigmoid, which is wrong by 17 % at -15 and zero below -18 (`export/sigmoid.py`); by its
+# source, that of the CUDA provider is no better.
+EXACT_GRAPHS: Mapping[str, Graph] = {
     "mammography": "mammography_onnxruntime",
     "ultrasound": "ultrasound_onnxruntime",
     "attention_pool": "attention_pool_onnxruntime",
@@ -103,10 +104,10 @@ class OnnxRuntime:
         )
 
     def graph(self, bundle: Bundle, modality: Modality, precision: str) -> Path:
-        return bundle.graph(_GRAPHS[modality])
+        return bundle.graph(EXACT_GRAPHS[modality])
 
     def _embedder(self, bundle: Bundle, precision: str, threads: int) -> BoundEmbedder:
-        graphs = {name: bundle.graph(graph) for name, graph in _GRAPHS.items()}
+        graphs = {name: bundle.graph(graph) for name, graph in EXACT_GRAPHS.items()}
         return BoundEmbedder({name: self._open(path, threads) for name, path in graphs.items()}, graphs)
 
     def _open(self, graph: Path, threads: int) -> Any:

@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 
 from mpmmu_rt._optional import require
-from mpmmu_rt.bundle import Bundle, HeadGraph
-from mpmmu_rt.errors import BundleError, EngineError, MissingPackage, MpmmuError
+from mpmmu_rt.bundle import Bundle, HeadGraph, target_folder
+from mpmmu_rt.errors import EngineError, MissingPackage, MpmmuError
 from mpmmu_rt.spec import MODALITIES, Modality, Target
 
 from .host_head import HostHead
-from .onnxruntime import OnnxRuntimeSession, installation_problem, session_options
+from .onnxruntime import EXACT_GRAPHS, OnnxRuntimeSession, installation_problem, session_options
 from .onnxruntime_lanes import BoundEmbedder, Memory, first_line
 from .tensorrt_build import gpu
 
@@ -85,22 +85,16 @@ class OnnxRuntimeCuda:
 
     def graph(self, bundle: Bundle, modality: Modality, precision: str) -> Path:
         if precision == "fp32":
-            return bundle.graph(modality)
-        path = f"{self.folder(precision)}/{modality}.onnx"
-        if path not in bundle.entry["files"]:
-            raise BundleError(
-                f"{bundle.path} holds no {path}, expected graphs for {self.name}:{precision}",
-                hint=f"export it again with --target {self.name}:{precision}",
-            )
-        return bundle.path / path
+            return bundle.graph(EXACT_GRAPHS[modality])
+        return bundle.target_graph(Target(self.name, precision), modality)
 
     def folder(self, precision: str) -> str:
         """Where a bundle holds the encoders in `precision`, and their weights; FP32 runs the bundle's own."""
-        return f"engines/{self.name}-{precision}"
+        return target_folder(self.name, precision)
 
     def _embedder(self, bundle: Bundle, precision: str, threads: int) -> BoundEmbedder:
         graphs: dict[str, Path] = {modality: self.graph(bundle, modality, precision) for modality in MODALITIES}
-        graphs["attention_pool"] = bundle.graph("attention_pool")
+        graphs["attention_pool"] = bundle.graph(EXACT_GRAPHS["attention_pool"])
         runtime = require("onnxruntime", _PURPOSE)
         memory = Memory("cuda", partial(allocate, runtime, "cuda"))
         return BoundEmbedder({name: self._open(path, threads) for name, path in graphs.items()}, graphs, memory)

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from mpmmu_rt import machine
+from mpmmu_rt import __version__, machine
 from mpmmu_rt._optional import require
 from mpmmu_rt.bundle import Bundle, HeadGraph
 from mpmmu_rt.errors import EngineError, MpmmuError
@@ -185,9 +185,12 @@ class OpenVinoEmbedder:
 
     def _read(self, bundle: Bundle) -> Any:
         try:
-            return _join(self._runtime, self._core, bundle, self._precision)
+            model = _join(self._runtime, self._core, bundle, self._precision)
         except (RuntimeError, KeyError) as error:
             raise _cannot_load(f"the graphs of {bundle.name}", error) from error
+        if self._cache:  # this may be long after the bundle was opened, and what is made of it is kept
+            bundle.check_files()
+        return model
 
     def _compiled(self, bundle: Bundle, count: int) -> _Streams:
         if self._model is None:
@@ -217,7 +220,7 @@ class OpenVinoEmbedder:
         processor = machine.describe()
         return {
             "bundle": bundle.digest,
-            "graphs": "encoders and attention pool",
+            "mpmmu-rt": __version__,
             "openvino": str(self._runtime.get_version()),
             "processor": str(self._core.get_property("CPU", "FULL_DEVICE_NAME")),
             "features": " ".join(processor["cpu_features"]),
@@ -240,6 +243,8 @@ class OpenVino:
     def problem(self, precision: str = "fp32") -> MpmmuError | None:
         try:
             runtime = require("openvino", _PURPOSE)
+            if precision in _STORED:
+                require("platformdirs", f"the target openvino:{precision}")
         except MpmmuError as error:
             return error
         able = runtime.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")

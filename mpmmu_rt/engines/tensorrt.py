@@ -14,8 +14,8 @@ import warnings
 from pathlib import Path
 
 from mpmmu_rt._optional import require
-from mpmmu_rt.bundle import MAX_FILE_BYTES, Bundle, HeadGraph
-from mpmmu_rt.errors import BundleError, EngineError, MpmmuError
+from mpmmu_rt.bundle import MAX_FILE_BYTES, Bundle, HeadGraph, target_folder
+from mpmmu_rt.errors import DigestMismatch, EngineError, MpmmuError
 from mpmmu_rt.files import read_bounded
 from mpmmu_rt.spec import Modality, Target
 
@@ -83,7 +83,7 @@ class TensorRt:
         if not whole_graph:
 
             def engine(name: str, resources: Resources) -> LoadedEngine:
-                data, profile, why = self._find(self._graph(bundle, name, precision), precision)
+                data, profile, why = self._find(self._graph(bundle, name, precision), precision, bundle=bundle)
                 if why:
                     rebuilt[name] = why
                 return LoadedEngine(library(self.flavour), data, profile, resources)
@@ -97,7 +97,7 @@ class TensorRt:
                     WholeGraphInstead,
                     stacklevel=2,
                 )
-        data, profile, why = self._find(self._graph(bundle, "model", precision), precision)
+        data, profile, why = self._find(self._graph(bundle, "model", precision), precision, bundle=bundle)
         session = TensorRtSession(library(self.flavour), data, profile, graphs=graphs, rebuilt=why)
         return WholeGraph(bundle, target, session, reason)
 
@@ -106,17 +106,11 @@ class TensorRt:
 
     def _graph(self, bundle: Bundle, name: str, precision: str) -> Path:
         """The graph `name` in the types of `precision`. Raises `BundleError` if the bundle does not list it."""
-        path = f"{self.folder(precision)}/{name}.onnx"
-        if path not in bundle.entry["files"]:
-            raise BundleError(
-                f"{bundle.path} holds no {path}, expected graphs for {self.name}:{precision}",
-                hint=f"export it again with --target {self.name}:{precision}",
-            )
-        return bundle.path / path
+        return bundle.target_graph(Target(self.name, precision), name)
 
     def folder(self, precision: str) -> str:
         """Where a bundle holds the graphs in `precision`, their weights, and the engines that were built from them."""
-        return f"engines/{self.name}-{precision}"
+        return target_folder(self.name, precision)
 
     def load(
         self, graph: Path, precision: str, threads: int, *, batches: tuple[int, int] | None = None
@@ -130,9 +124,12 @@ class TensorRt:
         return TensorRtSession(library(self.flavour), engine, profile, rebuilt=reason)
 
     def _find(
-        self, graph: Path, precision: str, batches: tuple[int, int] | None = None
+        self, graph: Path, precision: str, batches: tuple[int, int] | None = None, *, bundle: Bundle | None = None
     ) -> tuple[bytes, Profile, str | None]:
-        """The engine beside `graph`, or one that is built now, its profile, and why it had to be built."""
+        """The engine beside `graph`, or one that is built now, its profile, and why it had to be built.
+
+        bundle: whose engine it has to be: `DigestMismatch` where the bytes are others than it lists.
+        """
         here = gpu()
         problem = self._problem(here)
         if problem or here is None:
@@ -141,6 +138,13 @@ class TensorRt:
         if engine is None:
             warnings.warn(f"{graph.name} is built anew: {reason}", EngineRebuilt, stacklevel=3)
             engine = self._build(graph, precision, here, profile)
+        elif bundle is not None:
+            name = graph.with_suffix(".engine").relative_to(bundle.path).as_posix()
+            if hashlib.sha256(engine).hexdigest() != bundle.entry["files"].get(name, {}).get("sha256"):
+                raise DigestMismatch(
+                    f"{bundle.path / name} is not the engine that was exported, expected the SHA-256 of bundle.json",
+                    hint="the bundle was altered or damaged: do not use it; copy or export it again",
+                )
         return engine, profile, reason
 
     def _build(self, graph: Path, precision: str, here: Gpu, profile: Profile) -> bytes:

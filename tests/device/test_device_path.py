@@ -7,6 +7,7 @@ library. Real: the pipeline, the kernel's launcher and the kernel's source, comp
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import sys
 import threading
@@ -26,7 +27,7 @@ from mpmmu_rt.engines.device_path import DevicePath, WholeGraph, WholeGraphInste
 from mpmmu_rt.engines.tensorrt import EngineRebuilt
 from mpmmu_rt.engines.tensorrt_run import NotCaptured
 from mpmmu_rt.engines.tensorrt_sidecar import Profile, Sidecar
-from mpmmu_rt.errors import BundleError, EngineError, MissingPackage, UsageError
+from mpmmu_rt.errors import BundleError, DigestMismatch, EngineError, MissingPackage, UsageError
 from mpmmu_rt.predictor import Predictor
 from mpmmu_rt.spec import MODALITIES, Array
 from mpmmu_rt.spec import Target as TargetName
@@ -508,6 +509,18 @@ def test_an_engine_of_another_version_is_built_again(plug: Plug, target: Any, ca
     assert "built by tensorrt_rtx 1.0.0" in pipeline.rebuilt["ultrasound"]
     assert pipeline.remarks == (f"the engine of ultrasound was built anew: {pipeline.rebuilt['ultrasound']}",)
     check(pipeline, cases(3))
+
+
+def test_an_engine_that_is_replaced_after_opening_is_not_loaded(plug: Plug, target: Any, tmp_path: Path) -> None:
+    shutil.copytree(target().bundle.path, tmp_path / "b")
+    machine = plug(replace(target(), bundle=Bundle.open(tmp_path / "b")))
+    path = tmp_path / "b/engines/tensorrt-rtx-fp32/head.engine"
+    sidecar = Sidecar.read(path.with_name("head.engine.json"))
+    path.write_bytes(b"another engine")
+    digest = hashlib.sha256(b"another engine").hexdigest()
+    replace(sidecar, engine_sha256=digest, engine_bytes=14).write(path.with_name("head.engine.json"))
+    with pytest.raises(DigestMismatch, match=r"head\.engine is not the engine that was exported"):
+        machine.open()
 
 
 def test_a_target_without_the_graph_that_runs_instead(plug: Plug, target: Any, tmp_path: Path) -> None:

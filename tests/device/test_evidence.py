@@ -10,9 +10,6 @@ import numpy as np
 import pytest
 
 from benchmarks import device_path
-from mpmmu_rt.bench import tile
-from mpmmu_rt.errors import ParityError
-from mpmmu_rt.predictor import load
 from mpmmu_rt.spec import Target
 
 RTX = Target("tensorrt-rtx", "fp32")
@@ -27,15 +24,13 @@ def _few(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_variant_is_compared_and_measured(plug: Callable[..., Any]) -> None:
     bundle = plug().target.bundle
-    pixels = tile(bundle.golden(), 40)
-    with load(bundle.path) as predictor:
-        want = predictor.predict(pixels).probability
-    found = device_path.of_target(bundle, RTX, pixels, want)
-    assert set(found) == {"1", "40"}
+    found = device_path.of_target(bundle, RTX, device_path.Cases.drawn(bundle))
+    assert list(found) == ["1", "40"]
     for rows in found.values():
         assert list(rows) == list(device_path.VARIANTS)
         for row in rows.values():
             assert 0 <= row["max_difference"] < 1e-4
+            assert 0 < row["max_embedding"] < 1e-4
             assert 0 < row["wall_p50_ms"] <= row["wall_p99_ms"]
         ledger = rows["device path, no graph"]["stages_ms"]
         assert {"mammography", "ultrasound", "attention_pool", "head", "transfers"} <= set(ledger)
@@ -52,17 +47,40 @@ def test_every_variant_is_compared_and_measured(plug: Callable[..., Any]) -> Non
     )
     assert text.count("tensorrt-rtx:fp32") == 6
     assert "*not measured*: no TensorRT" in text
-    with pytest.raises(ParityError, match="expected at most"):
-        device_path.of_target(bundle, RTX, pixels, np.flip(want) + np.float32(0.01))
+
+
+@pytest.mark.parametrize("fault", ["pixels of the first call", "every part is the first", "other embeddings"])
+def test_what_is_fast_but_wrong_is_found(plug: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
+    bundle = plug().target.bundle
+    cases, first = device_path.Cases.drawn(bundle), []
+    original = device_path.variants
+
+    def variants(*given: Any) -> dict[str, Any]:
+        name, call = next(iter(original(*given).items()))
+
+        def wrong(pixels: device_path.Pixels) -> Any:
+            first.append(pixels)
+            if fault == "pixels of the first call":
+                same = [one for one in first if len(one["ultrasound"]) == len(pixels["ultrasound"])]
+                return call(same[0])
+            got, spent = call(pixels)
+            if fault == "other embeddings":
+                return got | {"embedding": np.roll(got["embedding"], 1, 1)}, spent
+            return {key: np.resize(array[:32], array.shape) for key, array in got.items()}, spent
+
+        return {name: wrong}
+
+    monkeypatch.setattr(device_path, "variants", variants)
+    found = device_path.of_target(bundle, RTX, cases)
+    assert found["failed"].startswith("ParityError: device path, CUDA graph, batch ")
+    report = {"gpu": "", "date": "", "commit": "", "rounds": 2, "bundle": {"name": "", "digest": ""}}
+    assert "**failed**" in device_path.markdown({**report, "targets": {"x": found}})
 
 
 def test_without_the_kernel_the_row_says_so(plug: Callable[..., Any]) -> None:
     bundle = plug(cupy=False).target.bundle
-    pixels = tile(bundle.golden(), 40)
-    with load(bundle.path) as predictor:
-        want = predictor.predict(pixels).probability
     with pytest.warns(RuntimeWarning, match="without the fused attention pool"):
-        found = device_path.of_target(bundle, RTX, pixels, want)
+        found = device_path.of_target(bundle, RTX, device_path.Cases.drawn(bundle))
     assert "device path, CUDA graph: the whole graph ran instead" in next(iter(found["1"]))
 
 

@@ -166,12 +166,19 @@ def test_onnxruntime_cuda_is_written_proven_and_listed_as_not_run(
     assert 1e-5 < report["graph"]["checks"][0]["value"] < 2e-3, "it was rounded, and not much"
     assert {path.name for path in (tmp_path / "b/engines").iterdir()} == {"onnxruntime-cuda-fp16"}
     assert CUDA.graph(bundle, "ultrasound", "fp16").parent.name == "onnxruntime-cuda-fp16"
-    assert CUDA.graph(bundle, "ultrasound", "fp32") == bundle.graph("ultrasound")
+    assert CUDA.graph(bundle, "ultrasound", "fp32") == bundle.graph("ultrasound_onnxruntime")
     said = " ".join(describe_precision(bundle.entry))
     assert said.count("NOT RUN") == 2
     assert "its graph, not the engine: " in said
     with pytest.raises((EngineError, MissingPackage)):
         load(tmp_path / "b", "onnxruntime-cuda:fp16")
+
+
+def test_one_target_for_several_gpus_is_one_engine() -> None:
+    wanted = tuple(Target("tensorrt-rtx", "fp16", (capability,)) for capability in (86, 89))
+    with pytest.raises(UsageError, match=r"`tensorrt-rtx:fp16@86` and `tensorrt-rtx:fp16@89` are asked for") as caught:
+        Wanted(wanted).resolve()
+    assert "tensorrt-rtx:fp16@86,89" in caught.value.hint
 
 
 def test_where_tensorrt_runs_it_is_still_built_only_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
