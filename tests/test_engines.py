@@ -23,7 +23,7 @@ from mpmmu_rt.bundle import Bundle
 from mpmmu_rt.engines import engine, engines
 from mpmmu_rt.engines.onnxruntime import ENGINE, KNOWN_BAD, OnnxRuntime, OnnxRuntimeSession
 from mpmmu_rt.engines.onnxruntime_lanes import BoundEmbedder
-from mpmmu_rt.errors import EngineError, MissingPackage, MpmmuError
+from mpmmu_rt.errors import EngineError, MissingPackage, MpmmuError, UsageError
 from mpmmu_rt.images import Preprocessing
 from mpmmu_rt.model.phantom import phantom_pixels
 from mpmmu_rt.spec import MODALITIES, Array, Modality, Target
@@ -327,8 +327,10 @@ def test_nothing_is_written_past_an_embedding_of_another_shape_or_type(
     with load(bundle_folder) as predictor:
         few = rows(pixels, slice(2))
         want = predictor.predict(few).embedding
-        with pytest.raises(EngineError, match=problem) as caught:
+        with pytest.raises(UsageError, match=r"^`embedding` is .*, expected float32\[2, \d+\] to write to$"):
             predictor.predict(few, embedding=made(*want.shape))
+        with pytest.raises(EngineError, match=problem) as caught:  # whoever calls the engine without a predictor
+            predictor._pipeline.run(few, made(*want.shape))
         assert caught.value.hint
         np.testing.assert_array_equal(predictor.predict(few).embedding, want)
 
