@@ -8,6 +8,7 @@ import platform
 from pathlib import Path
 from typing import Any
 
+_EXTENSIONS = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_int8")
 _PACKAGES = (
     "mpmmu-rt",
     "numpy",
@@ -85,7 +86,7 @@ def _cpu_features() -> list[str]:
     for line in (_read("/proc/cpuinfo") or "").splitlines():
         if line.startswith("flags"):
             flags = set(line.split())
-            return [name for name in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile") if name in flags]
+            return [name for name in _EXTENSIONS if name in flags]
     return []
 
 
