@@ -11,7 +11,8 @@
                          `<modality>.attention.<name>` as in torch's state_dict (`mpmmu_rt.kernels.weights`)
     engines/             for each target of GPUs: `mammography`, `ultrasound` (the feature map in its type),
                          for TensorRT `head` and `model`, the head in FP32; their weights, engines and sidecars
-    golden/golden.npz    a few inputs and the original's output of every stage
+    golden/golden.npz    a few inputs, the original's output of every stage, and what each INT8 target said when it was
+                         proven: `<target>.embedding`, `<target>.probability`
 
 `bundle.json` is a JSON object with the keys
 
@@ -181,6 +182,17 @@ class Bundle:
         if missing := GOLDEN.difference(found):
             raise BundleError(f"{path} lacks `{min(missing)}`, expected {', '.join(sorted(GOLDEN))}", hint=_HINT)
         return found
+
+    def golden_of(self, target: Target, golden: Mapping[str, Array]) -> dict[str, Array]:
+        """`embedding` and `probability` of an INT8 target when it was proven, out of `golden`. Raises `BundleError`."""
+        plain = f"{target.engine}:{target.precision}"
+        names = {name: f"{plain}.{name}" for name in ("embedding", "probability")}
+        if missing := [name for name in names.values() if name not in golden]:
+            raise BundleError(
+                f"{self.path / self.entry['golden']} lacks `{missing[0]}`, expected what {plain} said at export",
+                hint=_HINT,
+            )
+        return {name: golden[stored] for name, stored in names.items()}
 
     @property
     def pool_kinds(self) -> Mapping[str, str] | None:

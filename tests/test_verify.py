@@ -6,12 +6,15 @@ import json
 import math
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 from mpmmu_rt import engines, load, verify
 from mpmmu_rt.bundle import seal
+from mpmmu_rt.errors import BundleError
 from mpmmu_rt.spec import Array
 from mpmmu_rt.verify import BATCHES, Check, probability_difference, relative_difference
 
@@ -47,6 +50,33 @@ def test_altered_weights_are_caught_when_the_digests_hold(folder: Path) -> None:
     weights.tofile(path)
     reseal(folder)
     assert {"golden mammography feature map, relative", "golden embedding, relative"} <= failed(folder)
+
+
+def test_int8_is_held_to_what_it_said_at_export(int8_folder: Path, tmp_path: Path) -> None:
+    """A layer at 0.85 of itself stays within what INT8 may differ from float, and is another INT8 model."""
+    if problem := engines.engines()["openvino"].problem("int8"):
+        pytest.skip(str(problem))
+    folder = Path(shutil.copytree(int8_folder, tmp_path / "copy.bundle"))
+    path = folder / "onnx/ultrasound.int8.onnx"
+    model = onnx.load(path)
+    scale = [item for item in model.graph.initializer if item.name.endswith("/scale") and len(item.dims) == 1][-1]
+    scale.CopyFrom(onnx.numpy_helper.from_array(np.float32(0.85) * onnx.numpy_helper.to_array(scale), scale.name))
+    onnx.save(model, path)
+    reseal(folder)
+    assert failed(int8_folder, "openvino:int8") == set()
+    found = failed(folder, "openvino:int8")
+    assert "golden embedding, relative to that at export" in found
+    assert {name.rpartition(" to that ")[2] for name in found} == {"at export"}
+
+
+def test_an_int8_target_without_its_answers_is_refused(int8_folder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(int8_folder, tmp_path / "copy.bundle"))
+    with np.load(folder / "golden/golden.npz") as vectors:
+        kept: dict[str, Any] = {name: vectors[name] for name in vectors.files if name != "openvino:int8.embedding"}
+    np.savez(folder / "golden/golden.npz", **kept)
+    reseal(folder)
+    with pytest.raises(BundleError, match=r"lacks `openvino:int8.embedding`, expected what openvino:int8 said"):
+        failed(folder, "openvino:int8")
 
 
 def test_exchanged_encoders_are_caught(folder: Path) -> None:

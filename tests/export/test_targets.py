@@ -239,6 +239,19 @@ def test_int8_for_tensorrt_has_its_own_signed_graphs(both_int8: Bundle) -> None:
     assert kinds == {"openvino": unsigned, "tensorrt-rtx": signed, "tensorrt": signed}
 
 
+def test_what_int8_said_of_the_golden_cases_travels_along(both_int8: Bundle) -> None:
+    """Of TensorRT, without a GPU, what its graph says on the CPU."""
+    golden = both_int8.golden()
+    found = {name: both_int8.golden_of(Target.parse(name), golden) for name in both_int8.targets[1:]}
+    for answers in found.values():
+        assert answers["probability"].shape == golden["probability"].shape
+        error = np.linalg.norm(answers["embedding"] - golden["embedding"]) / np.linalg.norm(golden["embedding"])
+        assert 1e-4 < error < 0.2
+    rtx, full, openvino = found.values()
+    np.testing.assert_allclose(full["embedding"], rtx["embedding"], rtol=1e-5)
+    assert not np.allclose(openvino["embedding"], rtx["embedding"], rtol=1e-5)
+
+
 def test_int8_for_tensorrt_says_what_was_proven(both_int8: Bundle) -> None:
     for name in ("tensorrt-rtx:int8", "tensorrt:int8"):
         report = both_int8.entry["precision"][name]
