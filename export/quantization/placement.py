@@ -16,6 +16,11 @@ import onnx
 # VNNI multiplies 4 channels in one instruction and tensor cores 16 or more: with fewer than 8, as in a grey stem
 # (1) and in the spatial gate (2 to 1), INT8 saves nothing and costs accuracy where the image enters.
 MIN_CHANNELS = 8
+# OpenVINO 2026.4 gathers the input of a strided 1 x 1 convolution into scratch memory, a share for each thread, in
+# vectors of 32 or 64 codes: where the channels are no multiple of that, the last vector of a thread reaches into the
+# share of the next. Seen without AVX-512: with two threads, up to half of all calls gave another answer, 0.7 of the
+# output off (benchmarks/NOTES.md).
+_VECTOR = 64
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,8 @@ class Wiring:
 def layers(model: onnx.ModelProto) -> tuple[Layer, ...]:
     """The convolutions worth INT8, in the graph's order: [N, ≥ 8, h, w] to [N, ≥ 8, h, w] with h · w > 1.
 
+    But for strided 1 × 1 ones of other than 64, 128, … channels, which OpenVINO does not compute reliably.
+
     The attention gates stay in float because of what they are: 1 × 1 convolutions of pooled descriptors [N, C, 1, 1],
     a 1-D convolution (ECA), a convolution of 2 channels to 1 (CBAM's spatial gate). So does every layer whose output
     shape is unknown.
@@ -75,7 +82,10 @@ def layers(model: onnx.ModelProto) -> tuple[Layer, ...]:
 
 def _worth_it(node: Any, weight: onnx.TensorProto, shapes: Mapping[str, list[int]]) -> bool:
     group = next((attribute.i for attribute in node.attribute if attribute.name == "group"), 1)
+    strides = next((attribute.ints for attribute in node.attribute if attribute.name == "strides"), ())
     shape = shapes.get(node.output[0], [])
+    if max(weight.dims[2:]) == 1 < max(strides, default=1) and weight.dims[1] % _VECTOR:
+        return False
     if weight.data_type != onnx.TensorProto.FLOAT or len(shape) != 4 or not all(shape[2:]):
         return False
     return min(weight.dims[0], weight.dims[1] * group) >= MIN_CHANNELS and shape[2] * shape[3] > 1

@@ -72,13 +72,16 @@ def nodes(model: onnx.ModelProto, *kinds: str) -> list[Any]:
 
 
 def test_the_backbone_is_quantized_and_the_gates_are_not(graphs: Mapping[Modality, onnx.ModelProto]) -> None:
-    """ResNet-18 has 19 convolutions behind its stem; everything else belongs to attention."""
+    """ResNet-18 has 19 convolutions behind its stem, 3 of them strided and 1 x 1, here of 8 to 32 channels; everything
+    else belongs to attention."""
     for modality, graph in graphs.items():
         found = {layer.name for layer in layers(graph)}
-        assert len(found) == 19
+        assert len(found) == 16
         assert not any("attention" in name for name in found), modality
         others = {node.input[1] for node in nodes(graph, "Conv")} - found
-        assert all("attention" in name or name == "module.conv1.weight" for name in others)
+        assert all(
+            "attention" in name or name.endswith((".downsample.weight", "module.conv1.weight")) for name in others
+        )
 
 
 @pytest.mark.parametrize("modality", MODALITIES)
@@ -99,12 +102,14 @@ def test_gates_compute_in_float_with_their_own_weights(
             np.testing.assert_array_equal(after[node.input[1]], before[node.input[1]])
 
 
-def conv_graph(channels: int, outputs: int, height: int, group: int = 1, kernel: int = 1) -> onnx.ModelProto:
+def conv_graph(
+    channels: int, outputs: int, height: int, group: int = 1, kernel: int = 1, stride: int = 1
+) -> onnx.ModelProto:
     weight = np.ones((outputs, channels // group, kernel, kernel), np.float32)
     graph = helper.make_graph(
         [
             helper.make_node("Relu", ["x"], ["r"]),
-            helper.make_node("Conv", ["r", "w"], ["y"], group=group, pads=[kernel // 2] * 4),
+            helper.make_node("Conv", ["r", "w"], ["y"], group=group, pads=[kernel // 2] * 4, strides=[stride] * 2),
         ],
         "g",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", channels, height, height])],
@@ -123,6 +128,9 @@ def conv_graph(channels: int, outputs: int, height: int, group: int = 1, kernel:
         (conv_graph(2, 1, 14, kernel=7), 0),  # a spatial gate
         (conv_graph(1, 64, 14, kernel=7), 0),  # a grey stem
         (conv_graph(64, 4, 14), 0),
+        (conv_graph(64, 8, 14, stride=2), 1),
+        (conv_graph(96, 8, 14, stride=2), 0),  # gathered into scratch memory in whole vectors
+        (conv_graph(96, 8, 14, kernel=3, stride=2), 1),
     ],
 )
 def test_layers_are_found_by_shape(graph: onnx.ModelProto, expected: int) -> None:
@@ -150,7 +158,7 @@ def test_points_follow_the_rules(graphs: Mapping[Modality, onnx.ModelProto], mod
     assert {maker[name] for name in others} == {"Mul"}
     gated = {name for name in others if len(readers[name]) > 1}
     assert len(gated) == (8 if modality == "mammography" else 0)  # CBAM's spatial gate reads the product of its first
-    assert len(others - gated) == 8
+    assert len(others - gated) == 5  # where the shortcut is the identity
     for name in others - gated:  # the branch that is added to the shortcut
         (addition,) = readers[name]
         assert addition.op_type == "Add"
@@ -194,7 +202,7 @@ def test_symmetric_per_channel_and_standard(
             assert constants[scale] == np.float32(ranges[modality].limit[tensor] / 127)
             if node.op_type == "DequantizeLinear":
                 assert makers[codes].op_type == "QuantizeLinear"
-    assert seen == 19
+    assert seen == 16
     biases = [constants[node.input[2]].dtype for node in nodes(model, "Conv") if len(node.input) > 2]
     assert set(biases) <= {np.dtype(np.float32)}
 
@@ -267,7 +275,7 @@ def test_keep_float(graphs: Mapping[Modality, onnx.ModelProto], ranges: Mapping[
     model = quantize(graph, found, kept)
     weights = initializers(model)
     assert set(names) & weights.keys() == set(kept)
-    assert len([name for name in weights if weights[name].dtype == np.int8 and weights[name].ndim == 4]) == 17
+    assert len([name for name in weights if weights[name].dtype == np.int8 and weights[name].ndim == 4]) == 14
     for node in nodes(model, "Conv"):
         if node.input[1] in kept:
             np.testing.assert_array_equal(weights[node.input[1]], initializers(graph)[node.input[1]])
@@ -379,6 +387,26 @@ def test_the_largest_codes_do_not_saturate(channels: int, group: int, kernel: in
 
 
 @pytest.mark.parametrize("modality", MODALITIES)
+def test_openvino_says_the_same_every_time(
+    graphs: Mapping[Modality, onnx.ModelProto],
+    ranges: Mapping[Modality, Ranges],
+    pixels: Mapping[Modality, Array],
+    modality: Modality,
+) -> None:
+    """Its threads must not write to each other's scratch memory: with strided 1 x 1 convolutions in 8 bits, and no
+    AVX-512, a fifth of these calls gave something else."""
+    openvino = pytest.importorskip("openvino")
+    core = openvino.Core()
+    model = core.read_model(quantize(graphs[modality], ranges[modality], unsigned=True).SerializeToString())
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 2, "NUM_STREAMS": 1}
+    x, found = pixels[modality][:4], []
+    for _ in range(8):
+        compiled = core.compile_model(model, "CPU", settings)
+        found += [np.array(compiled(x)[0]) for _ in range(8)]
+    assert all(np.array_equal(one, found[0]) for one in found[1:])
+
+
+@pytest.mark.parametrize("modality", MODALITIES)
 def test_openvino_runs_every_layer_in_float_and_the_rest_in_bfloat16(
     graphs: Mapping[Modality, onnx.ModelProto],
     ranges: Mapping[Modality, Ranges],
@@ -414,7 +442,7 @@ def test_openvino_convolves_in_8_bits(
         for node in compiled.get_runtime_model().get_ops()
         if node.get_rt_info()["layerType"].astype(str) == "Convolution"
     ]
-    assert sum(kind.endswith("I8") for kind in kinds) == 19, kinds
+    assert sum(kind.endswith("I8") for kind in kinds) == 16, kinds
 
 
 @pytest.mark.slow
@@ -459,7 +487,7 @@ def test_plain_residual_blocks() -> None:
     config = EncoderConfig(arch="resnet50", width=8, attention="none")
     modules: dict[Modality, torch.nn.Module] = {modality: Encoder(config).eval() for modality in MODALITIES}
     graph = Encoders(modules, 48).features_graph("ultrasound")
-    assert len(layers(graph)) == 52
+    assert len(layers(graph)) == 51  # the second shortcut has 32 channels and a stride
     found = {point.tensor for point in points(graph, layers(graph))}
     additions = nodes(graph, "Add")
     assert len(additions) == 16

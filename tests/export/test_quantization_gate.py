@@ -177,7 +177,7 @@ def test_int8_passes_and_is_reported(
         model.graphs, ranges, calibration, *cases, model, threshold=THRESHOLD, limits=LOOSE, unsigned=True
     )
     assert model.calls == 2
-    assert report.layers == 38
+    assert report.layers == 32
     assert report.kept_float == ()
     assert report.gate.passed
     assert report.calibration_sha256 == hash_of_cases(calibration)
@@ -217,7 +217,7 @@ def test_limits_that_cannot_be_kept_are_refused_with_the_numbers(
 ) -> None:
     limits = replace(LOOSE, mean_difference=1e-9, float_share=0.25)
     with pytest.raises(
-        ParityError, match=r"8 most harmful of 38 layers in float: probability, mean \|Δp\| is"
+        ParityError, match=r"8 most harmful of 32 layers in float: probability, mean \|Δp\| is"
     ) as error:
         search(model.graphs, ranges, calibration, *cases, model, threshold=THRESHOLD, limits=limits)
     assert "at most 1e-09 (60 labelled cases)" in str(error.value)
