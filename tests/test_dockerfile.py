@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from mpmmu_rt.engines import known_engine
+from mpmmu_rt.spec import Target
+
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "Dockerfile.cuda").read_text(encoding="utf-8")
 FINAL = ("export", "runtime")  # what is run; the other stage only makes the wheel
@@ -138,8 +141,13 @@ def test_the_runtime_has_neither_torch_nor_scikit_learn() -> None:
 def test_doctor_is_the_smoke_test() -> None:
     stages = parse(TEXT)
     assert "&& mpmmu-rt doctor " in " ".join(stages["runtime"].all("RUN"))
+    assert stages["export"].all("HEALTHCHECK")[0].endswith('CMD ["mpmmu-rt", "doctor"]')
+    # A CPU target works without a GPU as well: it must not hide that the GPU is gone.
+    assert stages["runtime"].all("HEALTHCHECK")[0].endswith('CMD mpmmu-rt doctor --require "$TARGET"')
+    (target,) = (text.partition("=")[2] for text in stages["runtime"].all("ARG") if text.startswith("TARGET="))
+    assert known_engine(Target.parse(target)).name in ("tensorrt-rtx", "tensorrt")
+    assert "TARGET=${TARGET}" in " ".join(stages["runtime"].all("ENV"))
     for name in FINAL:
-        assert stages[name].all("HEALTHCHECK")[0].endswith('CMD ["mpmmu-rt", "doctor"]')
         assert stages[name].all("ENTRYPOINT") == ['["mpmmu-rt"]']
 
 

@@ -5,8 +5,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from mpmmu_rt import doctor
+from mpmmu_rt.cli import app
 from mpmmu_rt.doctor import Finding, examine
 from mpmmu_rt.engines.blob_cache import BlobCache
 
@@ -74,3 +76,18 @@ def test_the_cache_is_described(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(sys.modules, "platformdirs", None)
     monkeypatch.delenv("MPMMU_RT_CACHE")
     assert cache().hint == "pip install 'mpmmu-rt[openvino]'"
+
+
+@pytest.mark.parametrize(
+    ("required", "code", "said"),
+    [
+        (("onnxruntime:fp32",), 0, ""),
+        (("onnxruntime:fp32", "tensorrt:fp16"), 1, "error: the target tensorrt needs"),
+        (("onnxruntime:fp16",), 1, "error: target `onnxruntime:fp16` asks for fp16"),
+        (("onnxruntime",), 2, "error: target is `onnxruntime`, expected"),
+    ],
+)
+def test_a_target_may_be_required(required: tuple[str, ...], code: int, said: str) -> None:
+    result = CliRunner().invoke(app, ["doctor", *(part for name in required for part in ("--require", name))])
+    assert result.exit_code == code, result.stderr
+    assert said in result.stderr

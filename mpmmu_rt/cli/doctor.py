@@ -7,10 +7,22 @@ import typer
 from ._report import note, print_json, table
 
 
-def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False) -> None:
-    """Say which targets work here, which do not and why; exit code 1 if none does."""
+def doctor(
+    require: Annotated[
+        list[str] | None,
+        typer.Option("--require", metavar="TARGET", help="Fail unless this target works here; may be repeated."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
+) -> None:
+    """Say which targets work here, which do not and why; exit code 1 if none does, or one that is required does not."""
     from mpmmu_rt import machine
     from mpmmu_rt.doctor import examine, to_json
+    from mpmmu_rt.engines import engine, known_engine
+    from mpmmu_rt.spec import Target
+
+    required = [Target.parse(text) for text in require or ()]
+    for target in required:
+        known_engine(target)
 
     targets, abilities = examine()
     if as_json:
@@ -30,5 +42,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print the findi
                 hints.setdefault(item.hint, []).append(item.name)
         for hint, names in hints.items():
             note(f"hint: {', '.join(names)}: {hint}")
+    for target in required:
+        engine(target)
     if not any(item.usable for item in targets):
         raise typer.Exit(1)
