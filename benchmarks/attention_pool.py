@@ -1,57 +1,78 @@
 """The attention pool kernel: what the compiler says of it, and on a GPU whether it is right and how long it takes.
 
-    python benchmarks/attention_pool.py --resources     needs nvcc, no GPU; writes results/attention_pool_resources.md
-    python benchmarks/attention_pool.py --gpu           writes results/<gpu>/attention_pool.json and .md
+    python -m benchmarks.attention_pool --resources    needs nvcc, no GPU; writes results/attention_pool_resources.md
+    python -m benchmarks.attention_pool --gpu          writes results/<gpu>/attention_pool.json and .md
 
-`--gpu` first checks every kind of strategy in every element type and layout against the float64 reference, and runs
-compute-sanitizer where it is installed; only then it times. A time is the difference of two CUDA events around
-replays of a CUDA graph that holds many launches, divided by their number; the median of REPEATS. "cold": the launches
-take turns over input sets of three times the L2 cache together. "warm": one input set, as after an encoder that has
-just written it. The floor is `plan.floor` at the bandwidth of a device-to-device copy that is measured first, or an
-empty launch in the same kind of graph, whichever is longer. torch is timed on the same cold input sets, with events
-around as many calls.
+`--gpu` checks every kind of strategy in every element type and layout against the float64 reference, runs
+compute-sanitizer where it is installed, and times. A time is the difference of two CUDA events around replays of a CUDA
+graph that holds many launches, divided by their number; the median of REPEATS. "cold": the launches take turns over
+input sets of three times the L2 cache together. "warm": one input set, as after an encoder that has just written it.
+The floor is `plan.floor` at the bandwidth of a device-to-device copy that is measured first, or an empty launch in the
+same kind of graph, whichever is longer. torch is timed on the same cold input sets, with events around as many calls.
+
+Steps, by value, and about how long they may take on 16 cores (guesses: **no GPU has run this yet**):
+
+     20 s   compile a hundred kernels, 1 s to 2 s each, on all cores
+     15 s   the product's shapes against the reference
+     30 s   bandwidth, empty launch, and the kernel at 7 x 7 in float16, batch 1, 8, 32, 128
+    130 s   memcheck, memcheck with a planted mistake that it has to catch, racecheck: 60 s each at the most
+     60 s   torch eager and torch.compile on the same
+     30 s   the other shapes against the reference
+     90 s   the other times, and torch on them
+
+What does not fit in `--seconds` is "not run: out of time". Results are written after every step; a step or a row that
+raises is recorded and the rest goes on. The exit code is 1 unless all has run, and was right.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import re
-import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from benchmarks.attention_pool_check import (
+    NOT_INSTALLED,
+    PASSED,
+    SANITIZER_SECONDS,
+    Ahead,
+    checked_by_sanitizer,
+    overread,
+    parts,
+    sanitize,
+    validate,
+)
+from benchmarks.attention_pool_times import REPEATS, Clock, Row, ceilings, product, time_pool, time_torch
+from benchmarks.evidence import (
+    OUT_OF_TIME,
+    RESULTS,
+    Deadline,
+    commit_of_tree,
+    end_on_sigterm,
+    failure,
+    folder_of,
+    save,
+    say,
+    table,
+    versions,
+)
 from mpmmu_rt import machine
 from mpmmu_rt._optional import require
-from mpmmu_rt.errors import MpmmuError, ParityError
+from mpmmu_rt.errors import MpmmuError
 from mpmmu_rt.kernels import check
-from mpmmu_rt.kernels.attention_pool import AttentionPool, Pool, device_facts
-from mpmmu_rt.kernels.plan import (
-    ELEMENT_BYTES,
-    SAMPLES,
-    Device,
-    ElementType,
-    Floor,
-    Strategy,
-    candidates,
-    choose,
-    floor,
-)
+from mpmmu_rt.kernels.attention_pool import device_facts
+from mpmmu_rt.kernels.plan import SAMPLES, Device, ElementType, choose, floor
 from mpmmu_rt.kernels.resources import ARCHITECTURES, instances, with_nvcc
 
-RESULTS = Path(__file__).with_name("results")
 BATCHES = (1, 8, 32, 128)
-REPEATS = 9
+SECONDS = 540.0
 TIMED_MAPS: tuple[tuple[int, ElementType], ...] = ((7, "float16"), (7, "float32"), (32, "float16"))
-TIMED = 6  # strategies for each batch: the preferred ones, and the preferred one of each exchange and route
 # By data sheet and programming guide, for the table of what would be chosen.
 KNOWN = {
     "A100 (8.0)": Device((8, 0), 108, 163 << 10, 164 << 10, 40 << 20),
@@ -59,18 +80,6 @@ KNOWN = {
     "H200 (9.0)": Device((9, 0), 132, 227 << 10, 228 << 10, 50 << 20),
     "RTX 5090 (12.0)": Device((12, 0), 170, 99 << 10, 100 << 10, 96 << 20),
 }
-
-
-def product(size: int) -> tuple[Pool, Pool]:
-    """The reference model's two pools: 2048 channels, CBAM with 128 hidden units, ECA across 7 channels."""
-    cbam = check.random_pool("cbam", 2048, size, size, seed=0, hidden=128)
-    return cbam, check.random_pool("eca", 2048, size, size, seed=1, size=7)
-
-
-def table(header: str, rows: Iterable[Iterable[object]]) -> str:
-    columns = header.count("|") + 1
-    lines = [f"| {header} |", "|" + "---|" * columns, *(f"| {' | '.join(map(str, row))} |" for row in rows)]
-    return "\n".join(lines) + "\n"
 
 
 # ---------------------------------------------------------------- without a GPU
@@ -95,7 +104,7 @@ def resources() -> str:
     release = re.search(r"release [\d.]+, V[\d.]+", version)
     return f"""# Attention pool kernel: resources, floor and choice
 
-Made by `python benchmarks/attention_pool.py --resources`. No GPU was used: nothing on this page is a time.
+Made by `python -m benchmarks.attention_pool --resources`. No GPU was used: nothing on this page is a time.
 
 ## What ptxas says
 
@@ -140,274 +149,190 @@ def choices() -> Iterable[tuple[object, ...]]:
                 yield name, f"{size} x {size}", one.element, batch, one, f"{one.shared_bytes:,}"
 
 
-# ---------------------------------------------------------------- right?
+# ---------------------------------------------------------------- with a GPU
 
 
-def one_of_each_kind(found: list[Strategy]) -> list[Strategy]:
-    """The first of each exchange, number of samples and route: they run different code."""
-    kinds: dict[tuple[object, ...], Strategy] = {}
-    for one in found:
-        kinds.setdefault((one.exchange, one.samples, *(layout.route for layout in one.layouts)), one)
-    return list(kinds.values())
-
-
-def validate(shapes: Iterable[check.Shape], elements: Iterable[ElementType]) -> list[dict[str, Any]]:
-    """Every kind of strategy against the reference. Raises `ParityError` at the first that is wrong."""
-    cupy, device, done = require("cupy", "this benchmark"), device_facts(), []
-    for shape in shapes:
-        pools = shape.pools()
-        exact = check.random_maps(pools, shape.cases, seed=2)
-        for element in elements:
-            maps = [check.to_element(x, element) for x in exact]
-            want = check.reference(pools, (maps[0][1], maps[1][1]))
-            for last in (False, True):
-                first, second = (
-                    cupy.asarray(np.ascontiguousarray(x.transpose(0, 2, 3, 1) if last else x)) for x, _ in maps
-                )
-                branches = (pools[0].branch, pools[1].branch)
-                for one in one_of_each_kind(candidates(branches, shape.cases, element, last, device)):
-                    pool = AttentionPool(pools, shape.cases, element, channels_last=last, strategy=one)
-                    out = cupy.full((shape.cases, pool.columns), np.nan, np.float32)  # poisoned: all must be written
-                    off = check.difference(pool(first, second, out=out).get(), want)
-                    again, counts = pool.traced(first, second)
-                    same = again.get().tobytes() == out.get().tobytes()
-                    if not (off <= check.TOLERANCE[element] and same):
-                        raise ParityError(
-                            f"{shape}, {element}, channels_last={last}, {one}: relative difference {off:.2e}, expected "
-                            f"≤ {check.TOLERANCE[element]:.0e}; a second run gave {'the same' if same else 'another'}"
-                        )
-                    done.append({"shape": str(shape), "channels_last": last, "strategy": str(one), "difference": off})
-                    done[-1] |= {"element": element, **counts, **pool.resources()}
-    return done
-
-
-def sanitize(tool: str) -> str:
-    """compute-sanitizer over the small shapes in a process of its own: "passed", or why not."""
-    program = shutil.which("compute-sanitizer")
-    if program is None:
-        return "not run: compute-sanitizer is not on the PATH"
-    command = [program, "--tool", tool, "--error-exitcode", "9", sys.executable, str(Path(__file__)), "--check"]
-    try:
-        ran = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
-    except subprocess.TimeoutExpired:
-        return "not finished within 200 s"
-    summary = [line for line in ran.stdout.splitlines() if "SUMMARY" in line]
-    if ran.returncode == 0 and "checked" in ran.stdout and summary:
-        return f"passed: {summary[-1].strip('= ')}"
-    return f"failed with status {ran.returncode}: {(ran.stdout + ran.stderr)[-1500:]}"
-
-
-# ---------------------------------------------------------------- how long?
-
-
-class Clock:
-    """Device time per launch, in ms, by events around replays of a graph on a stream of its own."""
-
-    def __init__(self) -> None:
-        self.cupy = require("cupy", "this benchmark")
-        self.stream = self.cupy.cuda.Stream(non_blocking=True)
-        self.cupy.cuda.Device().synchronize()
-
-    def graph(self, launch: Callable[[int], object], launches: int) -> float:
-        """`launch(i)` enqueues the i-th launch on the current stream."""
-        with self.stream:
-            launch(0)  # compiled and loaded before the capture
-            self.stream.synchronize()
-            self.stream.begin_capture()
-            for i in range(launches):
-                launch(i)
-            graph = self.stream.end_capture()
-            graph.upload()
-            return self._median(lambda: graph.launch(stream=self.stream)) / launches
-
-    def _median(self, work: Callable[[], object]) -> float:
-        """After a warm-up of at least 100 ms."""
-        begin, end = self.cupy.cuda.Event(), self.cupy.cuda.Event()
-        until = time.perf_counter() + 0.1
-        while time.perf_counter() < until:
-            work()
-            self.stream.synchronize()
-        samples = []
-        for _ in range(REPEATS):
-            begin.record(self.stream)
-            work()
-            end.record(self.stream)
-            end.synchronize()
-            samples.append(self.cupy.cuda.get_elapsed_time(begin, end))
-        return float(np.median(samples))
-
-
-def ceilings(clock: Clock) -> dict[str, float]:
-    """What the device does at best: bytes per second of a copy (read and written), and ms of an empty launch."""
-    cupy = clock.cupy
-    source = cupy.zeros(1 << 28, np.float32)
-    target = cupy.empty_like(source)
-    cupy.cuda.Device().synchronize()
-    copy = clock.graph(
-        lambda _: target.data.copy_from_device_async(source.data, source.nbytes, clock.stream), launches=4
-    )
-    empty = cupy.RawKernel('extern "C" __global__ void empty() {}', "empty")
-    return {
-        "bytes_per_s": 2e3 * source.nbytes / copy,
-        "empty_launch_ms": clock.graph(lambda _: empty((1,), (32,), ()), 200),
-    }
-
-
-def input_sets(cupy: Any, pools: tuple[Pool, Pool], batch: int, element: ElementType, l2_bytes: int) -> list[Any]:
-    """Random feature maps [N, C, h, w], three times the L2 cache in all, at least two sets."""
-    one_set = sum(pool.branch.channels * pool.branch.positions for pool in pools) * batch * ELEMENT_BYTES[element]
-    # Drawn on the host and repeated: a period of 4 million values, and no need of cuRAND.
-    drawn = cupy.asarray(np.random.default_rng(0).normal(size=1 << 22).astype(element))
-    shapes = [(batch, pool.branch.channels, pool.height, pool.width) for pool in pools]
-    count = max(2, -(-3 * l2_bytes // one_set))
-    return [tuple(cupy.resize(drawn, shape) for shape in shapes) for _ in range(count)]
-
-
-def time_pool(clock: Clock, size: int, element: ElementType, batch: int, top: dict[str, float]) -> dict[str, Any]:
-    cupy, device, pools = clock.cupy, device_facts(), product(size)
-    branches = (pools[0].branch, pools[1].branch)
-    found = candidates(branches, batch, element, False, device)
-    firsts = {(one.exchange, one.layouts[0].route): one for one in reversed(found)}.values()
-    sets = input_sets(cupy, pools, batch, element, device.l2_bytes)
-    launches = max(50, len(sets))
-    out = cupy.empty((batch, sum(branch.channels for branch in branches)), np.float32)
-    least: Floor = floor(branches, batch, element)
-    floor_ms = max(1e3 * least.bytes / top["bytes_per_s"], top["empty_launch_ms"])
-    row: dict[str, Any] = {
-        "size": size,
-        "batch": batch,
-        "element": element,
-        "floor": asdict(least),
-        "floor_ms": floor_ms,
-    }
-    row |= {"input_sets": len(sets), "strategies": []}
-    for one in dict.fromkeys([*found[:TIMED], *firsts]):
-        pool = AttentionPool(pools, batch, element, strategy=one)
-
-        def cold(i: int, pool: AttentionPool = pool) -> None:
-            pool(*sets[i % len(sets)], out=out)
-
-        def warm(_: int, pool: AttentionPool = pool) -> None:
-            pool(*sets[0], out=out)
-
-        times = {"cold_ms": clock.graph(cold, launches), "warm_ms": clock.graph(warm, 50)}
-        row["strategies"].append({"strategy": str(one), **times, **pool.resources()})
-    row["torch"] = time_torch(pools, sets, launches)
-    return row
-
-
-def time_torch(pools: tuple[Pool, Pool], sets: list[Any], calls: int) -> dict[str, Any]:
-    """Eager and torch.compile on the same inputs, in ms per call; or why not."""
-    try:
-        import torch
-
-        from mpmmu_rt.model.attention import AttentionPool as Original
-    except ImportError as error:
-        return {"not_run": str(error)}
-    if not torch.cuda.is_available():
-        return {"not_run": "torch sees no CUDA device"}
-    inputs = [tuple(torch.utils.dlpack.from_dlpack(x) for x in one) for one in sets]
-    modules = [
-        Original(pool.weights.kind, pool.weights.channels).cuda().to(inputs[0][0].dtype).eval() for pool in pools
-    ]
-
-    def forward(first: Any, second: Any) -> Any:
-        return torch.cat([modules[0](first), modules[1](second)], 1).float()
-
-    def ms(call: Callable[..., Any]) -> float:
-        for i in range(10):
-            call(*inputs[i % len(inputs)])
-        samples = []
-        for _ in range(REPEATS):
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            begin.record()
-            for i in range(calls):
-                call(*inputs[i % len(inputs)])
-            end.record()
-            end.synchronize()
-            samples.append(begin.elapsed_time(end) / calls)
-        return float(np.median(samples))
-
-    result: dict[str, Any] = {"version": torch.__version__}
-    with torch.inference_mode():
-        result["eager_ms"] = ms(forward)
-        try:
-            result["compile_ms"] = ms(torch.compile(forward, dynamic=False))
-        except Exception as error:  # noqa: BLE001  # whatever its compiler lacks here: recorded, and the rest goes on
-            result["compile_not_run"] = f"{type(error).__name__}: {error}"[:500]
-    return result
-
-
-def on_gpu(folder: Path | None, commit: str) -> str:
-    """Check, then time; writes both files and returns the Markdown. Raises `MpmmuError`."""
+def on_gpu(folder: Path | None, commit: str, deadline: Deadline) -> dict[str, Any]:
+    """All steps; writes both files after each. Raises `MpmmuError` where there is no GPU or no CuPy."""
     cupy, facts = require("cupy", "this benchmark"), device_facts()
-    properties = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)
-    name = properties["name"].decode()
+    name = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)["name"].decode()
+    folder = folder or folder_of(name)
     report: dict[str, Any] = {
         "gpu": name,
         "device": asdict(facts),
         "commit": commit,
         "date": datetime.now(UTC).isoformat(),
+        "driver": cupy.cuda.runtime.driverGetVersion(),
+        "nvrtc": list(cupy.cuda.nvrtc.getVersion()),
+        "cupy": cupy.__version__,
+        "versions": versions(),
+        "machine": machine.describe(),
+        "repeats": REPEATS,
     }
-    report |= {"driver": cupy.cuda.runtime.driverGetVersion(), "nvrtc": list(cupy.cuda.nvrtc.getVersion())}
-    report |= {"cupy": cupy.__version__, "machine": machine.describe(), "repeats": REPEATS}
-    report["checked"] = validate([*check.SMALL, *check.LARGE], ELEMENT_BYTES)
-    print(f"{len(report['checked'])} results match. Timing.", file=sys.stderr)
-    report["sanitizer"] = {tool: sanitize(tool) for tool in ("memcheck", "racecheck")}
-    clock = Clock()
-    report["ceilings"] = top = ceilings(clock)
-    report["times"] = [time_pool(clock, *what, batch, top) for what in TIMED_MAPS for batch in BATCHES]
-    folder = folder or folder_of(name)
-    folder.mkdir(parents=True, exist_ok=True)
-    text = markdown(report)
-    (folder / "attention_pool.json").write_text(json.dumps(report, indent=1, default=str) + "\n", encoding="utf-8")
-    (folder / "attention_pool.md").write_text(text, encoding="utf-8")
-    return text
+    run_steps(report, Ahead(), lambda: save(folder, "attention_pool", report, markdown(report)), deadline)
+    return report
+
+
+def run_steps(report: dict[str, Any], ahead: Ahead, keep: Callable[[], object], deadline: Deadline) -> None:
+    """The steps of the module's docstring, into `report`: `checked`, `sanitizer`, `ceilings`, `times`, `errors`."""
+    rows = [Row(*what, batch) for what in TIMED_MAPS for batch in BATCHES]
+    first, others = rows[: len(BATCHES)], rows[len(BATCHES) :]
+    product_parts, other_parts = parts(check.LARGE[:2]), parts([*check.SMALL, *check.LARGE[2:]])
+    report |= {"checked": [], "sanitizer": {}, "ceilings": None, "times": [], "errors": []}
+    clocks: list[Clock] = []
+
+    def step(name: str, work: Callable[[], object]) -> None:
+        """One that raises, or has no time left, is recorded."""
+        print(f"{name}: {deadline.left():.0f} s left", file=sys.stderr)
+        try:
+            if deadline.passed:
+                report["errors"].append(f"{name}: not run: {OUT_OF_TIME}")
+            else:
+                work()
+        except Exception as error:  # noqa: BLE001  # of CuPy, CUDA and torch, all kinds: what was measured is kept
+            report["errors"].append(f"{name}: {failure(error)}")
+        keep()
+
+    def checked(found: list[dict[str, Any]]) -> None:
+        report["checked"] += found
+        keep()
+
+    def begin() -> None:
+        for part in product_parts:
+            ahead.ask(part.strategies())
+        for row in rows:
+            ahead.ask(row.strategies())
+        for part in other_parts:
+            ahead.ask(part.strategies())
+
+    def still() -> None:
+        ahead.finish(deadline)
+        report["errors"] += [f"compile: {one}" for one in ahead.failures()]
+
+    def measure_ceilings() -> None:
+        clocks.append(Clock())
+        report["ceilings"] = ceilings(clocks[0])
+
+    def timed(row: Row) -> None:
+        if report["ceilings"] is None:
+            raise RuntimeError("the bandwidth and the empty launch were not measured")
+        report["times"].append(time_pool(clocks[0], row, report["ceilings"], deadline))
+
+    def with_torch(row: Row) -> None:
+        found = next((one for one in report["times"] if Row(one["size"], one["element"], one["batch"]) == row), None)
+        if found is None:
+            raise RuntimeError("the kernel has no row of this")
+        found["torch"] = time_torch(row, require("cupy", "this benchmark"))
+
+    def sanitized(name: str, tool: str, **options: bool) -> None:
+        report["sanitizer"][name] = sanitize(tool, min(SANITIZER_SECONDS, deadline.left()), **options)
+
+    try:
+        step("compile", begin)
+        step(
+            "check the product's shapes", lambda: validate(product_parts, ahead=ahead, deadline=deadline, keep=checked)
+        )
+        step("compile the rest", still)
+        step("bandwidth and empty launch", measure_ceilings)
+        for row in first:
+            step(f"time {row}", partial(timed, row))
+        step("memcheck", lambda: sanitized("memcheck", "memcheck"))
+        step("memcheck of a mistake", lambda: sanitized("memcheck of a planted mistake", "memcheck", planted=True))
+        step("racecheck", lambda: sanitized("racecheck", "racecheck"))
+        for row in first:
+            step(f"torch {row}", partial(with_torch, row))
+        step("check other shapes", lambda: validate(other_parts, ahead=ahead, deadline=deadline, keep=checked))
+        for row in others:
+            step(f"time {row}", partial(timed, row))
+        for row in others:
+            step(f"torch {row}", partial(with_torch, row))
+    finally:
+        ahead.close()
+        keep()
+
+
+def problems(report: dict[str, Any]) -> list[str]:
+    """Whatever is wrong, raised, or did not run; nothing where all is proven and measured.
+
+    That compute-sanitizer or torch is not installed is no failure: the report says *not measured*.
+    """
+    found = list(report["errors"])
+    for row in report["checked"]:
+        where = f"{row['shape']}, {row['element']}, channels_last={row['channels_last']}, {row.get('strategy', 'all')}"
+        found += [f"{where}: {row[key]}" for key in ("failed", "not_run") if key in row]
+    for name, one in report["sanitizer"].items():
+        if one["result"] not in (PASSED, NOT_INSTALLED):
+            found.append(f"compute-sanitizer, {name}: {one['result']}")
+    for row in report["times"]:
+        where = f"{row['size']} x {row['size']}, {row['element']}, batch {row['batch']}"
+        for one in row["strategies"]:
+            found += [f"{where}, {one['strategy']}: {one[key]}" for key in ("failed", "not_run") if key in one]
+        if "failed" in row.get("torch", {}):
+            found.append(f"{where}, torch: {row['torch']['failed']}")
+    return found
 
 
 def markdown(report: dict[str, Any]) -> str:
-    rows = []
-    for row in report["times"]:
-        chosen, best = row["strategies"][0], min(row["strategies"], key=lambda one: one["cold_ms"])
-        cold, torch = chosen["cold_ms"], row["torch"]
-        ratios = [f"{torch[key] / cold:.1f} x" if key in torch else "not run" for key in ("eager_ms", "compile_ms")]
-        shown = (row["floor_ms"], cold, chosen["warm_ms"])
-        times = [f"{1e3 * ms:.2f}" for ms in shown]
-        times.insert(2, f"{cold / row['floor_ms']:.2f}")
-        fastest = f"{best['strategy']} ({1e3 * best['cold_ms']:.2f})"
-        place = (f"{row['size']} x {row['size']}", row["element"], row["batch"])
-        rows.append((*place, *times, *ratios, chosen["strategy"], fastest))
-    top, checked = report["ceilings"], report["checked"]
-    worst, empty_us = max(one["difference"] for one in checked), 1e3 * top["empty_launch_ms"]
+    right = [one for one in report["checked"] if "difference" in one and "failed" not in one]
+    worst = f"{max(one['difference'] for one in right):.1e}" if right else "not known"
+    spills = max((one["local_bytes"] for one in right), default="not known")
+    top = report["ceilings"]
+    ceiling = "*not measured*"
+    if top:
+        empty_us = 1e3 * top["empty_launch_ms"]
+        ceiling = f"{top['bytes_per_s'] / 1e12:.2f} TB/s, read and written; empty launch {empty_us:.2f} us"
+    tools = [f"- compute-sanitizer, {name}: {said_of(one)}" for name, one in report["sanitizer"].items()]
+    wrong = problems(report)
+    shown = [*(f"- {one}" for one in wrong[:40]), *([f"- and {len(wrong) - 40} more"] if len(wrong) > 40 else [])]
+    found = [f"- {name}: {version}" for name, version in report["versions"].items()]
     header = (
-        "feature map | element | batch | floor, us | cold, us | cold / floor | warm, us | torch eager | torch.compile"
+        "feature map | element | batch | floor, us | cold, us | cold / floor | warm, us | torch eager | "
+        "torch.compile | chosen | fastest of those timed (us)"
     )
-    return f"""# Attention pool kernel on {report["gpu"]}
-
-{report["date"]}, commit {report["commit"]}, driver {report["driver"]}, NVRTC {report["nvrtc"]}, CuPy {report["cupy"]}.
-How it is measured: see `benchmarks/attention_pool.py`. Clocks are as found.
-
-- {len(checked)} combinations of shape, element type, layout and strategy agree with the float64 reference; the largest
-  relative difference is {worst:.1e}. Largest local memory (spills): {max(one["local_bytes"] for one in checked)} bytes.
-- compute-sanitizer memcheck: {report["sanitizer"]["memcheck"]}
-- compute-sanitizer racecheck: {report["sanitizer"]["racecheck"]}
-- copy: {top["bytes_per_s"] / 1e12:.2f} TB/s, read and written; empty launch in a graph: {empty_us:.2f} us
-
-{table(header + " | chosen | fastest of those timed (us)", rows)}"""
-
-
-def folder_of(gpu: str) -> Path:
-    return RESULTS / re.sub(r"[^a-z0-9]+", "-", gpu.lower()).strip("-")
-
-
-def commit_of_tree() -> str:
-    done = subprocess.run(
-        ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"],
-        capture_output=True,
-        text=True,
-        check=False,
+    return "\n".join(
+        [
+            f"# Attention pool kernel on {report['gpu']}",
+            "",
+            f"{report['date']}, commit {report['commit']}, driver {report['driver']}, NVRTC {report['nvrtc']}, CuPy "
+            f"{report['cupy']}. How it is measured: see `benchmarks/attention_pool.py`. Clocks are as found.",
+            "",
+            f"- {len(right)} of {len(report['checked'])} combinations of shape, element type, layout and strategy "
+            f"agree with the float64 reference; the largest relative difference of those is {worst}. Largest local "
+            f"memory (spills): {spills} bytes.",
+            *(tools or ["- compute-sanitizer: *not measured*"]),
+            f"- copy in a graph: {ceiling}",
+            "",
+            table(header, map(time_cells, report["times"])),
+            "## What is wrong or missing",
+            "",
+            *(shown or ["- nothing"]),
+            "",
+            "## Versions",
+            "",
+            *found,
+            "",
+        ]
     )
-    return done.stdout.strip() or "unknown"
+
+
+def said_of(one: dict[str, Any]) -> str:
+    return ": ".join(str(one[key]) for key in ("result", "summary") if key in one)
+
+
+def time_cells(row: dict[str, Any]) -> tuple[object, ...]:
+    place = (f"{row['size']} x {row['size']}", row["element"], row["batch"])
+    chosen, torch = row["strategies"][0], row.get("torch", {})
+    timed = [one for one in row["strategies"] if "cold_ms" in one]
+    floor_ms, cold = row["floor_ms"], chosen.get("cold_ms")
+    shown: list[object] = [f"{1e3 * floor_ms:.2f}", *["*not measured*"] * 3]
+    if cold is not None:
+        shown[1:] = [f"{1e3 * cold:.2f}", f"{cold / floor_ms:.2f}", f"{1e3 * chosen['warm_ms']:.2f}"]
+    for key in ("eager_ms", "compile_ms"):
+        why = "**failed**" if "failed" in torch else "*not measured*"
+        shown.append(f"{torch[key] / cold:.1f} x" if key in torch and cold is not None else why)
+    best = min(timed, key=lambda one: one["cold_ms"], default=None)
+    fastest = f"{best['strategy']} ({1e3 * best['cold_ms']:.2f})" if best else "none"
+    return (*place, *shown, chosen["strategy"], fastest)
 
 
 def main() -> int:
@@ -416,20 +341,32 @@ def main() -> int:
     what.add_argument("--resources", action="store_true", help="compile for every architecture; needs nvcc")
     what.add_argument("--gpu", action="store_true", help="check and time; needs a GPU and CuPy")
     what.add_argument("--check", action="store_true", help="check the small shapes only; what the sanitizer runs")
+    what.add_argument(
+        "--overread", action="store_true", help="run the kernel with a mistake that memcheck has to catch"
+    )
     parser.add_argument("--out", type=Path, help="folder for the results of --gpu, else results/<gpu>")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="what does not fit in is left out")
+    parser.add_argument("--commit", help="of the tree, where it has no repository")
     given = parser.parse_args()
+    deadline = Deadline.after(given.seconds)
+    end_on_sigterm()
     try:
         if given.resources:
             (RESULTS / "attention_pool_resources.md").write_text(resources(), encoding="utf-8")
         elif given.check:
-            print(f"{len(validate(check.SMALL[:4], ['float32', 'float16']))} results checked")
+            right, left_out = checked_by_sanitizer(given.seconds)
+            print(f"{right} results are right, {left_out} not run")
+            return 0 if right else 1
+        elif given.overread:
+            overread()
         else:
-            print(on_gpu(given.out, commit_of_tree()))
+            report = on_gpu(given.out, given.commit or commit_of_tree(), deadline)
+            print(markdown(report))
+            for one in problems(report):
+                print(f"not proven: {one}", file=sys.stderr)
+            return 1 if problems(report) else 0
     except MpmmuError as error:
-        print(f"error: {error}", file=sys.stderr)
-        if error.hint:
-            print(f"hint: {error.hint}", file=sys.stderr)
-        return error.exit_code
+        return say(error)
     return 0
 
 

@@ -1,16 +1,24 @@
 """The whole way on a GPU: is it right, what does it take, and where does the time go.
 
     python -m benchmarks.device_path BUNDLE [--targets TARGET …]    writes results/<gpu>/device_path.json and .md
+    python -m benchmarks.device_path BUNDLE --write-expected FILE   on any machine with onnxruntime, no GPU needed
 
 For every GPU target that BUNDLE lists: latency at batch 1, 8, 32 and 128, with CUDA graphs and without, and of the
-whole-graph engine. Every call gets other cases than the one before (noise, each of another grey level), and its
-embeddings and probabilities are held to onnxruntime:fp32 on the processor. A target that can't run here, or that fails,
-is listed with the reason; the exit code then says so. **No GPU has run this yet.**
+whole-graph engine. Every call gets other cases than the one before (noise, each of another grey level), and is held to
+what onnxruntime:fp32 says of them on the processor, here or in the FILE that was written elsewhere (see
+`device_answers.Judge`). A target that can't run here, or that fails, is listed with the reason, and so is a variant
+that did not run as it was asked to: without its CUDA graph, or as the whole graph. The exit code then says so. **No GPU
+has run this yet.**
 
 wall: from pixels in host memory to probabilities in host memory, input checks included. device: between two CUDA
 events around the launch of the graph. The ledger of the stages is taken without graphs, from events around each; the
 overhead is the wall time over the longest of the two encoders and the sum of pool, head and transfers. Variants of a
-target take turns within each round.
+target take turns within each round. runs: a batch larger than the engines take comes in so many parts.
+
+Time: the expected answers take 10 to 60 s of processor (none with `--expected`), a target about 20 s plus what its
+engines take to load, and minutes where they have to be built anew; BF16 and INT8 are first asked every case on its own.
+Each target runs in a process of its own, with its share of `--seconds`; results are written after every batch, and what
+no longer fits is "not run: out of time".
 """
 
 from __future__ import annotations
@@ -18,30 +26,50 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.attention_pool import commit_of_tree, folder_of
+from benchmarks.device_answers import Cases, Judge, Pixels, ask_processor, draw, write_expected
+from benchmarks.device_report import markdown, problems
+from benchmarks.evidence import (
+    NEVER,
+    OUT_OF_TIME,
+    Deadline,
+    commit_of_tree,
+    end_on_sigterm,
+    failure,
+    folder_of,
+    run_child,
+    save,
+    say,
+    tail,
+    versions,
+)
 from mpmmu_rt import machine
 from mpmmu_rt.bundle import Bundle
 from mpmmu_rt.engines import engine, known_engine
 from mpmmu_rt.engines.tensorrt_build import gpu
-from mpmmu_rt.errors import MpmmuError, ParityError
-from mpmmu_rt.predictor import DEFAULT_TARGET, Predictor
-from mpmmu_rt.spec import MODALITIES, Array, Modality, Target
-from mpmmu_rt.verify import TOLERANCES, Tolerance, probability_difference, relative_difference
+from mpmmu_rt.errors import EngineError, MpmmuError
+from mpmmu_rt.files import atomic_file
+from mpmmu_rt.predictor import Predictor
+from mpmmu_rt.spec import Array, Target
 
 BATCHES = (1, 8, 32, 128)
 ROUNDS = 50
+ENOUGH_ROUNDS = 10  # of them, where the time runs out
 WARM_UP = 10
 STEP = 13  # cases further on at each call: no batch size divides it
+SECONDS = 540.0
+LEAST_SECONDS = 30.0  # with less, a target is not begun
+JUDGING_SECONDS = 15.0  # of its share, in which a target measures no more and judges what it has measured
 GPU_ENGINES = ("tensorrt-rtx", "tensorrt", "onnxruntime-cuda")
 # What a variant asks of a TensorRT pipeline.
 VARIANTS: Mapping[str, Mapping[str, bool]] = {
@@ -49,37 +77,227 @@ VARIANTS: Mapping[str, Mapping[str, bool]] = {
     "device path, no graph": {"graphs": False},
     "whole graph, CUDA graph": {"graphs": True, "whole_graph": True},
 }
-Pixels = dict[Modality, Array]
 Call = Callable[[Pixels], tuple[dict[str, Array], Mapping[str, float]]]
+Note = Callable[[Mapping[str, Any]], object]
 
 
-@dataclass(frozen=True)
-class Cases:
-    """Pixels of 2 · max(BATCHES) cases, and what the processor says of them: `probability`, `embedding`."""
+# ---------------------------------------------------------------- what runs
 
-    pixels: Pixels
-    want: Mapping[str, Array]
 
-    @classmethod
-    def drawn(cls, bundle: Bundle) -> Cases:
-        count = 2 * max(BATCHES)
-        rng = np.random.default_rng(5)
-        pixels: Pixels = {}
-        for modality in MODALITIES:
-            shape = (count, *(int(length) for length in bundle.tensors[f"{modality}_pixels"].shape[1:]))
-            grey = rng.uniform(40, 200, (count, 1, 1, 1)).astype(np.float32)
-            noise = rng.standard_normal(shape, np.float32)
-            pixels[modality] = np.clip(grey + 50 * noise, 0, 255).astype(np.uint8)
-        with Predictor(bundle, Target.parse(DEFAULT_TARGET)) as predictor:
-            starts = range(0, count, 32)
-            parts = [predictor.predict({m: pixels[m][at : at + 32] for m in MODALITIES}) for at in starts]
-        names = ("probability", "embedding")
-        return cls(pixels, {name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
+@dataclass
+class Variant:
+    """One way to run a target. asked: of a TensorRT pipeline; empty for another engine."""
 
-    def rows(self, start: int, batch: int) -> tuple[Pixels, dict[str, Array]]:
+    name: str
+    call: Call
+    pipeline: Any
+    asked: Mapping[str, bool] = field(default_factory=dict)
+    alone: Array | None = None  # embeddings of every case on its own, in a precision that is too coarse without
+    wrong: str | None = None  # with those
+
+    def ask_alone(self, judge: Judge, deadline: Deadline) -> None:
+        """Fill `alone` and `wrong`."""
+        rows = []
+        for row in range(judge.cases.count):
+            if deadline.passed:
+                self.wrong = f"{OUT_OF_TIME} before every case was asked on its own"
+                return
+            rows.append(self.call(judge.cases.rows(slice(row, row + 1)))[0]["embedding"].copy())
+        self.alone = np.concatenate(rows)
+        self.wrong = judge.anchor(self.alone)
+
+    @property
+    def largest(self) -> int | None:
+        """The largest batch that the engines take at once; None where any will do."""
+        batches = getattr(self.pipeline, "batches", None)
+        return None if batches is None else int(batches._profile.max)  # it has no public name
+
+    def runs(self, batch: int) -> int:
+        return 1 if self.largest is None else -(-batch // self.largest)
+
+    def facts(self) -> dict[str, Any]:
+        """What really ran: kind, largest batch, kernel strategy, sizes captured and why not, remarks."""
+        batches = getattr(self.pipeline, "batches", None)
+        facts = {
+            "ran": getattr(self.pipeline, "name", self.name),
+            "largest_batch": self.largest,
+            "head": str(self.pipeline.head_target),
+            "pool": getattr(self.pipeline, "pool", None),
+            "remarks": list(self.pipeline.remarks),
+        }
+        if batches is not None:
+            captured = list(batches.captured)
+            facts |= {"captured": captured, "captured_count": len(captured), "not_captured": batches.not_captured}
+        return facts
+
+    def problem(self) -> str | None:
+        """What it did not do that it was asked for; asked after it has run."""
+        facts, found = self.facts(), [self.wrong] if self.wrong else []
+        if self.asked and not self.asked.get("whole_graph") and facts["ran"] != "device path":
+            found.append(f"the whole graph ran instead of the device path: {getattr(self.pipeline, 'reason', '')}")
+        if self.asked.get("graphs") and not facts["captured"]:
+            found.append(f"no batch was captured into a CUDA graph: {facts['not_captured'] or 'nothing ran'}")
+        return "; ".join(found) or None
+
+
+def variants(bundle: Bundle, target: Target, closing: ExitStack) -> tuple[list[Variant], dict[str, str]]:
+    """What to run of a target, and of variants that can't be loaded the reason. Raises `MpmmuError` where none can."""
+    if target.engine == "onnxruntime-cuda":
+        predictor = closing.enter_context(Predictor(bundle, target))
+
+        def predict(pixels: Pixels) -> tuple[dict[str, Array], Mapping[str, float]]:
+            found = predictor.predict(pixels)
+            return {"probability": found.probability, "embedding": found.embedding}, found.stages_ms
+
+        return [Variant(target.engine, predict, predictor)], {}
+    found: Any = engine(target)  # a TensorRT, whose pipelines take the options of `VARIANTS`
+    loaded, failed = list[Variant](), dict[str, str]()
+    width = int(bundle.tensors["embedding"].shape[1])
+    for name, asked in VARIANTS.items():
+        try:
+            pipeline = found.pipeline(bundle, target.precision, 1, **asked)
+        except Exception as error:  # noqa: BLE001  # TensorRT and CUDA raise all kinds: recorded, the others go on
+            failed[name] = failure(error)
+            continue
+        closing.callback(pipeline.close)
+
+        def run(pixels: Pixels, pipeline: Any = pipeline) -> tuple[dict[str, Array], Mapping[str, float]]:
+            embedding = np.empty((len(pixels["mammography"]), width), np.float32)
+            said, stages = pipeline.run(pixels, embedding)
+            return {"probability": said["probability"], "embedding": embedding}, stages
+
+        loaded.append(Variant(name, run, pipeline, asked))
+    return loaded, failed
+
+
+# ---------------------------------------------------------------- how long?
+
+
+def measure(running: Sequence[Variant], judge: Judge, batch: int, deadline: Deadline = NEVER) -> dict[str, Any]:
+    """Of each variant, by name: percentiles, stages, differences; `failed` for one that raised or is wrong."""
+    walls: dict[str, list[float]] = {one.name: [] for one in running}
+    stages: dict[str, list[Mapping[str, float]]] = {one.name: [] for one in running}
+    said: dict[str, list[tuple[int, slice, dict[str, Array]]]] = {one.name: [] for one in running}
+    failed: dict[str, str] = {}
+    for turn in range(WARM_UP + ROUNDS):
+        if deadline.passed:
+            break
+        start = turn * STEP % (judge.cases.count - batch + 1)
         rows = slice(start, start + batch)
-        pixels: Pixels = {modality: array[rows] for modality, array in self.pixels.items()}
-        return pixels, {name: array[rows] for name, array in self.want.items()}
+        pixels = judge.cases.rows(rows)
+        for one in running:
+            if one.name in failed:
+                continue
+            try:
+                begin = time.perf_counter()
+                got, spent = one.call(pixels)
+                wall = (time.perf_counter() - begin) * 1e3
+            except Exception as error:  # noqa: BLE001  # TensorRT and CUDA raise all kinds: recorded, the others go on
+                failed[one.name] = f"batch {batch}, call {turn}: {failure(error)}"
+                continue
+            said[one.name].append((turn, rows, got))
+            if turn >= WARM_UP:
+                walls[one.name].append(wall)
+                stages[one.name].append(spent)
+    found: dict[str, Any] = {}
+    for one in running:  # judged afterwards: the processor's head is not to run between what is timed
+        row: dict[str, Any] = {"runs_per_call": one.runs(batch), "rounds": len(walls[one.name])}
+        row |= judged(judge, said[one.name], one.alone)
+        if one.name in failed:
+            row["failed"] = failed[one.name]
+        if row["rounds"] >= min(ENOUGH_ROUNDS, ROUNDS):
+            p50, p99 = (float(x) for x in np.percentile(walls[one.name], [50, 99]))
+            row |= {"wall_p50_ms": p50, "wall_p99_ms": p99, "stages_ms": medians(stages[one.name])}
+            row["graph"] = "device" in row["stages_ms"] if one.asked else None
+            if one.asked.get("graphs") and not row["graph"]:
+                row.setdefault("failed", f"batch {batch} ran without a CUDA graph")
+        elif "failed" not in row:
+            row["not_run"] = f"{OUT_OF_TIME} after {row['rounds']} rounds"
+        found[one.name] = row
+    return found
+
+
+def judged(judge: Judge, calls: Sequence[tuple[int, slice, dict[str, Array]]], alone: Array | None) -> dict[str, Any]:
+    """The worst of all calls, sums of counts; `failed` says what was wrong with the first that was."""
+    counts = ("strangers", "crossings", "flips", "clear_flips")
+    total: dict[str, Any] = {"compared": judge.cases.want is not None, "cases": 0}
+    for turn, rows, got in calls:
+        figures, wrong = judge.call(got, rows, alone)
+        total["cases"] += rows.stop - rows.start
+        for name, value in figures.items():
+            total[name] = total.get(name, 0) + value if name in counts else max(total.get(name, 0.0), value)
+        if wrong:
+            total.setdefault("failed", f"ParityError: batch {rows.stop - rows.start}, call {turn}: {'; '.join(wrong)}")
+    return total
+
+
+def medians(stages: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {stage: float(np.median([spent[stage] for spent in stages])) for stage in stages[0]}
+
+
+def of_target(
+    bundle: Bundle, target: Target, cases: Cases, deadline: Deadline = NEVER, note: Note = lambda report: None
+) -> dict[str, Any]:
+    """`batches` → batch → variant → figures, and `variants` → facts; or `not_run` or `failed`, and why.
+
+    note: is given the report so far, after every batch.
+    """
+    report: dict[str, Any] = {"variants": {}, "batches": {}}
+    try:
+        if problem := known_engine(target).problem(target.precision):
+            return {"not_run": str(problem)}
+        with ExitStack() as closing:
+            start = time.perf_counter()
+            running, failed = variants(bundle, target, closing)
+            judge = Judge(bundle, target, cases, closing)
+            report["load_s"] = time.perf_counter() - start
+            report["variants"] = {name: {"failed": why} for name, why in failed.items()}
+            for one in running if judge.coarse else ():
+                try:
+                    one.ask_alone(judge, deadline)
+                except Exception as error:  # noqa: BLE001  # TensorRT and CUDA raise all kinds: recorded, others go on
+                    one.wrong = failure(error)
+            note(report)
+            report["head_check"] = judge.why_no_head or "the processor's head on the embeddings of this target"
+            for batch in BATCHES:
+                if deadline.passed:
+                    report["batches"][str(batch)] = {one.name: {"not_run": OUT_OF_TIME} for one in running}
+                    continue
+                report["batches"][str(batch)] = measure(running, judge, batch, deadline)
+                for one in running:
+                    report["variants"][one.name] = one.facts() | {"problem": one.problem()}
+                note(report)
+    except Exception as error:  # noqa: BLE001  # TensorRT and CUDA raise all kinds: what was measured so far is kept
+        report["failed"] = failure(error)
+    return report
+
+
+# ---------------------------------------------------------------- all of it
+
+
+def in_process(arguments: Sequence[str], folder: Path) -> Callable[[Target, Deadline, Note], dict[str, Any]]:
+    """Runs a target in a process of its own: a CUDA error, a crash or a hang there ends with it."""
+
+    def run(target: Target, deadline: Deadline, note: Note) -> dict[str, Any]:
+        part, log = folder / "part.json", folder / "part.log"
+        part.unlink(missing_ok=True)
+
+        def so_far() -> dict[str, Any]:
+            found: dict[str, Any] = json.loads(part.read_text(encoding="utf-8")) if part.exists() else {}
+            return found
+
+        command = [sys.executable, "-m", "benchmarks.device_path", *arguments, "--targets", str(target)]
+        command += ["--part", str(part), "--seconds", f"{max(1.0, deadline.left() - JUDGING_SECONDS):.0f}"]
+        status, seconds = run_child(command, deadline.left(), log, watch=lambda: note(so_far()))
+        report = so_far()
+        if status is None:
+            report["failed"] = f"{OUT_OF_TIME}: ended after {seconds:.0f} s. {tail(log)}".strip()
+        elif status or not report:
+            report.setdefault("failed", f"its process ended with status {status}: {tail(log)}")
+        print(tail(log, 4000), file=sys.stderr)
+        return report
+
+    return run
 
 
 def targets_of(bundle: Bundle) -> list[Target]:
@@ -88,152 +306,46 @@ def targets_of(bundle: Bundle) -> list[Target]:
     return [target for target in found if target.engine in GPU_ENGINES]
 
 
-def variants(bundle: Bundle, target: Target, closing: ExitStack) -> dict[str, Call]:
-    """What to run of a target, by name. Raises `MpmmuError` where it can't run."""
-    if target.engine == "onnxruntime-cuda":
-        predictor = closing.enter_context(Predictor(bundle, target))
-
-        def predict(pixels: Pixels) -> tuple[dict[str, Array], Mapping[str, float]]:
-            found = predictor.predict(pixels)
-            return {"probability": found.probability, "embedding": found.embedding}, found.stages_ms
-
-        return {"onnxruntime-cuda": predict}
-    calls: dict[str, Call] = {}
-    for name, asked in VARIANTS.items():
-        pipeline = engine(target).pipeline(bundle, target.precision, 1, **asked)
-        closing.callback(pipeline.close)
-        if name.partition(",")[0] != getattr(pipeline, "name", ""):
-            name = f"{name}: the whole graph ran instead ({getattr(pipeline, 'reason', '')})"
-        width = int(bundle.tensors["embedding"].shape[1])
-
-        def run(
-            pixels: Pixels, pipeline: Any = pipeline, width: int = width
-        ) -> tuple[dict[str, Array], Mapping[str, float]]:
-            embedding = np.empty((len(pixels["mammography"]), width), np.float32)
-            said, stages = pipeline.run(pixels, embedding)
-            return {"probability": said["probability"], "embedding": embedding}, stages
-
-        calls[name] = run
-    return calls
-
-
-def measure(calls: Mapping[str, Call], cases: Cases, batch: int, tolerance: Tolerance) -> dict[str, Any]:
-    """Percentiles, stages and largest differences of each call; raises `ParityError` for one that is fast but wrong."""
-    walls: dict[str, list[float]] = {name: [] for name in calls}
-    stages: dict[str, list[Mapping[str, float]]] = {name: [] for name in calls}
-    worst = {name: {"probability": 0.0, "embedding": 0.0} for name in calls}
-    for turn in range(WARM_UP + ROUNDS):
-        pixels, want = cases.rows(turn * STEP % max(BATCHES), batch)
-        for name, call in calls.items():
-            start = time.perf_counter()
-            got, spent = call(pixels)
-            if turn >= WARM_UP:
-                walls[name].append((time.perf_counter() - start) * 1e3)
-                stages[name].append(spent)
-            off = {
-                "probability": probability_difference(got["probability"], want["probability"]),
-                "embedding": relative_difference(got["embedding"], want["embedding"]),
-            }
-            if not (off["probability"] <= tolerance.probability and off["embedding"] <= tolerance.relative):
-                raise ParityError(
-                    f"{name}, batch {batch}, call {turn}: probabilities differ by {off['probability']:.3g} and "
-                    f"embeddings by {off['embedding']:.3g} of the largest, expected at most "
-                    f"{tolerance.probability:.3g} and {tolerance.relative:.3g}"
-                )
-            worst[name] = {key: max(worst[name][key], value) for key, value in off.items()}
-    found: dict[str, Any] = {}
-    for name in calls:
-        p50, p99 = np.percentile(walls[name], [50, 99])
-        medians = {stage: float(np.median([spent[stage] for spent in stages[name]])) for stage in stages[name][0]}
-        times = {"wall_p50_ms": float(p50), "wall_p99_ms": float(p99), "stages_ms": medians}
-        found[name] = {"max_difference": worst[name]["probability"], "max_embedding": worst[name]["embedding"], **times}
-    return found
-
-
-def overhead(stages_ms: Mapping[str, float], wall_ms: float) -> float | None:
-    """`wall_ms` over what the parts take that can't overlap, minus 1; None where the parts are not known."""
-    if not {"mammography", "ultrasound", "attention_pool", "head", "transfers"} <= set(stages_ms):
-        return None
-    encoders = max(stages_ms["mammography"], stages_ms["ultrasound"])
-    return wall_ms / (encoders + sum(stages_ms[name] for name in ("attention_pool", "head", "transfers"))) - 1
-
-
-def of_target(bundle: Bundle, target: Target, cases: Cases) -> dict[str, Any]:
-    """Figures of one target, by batch; or why there are none: it can't run here, or it `failed`."""
-    report: dict[str, Any] = {}
-    try:
-        if problem := known_engine(target).problem(target.precision):
-            return {"not_run": str(problem)}
-        with ExitStack() as closing:
-            calls = variants(bundle, target, closing)
-            for batch in BATCHES:
-                report[str(batch)] = measure(calls, cases, batch, TOLERANCES[target.precision])
-    except MpmmuError as error:
-        return report | {"failed": f"{type(error).__name__}: {error}"}
-    return report
-
-
-def on_gpu(path: Path, names: list[str], folder: Path | None, commit: str) -> tuple[str, bool]:
-    """Run all; writes both files. Returns the Markdown, and whether everything ran and held."""
-    bundle = Bundle.open(path)
-    targets = [Target.parse(name) for name in names] or targets_of(bundle)
-    cases = Cases.drawn(bundle)
-    here = gpu()
+def on_gpu(
+    bundle: Bundle,
+    targets: Sequence[Target],
+    run: Callable[[Target, Deadline, Note], dict[str, Any]],
+    keep: Callable[[Mapping[str, Any]], object],
+    *,
+    source: str,
+    name: str,
+    commit: str,
+    deadline: Deadline = NEVER,
+) -> dict[str, Any]:
+    """Run all targets. keep: is given the report so far, time and again. source: of the expected answers."""
     report: dict[str, Any] = {
-        "gpu": here.name if here else "none",
-        "capability": here.capability if here else None,
+        "gpu": name,
         "commit": commit,
         "date": datetime.now(UTC).isoformat(),
         "bundle": {"name": bundle.name, "trained": bundle.trained, "digest": bundle.digest},
         "machine": machine.describe(),
+        "versions": versions(),
+        "expected": source,
         "rounds": ROUNDS,
-        "targets": {str(target): of_target(bundle, target, cases) for target in targets},
+        "targets": {str(target): {"not_run": "not yet"} for target in targets},
     }
-    text = markdown(report)
-    if here:
-        folder = folder or folder_of(here.name)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "device_path.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-        (folder / "device_path.md").write_text(text, encoding="utf-8")
-    found = report["targets"].values()
-    return text, bool(found) and not any("failed" in one or "not_run" in one for one in found)
+    keep(report)
+    for done, target in enumerate(targets):
 
+        def note(found: Mapping[str, Any], target: Target = target) -> None:
+            if found:
+                report["targets"][str(target)] = found
+                keep(report)
 
-def markdown(report: Mapping[str, Any]) -> str:
-    lines = [
-        f"# The whole way on {report['gpu']}",
-        "",
-        f"{report['date']}, commit {report['commit']}, bundle {report['bundle']['name']} "
-        f"({report['bundle']['digest'][:12]}), {report['rounds']} rounds. How it is measured: "
-        "`benchmarks/device_path.py`. Clocks are as found.",
-        "",
-        "Differences from the processor: of probabilities, and of embeddings relative to the largest.",
-        "",
-        "| target | batch | variant | wall p50, ms | p99 | stages, ms | overhead | max Δp | embedding |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for target, found in report["targets"].items():
-        for key, words in (("not_run", "*not measured*"), ("failed", "**failed**")):
-            if key in found:
-                lines.append(f"| {target} | | {words}: {found[key]} | | | | | | |")
-        for batch, rows in found.items():
-            if batch in ("not_run", "failed"):
-                continue
-            ledger: Mapping[str, float] = next(
-                (row["stages_ms"] for row in rows.values() if "attention_pool" in row["stages_ms"]), {}
-            )
-            for name, row in rows.items():
-                stages = ", ".join(f"{stage} {ms:.3f}" for stage, ms in row["stages_ms"].items())
-                more = overhead(ledger, row["wall_p50_ms"]) if name.startswith("device path") else None
-                shown = "" if more is None else f"{more:+.1%}"
-                times = f"{row['wall_p50_ms']:.3f} | {row['wall_p99_ms']:.3f}"
-                lines.append(
-                    f"| {target} | {batch} | {name} | {times} | {stages} | {shown} | {row['max_difference']:.1e} | "
-                    f"{row['max_embedding']:.1e} |"
-                )
-    if not report["targets"]:
-        lines.append("| none | | the bundle lists no GPU target | | | | | | |")
-    return "\n".join(lines) + "\n"
+        left = deadline.left()
+        if left < LEAST_SECONDS:
+            note({"not_run": OUT_OF_TIME})
+            continue
+        # Half as much again as its share: what one does not need goes to those that follow.
+        share = deadline if done + 1 == len(targets) else Deadline.after(min(left, 1.5 * left / (len(targets) - done)))
+        print(f"{target}: at most {share.left():.0f} s", file=sys.stderr)
+        note(run(target, share, note))
+    return report
 
 
 def main() -> int:
@@ -241,14 +353,71 @@ def main() -> int:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--targets", nargs="*", default=[], help="instead of all GPU targets of the bundle")
     parser.add_argument("--out", type=Path, help="folder of the results")
-    arguments = parser.parse_args()
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="what does not fit in is left out")
+    parser.add_argument("--expected", type=Path, help="a file of --write-expected, instead of asking onnxruntime here")
+    parser.add_argument("--write-expected", type=Path, help="only write that file; needs no GPU")
+    parser.add_argument("--commit", help="of the tree, where it has no repository")
+    parser.add_argument("--part", type=Path, help=argparse.SUPPRESS)  # one target, in this process; its report only
+    given = parser.parse_args()
+    deadline = Deadline.after(given.seconds)
+    end_on_sigterm()
     try:
-        text, passed = on_gpu(arguments.bundle, arguments.targets, arguments.out, commit_of_tree())
+        if given.write_expected:
+            bundle = Bundle.open(given.bundle)
+            pixels = draw(bundle)
+            write_expected(given.write_expected, bundle, pixels, ask_processor(bundle, pixels))
+            return 0
+        return evidence(given, deadline)
     except MpmmuError as error:
-        print(f"error: {error}\nhint: {error.hint}", file=sys.stderr)
-        return error.exit_code
-    print(text)
-    return 0 if passed else 1
+        return say(error)
+
+
+def evidence(given: argparse.Namespace, deadline: Deadline) -> int:
+    here = gpu()
+    if here is None:
+        raise EngineError(
+            "there is no NVIDIA GPU and driver here, expected one: nothing is measured and nothing is written",
+            hint="run it on a machine with a GPU; --write-expected works without",
+        )
+    bundle = Bundle.open(given.bundle)
+    targets = [Target.parse(name) for name in given.targets] or targets_of(bundle)
+    if given.part:
+        cases = Cases.drawn(bundle, given.expected)
+
+        def keep_part(report: Mapping[str, Any]) -> None:
+            with atomic_file(given.part) as partial:
+                partial.write_text(json.dumps(report, default=str), encoding="utf-8")
+
+        keep_part(of_target(bundle, targets[0], cases, deadline, keep_part))
+        return 0
+    folder = given.out or folder_of(here.name)
+
+    def keep(report: Mapping[str, Any]) -> None:
+        save(folder, "device_path", report, markdown(report))
+
+    with tempfile.TemporaryDirectory(prefix="evidence-") as scratch:
+        print("asking the processor what is expected", file=sys.stderr)
+        cases = Cases.drawn(bundle, given.expected)
+        arguments = [str(given.bundle.resolve())]
+        if cases.want is not None:
+            file = Path(scratch) / "expected.npz"
+            write_expected(file, bundle, cases.pixels, cases.want)
+            arguments += ["--expected", str(file)]
+        report = on_gpu(
+            bundle,
+            targets,
+            in_process(arguments, Path(scratch)),
+            keep,
+            source=cases.source,
+            name=here.name,
+            commit=given.commit or commit_of_tree(),
+            deadline=deadline,
+        )
+    print(markdown(report))
+    wrong = problems(report)
+    for one in wrong:
+        print(f"not proven: {one}", file=sys.stderr)
+    return 1 if wrong else 0
 
 
 if __name__ == "__main__":

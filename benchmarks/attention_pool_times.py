@@ -1,0 +1,206 @@
+"""How long the attention pool kernel takes on this GPU, its floor, and torch on the same inputs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from benchmarks.attention_pool_check import branches_of
+from benchmarks.evidence import NEVER, OUT_OF_TIME, Deadline, failure
+from mpmmu_rt._optional import require
+from mpmmu_rt.kernels import check
+from mpmmu_rt.kernels.attention_pool import AttentionPool, Pool, device_facts
+from mpmmu_rt.kernels.plan import ELEMENT_BYTES, ElementType, Floor, Strategy, candidates, floor
+
+REPEATS = 9
+TIMED = 6  # strategies for each batch: the preferred ones, and the preferred one of each exchange and route
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is timed: both feature maps [batch, 2048, size, size] in `element`."""
+
+    size: int
+    element: ElementType
+    batch: int
+
+    def strategies(self) -> list[Strategy]:
+        found = candidates(branches_of(product(self.size)), self.batch, self.element, False, device_facts())
+        firsts = {(one.exchange, one.layouts[0].route): one for one in reversed(found)}.values()
+        return list(dict.fromkeys([*found[:TIMED], *firsts]))
+
+
+def product(size: int) -> tuple[Pool, Pool]:
+    """The reference model's two pools: 2048 channels, CBAM with 128 hidden units, ECA across 7 channels."""
+    cbam = check.random_pool("cbam", 2048, size, size, seed=0, hidden=128)
+    return cbam, check.random_pool("eca", 2048, size, size, seed=1, size=7)
+
+
+class Clock:
+    """Device time per launch, in ms, by events around replays of a graph on a stream of its own."""
+
+    def __init__(self) -> None:
+        self.cupy = require("cupy", "this benchmark")
+        self.stream = self.cupy.cuda.Stream(non_blocking=True)
+        self.cupy.cuda.Device().synchronize()
+
+    def graph(self, launch: Callable[[int], object], launches: int) -> float:
+        """`launch(i)` enqueues the i-th launch on the current stream."""
+        with self.stream:
+            launch(0)  # compiled and loaded before the capture
+            self.stream.synchronize()
+            self.stream.begin_capture()
+            for i in range(launches):
+                launch(i)
+            graph = self.stream.end_capture()
+            graph.upload()
+            return self._median(lambda: graph.launch(stream=self.stream)) / launches
+
+    def _median(self, work: Callable[[], object]) -> float:
+        """After a warm-up of at least 100 ms."""
+        begin, end = self.cupy.cuda.Event(), self.cupy.cuda.Event()
+        until = time.perf_counter() + 0.1
+        while time.perf_counter() < until:
+            work()
+            self.stream.synchronize()
+        samples = []
+        for _ in range(REPEATS):
+            begin.record(self.stream)
+            work()
+            end.record(self.stream)
+            end.synchronize()
+            samples.append(self.cupy.cuda.get_elapsed_time(begin, end))
+        return float(np.median(samples))
+
+
+def ceilings(clock: Clock) -> dict[str, float]:
+    """What the device does at best: bytes per second of a copy (read and written), and ms of an empty launch."""
+    cupy = clock.cupy
+    source = cupy.zeros(1 << 28, np.float32)
+    target = cupy.empty_like(source)
+    cupy.cuda.Device().synchronize()
+    copy = clock.graph(
+        lambda _: target.data.copy_from_device_async(source.data, source.nbytes, clock.stream), launches=4
+    )
+    empty = cupy.RawKernel('extern "C" __global__ void empty() {}', "empty")
+    return {
+        "bytes_per_s": 2e3 * source.nbytes / copy,
+        "empty_launch_ms": clock.graph(lambda _: empty((1,), (32,), ()), 200),
+    }
+
+
+def input_sets(cupy: Any, pools: tuple[Pool, Pool], batch: int, element: ElementType, l2_bytes: int) -> list[Any]:
+    """Random feature maps [N, C, h, w], three times the L2 cache in all, at least two sets."""
+    one_set = sum(pool.branch.channels * pool.branch.positions for pool in pools) * batch * ELEMENT_BYTES[element]
+    # Drawn on the host and repeated: a period of 4 million values, and no need of cuRAND.
+    drawn = cupy.asarray(np.random.default_rng(0).normal(size=1 << 22).astype(element))
+    shapes = [(batch, pool.branch.channels, pool.height, pool.width) for pool in pools]
+    count = max(2, -(-3 * l2_bytes // one_set))
+    return [tuple(cupy.resize(drawn, shape) for shape in shapes) for _ in range(count)]
+
+
+def launches_of(sets: list[Any]) -> int:
+    return max(50, len(sets))
+
+
+def time_pool(clock: Clock, row: Row, top: dict[str, float], deadline: Deadline = NEVER) -> dict[str, Any]:
+    """The chosen strategy first. Each has its times, or `failed`, or `not_run`."""
+    cupy, pools = clock.cupy, product(row.size)
+    branches = branches_of(pools)
+    sets = input_sets(cupy, pools, row.batch, row.element, device_facts().l2_bytes)
+    launches = launches_of(sets)
+    out = cupy.empty((row.batch, sum(branch.channels for branch in branches)), np.float32)
+    cupy.cuda.Device().synchronize()  # they were filled on another stream than they are read on
+    least: Floor = floor(branches, row.batch, row.element)
+    found: dict[str, Any] = asdict(row) | {"floor": asdict(least), "input_sets": len(sets), "strategies": []}
+    found["floor_ms"] = max(1e3 * least.bytes / top["bytes_per_s"], top["empty_launch_ms"])
+    for one in row.strategies():
+        timed: dict[str, Any] = {"strategy": str(one)}
+        found["strategies"].append(timed)
+        if deadline.passed:
+            timed["not_run"] = OUT_OF_TIME
+            continue
+        try:
+            pool = AttentionPool(pools, row.batch, row.element, strategy=one)
+
+            def cold(i: int, pool: AttentionPool = pool) -> None:
+                pool(*sets[i % len(sets)], out=out)
+
+            def warm(_: int, pool: AttentionPool = pool) -> None:
+                pool(*sets[0], out=out)
+
+            timed |= {"cold_ms": clock.graph(cold, launches), "warm_ms": clock.graph(warm, 50), **pool.resources()}
+        except Exception as error:  # noqa: BLE001  # of CuPy and CUDA, all kinds: recorded, and the rest goes on
+            timed["failed"] = failure(error)
+    return found
+
+
+def time_torch(row: Row, cupy: Any) -> dict[str, Any]:
+    """Eager and torch.compile on the same inputs, in ms per call; `not_run` without torch, `failed` and why."""
+    try:
+        import torch
+
+        from mpmmu_rt.model.attention import AttentionPool as Original
+    except ImportError as error:
+        return {"not_run": failure(error)}
+    if not torch.cuda.is_available():
+        return {"not_run": "torch sees no CUDA device"}
+    result: dict[str, Any] = {"version": torch.__version__}
+    try:
+        pools = product(row.size)
+        sets = input_sets(cupy, pools, row.batch, row.element, device_facts().l2_bytes)
+        cupy.cuda.Device().synchronize()
+        inputs = [tuple(torch.utils.dlpack.from_dlpack(x) for x in one) for one in sets]
+        modules = [
+            Original(pool.weights.kind, pool.weights.channels).cuda().to(inputs[0][0].dtype).eval() for pool in pools
+        ]
+
+        def forward(first: Any, second: Any) -> Any:
+            return torch.cat([modules[0](first), modules[1](second)], 1).float()
+
+        with torch.inference_mode():
+            result["eager_ms"] = torch_ms(torch, forward, inputs, launches_of(sets))
+            compiled, graphs = compile_anew(torch, forward)
+            result["compile_ms"] = torch_ms(torch, compiled, inputs, launches_of(sets))
+            result["compiled_graphs"] = graphs()
+            if result["compiled_graphs"] < 1:
+                result["failed"] = "torch.compile has compiled nothing: its time is that of eager"
+    except Exception as error:  # noqa: BLE001  # no memory, or whatever its compiler lacks here: recorded
+        result["failed"] = failure(error)
+    return result
+
+
+def compile_anew(
+    torch: Any, forward: Callable[..., Any], **options: Any
+) -> tuple[Callable[..., Any], Callable[[], int]]:
+    """torch.compile of `forward`, and how many graphs it has compiled.
+
+    Without the reset its limit of recompilations, which counts those of earlier rows, would be met, and a function that
+    has met it runs eagerly without a word.
+    """
+    import torch._dynamo.utils as dynamo
+
+    torch._dynamo.reset()
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
+    before = dynamo.counters["stats"]["unique_graphs"]
+    compiled: Callable[..., Any] = torch.compile(forward, dynamic=False, **options)
+    return compiled, lambda: int(dynamo.counters["stats"]["unique_graphs"] - before)
+
+
+def torch_ms(torch: Any, call: Callable[..., Any], inputs: list[Any], calls: int) -> float:
+    for i in range(10):
+        call(*inputs[i % len(inputs)])
+    samples = []
+    for _ in range(REPEATS):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        for i in range(calls):
+            call(*inputs[i % len(inputs)])
+        end.record()
+        end.synchronize()
+        samples.append(begin.elapsed_time(end) / calls)
+    return float(np.median(samples))

@@ -1,0 +1,114 @@
+"""The report of the whole way on a GPU in words, and what in it is wrong or missing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from benchmarks.evidence import table
+
+
+def problems(report: Mapping[str, Any]) -> list[str]:
+    """Whatever did not run, or did not run as it should; nothing where all is proven and measured."""
+    if not report["targets"]:
+        return ["the bundle lists no GPU target"]
+    found = []
+    for target, one in report["targets"].items():
+        found += [f"{target}: {key}: {one[key]}" for key in ("not_run", "failed") if key in one]
+        for name, facts in one.get("variants", {}).items():
+            found += [f"{target}, {name}: {facts[key]}" for key in ("failed", "problem") if facts.get(key)]
+        for batch, rows in one.get("batches", {}).items():
+            for name, row in rows.items():
+                where = f"{target}, {name}, batch {batch}"
+                found += [f"{where}: {row[key]}" for key in ("not_run", "failed") if key in row]
+                if not row.get("compared", True):
+                    found.append(f"{where}: compared with nothing, as there is no answer: {report['expected']}")
+    return found
+
+
+def overhead(stages_ms: Mapping[str, float], wall_ms: float) -> float | None:
+    """`wall_ms` over what the parts take that can't overlap, minus 1; None where the parts are not known."""
+    if not {"mammography", "ultrasound", "attention_pool", "head", "transfers"} <= set(stages_ms):
+        return None
+    encoders = max(stages_ms["mammography"], stages_ms["ultrasound"])
+    return wall_ms / (encoders + sum(stages_ms[name] for name in ("attention_pool", "head", "transfers"))) - 1
+
+
+def markdown(report: Mapping[str, Any]) -> str:
+    rows, facts = [], []
+    for target, found in report["targets"].items():
+        for key, words in (("not_run", "*not measured*"), ("failed", "**failed**")):
+            if key in found:
+                rows.append((target, "", f"{words}: {found[key]}", *[""] * 9))
+        for name, one in found.get("variants", {}).items():
+            facts.append((target, name, *fact_cells(one)))
+        for batch, measured in found.get("batches", {}).items():
+            stages = (row.get("stages_ms", {}) for row in measured.values())
+            ledger: Mapping[str, float] = next((one for one in stages if "attention_pool" in one), {})
+            rows += [(target, batch, *row_cells(name, row, ledger)) for name, row in measured.items()]
+    if not rows:
+        rows.append(("none", "", "the bundle lists no GPU target", *[""] * 9))
+    said = [f"- {name}: {version}" for name, version in report.get("versions", {}).items()]
+    bundle = report["bundle"]
+    wrong = [f"- {one}" for one in problems(report)] or ["- nothing"]
+    return "\n".join(
+        [
+            f"# The whole way on {report['gpu']}",
+            "",
+            f"{report['date']}, commit {report['commit']}, bundle {bundle['name']} ({bundle['digest'][:12]}), "
+            f"{report['rounds']} rounds. How it is measured: `benchmarks/device_path.py`. Clocks are as found.",
+            "",
+            "Differences from the processor: of probabilities, and of embeddings relative to the largest. Crossings: "
+            "cases whose probability moved by more than 1e-4; head: the largest difference from the processor's head "
+            f"on the same embedding. Expected answers: {report.get('expected', 'not known')}.",
+            "",
+            table(
+                "target | batch | variant | runs | graph | wall p50, ms | p99 | stages, ms | overhead | max Δp | "
+                "embedding | crossings, flips of cases; head",
+                rows,
+            ),
+            "## What ran",
+            "",
+            table("target | variant | ran as | largest batch | captured batches | remarks", facts),
+            "## What is wrong or missing",
+            "",
+            *wrong,
+            "",
+            "## Versions",
+            "",
+            *said,
+            "",
+        ]
+    )
+
+
+def fact_cells(one: Mapping[str, Any]) -> tuple[object, ...]:
+    if "failed" in one:
+        return (f"**failed**: {one['failed']}", "", "", "")
+    remarks = [*([f"**{one['problem']}**"] if one.get("problem") else []), *one["remarks"]]
+    pool = f" ({one['pool']})" if one.get("pool") else ""
+    captured = one.get("captured")
+    shown = "" if captured is None else f"{len(captured)}: {', '.join(map(str, captured))}" if captured else "none"
+    return f"{one['ran']}{pool}", one["largest_batch"] or "any", shown, "; ".join(remarks)
+
+
+def row_cells(name: str, row: Mapping[str, Any], ledger: Mapping[str, float]) -> tuple[object, ...]:
+    words = {"failed": f"**failed**: {row.get('failed')}", "not_run": f"*not measured*: {row.get('not_run')}"}
+    said = [name, *(words[key] for key in words if key in row)]
+    if not row.get("compared", True):
+        said.append("**compared with nothing**")
+    stages = row.get("stages_ms", {})
+    more = overhead(ledger, row["wall_p50_ms"]) if name.startswith("device path") and stages else None
+    graph = {True: "yes", False: "no"}.get(row.get("graph"), "")  # type: ignore[arg-type]
+    counts = f"{row.get('crossings', 0):.0f}, {row.get('flips', 0):.0f} of {row.get('cases', 0)}"
+    head = f"; {row['max_head']:.1e}" if "max_head" in row else "; head not checked"
+    return (
+        "; ".join(said),
+        row.get("runs_per_call", ""),
+        graph,
+        *(f"{row[key]:.3f}" if key in row else "" for key in ("wall_p50_ms", "wall_p99_ms")),
+        ", ".join(f"{stage} {ms:.3f}" for stage, ms in stages.items()),
+        "" if more is None else f"{more:+.1%}",
+        *(f"{row[key]:.1e}" if key in row else "" for key in ("max_difference", "max_embedding")),
+        counts + head if "max_difference" in row else "",
+    )
