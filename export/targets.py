@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, get_args
@@ -26,6 +26,7 @@ from mpmmu_rt.engines import engine, engines, known_engine
 from mpmmu_rt.engines.onnxruntime_cuda import ENGINE as CUDA
 from mpmmu_rt.engines.tensorrt import RTX, TENSORRT, TensorRt
 from mpmmu_rt.engines.tensorrt_build import gpu
+from mpmmu_rt.engines.tensorrt_sidecar import Profile
 from mpmmu_rt.errors import ParityError, UsageError
 from mpmmu_rt.predictor import DEFAULT_TARGET, Predictor
 from mpmmu_rt.progress import Progress, silent
@@ -73,13 +74,15 @@ class Data:
 class Wanted:
     """What the user asked of the targets.
 
-    targets: None asks for all CPU targets that work here; INT8 only where there is `calibration`.
+    targets: None asks for all CPU targets that work here; INT8 only where there is `calibration`. profile: the batches
+    that engines of TensorRT and TensorRT-RTX take; more cases run as several batches, fewer are filled up.
     """
 
     targets: tuple[Target, ...] | None = None
     calibration: Data | None = None
     gate: Data | None = None  # to judge BF16 and INT8 on; the parity cases if None
     limits: Limits = field(default_factory=Limits)
+    profile: Profile = field(default_factory=Profile)
 
     def resolve(self) -> tuple[Target, ...]:
         """The targets in order, checked to run here. Raises `EngineError`, `MissingPackage` or `UsageError`."""
@@ -271,7 +274,7 @@ def _built(
         _graph(folder, entry, "attention_pool"),
         heads.lower(head, int(entry["tensors"]["embedding"]["shape"][1]), products="convolution"),
     )
-    report: dict[str, Any] = {"head": heads.report(parts.head)}
+    report: dict[str, Any] = {"head": heads.report(parts.head), "profile": asdict(wanted.profile)}
     if target.precision == "int8":
         parts, report["quantization"] = _signed(parts, entry, wanted, cases, ranges(), progress)
     few: dict[Modality, Array] = {modality: cases.pixels[modality][:_BATCH] for modality in MODALITIES}
@@ -288,6 +291,7 @@ def _built(
         flavour=found.flavour,
         precision=target.precision,
         capabilities=target.capabilities,
+        profile=wanted.profile,
     )
     progress(f"building {target}", 1, 1)
     bundles.seal(folder, entry)

@@ -12,7 +12,7 @@ from onnx import helper
 from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
 
 from mpmmu_rt.engines import tensorrt_build
-from mpmmu_rt.engines.tensorrt_sidecar import Built, Flavour, Profile, Sidecar
+from mpmmu_rt.engines.tensorrt_sidecar import Built, Flavour, Profile, Sidecar, write_profile
 from mpmmu_rt.errors import ExportError
 from mpmmu_rt.spec import MODALITIES, Array, Modality
 
@@ -80,12 +80,15 @@ def write(
 ) -> dict[str, Sidecar]:
     """Write `graphs` (of `typed`), their weights, and an engine and its sidecar of each to the new `folder`.
 
+    profile: the batches that the engines take, also those that a device builds itself (`profile.json`); `Profile()` if
+    None.
     The weights, which the parts and the whole share, are stored once; the graphs are left without them. TensorRT
     builds only where there is a GPU: elsewhere it is given the graphs alone, which the runtime builds from, and {} is
     returned. Raises what `build` does, and what `require_precision` does before anything is built.
     """
     folder.mkdir(parents=True)
     save_sharing_weights(graphs, folder)
+    write_profile(folder, profile or Profile())
     for name in graphs:
         require_precision(_load(folder / f"{name}.onnx"), precision)
     if flavour == "tensorrt" and tensorrt_build.gpu() is None:

@@ -29,7 +29,8 @@
 //   CLUSTER   parts are exchanged through distributed shared memory; up to 8 blocks, sm_90 and later
 //   GRID      parts are exchanged through device memory, with a counter for each work item. A block takes its work item
 //             from a ticket counter when it starts: whatever the order in which blocks start, only the newest work item
-//             can miss blocks, so that waiting ends wherever SPLIT blocks can be resident at once
+//             can miss blocks, so that waiting ends wherever SPLIT blocks can be resident at once (of two launches at
+//             once, 2 x SPLIT: `plan.py` sees to that)
 //
 // A NaN in a feature map gives NaN wherever the formula does: max keeps NaN, and ReLU is written as "below 0 is 0".
 // Results do not depend on timing: every sum has a fixed order, and there are no atomics on floats.

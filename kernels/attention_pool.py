@@ -3,6 +3,9 @@
 `attention_pool.cu` computes, `plan.py` decides how, `weights.py` holds the weights and the float64 reference. An
 `AttentionPool` allocates when it is made and never again: a launch writes one struct on the host and calls the kernel,
 so it can be captured into a CUDA graph. Whatever is here about speed is *not measured*.
+
+CuPy compiles with `-ftz=true`: subnormal float32 numbers (below 1.2e-38, among feature maps those in float32 and
+bfloat16) count as 0; subnormals of float16 are ordinary numbers in float32, in which all is computed.
 """
 
 from __future__ import annotations
@@ -110,7 +113,8 @@ class AttentionPool:
 
     For up to `cases` cases of feature maps in `element`, [N, C, h, w] or with `channels_last` [N, h, w, C]. `strategy`
     says how it runs (chosen by `plan.choose` unless given). One launch at a time: two streams need two of these, and
-    after a launch that the device has aborted a new one is needed.
+    after a launch that the device has aborted a new one is needed. Launches of more than `plan.LAUNCHES_AT_ONCE` of
+    these at once may wait for each other for ever on a small device, where their strategy exchanges through the grid.
     Raises `MissingPackage`, `EngineError` (no device, or the kernel can't be built) and `UsageError` (nothing fits).
     """
 
@@ -170,6 +174,7 @@ class AttentionPool:
         """Enqueue the kernel on device addresses: two feature maps and float32 [cases, columns], all contiguous.
 
         Nothing is allocated, and nothing is waited for. The memory must stay valid until the stream has passed.
+        Raises `UsageError` for other `cases` than this pool was made for, and `EngineError` if CUDA refuses the launch.
         """
         if not 1 <= cases <= self.cases:
             raise UsageError(f"a launch of {cases} cases, expected 1 to {self.cases}, for which this pool was made")
@@ -180,7 +185,7 @@ class AttentionPool:
         try:
             with stream or contextlib.nullcontext():
                 self._kernel((blocks,), (self.strategy.threads,), (record,), shared_mem=self.strategy.shared_bytes)
-        except self._cupy.cuda.driver.CUDADriverError as error:
+        except RuntimeError as error:  # CuPy's errors of CUDA's driver and of its runtime
             raise EngineError(f"the attention pool kernel ({self.strategy}) can't be launched: {error}") from error
 
     def __call__(self, mammography: Any, ultrasound: Any, *, out: Any = None, stream: Any = None) -> Any:

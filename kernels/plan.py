@@ -33,6 +33,11 @@ EXCHANGE_BYTES: dict[Exchange, int] = {"alone": 0, "cluster": 40_000, "grid": 25
 TILE_BYTES = 20_000
 LONELY = 1.5  # a multiprocessor that holds a single block does nothing while that block waits
 
+# A GRID block keeps its place while it spins for the others of its work item. Of one launch only the newest item can
+# miss blocks, so at most split - 1 blocks spin for one that has no place yet. With two launches at once (two Predictors
+# on one device, a stream each) that are 2 (split - 1), and where these fill the device neither launch ever goes on.
+LAUNCHES_AT_ONCE = 2
+
 
 @dataclass(frozen=True)
 class Device:
@@ -43,6 +48,11 @@ class Device:
     shared_per_block: int  # the most that a kernel can opt in to
     shared_per_multiprocessor: int
     l2_bytes: int
+
+    def resident(self, strategy: Strategy) -> int:
+        """Blocks of `strategy` that are sure to run at once: by shared memory, and by registers."""
+        by_memory = self.shared_per_multiprocessor // (strategy.shared_bytes + RESERVED_BYTES)
+        return self.multiprocessors * max(1, min(by_memory, by_registers(strategy.samples)))
 
 
 @dataclass(frozen=True)
@@ -130,6 +140,11 @@ def _up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
 
 
+def by_registers(samples: int) -> int:
+    """Blocks that the registers of a multiprocessor hold at the least: `RESIDENT` of attention_pool.cu."""
+    return 2 if samples < 8 else 1
+
+
 def lay_out(branch: Branch, element: ElementType, split: int, samples: int, threads: int, budget: int) -> Layout | None:
     """The layout with the largest tile that keeps a block within `budget` bytes of shared memory; None if none does."""
     cbam = branch.kind == "cbam"
@@ -214,8 +229,11 @@ def _fitting(
                     continue
                 for budget in (half, device.shared_per_block):
                     layouts = _both(branches, element, split, samples, threads, budget)
-                    if layouts:
-                        yield Strategy(element, channels_last, exchange, split, samples, threads, layouts)
+                    if not layouts:
+                        continue
+                    found = Strategy(element, channels_last, exchange, split, samples, threads, layouts)
+                    if exchange != "grid" or LAUNCHES_AT_ONCE * split <= device.resident(found):
+                        yield found
 
 
 def _both(

@@ -21,6 +21,8 @@ from .plan import EXCHANGES, SAMPLES, THREADS, Exchange
 # Ampere (A100, RTX 30, Orin), Ada, Hopper, Blackwell (B200, Thor, RTX 50): what the kernel is compiled for.
 ARCHITECTURES = (80, 86, 87, 89, 90, 100, 110, 120)
 ELEMENTS = ("float", "Half", "Bfloat16")
+# What CuPy 14 adds to the options of every RawModule.
+CUPY_OPTIONS = ("-ftz=true", "--device-as-default-execution-space")
 
 
 @dataclass(frozen=True)
@@ -114,13 +116,14 @@ def find_nvrtc() -> Path | None:
 
 
 def with_nvrtc(library: Path, architecture: int, chosen: Iterable[Instance]) -> list[Resources]:
-    """Compile to machine code with NVRTC, as CuPy does, and with no header in reach. Raises `EngineError`."""
+    """Compile to machine code with NVRTC, with CuPy's options, and with no header in reach. Raises `EngineError`."""
     for builtins in library.parent.glob("libnvrtc-builtins.so.*"):  # NVRTC opens it by its bare name
         ctypes.CDLL(str(builtins), ctypes.RTLD_GLOBAL)
     nvrtc = ctypes.CDLL(str(library))
     program, size = ctypes.c_void_p(), ctypes.c_size_t()
     text = source(chosen).encode()
-    options = [option.encode() for option in (f"-arch=sm_{architecture}", "-std=c++17", "--ptxas-options=-v")]
+    flags = (f"-arch=sm_{architecture}", "-std=c++17", *CUPY_OPTIONS, "--ptxas-options=-v")
+    options = [flag.encode() for flag in flags]
     status = nvrtc.nvrtcCreateProgram(ctypes.byref(program), text, b"attention_pool.cu", 0, None, None)
     if status:
         raise EngineError(f"NVRTC can't make a program: status {status}")

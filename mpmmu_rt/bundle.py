@@ -10,7 +10,8 @@
     onnx/attention_pool.npz  the weights of both attention pools, for the CUDA kernel: arrays float32 named
                          `<modality>.attention.<name>` as in torch's state_dict (`mpmmu_rt.kernels.weights`)
     engines/             for each target of GPUs: `mammography`, `ultrasound` (the feature map in its type),
-                         for TensorRT `head` and `model`, the head in FP32; their weights, engines and sidecars
+                         for TensorRT `head` and `model`, the head in FP32; their weights, engines and sidecars, and
+                         `profile.json`, the batches that engines take which a device builds itself
     golden/golden.npz    a few inputs, the original's output of every stage, and what each INT8 target said when it was
                          proven: `<target>.embedding`, `<target>.probability`
 

@@ -100,6 +100,37 @@ def test_our_own_usage_errors_have_the_same_exit_code(bundle_folder: Path) -> No
     two_lines(result)
 
 
+@pytest.mark.parametrize(
+    ("profile", "target", "said"),
+    [
+        ("1/8", "tensorrt:fp16", "the profile is `1/8`, expected MIN/OPT/MAX or one number of cases"),
+        ("many", "tensorrt-rtx:fp16@89", "the profile is `many`, expected MIN/OPT/MAX or one number of cases"),
+        ("0", "tensorrt:fp16", "the profile is 0/0/0, expected 1 ≤ min ≤ opt ≤ max ≤ 65536"),
+        ("8/4/2", "tensorrt:fp16", "the profile is 8/4/2, expected 1 ≤ min ≤ opt ≤ max ≤ 65536"),
+        ("1/8/128", "onnxruntime:fp32", "--profile 1/8/128 is given without a target of TensorRT, expected both"),
+        ("1/8/128", None, "--profile 1/8/128 is given without a target of TensorRT, expected both"),
+    ],
+)
+def test_a_profile_that_makes_no_sense(
+    checkpoint_folder: Path, tmp_path: Path, profile: str, target: str | None, said: str
+) -> None:
+    targets = ["--target", target] if target else []
+    result = call("export", checkpoint_folder, "-o", tmp_path / "b", *targets, "--profile", profile)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert two_lines(result)[0] == f"error: {said}"
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_profile_reaches_the_engines(checkpoint_folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
+    arguments = ("--target", "tensorrt-rtx:fp32@89", "--profile", "4", "--json")
+    result = call("export", checkpoint_folder, "-o", tmp_path / "b", *arguments)
+    assert result.exit_code == 0, result.stderr
+    (report,) = document(result)["precision"].values()
+    assert report["profile"] == {"min": 4, "opt": 4, "max": 4}
+    assert [engine["profile"] for engine in report["engines"].values()] == [report["profile"]] * 4
+
+
 def test_no_traceback_without_debug_and_one_with_it(tmp_path: Path) -> None:
     plain = call("inspect", tmp_path / "no.bundle")
     assert (plain.exit_code, plain.stdout) == (1, "")

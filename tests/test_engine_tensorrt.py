@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,10 +14,21 @@ from typing import Any
 
 import pytest
 
-from mpmmu_rt.engines import tensorrt, tensorrt_build, tensorrt_run
+from mpmmu_rt.engines import blob_cache, engine_cache, tensorrt, tensorrt_build, tensorrt_run
+from mpmmu_rt.engines.blob_cache import BlobCache
 from mpmmu_rt.engines.cuda import Resources
 from mpmmu_rt.engines.tensorrt_build import Gpu, gpu, library, log
-from mpmmu_rt.engines.tensorrt_sidecar import Built, Here, Profile, Sidecar, explain, graph_digest, sidecar_path
+from mpmmu_rt.engines.tensorrt_sidecar import (
+    Built,
+    Here,
+    Profile,
+    Sidecar,
+    explain,
+    graph_digest,
+    read_profile,
+    sidecar_path,
+    write_profile,
+)
 from mpmmu_rt.errors import EngineError, MissingPackage, UsageError
 
 ALTERED = "the engine is not the file that its sidecar describes: its size or SHA-256 is another"
@@ -149,6 +161,121 @@ def test_the_digest_of_a_graph_covers_its_weights(tmp_path: Path) -> None:
     assert len({alone, first, graph_digest(graph)}) == 3
 
 
+# ---------------------------------------------------------------- the profile
+
+
+@pytest.mark.parametrize(
+    ("text", "profile"),
+    [
+        ("1/8/128", Profile(1, 8, 128)),
+        ("8", Profile(8, 8, 8)),
+        ("2/2/2", Profile(2, 2, 2)),
+        ("01/2/3", Profile(1, 2, 3)),
+    ],
+)
+def test_a_profile_in_words(text: str, profile: Profile) -> None:
+    assert Profile.parse(text) == profile
+    assert Profile.parse(str(profile)) == profile
+
+
+@pytest.mark.parametrize("text", ["", "1/8", "1/8/32/64", "a/b/c", "1/8/", "-1/8/32", "1.5", "²", " 8", "9" * 5000])
+def test_words_that_are_no_profile(text: str) -> None:
+    with pytest.raises(UsageError, match="expected MIN/OPT/MAX or one number of cases") as caught:
+        Profile.parse(text)
+    assert caught.value.hint == "such as 1/8/32, or 8"
+
+
+def test_the_profile_beside_graphs(tmp_path: Path) -> None:
+    assert read_profile(tmp_path) == Profile(), "bundles of earlier versions say nothing"
+    write_profile(tmp_path, Profile(2, 3, 4))
+    assert read_profile(tmp_path) == Profile(2, 3, 4)
+
+
+@pytest.mark.parametrize(
+    ("altered", "message"),
+    [
+        (lambda entry: [entry], "holds a JSON list, expected an object"),
+        (change(schema="mpmmu-profile/2"), "is malformed: the schema is 'mpmmu-profile/2'"),
+        (lambda entry: {k: v for k, v in entry.items() if k != "opt"}, "lacks the key `opt`"),
+        (change(min=0), "is malformed: the profile is 0/3/4"),
+        (change(max=[4]), r"is malformed: int\(\) argument"),
+    ],
+)
+def test_a_file_that_is_no_profile(tmp_path: Path, altered: Callable[[dict[str, Any]], Any], message: str) -> None:
+    write_profile(tmp_path, Profile(2, 3, 4))
+    path = tmp_path / "profile.json"
+    path.write_text(json.dumps(altered(json.loads(path.read_text()))))
+    with pytest.raises(EngineError, match=message) as caught:
+        read_profile(tmp_path)
+    assert caught.value.hint
+
+
+# ---------------------------------------------------------------- what was built here
+
+
+ADA = Gpu("GeForce RTX 4090", 89, "NVRM version: 580.65.06")
+
+
+def facts(graph: Path, **other: Any) -> dict[str, str]:
+    given: dict[str, Any] = {"flavour": "tensorrt_rtx", "version": "1.7.1", "here": ADA, "precision": "fp16"}
+    return engine_cache.facts(graph, **(given | {"profile": Profile()} | other))
+
+
+def test_all_that_an_engine_depends_on_is_another_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = tmp_path / "head.onnx"
+    graph.write_bytes(GRAPH)
+    found = [
+        facts(graph),
+        facts(graph, flavour="tensorrt"),
+        facts(graph, version="1.7.2"),
+        facts(graph, here=replace(ADA, name="L4")),
+        facts(graph, here=replace(ADA, capability=86)),
+        facts(graph, here=replace(ADA, driver="NVRM version: 580.82.07")),
+        facts(graph, precision="fp32"),
+        facts(graph, profile=Profile(1, 8, 33)),
+    ]
+    (tmp_path / "weights.bin").write_bytes(b"weights")
+    found.append(facts(graph))
+    monkeypatch.setattr(engine_cache, "__version__", "0.0.1")
+    found.append(facts(graph))
+    cache = BlobCache(tmp_path / "cache")
+    for number, one in enumerate(found):
+        assert not cache.holds(one), number
+        cache.store(one, bytes([number]))
+    copy = tmp_path / "another bundle"
+    copy.mkdir()
+    shutil.copy(graph, copy / "renamed.onnx")
+    (copy / "weights.bin").write_bytes(b"weights")
+    assert facts(copy / "renamed.onnx") == found[-1], "by its bytes, wherever it lies and whatever its name"
+
+
+def test_a_graph_that_is_replaced_while_it_is_built_is_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(blob_cache.VARIABLE, str(tmp_path / "cache"))
+    graph = tmp_path / "head.onnx"
+    graph.write_bytes(GRAPH)
+    known, said = facts(graph), list[str]()
+
+    def build() -> Built:
+        graph.write_bytes(b"another graph")
+        return Built(ENGINE, replace(SIDECAR, graph_sha256=graph_digest(graph)))
+
+    with pytest.raises(EngineError, match="the graph was replaced while an engine was built from it"):
+        engine_cache.kept_or_built(known, build, lambda engine, how: pytest.fail("it was loaded"), said.append)
+    assert said == ["built anew"]
+    assert not (tmp_path / "cache").exists()
+
+
+def test_the_driver_is_known_by_its_release(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensorrt_build, "_DRIVER", tmp_path / "version")
+    assert tensorrt_build.driver_version() == "unknown"
+    (tmp_path / "version").write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.65.06\nGCC version: 13\n")
+    assert tensorrt_build.driver_version() == "NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.65.06"
+    (tmp_path / "version").write_text("\n")
+    assert tensorrt_build.driver_version() == "unknown"
+
+
 # ---------------------------------------------------------------- here
 
 
@@ -248,6 +375,9 @@ def test_an_engine_for_smaller_batches_is_built_for_what_is_asked(graph: Path) -
 def test_no_engine_is_a_reason_too(graph: Path) -> None:
     graph.with_suffix(".engine").unlink()
     assert read(graph) == (None, Profile(), "there is no head.engine beside it")
+    write_profile(graph.parent, Profile(4, 4, 4))
+    assert read(graph)[1] == Profile(4, 4, 4)
+    assert read(graph, (1, 9))[1] == Profile(1, 9, 9)
 
 
 def test_an_engine_without_its_sidecar_is_an_error(graph: Path) -> None:
@@ -265,7 +395,9 @@ def test_what_can_not_be_loaded_is_built_from_the_graph_beside_it(tmp_path: Path
     relu = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x"], ["y"])], "relu", tensors[:1], tensors[1:])
     onnx.save(onnx.helper.make_model(relu, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10), graph)
     turing = Gpu("GeForce RTX 2080", 75)
-    assert tensorrt.RTX._build(graph, "fp32", turing, Profile()) > b""
+    built = tensorrt.RTX._build(graph, "fp32", turing, Profile())
+    assert (built.sidecar.capabilities, built.sidecar.graph_sha256) == ((75,), graph_digest(graph))
+    assert len(built.engine) == built.sidecar.engine_bytes > 0
     graph.write_bytes(GRAPH)
     with pytest.raises(EngineError, match=r"can't parse relu\.onnx in fp32 for 75: .+"):
         tensorrt.RTX._build(graph, "fp32", turing, Profile())
@@ -275,7 +407,7 @@ def test_an_engine_that_tensorrt_refuses_carries_its_log() -> None:
     """The first step of loading runs without a driver, and fails."""
     need_no_gpu()
     trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
-    with pytest.raises(EngineError, match=r"tensorrt_rtx can't load the engine: .+"):
+    with pytest.raises(tensorrt_run.EngineRefused, match=r"tensorrt_rtx can't load the engine: .+"):
         tensorrt_run.LoadedEngine(trt, ENGINE, Profile(), Resources())
 
 

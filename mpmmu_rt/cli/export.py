@@ -27,6 +27,15 @@ def export(
         list[str] | None,
         typer.Option("--target", help="Target to prove and list; repeatable [default: all that work here but INT8]."),
     ] = None,
+    profile: Annotated[
+        str | None,
+        typer.Option(
+            "--profile",
+            metavar="MIN/OPT/MAX",
+            help="Cases that a TensorRT engine takes at once, and is tuned for; one number N for N alone. More run in "
+            "parts, fewer are filled up [default: 1/8/32].",
+        ),
+    ] = None,
     calibrate: Annotated[
         Path | None, typer.Option("--calibrate", help="Manifest of cases to calibrate INT8 on.")
     ] = None,
@@ -39,6 +48,9 @@ def export(
     flips: Annotated[
         float, typer.Option("--flips", min=0, max=1, help="Share of decisions that they may change.")
     ] = 0.05,
+    mean_difference: Annotated[
+        float, typer.Option("--mean-difference", min=0, max=1, help="Mean |Δp| that they may cause.")
+    ] = 0.03,
     trust_pickle: Annotated[
         Path | None, typer.Option("--trust-pickle", help="A pickled head that you vouch for, by its path.")
     ] = None,
@@ -47,10 +59,18 @@ def export(
 ) -> None:
     """Turn a checkpoint into a verified bundle; exit code 3 and no bundle if it differs from the original."""
     from mpmmu_rt._optional import require
+    from mpmmu_rt.engines.tensorrt_sidecar import Profile
+    from mpmmu_rt.spec import Target
 
+    targets = tuple(map(Target.parse, target)) if target else None
+    batches = Profile() if profile is None else Profile.parse(profile)
+    if profile is not None and not any(one.engine in ("tensorrt", "tensorrt-rtx") for one in targets or ()):
+        raise UsageError(
+            f"--profile {profile} is given without a target of TensorRT, expected both",
+            hint=f"mpmmu-rt export --target tensorrt:fp16 --profile {profile}",
+        )
     require("torch", "export")
     from mpmmu_rt.export import Limits, Wanted, export_checkpoint, export_reference
-    from mpmmu_rt.spec import Target
 
     if checkpoint is None and (trust_pickle or parity or calibrate):
         raise UsageError(
@@ -59,8 +79,8 @@ def export(
         )
     if output is None:
         output = Path(f"{checkpoint.resolve().name}.bundle") if checkpoint else REFERENCE_BUNDLE
-    limits = Limits(auc_loss=auc_loss, sensitivity_loss=sensitivity_loss, flips=flips)
-    wanted = Wanted(tuple(map(Target.parse, target)) if target else None, limits=limits)
+    limits = Limits(auc_loss=auc_loss, sensitivity_loss=sensitivity_loss, flips=flips, mean_difference=mean_difference)
+    wanted = Wanted(targets, limits=limits, profile=batches)
     with bars() as progress:
         if checkpoint is None:
             bundle = export_reference(output, wanted=wanted, overwrite=overwrite, progress=progress)

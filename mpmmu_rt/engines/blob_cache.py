@@ -38,7 +38,7 @@ _SUSPENDED = ContextVar("_SUSPENDED", default=False)
 
 
 class CacheWarning(RuntimeWarning):
-    """The cache could not be used; the model was compiled instead, with the same result."""
+    """The cache could not be used; the model was compiled instead."""
 
 
 @contextmanager

@@ -67,8 +67,8 @@ class DevicePath:
     """Encoders, fused attention pool and head on one GPU: a `Pipeline`. Threads take turns.
 
     Memory is allocated once, for the largest batch that all three engines take; more cases run as several batches.
-    pool: how the kernel runs. rebuilt: engines that are not the bundle's, and why. `batches` tells which batch sizes
-    run as CUDA graphs, and why not.
+    pool: how the kernel runs. rebuilt: engines that are not the bundle's, how they came about, and why. `batches` tells
+    which batch sizes run as CUDA graphs, and why not.
     """
 
     name = "device path"
@@ -287,7 +287,7 @@ class WholeGraph:
 
 
 def _remarks(pipeline: DevicePath | WholeGraph) -> tuple[str, ...]:
-    said = [f"the engine of {name} was built anew: {why}" for name, why in pipeline.rebuilt.items()]
+    said = [f"the engine of {name} was {how}" for name, how in pipeline.rebuilt.items()]
     if pipeline.reason:
         said.append(f"the whole graph runs as one engine, without the fused attention pool: {pipeline.reason}")
     if pipeline.batches.not_captured:

@@ -2,7 +2,9 @@
 
 An engine is a file beside its graph: `mammography.onnx`, `mammography.engine` and the sidecar
 `mammography.engine.json`, which is read first. One that was built for another version, GPU, graph or profile is not
-loaded: it is built again from the graph, in memory, and says why (`rebuilt`, and a warning).
+loaded: another is built from the graph, kept in the user's cache (`engine_cache`), where the next start finds it, and
+both say so and why (`rebuilt`, and a warning). So is the engine of a bundle that was exported for TensorRT without a
+GPU, which holds none.
 
 `tensorrt_build` builds, `tensorrt_run` runs, `device_path` is the way from pixels to probability.
 """
@@ -11,7 +13,9 @@ from __future__ import annotations
 
 import hashlib
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from mpmmu_rt._optional import require
 from mpmmu_rt.bundle import MAX_FILE_BYTES, Bundle, HeadGraph, target_folder
@@ -19,17 +23,29 @@ from mpmmu_rt.errors import DigestMismatch, EngineError, MpmmuError
 from mpmmu_rt.files import read_bounded
 from mpmmu_rt.spec import Modality, Target
 
+from . import engine_cache
 from .cuda import Resources
 from .device_path import DevicePath, NoKernel, WholeGraph, WholeGraphInstead
 from .tensorrt_build import RTX_CAPABILITIES, Gpu, build, gpu, library
 from .tensorrt_run import LoadedEngine, TensorRtSession
-from .tensorrt_sidecar import Flavour, Here, Profile, Sidecar, explain, graph_digest, sidecar_path
+from .tensorrt_sidecar import (
+    Built,
+    Flavour,
+    Here,
+    Profile,
+    Sidecar,
+    explain,
+    graph_digest,
+    read_profile,
+    sidecar_path,
+)
 
 _HINT = "`mpmmu-rt verify BUNDLE` tells whether the bundle or the input is at fault"
+_Loaded = TypeVar("_Loaded")
 
 
 class EngineRebuilt(RuntimeWarning):
-    """An engine could not be loaded and was built again."""
+    """An engine that should be there could not be loaded: it is built again, or was before and kept."""
 
 
 class TensorRt:
@@ -83,10 +99,13 @@ class TensorRt:
         if not whole_graph:
 
             def engine(name: str, resources: Resources) -> LoadedEngine:
-                data, profile, why = self._find(self._graph(bundle, name, precision), precision, bundle=bundle)
-                if why:
-                    rebuilt[name] = why
-                return LoadedEngine(library(self.flavour), data, profile, resources)
+                def make(data: bytes, profile: Profile, why: str | None) -> LoadedEngine:
+                    made = LoadedEngine(library(self.flavour), data, profile, resources)
+                    if why:
+                        rebuilt[name] = why
+                    return made
+
+                return self._find(self._graph(bundle, name, precision), precision, make, bundle=bundle)
 
             try:
                 return DevicePath(bundle, target, engine, graphs=graphs, rebuilt=rebuilt)
@@ -97,9 +116,12 @@ class TensorRt:
                     WholeGraphInstead,
                     stacklevel=2,
                 )
-        data, profile, why = self._find(self._graph(bundle, "model", precision), precision, bundle=bundle)
-        session = TensorRtSession(library(self.flavour), data, profile, graphs=graphs, rebuilt=why)
-        return WholeGraph(bundle, target, session, reason)
+
+        def session(data: bytes, profile: Profile, why: str | None) -> TensorRtSession:
+            return TensorRtSession(library(self.flavour), data, profile, graphs=graphs, rebuilt=why)
+
+        whole = self._find(self._graph(bundle, "model", precision), precision, session, bundle=bundle)
+        return WholeGraph(bundle, target, whole, reason)
 
     def graph(self, bundle: Bundle, modality: Modality, precision: str) -> Path:
         return self._graph(bundle, modality, precision)
@@ -120,13 +142,23 @@ class TensorRt:
         batches: the smallest and the largest that will be asked for; None for whatever the engine takes. Raises
         `EngineError` if nothing can run here, the sidecar is malformed, or the engine can't be built or loaded.
         """
-        engine, profile, reason = self._find(graph, precision, batches)
-        return TensorRtSession(library(self.flavour), engine, profile, rebuilt=reason)
+
+        def session(data: bytes, profile: Profile, why: str | None) -> TensorRtSession:
+            return TensorRtSession(library(self.flavour), data, profile, rebuilt=why)
+
+        return self._find(graph, precision, session, batches)
 
     def _find(
-        self, graph: Path, precision: str, batches: tuple[int, int] | None = None, *, bundle: Bundle | None = None
-    ) -> tuple[bytes, Profile, str | None]:
-        """The engine beside `graph`, or one that is built now, its profile, and why it had to be built.
+        self,
+        graph: Path,
+        precision: str,
+        make: Callable[[bytes, Profile, str | None], _Loaded],
+        batches: tuple[int, int] | None = None,
+        *,
+        bundle: Bundle | None = None,
+    ) -> _Loaded:
+        """What `make` makes of the engine beside `graph`, or of one that is built here or was before; of its profile;
+        and of how it came about, and why, which is None for the engine beside the graph.
 
         bundle: whose engine it has to be: `DigestMismatch` where the bytes are others than it lists.
         """
@@ -135,27 +167,37 @@ class TensorRt:
         if problem or here is None:
             raise problem or EngineError("there is no GPU, expected one", hint=_HINT)
         engine, profile, reason = self._read(graph, precision, here, batches)
-        if engine is None:
-            warnings.warn(f"{graph.name} is built anew: {reason}", EngineRebuilt, stacklevel=3)
-            engine = self._build(graph, precision, here, profile)
-        elif bundle is not None:
-            name = graph.with_suffix(".engine").relative_to(bundle.path).as_posix()
-            if hashlib.sha256(engine).hexdigest() != bundle.entry["files"].get(name, {}).get("sha256"):
-                raise DigestMismatch(
-                    f"{bundle.path / name} is not the engine that was exported, expected the SHA-256 of bundle.json",
-                    hint="the bundle was altered or damaged: do not use it; copy or export it again",
-                )
-        return engine, profile, reason
+        if engine is not None:
+            if bundle is not None:
+                _check_listed(bundle, graph.with_suffix(".engine"), engine)
+            return make(engine, profile, None)
+        # TensorRT's engines are missing by design from a bundle that was exported without a GPU, and those of graphs
+        # that are for other targets from every bundle.
+        missed = graph.with_suffix(".engine").is_file() or (bundle is not None and self.flavour == "tensorrt_rtx")
 
-    def _build(self, graph: Path, precision: str, here: Gpu, profile: Profile) -> bytes:
+        def warn(how: str) -> None:
+            if missed:
+                is_or_was = "is" if how == engine_cache.ANEW else "was"
+                warnings.warn(f"{graph.name} {is_or_was} {how}: {reason}", EngineRebuilt, stacklevel=5)
+
+        return engine_cache.kept_or_built(
+            engine_cache.facts(
+                graph, flavour=self.flavour, version=self.version(), here=here, precision=precision, profile=profile
+            ),
+            lambda: self._build(graph, precision, here, profile),
+            lambda data, how: make(data, profile, f"{how}: {reason}"),
+            warn,
+        )
+
+    def _build(self, graph: Path, precision: str, here: Gpu, profile: Profile) -> Built:
         named = (here.capability,) if self.flavour == "tensorrt_rtx" else ()
-        return build(graph, flavour=self.flavour, precision=precision, capabilities=named, profile=profile).engine
+        return build(graph, flavour=self.flavour, precision=precision, capabilities=named, profile=profile)
 
     def _read(
         self, graph: Path, precision: str, device: Gpu, batches: tuple[int, int] | None
     ) -> tuple[bytes | None, Profile, str | None]:
         """The engine beside `graph` if it may be loaded here, else None; the profile to use; why not."""
-        wanted = Profile(batches[0], batches[1], batches[1]) if batches else Profile()
+        wanted = Profile(batches[0], batches[1], batches[1]) if batches else read_profile(graph.parent)
         path = graph.with_suffix(".engine")
         if not path.is_file():
             return None, wanted, f"there is no {path.name} beside it"
@@ -175,6 +217,15 @@ class TensorRt:
         if reason := explain(sidecar, here):
             return None, wanted if batches else sidecar.profile, reason
         return engine, sidecar.profile, None
+
+
+def _check_listed(bundle: Bundle, path: Path, engine: bytes) -> None:
+    name = path.relative_to(bundle.path).as_posix()
+    if hashlib.sha256(engine).hexdigest() != bundle.entry["files"].get(name, {}).get("sha256"):
+        raise DigestMismatch(
+            f"{path} is not the engine that was exported, expected the SHA-256 of bundle.json",
+            hint="the bundle was altered or damaged: do not use it; copy or export it again",
+        )
 
 
 RTX = TensorRt("tensorrt_rtx")

@@ -25,7 +25,9 @@ from .tensorrt_sidecar import Built, Flavour, Profile, Sidecar, graph_digest
 
 # Of TensorRT-RTX 1.7; its Python binding takes any number, and dies of an unknown one far from where it was given.
 RTX_CAPABILITIES = (75, 80, 86, 89, 120, 121)
+UNKNOWN = "unknown"
 _LOG_LINES = 64
+_DRIVER = Path("/proc/driver/nvidia/version")
 
 
 def build(
@@ -185,10 +187,11 @@ def library(flavour: Flavour) -> ModuleType:
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU by its name and its compute capability: 89 for 8.9."""
+    """A GPU by its name and its compute capability: 89 for 8.9; driver: as `driver_version` says."""
 
     name: str
     capability: int
+    driver: str = UNKNOWN
 
 
 def gpu() -> Gpu | None:
@@ -210,4 +213,14 @@ def gpu() -> Gpu | None:
         or driver.cuDeviceGetAttribute(ctypes.byref(major), 75, device)
         or driver.cuDeviceGetAttribute(ctypes.byref(minor), 76, device)
     )
-    return None if failed else Gpu(name.value.decode(errors="replace"), 10 * major.value + minor.value)
+    if failed:
+        return None
+    return Gpu(name.value.decode(errors="replace"), 10 * major.value + minor.value, driver_version())
+
+
+def driver_version() -> str:
+    """What the kernel's module says of itself on Linux, its release in it; "unknown" where it says nothing."""
+    try:
+        return _DRIVER.read_text(encoding="utf-8", errors="replace").partition("\n")[0].strip() or UNKNOWN
+    except OSError:
+        return UNKNOWN

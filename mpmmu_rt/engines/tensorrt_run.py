@@ -41,6 +41,10 @@ _ELEMENTS = {
 }
 
 
+class EngineRefused(EngineError):
+    """TensorRT does not deserialise an engine."""
+
+
 class NotCaptured(RuntimeWarning):
     """An engine can't be captured into a CUDA graph: its batches are enqueued one by one."""
 
@@ -84,11 +88,14 @@ class LoadedEngine:
     """A deserialised engine, with working memory that its contexts share: no two of them may run at once."""
 
     def __init__(self, trt: Any, engine: bytes, profile: Profile, resources: Resources) -> None:
-        """engine: bytes whose digest was checked. Raises `EngineError` with TensorRT's log."""
+        """engine: bytes whose digest was checked. Raises `EngineError` with TensorRT's log: `EngineRefused` where
+        TensorRT can't make anything of the bytes."""
         self.trt, self.profile = trt, profile
         log(trt).clear()
         self._runtime = trt.Runtime(log(trt).logger)
-        self._engine = need(trt, self._runtime.deserialize_cuda_engine(engine), "can't load the engine")
+        self._engine = self._runtime.deserialize_cuda_engine(engine)
+        if self._engine is None:
+            raise EngineRefused(f"{trt.__name__} can't load the engine: {log(trt).text()}", hint=_HINT)
         names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
         self.tensors = {name: self._tensor(name) for name in names}
         self.inputs = tuple(name for name in names if self.tensors[name].is_input)
@@ -127,7 +134,13 @@ class LoadedEngine:
         for name in self.inputs:
             shape = (batch, *self.tensors[name].shape)
             self._need(context.set_input_shape(name, shape), f"does not take {shape} for `{name}`")
-        if missing := context.infer_shapes():
+        try:
+            missing = context.infer_shapes()
+        except RuntimeError as error:
+            raise EngineError(
+                f"{self.trt.__name__} can't infer the shapes of a batch of {batch}: {error}", hint=_HINT
+            ) from error
+        if missing:
             raise EngineError(f"{self.trt.__name__} misses the shapes of {', '.join(missing)}", hint=_HINT)
         for name, tensor in self.tensors.items():
             got, want = tuple(context.get_tensor_shape(name)), (batch, *tensor.shape)
@@ -415,7 +428,8 @@ class TensorRtSession:
     def __init__(
         self, trt: Any, engine: bytes, profile: Profile, *, graphs: bool = False, rebuilt: str | None = None
     ) -> None:
-        """engine: bytes whose digest was checked. rebuilt: why the engine is not the one of the bundle."""
+        """engine: bytes whose digest was checked. rebuilt: how the engine came about, and why, if it is not the one
+        that lies beside its graph."""
         self.rebuilt = rebuilt
         with ExitStack() as made, on_device():
             resources = Resources()

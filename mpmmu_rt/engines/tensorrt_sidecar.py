@@ -1,4 +1,7 @@
-"""What is known about a TensorRT engine without loading it: its sidecar, read first, and whether it fits here."""
+"""What is known about a TensorRT engine without loading it: its sidecar, read first, and whether it fits here.
+
+Where a bundle holds graphs and no engine, `profile.json` beside them says which batches are to be built for.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,8 @@ LICENCE = (
     "Built with NVIDIA TensorRT under its own licence: not for life-critical use; the library may be redistributed "
     "only inside an application of material extra function."
 )
+PROFILE = "profile.json"
+PROFILE_SCHEMA = "mpmmu-profile/1"
 WEIGHTS = "weights.bin"  # beside a graph: the bundle's one file of weights
 _MAX_PROFILE_BATCH = 65_536
 _HINT = "export the bundle again, or leave the engine out: it is then built where it runs"
@@ -39,6 +44,21 @@ class Profile:
 
     def __str__(self) -> str:
         return f"{self.min}/{self.opt}/{self.max}"
+
+    @classmethod
+    def parse(cls, text: str) -> Profile:
+        """`MIN/OPT/MAX`, or one number for a static profile. Raises `UsageError`."""
+        parts = text.split("/")
+        if len(parts) not in (1, 3) or not all(part.isascii() and part.isdigit() and len(part) < 10 for part in parts):
+            raise UsageError(
+                f"the profile is `{text}`, expected MIN/OPT/MAX or one number of cases", hint="such as 1/8/32, or 8"
+            )
+        sizes = [int(part) for part in parts]
+        return cls(*(sizes if len(sizes) == 3 else 3 * sizes))
+
+    @classmethod
+    def from_json(cls, entry: Mapping[str, Any]) -> Profile:
+        return cls(*(int(entry[key]) for key in ("min", "opt", "max")))
 
 
 @dataclass(frozen=True)
@@ -88,7 +108,7 @@ class Sidecar:
                 device=None if entry["device"] is None else str(entry["device"]),
                 precision=str(entry["precision"]),
                 achieved={str(name): float(share) for name, share in entry["achieved"].items()},
-                profile=Profile(*(int(entry["profile"][key]) for key in ("min", "opt", "max"))),
+                profile=Profile.from_json(entry["profile"]),
                 graph_sha256=str(entry["graph_sha256"]),
                 engine_sha256=str(entry["engine_sha256"]),
                 engine_bytes=int(entry["engine_bytes"]),
@@ -116,6 +136,30 @@ class Built:
 
 def sidecar_path(engine: Path) -> Path:
     return engine.with_name(engine.name + ".json")
+
+
+def write_profile(folder: Path, profile: Profile) -> None:
+    """Say in `folder`, which holds graphs, which batches engines are to be built for where they run."""
+    with atomic_file(folder / PROFILE) as partial:
+        partial.write_text(json.dumps({"schema": PROFILE_SCHEMA, **asdict(profile)}) + "\n", encoding="utf-8")
+
+
+def read_profile(folder: Path) -> Profile:
+    """What `write_profile` has said, or `Profile()` where it has said nothing. Raises `EngineError` for other files."""
+    path = folder / PROFILE
+    if not path.is_file():
+        return Profile()
+    entry: Any = parse_json_object(path, read_bounded(path, MAX_JSON_BYTES, EngineError, _HINT), EngineError, _HINT)
+    try:
+        if entry["schema"] != PROFILE_SCHEMA:
+            raise ValueError(f"the schema is {entry['schema']!r}, this version reads `{PROFILE_SCHEMA}`")
+        return Profile.from_json(entry)
+    except KeyError as error:
+        raise EngineError(
+            f"{path} lacks the key `{error.args[0]}`, expected all of {PROFILE_SCHEMA}", hint=_HINT
+        ) from error
+    except (TypeError, ValueError, UsageError) as error:
+        raise EngineError(f"{path} is malformed: {error}", hint=_HINT) from error
 
 
 def graph_digest(graph: Path | bytes) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,9 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mpmmu_rt import bundle as bundles
 from mpmmu_rt.bundle import Bundle
+from mpmmu_rt.engines import blob_cache
 from mpmmu_rt.engines.device_path import DevicePath, WholeGraph
-from mpmmu_rt.engines.tensorrt import RTX, TENSORRT
+from mpmmu_rt.engines.engine_cache import ANEW, BEFORE
+from mpmmu_rt.engines.tensorrt import RTX, TENSORRT, EngineRebuilt
 from mpmmu_rt.engines.tensorrt_build import gpu
 from mpmmu_rt.export import Wanted, export_checkpoint
 from mpmmu_rt.predictor import Predictor
@@ -71,3 +76,38 @@ def test_no_memory_is_taken_once_batches_are_warm(bundle: Any, cases: Callable[.
         for _ in range(20):
             predictor.predict(pixels)
         assert runtime.cudaMemGetInfo()[1] == before
+
+
+def test_engines_that_are_built_here_are_kept_and_say_the_same_to_the_bit(
+    bundle: Any, cases: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    engine, opened = bundle
+    pytest.importorskip("cupy", reason="CuPy is missing")
+    monkeypatch.setenv(blob_cache.VARIABLE, str(tmp_path / "cache"))
+    shutil.copytree(opened.path, tmp_path / "bare.bundle")
+    for path in (tmp_path / "bare.bundle" / engine.folder("fp32")).glob("*.engine*"):
+        path.unlink()
+    bundles.seal(tmp_path / "bare.bundle", dict(opened.entry))
+    bare, pixels, said = Bundle.open(tmp_path / "bare.bundle"), cases(7).pixels, []
+    for how in (ANEW, BEFORE):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", EngineRebuilt)  # a bundle for TensorRT-RTX should hold engines
+            predictor = Predictor(bare, Target(engine.name, "fp32"))
+        with predictor:
+            assert len(predictor.remarks) == 3
+            assert all(f"was {how}: there is no " in remark for remark in predictor.remarks)
+            said.append(predictor.predict(pixels))
+    np.testing.assert_array_equal(said[0].embedding, said[1].embedding)
+    np.testing.assert_array_equal(said[0].probability, said[1].probability)
+
+
+def test_a_graph_that_no_engine_belongs_to_is_built_without_a_warning(bundle: Any, cases: Callable[..., Any]) -> None:
+    """As the export's parity runs the head: a warning is an error here."""
+    engine, opened = bundle
+    pytest.importorskip("cupy", reason="CuPy is missing")
+    few = cases(7)
+    with Predictor(opened, Target(engine.name, "fp32")) as predictor:
+        want = predictor.predict(few.pixels)
+        got = predictor.run_graph("head", {"embedding": want.embedding})["probability"]
+        assert predictor.remarks == ()
+    np.testing.assert_allclose(got, want.probability, rtol=0, atol=TOLERANCE)

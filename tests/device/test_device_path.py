@@ -7,6 +7,7 @@ library. Real: the pipeline, the kernel's launcher and the kernel's source, comp
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import shutil
 import sys
@@ -22,18 +23,20 @@ import pytest
 
 from mpmmu_rt import bundle as bundles
 from mpmmu_rt.bundle import Bundle
-from mpmmu_rt.engines import tensorrt_run
+from mpmmu_rt.engines import blob_cache, tensorrt_run
+from mpmmu_rt.engines.blob_cache import BlobCache, CacheWarning
 from mpmmu_rt.engines.device_path import DevicePath, WholeGraph, WholeGraphInstead
 from mpmmu_rt.engines.tensorrt import EngineRebuilt
 from mpmmu_rt.engines.tensorrt_run import NotCaptured
-from mpmmu_rt.engines.tensorrt_sidecar import Profile, Sidecar
+from mpmmu_rt.engines.tensorrt_sidecar import Profile, Sidecar, write_profile
 from mpmmu_rt.errors import BundleError, DigestMismatch, EngineError, MissingPackage, UsageError
 from mpmmu_rt.predictor import Predictor
 from mpmmu_rt.spec import MODALITIES, Array
 from mpmmu_rt.spec import Target as TargetName
 
+from . import simulated_tensorrt
 from .simulated_cuda import OK
-from .simulated_cupy import ADA, HOPPER, CompileException
+from .simulated_cupy import ADA, HOPPER, CompileException, CUDADriverError, CUDARuntimeError, Kernel
 
 Plug = Callable[..., Any]
 STAGES = ("mammography", "ultrasound", "attention_pool", "head", "transfers")
@@ -338,6 +341,46 @@ def test_what_tensorrt_refuses_is_an_error_with_its_log(plug: Plug, cases: Any, 
     machine.finish()
 
 
+def test_what_tensorrt_raises_of_its_own_is_an_error_with_its_cause(
+    plug: Plug, cases: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = plug()
+    pipeline = machine.open()
+
+    def infer_shapes(context: simulated_tensorrt.Context) -> list[str]:
+        raise RuntimeError("IExecutionContext::inferShapes: Error Code 7")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(simulated_tensorrt.Context, "infer_shapes", infer_shapes)
+        with pytest.raises(
+            EngineError, match=r"tensorrt_rtx can't infer the shapes of a batch of 2: .*Code 7"
+        ) as caught:
+            run(pipeline, cases(2))
+    assert isinstance(caught.value.__cause__, RuntimeError)
+    check(pipeline, cases(2))
+
+
+@pytest.mark.parametrize("graphs", [True, False])
+@pytest.mark.parametrize("kind", [CUDADriverError, CUDARuntimeError])
+def test_a_kernel_that_can_not_be_launched_is_an_error_with_its_cause(
+    plug: Plug, cases: Any, monkeypatch: pytest.MonkeyPatch, kind: type[RuntimeError], graphs: bool
+) -> None:
+    machine = plug()
+    pipeline = machine.open(graphs=graphs)
+
+    def launch(*arguments: Any, **options: Any) -> None:
+        raise kind("too many resources requested")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Kernel, "__call__", launch)
+        with pytest.raises(
+            EngineError, match=r"the attention pool kernel \(.*\) can't be launched: too many"
+        ) as caught:
+            run(pipeline, cases(2))
+    assert isinstance(caught.value.__cause__, kind)
+    check(pipeline, cases(2))
+
+
 def test_a_run_that_tensorrt_refuses_leaves_nothing_under_way(plug: Plug, cases: Any) -> None:
     for graphs in (True, False):
         machine = plug()
@@ -506,9 +549,210 @@ def test_an_engine_of_another_version_is_built_again(plug: Plug, target: Any, ca
     with pytest.warns(EngineRebuilt, match=r"ultrasound\.onnx is built anew: the engine was built by .* 1\.0"):
         pipeline = machine.open()
     assert list(pipeline.rebuilt) == ["ultrasound"]
-    assert "built by tensorrt_rtx 1.0.0" in pipeline.rebuilt["ultrasound"]
-    assert pipeline.remarks == (f"the engine of ultrasound was built anew: {pipeline.rebuilt['ultrasound']}",)
+    assert pipeline.rebuilt["ultrasound"].startswith("built anew: the engine was built by tensorrt_rtx 1.0.0")
+    assert pipeline.remarks == (f"the engine of ultrasound was {pipeline.rebuilt['ultrasound']}",)
     check(pipeline, cases(3))
+
+
+# ---------------------------------------------------------------- engines that were built here
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> BlobCache:
+    monkeypatch.setenv(blob_cache.VARIABLE, str(tmp_path / "cache"))
+    found = BlobCache.default()
+    assert found is not None
+    return found
+
+
+@pytest.fixture(scope="session")
+def bare(target: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A bundle for TensorRT as it is exported without a GPU: graphs, their profile, and no engine. Read only."""
+    folder = tmp_path_factory.mktemp("bare") / "small.bundle"
+    return stripped(target("tensorrt"), folder, Profile(2, 4, 5))
+
+
+def stripped(of: Any, folder: Path, profile: Profile) -> Any:
+    shutil.copytree(of.bundle.path, folder)
+    graphs = folder / f"engines/{of.engine}-{of.precision}"
+    for path in graphs.glob("*.engine*"):
+        path.unlink()
+    write_profile(graphs, profile)
+    bundles.seal(folder, dict(of.bundle.entry))
+    return replace(of, bundle=Bundle.open(folder), engines=())
+
+
+class Starts:
+    """One start of the program after the other; what TensorRT has built in one, it takes in the next."""
+
+    def __init__(self, plug: Plug, of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.plug, self.of, self.built, self.known, self.builds = plug, of, list[str](), dict[str, Any](), 0
+        original = simulated_tensorrt.Builder.build_serialized_network
+
+        def build(builder: simulated_tensorrt.Builder, network: Any, config: Any) -> Any:
+            engine = original(builder, network, config)
+            # No two builds are the same on a GPU: what follows the engine makes them differ here.
+            engine = bytes(engine) + bytes([self.builds])
+            self.builds += 1
+            path = simulated_tensorrt._PARSED.path
+            self.built.append(path.stem)
+            builder._trt.note(engine, path, 32)
+            return engine
+
+        monkeypatch.setattr(simulated_tensorrt.Builder, "build_serialized_network", build)
+
+    def again(self) -> Any:
+        self.built.clear()
+        machine = self.plug(self.of)
+        machine.trt.built |= self.known
+        self.known = machine.trt.built
+        return machine
+
+
+NO_ENGINE = "there is no {0}.engine beside it"
+
+
+def test_what_was_built_here_is_not_built_again_at_the_next_start(
+    plug: Plug, bare: Any, cases: Any, cache: BlobCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the feature maps, which are computed apart, come from the engines that run."""
+    starts, few = Starts(plug, bare, monkeypatch), cases(12)
+    bare_name = TargetName("tensorrt", "fp32")
+    for how in ("built anew", "built here before, and kept"):
+        machine = starts.again()
+        with Predictor(bare.bundle, bare_name) as predictor:
+            got = predictor.predict(few.pixels)
+            assert predictor.remarks == tuple(
+                f"the engine of {name} was {how}: {NO_ENGINE.format(name)}" for name in (*MODALITIES, "head")
+            )
+            known = dict(machine.trt.built)
+            predictor.feature_maps(few.pixels)
+            assert machine.trt.built == known, "feature_maps built engines of its own"
+        np.testing.assert_allclose(got.probability, few.probability, rtol=0, atol=TOLERANCE)
+        assert starts.built == ([*MODALITIES, "head"] if how == "built anew" else [])
+    assert len(cache.entries()) == 3
+    pipeline = machine.open()
+    check(pipeline, few)
+    assert pipeline.batches.captured == (2, 5), "the profile of the bundle: up to 5 at once, and no fewer than 2"
+
+
+def test_with_the_cache_off_engines_are_built_at_every_start(
+    plug: Plug, bare: Any, cases: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starts = Starts(plug, bare, monkeypatch)
+    for _ in range(2):
+        pipeline = starts.again().open(whole_graph=True)
+        assert starts.built == ["model"]
+        assert pipeline.rebuilt == {"model": "built anew: there is no model.engine beside it"}
+        check_whole(pipeline, cases(3))
+
+
+@pytest.mark.parametrize("fault", ["altered", "refused"])
+def test_a_kept_engine_that_can_not_be_used_is_dropped_and_built_again(
+    plug: Plug, bare: Any, cases: Any, cache: BlobCache, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    starts = Starts(plug, bare, monkeypatch)
+    starts.again().open(whole_graph=True)
+    (path,) = cache.entries()
+    if fault == "altered":
+        data = bytearray(path.read_bytes())
+        data[-1] ^= 1
+        path.write_bytes(data)
+    else:
+        starts.known.clear()
+    machine = starts.again()
+    said = "its SHA-256 is another" if fault == "altered" else "can't load the engine: the simulated TensorRT says no"
+    with pytest.warns(CacheWarning, match=said):
+        pipeline = machine.open(whole_graph=True)
+    assert starts.built == ["model"]
+    assert pipeline.rebuilt == {"model": "built anew: there is no model.engine beside it"}
+    check_whole(pipeline, cases(3))
+    pipeline = starts.again().open(whole_graph=True)
+    assert starts.built == []
+    assert pipeline.remarks[0].startswith("the engine of model was built here before, and kept: ")
+
+
+@pytest.mark.parametrize("what", ["profile", "device", "capability", "graph", "library"])
+def test_what_was_built_for_something_else_is_not_taken(
+    plug: Plug, bare: Any, cache: BlobCache, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, what: str
+) -> None:
+    starts = Starts(plug, bare, monkeypatch)
+    starts.again().open(whole_graph=True)
+    if what == "profile":
+        starts.of = stripped(bare, tmp_path / "other", Profile(2, 4, 6))
+    elif what == "graph":
+        shutil.copytree(bare.bundle.path, tmp_path / "other")
+        graph = tmp_path / "other/engines/tensorrt-fp32/model.onnx"
+        graph.write_bytes(graph.read_bytes() + b"\x1a\x00")  # an empty producer_version: the same model in other bytes
+        bundles.seal(tmp_path / "other", dict(bare.bundle.entry))
+        starts.of = replace(bare, bundle=Bundle.open(tmp_path / "other"))
+    machine = starts.again()
+    if what == "library":
+        machine.trt.__version__ = "99.0"
+    elif what in ("device", "capability"):
+        driver: Any = type(ctypes.CDLL("libcuda.so.1"))
+        name = {"device": "GPU_NAME", "capability": "CAPABILITY"}[what]
+        monkeypatch.setitem(driver.cuDeviceGetName.__globals__, name, {"device": b"L4", "capability": 86}[what])
+    machine.open(whole_graph=True)
+    assert starts.built == ["model"]
+    assert len(cache.entries()) == 2
+
+
+def test_the_engine_of_the_bundle_comes_before_one_that_is_kept(
+    plug: Plug, target: Any, cases: Any, cache: BlobCache, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """One that is refused is replaced with a warning at every start, by what was built at the first."""
+    good = target("tensorrt-rtx", profile=Profile(1, 8, 32))
+    shutil.copytree(good.bundle.path, tmp_path / "old")
+    path = tmp_path / "old/engines/tensorrt-rtx-fp32/model.engine.json"
+    replace(Sidecar.read(path), version="1.0.0").write(path)
+    bundles.seal(tmp_path / "old", dict(good.bundle.entry))
+    starts = Starts(plug, replace(good, bundle=Bundle.open(tmp_path / "old")), monkeypatch)
+    for how in (r"model\.onnx is built anew", r"model\.onnx was built here before, and kept"):
+        machine = starts.again()
+        with pytest.warns(EngineRebuilt, match=f"{how}: the engine was built by tensorrt_rtx 1.0.0"):
+            check_whole(machine.open(whole_graph=True), cases(3))
+    starts.of = good
+    pipeline = starts.again().open(whole_graph=True)
+    assert (starts.built, pipeline.rebuilt) == ([], {})
+
+
+def test_an_engine_that_a_bundle_for_tensorrt_rtx_lacks_is_missed(
+    plug: Plug, target: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    starts = Starts(plug, stripped(target(), tmp_path / "b", Profile(1, 2, 4)), monkeypatch)
+    with pytest.warns(EngineRebuilt, match=r"model\.onnx is built anew: there is no model\.engine beside it"):
+        starts.again().open(whole_graph=True)
+
+
+def test_a_graph_that_no_engine_belongs_to_is_built_without_a_warning(
+    plug: Plug, target: Any, cases: Any, cache: BlobCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the export runs the head on its own: nothing is missing there. Under `suspended` nothing is kept either."""
+    starts, few = Starts(plug, target(), monkeypatch), cases(3)
+    starts.again()
+    with Predictor(target().bundle, TargetName("tensorrt-rtx", "fp32")) as predictor:
+        with blob_cache.suspended():
+            said = predictor.run_graph("head", {"embedding": few.embedding})
+        assert predictor.remarks == ()
+    np.testing.assert_allclose(said["probability"], few.probability, rtol=0, atol=TOLERANCE)
+    assert starts.built == ["head"]
+    assert cache.entries() == {}
+
+
+def test_without_platformdirs_engines_are_built_and_it_is_said(
+    plug: Plug, bare: Any, cases: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A device may hold NumPy and TensorRT alone."""
+    starts = Starts(plug, bare, monkeypatch)
+    monkeypatch.delenv(blob_cache.VARIABLE)
+    monkeypatch.setitem(sys.modules, "platformdirs", None)
+    machine = starts.again()
+    with pytest.warns(
+        CacheWarning, match="not kept, and built again at every start: .* needs the package `platformdirs`"
+    ):
+        pipeline = machine.open(whole_graph=True)
+    check_whole(pipeline, cases(3))
 
 
 def test_an_engine_that_is_replaced_after_opening_is_not_loaded(plug: Plug, target: Any, tmp_path: Path) -> None:

@@ -8,14 +8,18 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from typer.testing import CliRunner
 
 from mpmmu_rt import load
 from mpmmu_rt.bundle import Bundle
 from mpmmu_rt.cases import Case
+from mpmmu_rt.cli import app
 from mpmmu_rt.cli.export import describe_precision
 from mpmmu_rt.engines.onnxruntime_cuda import ENGINE as CUDA
 from mpmmu_rt.engines.openvino import ENGINE
 from mpmmu_rt.engines.tensorrt import RTX, TENSORRT, TensorRt
+from mpmmu_rt.engines.tensorrt_build import gpu
+from mpmmu_rt.engines.tensorrt_sidecar import Profile, Sidecar, read_profile
 from mpmmu_rt.errors import EngineError, MissingPackage, ParityError, UsageError
 from mpmmu_rt.export import Data, Limits, Wanted, export_checkpoint
 from mpmmu_rt.export.quantization import Ranges, calibrate
@@ -78,9 +82,12 @@ def test_int8_without_images_to_calibrate_on(checkpoint_folder: Path, tmp_path: 
 def test_a_target_that_is_asked_for_and_changes_decisions_leaves_no_bundle(
     checkpoint_folder: Path, manifest: Path, tmp_path: Path
 ) -> None:
-    wanted = Wanted((INT8,), limits=Limits(mean_difference=1e-9))
-    with pytest.raises(ParityError):
-        export_checkpoint(checkpoint_folder, tmp_path / "b", calibration_manifest=manifest, wanted=wanted)
+    """Through the command line, whose limit it is."""
+    command = ["export", checkpoint_folder, "-o", tmp_path / "b", "--target", INT8, "--calibrate", manifest]
+    result = CliRunner().invoke(app, [str(part) for part in (*command, "--mean-difference", 1e-9)])
+    assert result.exit_code == 3, result.stderr
+    assert "probability, mean |Δp| is" in result.stderr
+    assert "expected at most 1e-09" in result.stderr
     assert not (tmp_path / "b").exists()
 
 
@@ -148,6 +155,29 @@ def test_tensorrt_engines_are_built_and_listed_as_not_run(checkpoint_folder: Pat
     assert report["head"]["products"] == "convolution"
     with pytest.raises(EngineError, match="needs an NVIDIA GPU"):
         load(tmp_path / "b", "tensorrt-rtx:fp16")
+
+
+@pytest.mark.parametrize("profile", [Profile(2, 4, 5), Profile(8, 8, 8)], ids=str)
+def test_engines_are_for_the_batches_that_were_asked_for(
+    checkpoint_folder: Path, few: Data, tmp_path: Path, profile: Profile
+) -> None:
+    """Also those that a device builds itself, which finds the profile beside the graphs."""
+    if gpu() is not None:
+        pytest.skip("there is a GPU: TensorRT builds here as well")
+    rtx, full = Target("tensorrt-rtx", "fp32", (89,)), Target("tensorrt", "fp32")
+    wanted = Wanted((rtx, full), gate=few, limits=WIDE, profile=profile)
+    bundle = export_checkpoint(checkpoint_folder, tmp_path / "b", wanted=wanted)
+    sizes = {"min": profile.min, "opt": profile.opt, "max": profile.max}
+    for name in ("tensorrt-rtx:fp32", "tensorrt:fp32"):
+        folder = bundle.path / "engines" / name.replace(":", "-")
+        assert bundle.entry["precision"][name]["profile"] == sizes
+        assert read_profile(folder) == profile
+        assert f"engines/{folder.name}/profile.json" in bundle.entry["files"]
+    engines = bundle.entry["precision"]["tensorrt-rtx:fp32"]["engines"]
+    assert [engine["profile"] for engine in engines.values()] == [sizes] * 4
+    sidecars = list((bundle.path / "engines/tensorrt-rtx-fp32").glob("*.engine.json"))
+    assert [Sidecar.read(path).profile for path in sidecars] == [profile] * 4
+    assert not list((bundle.path / "engines/tensorrt-fp32").glob("*.engine*"))
 
 
 def test_onnxruntime_cuda_is_written_proven_and_listed_as_not_run(

@@ -270,7 +270,7 @@ def test_tensorrt_gets_the_graphs_alone_where_there_is_no_gpu(typed: dict[str, G
         pytest.skip("there is a GPU")
     assert tensorrt.write(tmp_path / "new", copies(typed["fp16"]), flavour="tensorrt", precision="fp16") == {}
     names = {path.name for path in (tmp_path / "new").iterdir()}
-    assert names == {WEIGHTS, *(f"{name}.onnx" for name in NAMES)}
+    assert names == {WEIGHTS, "profile.json", *(f"{name}.onnx" for name in NAMES)}
     assert shares(onnx.load(tmp_path / "new" / "ultrasound.onnx")) == {"fp16": 1.0}
     with pytest.raises(ExportError, match=r"computes its encoders in 100\.0% fp32, expected at least 90% bf16"):
         tensorrt.write(tmp_path / "wrong", copies(typed["fp32"]), flavour="tensorrt", precision="bf16")

@@ -7,6 +7,7 @@ import shutil
 import pytest
 
 from mpmmu_rt.errors import EngineError
+from mpmmu_rt.kernels import resources
 from mpmmu_rt.kernels.plan import EXCHANGES, SAMPLES
 from mpmmu_rt.kernels.resources import (
     ARCHITECTURES,
@@ -77,6 +78,17 @@ def test_nvrtc(architecture: int) -> None:
     if library is None:
         pytest.skip("no NVRTC: the package nvidia-cuda-nvrtc is missing")
     check(with_nvrtc(library, architecture, chosen(architecture)), architecture)
+
+
+def test_nvrtc_is_given_the_options_of_cupy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They reach the compiler, which takes them; it refuses one that it does not know."""
+    library = find_nvrtc()
+    if library is None:
+        pytest.skip("no NVRTC: the package nvidia-cuda-nvrtc is missing")
+    assert resources.CUPY_OPTIONS == ("-ftz=true", "--device-as-default-execution-space")
+    monkeypatch.setattr(resources, "CUPY_OPTIONS", ("--of-cupy",))
+    with pytest.raises(EngineError, match=r"NVRTC refuses the kernel for sm_80: .*--of-cupy"):
+        with_nvrtc(library, 80, [Instance("float", False, "alone", 1)])
 
 
 def test_the_report_is_read() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise, product
 from typing import Any
 
@@ -28,7 +29,8 @@ A100 = Device((8, 0), 108, 163 << 10, 164 << 10, 40 << 20)
 RTX_4090 = Device((8, 9), 128, 99 << 10, 100 << 10, 72 << 20)
 H200 = Device((9, 0), 132, 227 << 10, 228 << 10, 50 << 20)
 RTX_5090 = Device((12, 0), 170, 99 << 10, 100 << 10, 96 << 20)
-DEVICES = {"A100": A100, "RTX 4090": RTX_4090, "H200": H200, "RTX 5090": RTX_5090}
+ORIN_NX = Device((8, 7), 8, 163 << 10, 164 << 10, 4 << 20)
+DEVICES = {"A100": A100, "RTX 4090": RTX_4090, "H200": H200, "RTX 5090": RTX_5090, "Orin NX": ORIN_NX}
 PRODUCT = (Branch(2048, 7, 7, "cbam", 128, 7), Branch(2048, 7, 7, "eca", 0, 7))
 BIG = (Branch(2048, 32, 32, "cbam", 128, 7), Branch(2048, 32, 32, "eca", 0, 7))
 
@@ -103,6 +105,32 @@ def test_one_block_holds_half_precision_on_hopper_and_nothing_on_ada() -> None:
         routes[name, element] = alone.layouts[0].route
         assert alone.split == 1
     assert {key for key, route in routes.items() if route == "held"} == {("H200", "float16")}
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_two_launches_at_once_never_wait_for_each_other(device: str) -> None:
+    """Blocks that spin keep their places: those of two launches must leave one for whom they wait."""
+    facts = DEVICES[device]
+    for branches, element, cases in product((PRODUCT, BIG), ELEMENT_BYTES, (1, 8, 32)):
+        found = candidates(branches, cases, element, False, facts)
+        grids = [one for one in found if one.exchange == "grid"]
+        assert grids
+        for one in grids:
+            by_memory = facts.shared_per_multiprocessor // (one.shared_bytes + RESERVED_BYTES)
+            by_registers = 1 if one.samples == 8 else 2  # __launch_bounds__ of the kernel
+            room = facts.multiprocessors * min(by_memory, by_registers)
+            assert 2 * one.split <= room, one
+
+
+def test_a_small_device_splits_less() -> None:
+    splits = {
+        name: max(one.split for one in candidates(PRODUCT, 8, "float16", False, facts) if one.exchange == "grid")
+        for name, facts in DEVICES.items()
+    }
+    assert splits == {"A100": 64, "RTX 4090": 64, "H200": 64, "RTX 5090": 64, "Orin NX": 8}
+    assert choose(PRODUCT, 8, "float16", False, ORIN_NX).split == 4
+    one_multiprocessor = replace(ORIN_NX, multiprocessors=1)
+    assert {one.exchange for one in candidates(PRODUCT, 8, "float16", False, one_multiprocessor)} == {"alone"}
 
 
 def test_large_maps_of_many_cases_are_re_read() -> None:
