@@ -34,7 +34,7 @@ types: $(VENV)/.installed
 	$(BIN)/mypy
 
 tests: $(VENV)/.installed
-	$(BIN)/python -m pytest --benchmark-disable
+	$(BIN)/python -m pytest --benchmark-disable --numprocesses 2 --dist loadfile
 
 bench: $(DEMO)/reference.bundle
 	$(BIN)/python -m pytest benchmarks --benchmark-only --bundle $(DEMO)/reference.bundle

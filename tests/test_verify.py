@@ -37,7 +37,7 @@ def reseal(folder: Path) -> None:
 def test_a_good_bundle_passes_every_check(bundle_folder: Path) -> None:
     with load(bundle_folder) as predictor:
         checks = verify.verify(predictor)
-    assert len(checks) == 5 + 3 * len(BATCHES)
+    assert len(checks) == 5 + 2 * len(BATCHES)
     assert len({check.name for check in checks}) == len(checks)
     assert all(check.passed for check in checks)
     assert any(check.value > 0 for check in checks)  # something was measured
@@ -53,18 +53,20 @@ def test_altered_weights_are_caught_when_the_digests_hold(folder: Path) -> None:
 
 
 def test_int8_is_held_to_what_it_said_at_export(int8_folder: Path, tmp_path: Path) -> None:
-    """A layer at 0.85 of itself stays within what INT8 may differ from float, and is another INT8 model."""
+    """Three layers at 0.85 of themselves stay within what INT8 may differ from float, and are another INT8 model."""
     if problem := engines.engines()["openvino"].problem("int8"):
         pytest.skip(str(problem))
     folder = Path(shutil.copytree(int8_folder, tmp_path / "copy.bundle"))
     path = folder / "onnx/ultrasound.int8.onnx"
     model = onnx.load(path)
-    scale = [item for item in model.graph.initializer if item.name.endswith("/scale") and len(item.dims) == 1][-1]
-    scale.CopyFrom(onnx.numpy_helper.from_array(np.float32(0.85) * onnx.numpy_helper.to_array(scale), scale.name))
+    scales = [item for item in model.graph.initializer if item.name.endswith("/scale") and len(item.dims) == 1]
+    for scale in scales[-3:]:
+        scale.CopyFrom(onnx.numpy_helper.from_array(np.float32(0.85) * onnx.numpy_helper.to_array(scale), scale.name))
     onnx.save(model, path)
     reseal(folder)
     assert failed(int8_folder, "openvino:int8") == set()
     found = failed(folder, "openvino:int8")
+    assert found
     assert {name.rpartition(" to that ")[2] for name in found} == {"at export"}
 
 
@@ -182,7 +184,7 @@ def test_an_engine_whose_answer_depends_on_the_place_in_the_batch_is_caught(
 ) -> None:
     wicked(folder, "(array.T * (1 - 0.001 * __import__('numpy').arange(len(array), dtype='f4'))).T", monkeypatch)
     names = failed(folder, "wicked:fp32")
-    assert {"batch 7 of one case", "batch 32 of one case", "batch 32 in reverse order"} <= names
+    assert {"batch 7 against batch 1", "batch 32 against batch 1", "batch 32 in reverse order"} <= names
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from mpmmu_rt import predictor as predictors
 from mpmmu_rt.bundle import GRAPHS, Bundle
 from mpmmu_rt.errors import ExportError, OutputError, ParityError, UnsupportedEstimator
-from mpmmu_rt.export import Data, build, export_bundle, graphs, parity
+from mpmmu_rt.export import Data, Wanted, build, export_bundle, graphs, parity
 from mpmmu_rt.export import head as heads
 from mpmmu_rt.export.encoders import Encoders
 from mpmmu_rt.images import Preprocessing
@@ -145,7 +145,7 @@ def test_the_bundle_says_what_it_is(bundle_folder: Path) -> None:
     assert {check["name"] for check in report["checks"]} >= {
         "embedding, relative",
         "decisions flipped",
-        "batch 32 of one case",
+        "batch 32 in reverse order",
     }
     assert str(bundle.tensors["mammography_pixels"]) == "mammography_pixels uint8[N, 1, 48, 48]"
 
@@ -299,7 +299,7 @@ def test_threshold_must_be_a_probability(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_reference_bundle_is_marked_untrained(tmp_path: Path) -> None:
-    bundle = build.export_reference(tmp_path / "reference.bundle")
+    bundle = build.export_reference(tmp_path / "reference.bundle", wanted=Wanted(()))
     assert not bundle.trained
     assert "UNTRAINED" in bundle.entry["card"]["warning"]
     assert bundle.tensors["embedding"].shape == ("N", 4096)
