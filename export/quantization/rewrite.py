@@ -20,7 +20,7 @@ LEVELS = 127  # symmetric INT8: -127 … 127
 UNSIGNED_LEVELS = 255
 # An x86 processor without VNNI multiplies 8-bit codes by VPMADDUBSW, which adds two products in 16 bits and saturates:
 # with weights of 127, OpenVINO 2026.4 and ONNX Runtime 1.32 give half of a sum or nothing of it, and no error. These
-# are exact on every processor, 255 · (64 + 64) < 2¹⁵, and cost no decision (benchmarks/results/weight_codes_*).
+# are exact on every processor, 255 · (64 + 64) < 2¹⁵, and flip about as few (benchmarks/results/weight_codes_*).
 WEIGHT_LEVELS = 64
 
 
