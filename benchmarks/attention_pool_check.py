@@ -12,15 +12,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
 from benchmarks.evidence import NEVER, OUT_OF_TIME, Deadline, failure, run_child, tail
 from mpmmu_rt._optional import require
 from mpmmu_rt.kernels import check
-from mpmmu_rt.kernels.attention_pool import SOURCE, AttentionPool, Pool, device_facts
+from mpmmu_rt.kernels.attention_pool import SOURCE, AttentionPool, Pool, compiled, device_facts
 from mpmmu_rt.kernels.plan import ELEMENT_BYTES, Branch, ElementType, Strategy, candidates, with_tile
 from mpmmu_rt.machine import usable_threads
 
@@ -97,7 +96,7 @@ class Ahead:
     def _compile(self, strategy: Strategy) -> None:
         with self._cupy.cuda.Device(self._device):
             # The launcher's own call, so that what is compiled here is what it will ask for.
-            AttentionPool._compile(cast("AttentionPool", SimpleNamespace(_cupy=self._cupy, strategy=strategy)))
+            compiled(self._cupy, strategy)
 
     def wait(self, strategy: Strategy) -> None:
         """Until it is compiled, where it was asked for; whatever came of it."""
@@ -226,10 +225,7 @@ class Overreading(AttentionPool):
         text = SOURCE.read_text(encoding="utf-8")
         if text.count(PLANTED[0]) != 1:
             raise RuntimeError(f"{SOURCE.name} has no `{PLANTED[0]}` to plant the mistake in")
-        options = ("-std=c++17", *self.strategy.options())
-        kernel = self._cupy.RawModule(code=text.replace(*PLANTED), options=options).get_function("attention_pool")
-        kernel.max_dynamic_shared_size_bytes = self.strategy.shared_bytes
-        return kernel
+        return compiled(self._cupy, self.strategy, text.replace(*PLANTED))
 
 
 def overread() -> None:

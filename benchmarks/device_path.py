@@ -110,7 +110,7 @@ class Variant:
     def largest(self) -> int | None:
         """The largest batch that the engines take at once; None where any will do."""
         batches = getattr(self.pipeline, "batches", None)
-        return None if batches is None else int(batches._profile.max)  # it has no public name
+        return None if batches is None else int(batches.profile.max)
 
     def runs(self, batch: int) -> int:
         return 1 if self.largest is None else -(-batch // self.largest)

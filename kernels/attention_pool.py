@@ -108,6 +108,15 @@ def device_facts() -> Device:
     )
 
 
+def compiled(cupy: Any, strategy: Strategy, source: str | None = None) -> Any:
+    """The kernel for `strategy`, as CuPy compiles it, or finds in its cache. source: instead of attention_pool.cu."""
+    code = SOURCE.read_text(encoding="utf-8") if source is None else source
+    module = cupy.RawModule(code=code, options=("-std=c++17", *strategy.options()))
+    kernel = module.get_function("attention_pool")
+    kernel.max_dynamic_shared_size_bytes = strategy.shared_bytes
+    return kernel
+
+
 class AttentionPool:
     """The compiled kernel with its weights and its scratch memory on CuPy's current device.
 
@@ -159,12 +168,7 @@ class AttentionPool:
             ) from error
 
     def _compile(self) -> Any:
-        options = ("-std=c++17", *self.strategy.options())
-        kernel = self._cupy.RawModule(code=SOURCE.read_text(encoding="utf-8"), options=options).get_function(
-            "attention_pool"
-        )
-        kernel.max_dynamic_shared_size_bytes = self.strategy.shared_bytes
-        return kernel
+        return compiled(self._cupy, self.strategy)
 
     def _keep(self, array: Any) -> int:
         self._memory.append(array)

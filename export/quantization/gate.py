@@ -25,7 +25,7 @@ class Limits:
     float_share: of the layers, at most so many may be kept in float before INT8 is given up.
 
     Flips are no loss as such: rounding moves cases near the threshold both ways, and a forest is a step function. On
-    1,000 phantoms the trained tiny model flips 0.5 to 0.9 % in BF16, 1.5 to 3.0 % in INT8, and 10.4 % when trained with
+    1,000 phantoms the trained tiny model flips 0.5 to 0.9 % in BF16, 1.0 to 3.0 % in INT8, and 10.4 % when trained with
     another seed; 5 % lets rounding pass and stops well before the model is another one.
     """
 

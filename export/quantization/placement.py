@@ -16,10 +16,9 @@ import onnx
 # VNNI multiplies 4 channels in one instruction and tensor cores 16 or more: with fewer than 8, as in a grey stem
 # (1) and in the spatial gate (2 to 1), INT8 saves nothing and costs accuracy where the image enters.
 MIN_CHANNELS = 8
-# OpenVINO 2026.4 gathers the input of a strided 1 x 1 convolution into scratch memory, a share for each thread, in
-# vectors of 32 or 64 codes: where the channels are no multiple of that, the last vector of a thread reaches into the
-# share of the next. Seen without AVX-512: with two threads, up to half of all calls gave another answer, 0.7 of the
-# output off (benchmarks/NOTES.md).
+# OpenVINO 2026.4 computes strided 1 x 1 convolutions in 8 bits otherwise from call to call: with two threads, without
+# AVX-512, up to 56 % of the calls were up to 0.7 of the output off. It seems that a thread gathers its input in vectors
+# of 32 or 64 codes and, where the channels are no multiple, into the share of the next (benchmarks/NOTES.md).
 _VECTOR = 64
 
 

@@ -305,7 +305,8 @@ class Batches:
     A batch size is captured when it first comes, and the `CAPTURED_SIZES` that were last used are kept. Threads take
     turns. A run that fails is waited for, and its batch size is made anew when it comes again.
 
-    captured: the batch sizes that run as graphs now; not_captured: why there are none, None where there may be.
+    profile: the batch sizes that the engines take. captured: those that run as graphs now; not_captured: why there are
+    none, None where there may be.
     """
 
     def __init__(
@@ -319,7 +320,7 @@ class Batches:
         graphs: bool,
     ) -> None:
         """streams: all that a run uses, the main one first. make: binds one batch size."""
-        self._resources, self._streams, self._profile = resources, tuple(streams), profile
+        self._resources, self._streams, self.profile = resources, tuple(streams), profile
         self._make, self._clock = make, clock
         self._lock = threading.Lock()
         self._ready: OrderedDict[int, _Ready] = OrderedDict()
@@ -345,8 +346,8 @@ class Batches:
                 raise EngineError("the session is closed, expected an open one", hint="make another Predictor")
             start = time.perf_counter()
             with on_device():
-                for first in range(0, cases, self._profile.max):
-                    rows = slice(first, min(first + self._profile.max, cases))
+                for first in range(0, cases, self.profile.max):
+                    rows = slice(first, min(first + self.profile.max, cases))
                     for stage, ms in self._run(feeds, rows, take).items():
                         spent[stage] = spent.get(stage, 0.0) + ms
             return spent | {"wall": (time.perf_counter() - start) * 1e3}
@@ -355,7 +356,7 @@ class Batches:
         self, feeds: Mapping[str, Array], rows: slice, take: Callable[[slice, Mapping[str, Array]], None]
     ) -> dict[str, float]:
         cases = rows.stop - rows.start
-        batch = max(cases, self._profile.min)  # a smaller one is filled up with blank cases
+        batch = max(cases, self.profile.min)  # a smaller one is filled up with blank cases
         main = self._streams[0]
         ready = self._get(batch)
         with self._draining(batch):

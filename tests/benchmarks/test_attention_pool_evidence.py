@@ -65,9 +65,10 @@ class FakePool:
     def broken(self, fault: str) -> bool:
         return self.fault == fault and type(self).at(self.strategy)
 
-    def _compile(self) -> None:
-        FakePool.compiled.append(self.strategy.options())
-        if self.strategy.exchange == "grid":
+    @classmethod
+    def compile(cls, cupy: Any, strategy: Strategy) -> None:
+        cls.compiled.append(strategy.options())
+        if strategy.exchange == "grid":
             raise ValueError("no such kernel")
 
     def exact(self, raw: Any) -> Any:
@@ -110,6 +111,7 @@ def _stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checks, "device_facts", lambda: HOPPER)
     monkeypatch.setattr(times, "device_facts", lambda: HOPPER)
     monkeypatch.setattr(checks, "AttentionPool", FakePool)
+    monkeypatch.setattr(checks, "compiled", FakePool.compile)
     monkeypatch.setattr(FakePool, "fault", "")
     monkeypatch.setattr(FakePool, "compiled", [])
 

@@ -393,8 +393,8 @@ def test_openvino_says_the_same_every_time(
     pixels: Mapping[Modality, Array],
     modality: Modality,
 ) -> None:
-    """Its threads must not write to each other's scratch memory: with strided 1 x 1 convolutions in 8 bits, and no
-    AVX-512, a fifth of these calls gave something else."""
+    """With strided 1 x 1 convolutions of 8 to 32 channels in 8 bits, and no AVX-512, some of these calls gave something
+    else."""
     openvino = pytest.importorskip("openvino")
     core = openvino.Core()
     model = core.read_model(quantize(graphs[modality], ranges[modality], unsigned=True).SerializeToString())
