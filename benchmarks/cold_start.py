@@ -19,7 +19,7 @@ import numpy as np
 
 from mpmmu_rt import machine
 from mpmmu_rt.bundle import Bundle
-from mpmmu_rt.engines.blob_cache import VARIABLE
+from mpmmu_rt.engines.shared.blob_cache import VARIABLE
 
 ROUNDS = 9
 

@@ -56,7 +56,7 @@ from benchmarks.evidence import (
 from mpmmu_rt import machine
 from mpmmu_rt.bundle import Bundle
 from mpmmu_rt.engines import engine, known_engine
-from mpmmu_rt.engines.tensorrt_build import gpu
+from mpmmu_rt.engines.shared.gpu import gpu
 from mpmmu_rt.errors import EngineError, MpmmuError
 from mpmmu_rt.files import atomic_file
 from mpmmu_rt.predictor import Predictor

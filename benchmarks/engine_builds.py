@@ -20,8 +20,8 @@ from typing import Any
 from mpmmu_rt import machine
 from mpmmu_rt.bundle import Bundle
 from mpmmu_rt.engines.tensorrt import RTX
-from mpmmu_rt.engines.tensorrt_build import RTX_CAPABILITIES, library
-from mpmmu_rt.engines.tensorrt_sidecar import Profile
+from mpmmu_rt.engines.tensorrt.build import RTX_CAPABILITIES, library
+from mpmmu_rt.engines.tensorrt.sidecar import Profile
 from mpmmu_rt.errors import EngineError
 from mpmmu_rt.export import Data, Limits, Wanted, export_reference, tensorrt
 from mpmmu_rt.images import Preprocessing

@@ -36,7 +36,7 @@ from benchmarks.evidence import (
     tail,
     versions,
 )
-from mpmmu_rt.engines.tensorrt_build import gpu
+from mpmmu_rt.engines.shared.gpu import gpu
 from mpmmu_rt.errors import EngineError, MpmmuError
 
 SECONDS = 570.0

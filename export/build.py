@@ -14,7 +14,7 @@ from torch import nn
 from mpmmu_rt import bundle as bundles
 from mpmmu_rt.bundle import Bundle
 from mpmmu_rt.cases import Case, read_manifest, require_complete
-from mpmmu_rt.engines import blob_cache
+from mpmmu_rt.engines.shared import blob_cache
 from mpmmu_rt.errors import ExportError, ParityError
 from mpmmu_rt.files import atomic_folder, check_replaceable
 from mpmmu_rt.images import Preprocessing, read_pixels

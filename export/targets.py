@@ -24,9 +24,9 @@ from mpmmu_rt.bundle import Bundle
 from mpmmu_rt.cases import Case
 from mpmmu_rt.engines import engine, engines, known_engine
 from mpmmu_rt.engines.onnxruntime_cuda import ENGINE as CUDA
+from mpmmu_rt.engines.shared.gpu import gpu
 from mpmmu_rt.engines.tensorrt import RTX, TENSORRT, TensorRt
-from mpmmu_rt.engines.tensorrt_build import gpu
-from mpmmu_rt.engines.tensorrt_sidecar import Profile
+from mpmmu_rt.engines.tensorrt.sidecar import Profile
 from mpmmu_rt.errors import ParityError, UsageError
 from mpmmu_rt.predictor import DEFAULT_TARGET, Predictor
 from mpmmu_rt.progress import Progress, silent

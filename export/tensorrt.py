@@ -11,8 +11,9 @@ import onnx
 from onnx import helper
 from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
 
-from mpmmu_rt.engines import tensorrt_build
-from mpmmu_rt.engines.tensorrt_sidecar import Built, Flavour, Profile, Sidecar, write_profile
+from mpmmu_rt.engines.shared.gpu import gpu
+from mpmmu_rt.engines.tensorrt import build as tensorrt_build
+from mpmmu_rt.engines.tensorrt.sidecar import Built, Flavour, Profile, Sidecar, write_profile
 from mpmmu_rt.errors import ExportError
 from mpmmu_rt.spec import MODALITIES, Array, Modality
 
@@ -91,7 +92,7 @@ def write(
     write_profile(folder, profile or Profile())
     for name in graphs:
         require_precision(_load(folder / f"{name}.onnx"), precision)
-    if flavour == "tensorrt" and tensorrt_build.gpu() is None:
+    if flavour == "tensorrt" and gpu() is None:
         return {}
     sidecars: dict[str, Sidecar] = {}
     for name in graphs:
@@ -111,12 +112,12 @@ def build(
     capabilities: tuple[int, ...] = (),
     profile: Profile | None = None,
 ) -> Built:
-    """Build an engine from an ONNX graph whose types are those of `precision`, as `tensorrt_build.build` does.
+    """Build an engine from an ONNX graph whose types are those of `precision`, as the `build` of TensorRT does.
 
     `sidecar.achieved` holds the share of all multiply-accumulates in each precision, the head's with them, by the
     graph's types: these engines are strongly typed, and what one holds can be read only where it can be loaded.
 
-    Raises what `tensorrt_build.build` and `require_precision` do, and `ExportError` for an unknown precision.
+    Raises what that and `require_precision` do, and `ExportError` for an unknown precision.
     """
     if precision not in MIN_SHARES:
         raise ExportError(

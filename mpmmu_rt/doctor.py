@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from .engines import engines
-from .engines.blob_cache import VARIABLE, BlobCache, CacheWarning
+from .engines.shared.blob_cache import VARIABLE, BlobCache, CacheWarning
 from .errors import MissingPackage
 from .machine import describe, package_versions
 from .spec import Target

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from mpmmu_rt.engines import blob_cache
+from mpmmu_rt.engines.shared import blob_cache
 from mpmmu_rt.export import Limits, Wanted, export_checkpoint
 from mpmmu_rt.images import Preprocessing
 from mpmmu_rt.model import checkpoint as checkpoints

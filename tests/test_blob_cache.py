@@ -13,9 +13,9 @@ import pytest
 
 from mpmmu_rt import load
 from mpmmu_rt.bundle import Bundle
-from mpmmu_rt.engines import blob_cache
-from mpmmu_rt.engines.blob_cache import BlobCache, CacheWarning
 from mpmmu_rt.engines.openvino import ENGINE
+from mpmmu_rt.engines.shared import blob_cache
+from mpmmu_rt.engines.shared.blob_cache import BlobCache, CacheWarning
 from mpmmu_rt.errors import BundleError
 from mpmmu_rt.predictor import Prediction, Predictor
 from mpmmu_rt.spec import MODALITIES, Array, Modality

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from mpmmu_rt import doctor
 from mpmmu_rt.cli import app
 from mpmmu_rt.doctor import Finding, examine
-from mpmmu_rt.engines.blob_cache import BlobCache
+from mpmmu_rt.engines.shared.blob_cache import BlobCache
 
 
 def by_name(findings: list[Finding]) -> dict[str, Finding]:

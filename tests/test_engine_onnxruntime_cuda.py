@@ -30,8 +30,8 @@ from mpmmu_rt.engines import engine, engines, head_target, known_engine, onnxrun
 from mpmmu_rt.engines.onnxruntime import ENGINE as CPU
 from mpmmu_rt.engines.onnxruntime import session_options
 from mpmmu_rt.engines.onnxruntime_cuda import ENGINE, PROVIDER, allocate, require_provider
-from mpmmu_rt.engines.onnxruntime_lanes import BoundEmbedder, Memory
-from mpmmu_rt.engines.tensorrt_build import Gpu, gpu
+from mpmmu_rt.engines.shared.gpu import Gpu, gpu
+from mpmmu_rt.engines.shared.onnxruntime_lanes import BoundEmbedder, Memory
 from mpmmu_rt.errors import BundleError, EngineError, MissingPackage
 from mpmmu_rt.export import cuda_graphs
 from mpmmu_rt.spec import MODALITIES, Array, Modality, Target

@@ -14,11 +14,16 @@ from typing import Any
 
 import pytest
 
-from mpmmu_rt.engines import blob_cache, engine_cache, tensorrt, tensorrt_build, tensorrt_run
-from mpmmu_rt.engines.blob_cache import BlobCache
-from mpmmu_rt.engines.cuda import Resources
-from mpmmu_rt.engines.tensorrt_build import Gpu, gpu, library, log
-from mpmmu_rt.engines.tensorrt_sidecar import (
+from mpmmu_rt.engines.shared import blob_cache
+from mpmmu_rt.engines.shared import gpu as gpus
+from mpmmu_rt.engines.shared.blob_cache import BlobCache
+from mpmmu_rt.engines.shared.gpu import Gpu, gpu
+from mpmmu_rt.engines.tensorrt import build as builder
+from mpmmu_rt.engines.tensorrt import engine as tensorrt
+from mpmmu_rt.engines.tensorrt import kept, run
+from mpmmu_rt.engines.tensorrt.build import library, log
+from mpmmu_rt.engines.tensorrt.cuda import Resources
+from mpmmu_rt.engines.tensorrt.sidecar import (
     Built,
     Here,
     Profile,
@@ -218,7 +223,7 @@ ADA = Gpu("GeForce RTX 4090", 89, "NVRM version: 580.65.06")
 
 def facts(graph: Path, **other: Any) -> dict[str, str]:
     given: dict[str, Any] = {"flavour": "tensorrt_rtx", "version": "1.7.1", "here": ADA, "precision": "fp16"}
-    return engine_cache.facts(graph, **(given | {"profile": Profile()} | other))
+    return kept.facts(graph, **(given | {"profile": Profile()} | other))
 
 
 def test_all_that_an_engine_depends_on_is_another_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,7 +241,7 @@ def test_all_that_an_engine_depends_on_is_another_entry(tmp_path: Path, monkeypa
     ]
     (tmp_path / "weights.bin").write_bytes(b"weights")
     found.append(facts(graph))
-    monkeypatch.setattr(engine_cache, "__version__", "0.0.1")
+    monkeypatch.setattr(kept, "__version__", "0.0.1")
     found.append(facts(graph))
     cache = BlobCache(tmp_path / "cache")
     for number, one in enumerate(found):
@@ -262,18 +267,18 @@ def test_a_graph_that_is_replaced_while_it_is_built_is_not_kept(
         return Built(ENGINE, replace(SIDECAR, graph_sha256=graph_digest(graph)))
 
     with pytest.raises(EngineError, match="the graph was replaced while an engine was built from it"):
-        engine_cache.kept_or_built(known, build, lambda engine, how: pytest.fail("it was loaded"), said.append)
+        kept.kept_or_built(known, build, lambda engine, how: pytest.fail("it was loaded"), said.append)
     assert said == ["built anew"]
     assert not (tmp_path / "cache").exists()
 
 
 def test_the_driver_is_known_by_its_release(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tensorrt_build, "_DRIVER", tmp_path / "version")
-    assert tensorrt_build.driver_version() == "unknown"
+    monkeypatch.setattr(gpus, "_DRIVER", tmp_path / "version")
+    assert gpus.driver_version() == "unknown"
     (tmp_path / "version").write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.65.06\nGCC version: 13\n")
-    assert tensorrt_build.driver_version() == "NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.65.06"
+    assert gpus.driver_version() == "NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.65.06"
     (tmp_path / "version").write_text("\n")
-    assert tensorrt_build.driver_version() == "unknown"
+    assert gpus.driver_version() == "unknown"
 
 
 # ---------------------------------------------------------------- here
@@ -407,8 +412,8 @@ def test_an_engine_that_tensorrt_refuses_carries_its_log() -> None:
     """The first step of loading runs without a driver, and fails."""
     need_no_gpu()
     trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
-    with pytest.raises(tensorrt_run.EngineRefused, match=r"tensorrt_rtx can't load the engine: .+"):
-        tensorrt_run.LoadedEngine(trt, ENGINE, Profile(), Resources())
+    with pytest.raises(run.EngineRefused, match=r"tensorrt_rtx can't load the engine: .+"):
+        run.LoadedEngine(trt, ENGINE, Profile(), Resources())
 
 
 def test_one_log_per_library() -> None:
@@ -430,4 +435,4 @@ def test_one_log_per_library() -> None:
 def test_capabilities_are_what_the_binding_names() -> None:
     trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
     named = {int(name[2:]) for name in dir(trt.ComputeCapability) if name.startswith("SM")}
-    assert set(tensorrt_build.RTX_CAPABILITIES) == named
+    assert set(builder.RTX_CAPABILITIES) == named

@@ -22,7 +22,7 @@ from mpmmu_rt import load
 from mpmmu_rt.bundle import Bundle
 from mpmmu_rt.engines import engine, engines
 from mpmmu_rt.engines.onnxruntime import ENGINE, KNOWN_BAD, OnnxRuntime, OnnxRuntimeSession
-from mpmmu_rt.engines.onnxruntime_lanes import BoundEmbedder
+from mpmmu_rt.engines.shared.onnxruntime_lanes import BoundEmbedder
 from mpmmu_rt.errors import EngineError, MissingPackage, MpmmuError, UsageError
 from mpmmu_rt.images import Preprocessing
 from mpmmu_rt.model.phantom import phantom_pixels

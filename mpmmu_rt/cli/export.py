@@ -59,7 +59,7 @@ def export(
 ) -> None:
     """Turn a checkpoint into a verified bundle; exit code 3 and no bundle if it differs from the original."""
     from mpmmu_rt._optional import require
-    from mpmmu_rt.engines.tensorrt_sidecar import Profile
+    from mpmmu_rt.engines.tensorrt.sidecar import Profile
     from mpmmu_rt.spec import Target
 
     targets = tuple(map(Target.parse, target)) if target else None
@@ -109,7 +109,7 @@ def export(
         for line in describe_precision(bundle.entry):
             typer.echo(line)
     if any(name.startswith("tensorrt") for name in bundle.targets):
-        from mpmmu_rt.engines.tensorrt_sidecar import LICENCE
+        from mpmmu_rt.engines.tensorrt.sidecar import LICENCE
 
         note(f"note: {LICENCE}")
     for text in bundle.entry["head"]["head"]["notes"]:

@@ -12,8 +12,8 @@ from mpmmu_rt.errors import EngineError, MpmmuError
 from mpmmu_rt.machine import package_versions
 from mpmmu_rt.spec import Array, Modality, Target
 
-from .host_head import HostHead
-from .onnxruntime_lanes import BoundEmbedder, failed, first_line
+from .shared.host_head import HostHead
+from .shared.onnxruntime_lanes import BoundEmbedder, failed, first_line
 
 PROVIDER = "CPUExecutionProvider"
 _PURPOSE = "the target onnxruntime:fp32"

@@ -21,10 +21,10 @@ from mpmmu_rt.bundle import Bundle, HeadGraph, target_folder
 from mpmmu_rt.errors import EngineError, MissingPackage, MpmmuError
 from mpmmu_rt.spec import MODALITIES, Modality, Target
 
-from .host_head import HostHead
 from .onnxruntime import EXACT_GRAPHS, OnnxRuntimeSession, installation_problem, session_options
-from .onnxruntime_lanes import BoundEmbedder, Memory, first_line
-from .tensorrt_build import gpu
+from .shared.gpu import gpu
+from .shared.host_head import HostHead
+from .shared.onnxruntime_lanes import BoundEmbedder, Memory, first_line
 
 PROVIDER = "CUDAExecutionProvider"
 PROVIDER_OPTIONS = {

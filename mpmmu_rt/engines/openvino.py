@@ -29,8 +29,8 @@ from mpmmu_rt.bundle import Bundle, HeadGraph
 from mpmmu_rt.errors import EngineError, MpmmuError
 from mpmmu_rt.spec import MODALITIES, Array, Modality, Target
 
-from .blob_cache import BlobCache
-from .host_head import HostHead
+from .shared.blob_cache import BlobCache
+from .shared.host_head import HostHead
 
 _PURPOSE = "the targets openvino:fp32, openvino:bf16 and openvino:int8"
 # What is not 8 bits wide in an INT8 graph stays FP32, so that the graph alone decides the result, not the processor.

@@ -17,7 +17,7 @@ import pytest
 
 from benchmarks import evidence, gpu_evidence
 from benchmarks.evidence import ROOT, Deadline
-from mpmmu_rt.engines.tensorrt_build import gpu
+from mpmmu_rt.engines.shared.gpu import gpu
 
 REPORT: dict[str, Any] = {"gpu": "g", "date": "d", "commit": "c", "versions": {"cupy": "14"}}
 

@@ -24,10 +24,10 @@ import shutil
 
 from mpmmu_rt import bundle as bundles
 from mpmmu_rt.bundle import Bundle
-from mpmmu_rt.engines import tensorrt_build
-from mpmmu_rt.engines.device_path import DevicePath, WholeGraph
 from mpmmu_rt.engines.tensorrt import RTX, TENSORRT, TensorRt
-from mpmmu_rt.engines.tensorrt_sidecar import LICENCE, Built, Profile, Sidecar, graph_digest
+from mpmmu_rt.engines.tensorrt import build as tensorrt_build
+from mpmmu_rt.engines.tensorrt.device_path import DevicePath, WholeGraph
+from mpmmu_rt.engines.tensorrt.sidecar import LICENCE, Built, Profile, Sidecar, graph_digest
 from mpmmu_rt.export import Wanted, export_checkpoint
 from mpmmu_rt.export.precision import to_half
 from mpmmu_rt.kernels.plan import Device
@@ -158,7 +158,7 @@ def exported(checkpoint_folder: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 
 class Driver:
-    """libcuda as far as `tensorrt_build.gpu` asks it."""
+    """libcuda as far as `gpu` asks it."""
 
     def cuInit(self, flags: int) -> int:
         return 0

@@ -14,11 +14,11 @@ import pytest
 
 from mpmmu_rt import bundle as bundles
 from mpmmu_rt.bundle import Bundle
-from mpmmu_rt.engines import blob_cache
-from mpmmu_rt.engines.device_path import DevicePath, WholeGraph
-from mpmmu_rt.engines.engine_cache import ANEW, BEFORE
+from mpmmu_rt.engines.shared import blob_cache
+from mpmmu_rt.engines.shared.gpu import gpu
 from mpmmu_rt.engines.tensorrt import RTX, TENSORRT, EngineRebuilt
-from mpmmu_rt.engines.tensorrt_build import gpu
+from mpmmu_rt.engines.tensorrt.device_path import DevicePath, WholeGraph
+from mpmmu_rt.engines.tensorrt.kept import ANEW, BEFORE
 from mpmmu_rt.export import Wanted, export_checkpoint
 from mpmmu_rt.predictor import Predictor
 from mpmmu_rt.spec import MODALITIES, Target

@@ -23,12 +23,13 @@ import pytest
 
 from mpmmu_rt import bundle as bundles
 from mpmmu_rt.bundle import Bundle
-from mpmmu_rt.engines import blob_cache, tensorrt_run
-from mpmmu_rt.engines.blob_cache import BlobCache, CacheWarning
-from mpmmu_rt.engines.device_path import DevicePath, WholeGraph, WholeGraphInstead
+from mpmmu_rt.engines.shared import blob_cache
+from mpmmu_rt.engines.shared.blob_cache import BlobCache, CacheWarning
 from mpmmu_rt.engines.tensorrt import EngineRebuilt
-from mpmmu_rt.engines.tensorrt_run import NotCaptured
-from mpmmu_rt.engines.tensorrt_sidecar import Profile, Sidecar, write_profile
+from mpmmu_rt.engines.tensorrt import run as tensorrt_run
+from mpmmu_rt.engines.tensorrt.device_path import DevicePath, WholeGraph, WholeGraphInstead
+from mpmmu_rt.engines.tensorrt.run import NotCaptured
+from mpmmu_rt.engines.tensorrt.sidecar import Profile, Sidecar, write_profile
 from mpmmu_rt.errors import BundleError, DigestMismatch, EngineError, MissingPackage, UsageError
 from mpmmu_rt.predictor import Predictor
 from mpmmu_rt.spec import MODALITIES, Array

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mpmmu_rt.engines import cuda as layer
-from mpmmu_rt.engines.cuda import Resources, Stream, capture
+from mpmmu_rt.engines.tensorrt import cuda as layer
+from mpmmu_rt.engines.tensorrt.cuda import Resources, Stream, capture
 from mpmmu_rt.errors import EngineError
 
 from .simulated_cuda import OK, WITH_VALUE, SimulatedCuda, Violation

@@ -17,9 +17,9 @@ from mpmmu_rt.cli import app
 from mpmmu_rt.cli.export import describe_precision
 from mpmmu_rt.engines.onnxruntime_cuda import ENGINE as CUDA
 from mpmmu_rt.engines.openvino import ENGINE
+from mpmmu_rt.engines.shared.gpu import gpu
 from mpmmu_rt.engines.tensorrt import RTX, TENSORRT, TensorRt
-from mpmmu_rt.engines.tensorrt_build import gpu
-from mpmmu_rt.engines.tensorrt_sidecar import Profile, Sidecar, read_profile
+from mpmmu_rt.engines.tensorrt.sidecar import Profile, Sidecar, read_profile
 from mpmmu_rt.errors import EngineError, MissingPackage, ParityError, UsageError
 from mpmmu_rt.export import Data, Limits, Wanted, export_checkpoint
 from mpmmu_rt.export.quantization import Ranges, calibrate

@@ -2,11 +2,11 @@
 
 An engine is a file beside its graph: `mammography.onnx`, `mammography.engine` and the sidecar
 `mammography.engine.json`, which is read first. One that was built for another version, GPU, graph or profile is not
-loaded: another is built from the graph, kept in the user's cache (`engine_cache`), where the next start finds it, and
+loaded: another is built from the graph, kept in the user's cache (`kept`), where the next start finds it, and
 both say so and why (`rebuilt`, and a warning). So is the engine of a bundle that was exported for TensorRT without a
 GPU, which holds none.
 
-`tensorrt_build` builds, `tensorrt_run` runs, `device_path` is the way from pixels to probability.
+`build` builds, `run` runs, `device_path` is the way from pixels to probability.
 """
 
 from __future__ import annotations
@@ -19,16 +19,17 @@ from typing import TypeVar
 
 from mpmmu_rt._optional import require
 from mpmmu_rt.bundle import MAX_FILE_BYTES, Bundle, HeadGraph, target_folder
+from mpmmu_rt.engines.shared.gpu import Gpu, gpu
 from mpmmu_rt.errors import DigestMismatch, EngineError, MpmmuError
 from mpmmu_rt.files import read_bounded
 from mpmmu_rt.spec import Modality, Target
 
-from . import engine_cache
+from . import kept
+from .build import RTX_CAPABILITIES, build, library
 from .cuda import Resources
 from .device_path import DevicePath, NoKernel, WholeGraph, WholeGraphInstead
-from .tensorrt_build import RTX_CAPABILITIES, Gpu, build, gpu, library
-from .tensorrt_run import LoadedEngine, TensorRtSession
-from .tensorrt_sidecar import (
+from .run import LoadedEngine, TensorRtSession
+from .sidecar import (
     Built,
     Flavour,
     Here,
@@ -177,11 +178,11 @@ class TensorRt:
 
         def warn(how: str) -> None:
             if missed:
-                is_or_was = "is" if how == engine_cache.ANEW else "was"
+                is_or_was = "is" if how == kept.ANEW else "was"
                 warnings.warn(f"{graph.name} {is_or_was} {how}: {reason}", EngineRebuilt, stacklevel=5)
 
-        return engine_cache.kept_or_built(
-            engine_cache.facts(
+        return kept.kept_or_built(
+            kept.facts(
                 graph, flavour=self.flavour, version=self.version(), here=here, precision=precision, profile=profile
             ),
             lambda: self._build(graph, precision, here, profile),

@@ -23,8 +23,8 @@ from mpmmu_rt.errors import BundleError, EngineError, MissingPackage, UsageError
 from mpmmu_rt.spec import MODALITIES, Array, Modality, Target
 
 from .cuda import ALIGNMENT, Resources, Stream, align, on_device
-from .tensorrt_run import POISON, Batches, Clock, LoadedEngine, Pixels, Results, Tensor, TensorRtSession, Work
-from .tensorrt_sidecar import Profile
+from .run import POISON, Batches, Clock, LoadedEngine, Pixels, Results, Tensor, TensorRtSession, Work
+from .sidecar import Profile
 
 _EXPORT = "export the bundle again with `mpmmu-rt export`"
 _OUTPUTS = ("probability", "base_probability")

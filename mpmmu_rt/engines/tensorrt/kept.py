@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import TypeVar
 
 from mpmmu_rt import __version__
+from mpmmu_rt.engines.shared.blob_cache import VARIABLE, BlobCache, CacheWarning
+from mpmmu_rt.engines.shared.gpu import Gpu
 from mpmmu_rt.errors import EngineError, MissingPackage
 
-from .blob_cache import VARIABLE, BlobCache, CacheWarning
-from .tensorrt_build import Gpu
-from .tensorrt_run import EngineRefused
-from .tensorrt_sidecar import Built, Flavour, Profile, graph_digest
+from .run import EngineRefused
+from .sidecar import Built, Flavour, Profile, graph_digest
 
 ANEW = "built anew"
 BEFORE = "built here before, and kept"

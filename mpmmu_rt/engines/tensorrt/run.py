@@ -20,9 +20,9 @@ import numpy as np
 from mpmmu_rt.errors import EngineError
 from mpmmu_rt.spec import Array
 
+from .build import log
 from .cuda import Event, Graph, Resources, Stream, align, capture, on_device
-from .tensorrt_build import log
-from .tensorrt_sidecar import Profile
+from .sidecar import Profile
 
 CAPTURED_SIZES = 8  # batch sizes that are kept ready; the one not used for longest gives way
 POISON = 0xFF  # the byte that fills results before a run: NaN in every float type

@@ -7,9 +7,8 @@ from collections.abc import Callable, Mapping
 from typing import Protocol, Self
 
 from mpmmu_rt.bundle import Bundle
+from mpmmu_rt.engines import Session, engine, head_target
 from mpmmu_rt.spec import Array, Modality, Target
-
-from . import Session, engine, head_target
 
 
 class Embedder(Protocol):

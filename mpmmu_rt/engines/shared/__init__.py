@@ -1,0 +1,1 @@
+"""What several engines share: the head on the host, kept models, buffers for ONNX Runtime, the GPU that is here."""
