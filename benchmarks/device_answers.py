@@ -18,18 +18,13 @@ import numpy as np
 from benchmarks.evidence import failure
 from mpmmu_rt import machine
 from mpmmu_rt.bundle import Bundle
+from mpmmu_rt.checks import probability_difference, relative_difference
 from mpmmu_rt.engines.onnxruntime import ENGINE as ONNXRUNTIME
 from mpmmu_rt.errors import UsageError
+from mpmmu_rt.facts import PROBABILITY_TOLERANCE, TOLERANCES, Tolerance
 from mpmmu_rt.files import atomic_file
 from mpmmu_rt.predictor import DEFAULT_TARGET, Predictor
 from mpmmu_rt.spec import MODALITIES, Array, Modality, Target
-from mpmmu_rt.verify import (
-    PROBABILITY_TOLERANCE,
-    TOLERANCES,
-    Tolerance,
-    probability_difference,
-    relative_difference,
-)
 
 COUNT = 256  # cases
 # Precisions whose rounding is larger than what lies between cases that are alike; see `Judge.anchor`.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import onnx
@@ -13,32 +13,25 @@ from torch import nn
 
 from mpmmu_rt import bundle as bundles
 from mpmmu_rt.bundle import Bundle
-from mpmmu_rt.cases import Case, read_manifest, require_complete
 from mpmmu_rt.engines.shared import blob_cache
-from mpmmu_rt.errors import ExportError, ParityError
+from mpmmu_rt.errors import ExportError
 from mpmmu_rt.files import atomic_folder, check_replaceable
-from mpmmu_rt.images import Preprocessing, read_pixels
+from mpmmu_rt.images import Preprocessing
 from mpmmu_rt.machine import package_versions
 from mpmmu_rt.model import checkpoint as checkpoints
 from mpmmu_rt.model.checkpoint import Checkpoint
-from mpmmu_rt.model.phantom import phantom_pixels
-from mpmmu_rt.predictor import DEFAULT_TARGET, Predictor
+from mpmmu_rt.predictor import DEFAULT_TARGET
 from mpmmu_rt.progress import Progress, silent
-from mpmmu_rt.spec import MODALITIES, Array, Modality, Target, TensorSpec
-from mpmmu_rt.verify import (
-    PROBABILITY_TOLERANCE,
-    RELATIVE_TOLERANCE,
-    Check,
-    probability_difference,
-    relative_difference,
-)
+from mpmmu_rt.spec import MODALITIES, Modality, TensorSpec
 
+from . import cases as all_cases
 from . import graphs, head, parity, reference, targets
+from .cases import Data
+from .draft import Draft, Wanted
 from .encoders import Encoders
 from .parity import Original
 from .pool_weights import pool_weights, require_pools
 from .sigmoid import exact_sigmoids
-from .targets import Data, Wanted
 
 GOLDEN_CASES = 4
 PARITY_CASES = 32
@@ -117,12 +110,12 @@ def export_checkpoint(
     progress("reading the checkpoint", 1, 1)
     preprocessing = checkpoint.config.preprocessing
     wanted = wanted or Wanted()
-    cases = _cases_of(parity_manifest, preprocessing, progress)[0] if parity_manifest else None
+    cases = all_cases.of_manifest(parity_manifest, preprocessing, progress)[0] if parity_manifest else None
     if calibration_manifest:
-        calibration, listed = _cases_of(calibration_manifest, preprocessing, progress)
+        calibration, listed = all_cases.of_manifest(calibration_manifest, preprocessing, progress)
         gate = cases
         if gate is None:
-            calibration, gate = targets.halves(calibration, listed)
+            calibration, gate = all_cases.halves(calibration, listed)
         wanted = replace(wanted, calibration=calibration, gate=gate)
     return _export(_of(checkpoint, folder.resolve().name, trained=True), output, cases, wanted, overwrite, progress)
 
@@ -155,33 +148,50 @@ def _of(checkpoint: Checkpoint, name: str, *, trained: bool) -> _Model:
 def _export(
     model: _Model, output: Path, cases: Data | None, wanted: Wanted, overwrite: bool, progress: Progress
 ) -> Bundle:
-    wanted.resolve()  # before minutes of work for a target that can't be had
+    _check(model, wanted)  # before minutes of work for what can't be had
+    with atomic_folder(output, marker=bundles.MANIFEST, overwrite=overwrite) as folder:
+        encoders = Encoders(model.modules, model.preprocessing.size)
+        tensors, heads = _write_graphs(folder / "onnx", model, encoders, progress)
+        cases, wanted = _cases_to_prove(cases, wanted, model.preprocessing, progress)
+        original = _run_original(encoders, model.head, cases, progress)
+        _write_golden(folder / "golden", cases, original)
+        pools = _write_pools(folder, encoders, original)
+        entry = _entry(model, tensors) | {"head": heads, "attention_pool": pools}
+        draft = Draft(folder, entry, model.head, original, cases, wanted, progress)
+        draft.seal()
+        with blob_cache.suspended():  # what is tried here is in no bundle, or not yet
+            targets.prove(draft)
+        draft.seal()
+    return Bundle.open(output)
+
+
+def _check(model: _Model, wanted: Wanted) -> None:
+    targets.resolve(wanted)
     if not 0 < model.threshold < 1:
         raise ExportError(
             f"the operating threshold is {model.threshold}, expected a probability between 0 and 1",
             hint="0.5, if unsure",
         )
-    with atomic_folder(output, marker=bundles.MANIFEST, overwrite=overwrite) as folder:
-        size = model.preprocessing.size
-        encoders = Encoders(model.modules, size)
-        tensors, heads = _write_graphs(folder / "onnx", model, encoders, progress)
-        if cases is None:
-            cases = _phantoms(PARITY_CASES, _PARITY_SEED, model.preprocessing, progress)
-            if wanted.gate is None and any(target.precision != "fp32" for target in wanted.resolve()):
-                gate = _phantoms(GATE_CASES, _PARITY_SEED + 1, model.preprocessing, progress)
-                wanted = replace(wanted, gate=gate)
-        progress("running the original", 0, 1)
-        original = parity.run_original(encoders, model.head, cases.pixels)
-        progress("running the original", 1, 1)
-        _write_golden(folder / "golden", cases, original)
-        entry = _entry(model, tensors) | {"head": heads, "attention_pool": _write_pools(folder, encoders, original)}
-        bundles.seal(folder, entry)
-        report = _prove(folder, model, cases, original, progress)
-        entry |= {"parity": report.to_json(DEFAULT_TARGET) | {"source": cases.source}}
-        with blob_cache.suspended():  # what is tried here is in no bundle, or not yet
-            entry = targets.prove(folder, entry, wanted, model.head, original, cases, progress)
-        bundles.seal(folder, entry)
-    return Bundle.open(output)
+
+
+def _cases_to_prove(
+    cases: Data | None, wanted: Wanted, preprocessing: Preprocessing, progress: Progress
+) -> tuple[Data, Wanted]:
+    """The cases that were given, else phantoms: some for parity, more for targets that round."""
+    if cases is not None:
+        return cases, wanted
+    cases = all_cases.phantoms(PARITY_CASES, _PARITY_SEED, preprocessing, progress)
+    if wanted.gate is None and any(target.precision != "fp32" for target in targets.resolve(wanted)):
+        gate = all_cases.phantoms(GATE_CASES, _PARITY_SEED + 1, preprocessing, progress)
+        wanted = replace(wanted, gate=gate)
+    return cases, wanted
+
+
+def _run_original(encoders: Encoders, classifier: Any, cases: Data, progress: Progress) -> Original:
+    progress("running the original", 0, 1)
+    original = parity.run_original(encoders, classifier, cases.pixels)
+    progress("running the original", 1, 1)
+    return original
 
 
 def _write_graphs(
@@ -213,31 +223,9 @@ def _write_graphs(
     return pixels | floats, reports
 
 
-def _phantoms(count: int, seed: int, preprocessing: Preprocessing, progress: Progress) -> Data:
-    progress(f"drawing {count} phantoms", 0, 1)
-    pixels, labels = phantom_pixels(count, seed=seed, preprocessing=preprocessing)
-    progress(f"drawing {count} phantoms", 1, 1)
-    return Data(pixels, labels, f"{count} generated phantoms")
-
-
-def _cases_of(path: Path, preprocessing: Preprocessing, progress: Progress) -> tuple[Data, tuple[Case, ...]]:
-    manifest = read_manifest(path)
-    labelled = all(case.label is not None for case in manifest.cases)
-    require_complete(manifest, labels=False)
-    images: dict[Modality, list[Array]] = {modality: [] for modality in MODALITIES}
-    for done, case in enumerate(manifest.cases, 1):
-        for modality in MODALITIES:
-            images[modality].append(read_pixels(cast("Path", case.image(modality)), preprocessing))
-        progress(f"reading {path.name}", done, len(manifest.cases))
-    pixels = {modality: np.stack(arrays) for modality, arrays in images.items()}
-    labels = np.array([case.label for case in manifest.cases]) if labelled else None
-    source = f"{len(manifest.cases)} cases of {path.name}, sha256 {manifest.sha256[:12]}"
-    return Data(pixels, labels, source), tuple(manifest.cases)
-
-
 def _write_golden(folder: Path, cases: Data, original: Original) -> None:
     folder.mkdir()
-    vectors = {f"{modality}.pixels": cases.pixels[modality][:GOLDEN_CASES] for modality in MODALITIES}
+    vectors = {f"{modality}.pixels": pixels for modality, pixels in cases.first(GOLDEN_CASES).items()}
     vectors |= {name: array[:GOLDEN_CASES] for name, array in original.stages.items()}
     arrays: dict[str, Any] = dict(vectors)
     np.savez_compressed(folder / "golden.npz", **arrays)
@@ -276,34 +264,3 @@ def _entry(model: _Model, tensors: Mapping[str, TensorSpec]) -> dict[str, Any]:
         "parity": {},
         "precision": {},
     }
-
-
-def _prove(folder: Path, model: _Model, cases: Data, original: Original, progress: Progress) -> parity.Parity:
-    """Parity of the stages as the predictor runs them, then of the whole graph: its embedding, and its head on that.
-
-    Raises `ParityError` unless both hold.
-    """
-    sealed = Bundle.open(folder)
-    with Predictor(sealed, Target.parse(DEFAULT_TARGET)) as predictor:
-        report = parity.measure(predictor, original, model.head, cases.pixels, cases.labels, progress)
-        few = {modality: cases.pixels[modality][:GOLDEN_CASES] for modality in MODALITIES}
-        report.require()
-        whole = predictor.run_whole_graph(few)
-    joined = Check(
-        "the joined graph's embedding, relative",
-        relative_difference(whole["embedding"], original.stages["embedding"][:GOLDEN_CASES]),
-        RELATIVE_TOLERANCE,
-    )
-    its_head = Check(
-        "the joined graph's head on that, max |Δp|",
-        probability_difference(whole["probability"], parity.probability_of(model.head, whole["embedding"])),
-        PROBABILITY_TOLERANCE,
-    )
-    for check in (joined, its_head):
-        if not check.passed:
-            raise ParityError(
-                f"the exported model differs from the original: {check.name} is {check.value:.3g}, expected at most "
-                f"{check.limit:.3g}; no bundle was written",
-                hint="this is a defect of the export: report it with `mpmmu-rt doctor`",
-            )
-    return report

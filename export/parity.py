@@ -17,18 +17,13 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
+from mpmmu_rt.checks import Check, probability_difference, relative_difference
 from mpmmu_rt.errors import ParityError
+from mpmmu_rt.facts import PROBABILITY_TOLERANCE, RELATIVE_TOLERANCE
 from mpmmu_rt.predictor import Predictor
 from mpmmu_rt.progress import Progress, silent
 from mpmmu_rt.spec import MODALITIES, Array, Modality
-from mpmmu_rt.verify import (
-    PROBABILITY_TOLERANCE,
-    RELATIVE_TOLERANCE,
-    Check,
-    probability_difference,
-    relative_difference,
-    self_consistency,
-)
+from mpmmu_rt.verify import self_consistency
 
 from .encoders import Encoders
 

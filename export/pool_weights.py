@@ -7,11 +7,12 @@ from collections.abc import Mapping
 import numpy as np
 from torch import nn
 
+from mpmmu_rt.checks import relative_difference
 from mpmmu_rt.errors import ParityError
+from mpmmu_rt.facts import RELATIVE_TOLERANCE
 from mpmmu_rt.kernels.weights import AttentionKind, PoolWeights
 from mpmmu_rt.model.attention import CBAM, ECA, AttentionPool
 from mpmmu_rt.spec import MODALITIES, Array, Modality
-from mpmmu_rt.verify import RELATIVE_TOLERANCE, relative_difference
 
 from .encoders import Encoders
 

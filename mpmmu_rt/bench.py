@@ -18,13 +18,14 @@ from typing import Any
 import numpy as np
 
 from .bundle import Bundle
+from .checks import probability_difference
 from .errors import EngineError
+from .facts import TOLERANCES
 from .latency import Effort, Latency, sample, summarise
 from .machine import describe
 from .predictor import Predictor
 from .progress import Progress, silent
 from .spec import MODALITIES, Array, Modality, Target
-from .verify import TOLERANCES, probability_difference
 
 SCHEMA = "mpmmu-bench/1"
 

@@ -10,6 +10,7 @@ from typing import Any
 from .engines import engines
 from .engines.shared.blob_cache import VARIABLE, BlobCache, CacheWarning
 from .errors import MissingPackage
+from .facts import AS_PROVEN, FASTER_HEAD, KNOWN_BAD, SATURATES, TOLERANCES, VNNI, Fact
 from .machine import describe, package_versions
 from .spec import Target
 
@@ -22,6 +23,16 @@ class Finding:
     usable: bool
     detail: str
     hint: str = ""
+
+
+@dataclass(frozen=True)
+class Advisory:
+    """What is known of something that is used here; `found` and `source`: when and where (`mpmmu_rt.facts`)."""
+
+    about: str
+    says: str
+    found: str
+    source: str
 
 
 def examine() -> tuple[list[Finding], list[Finding]]:
@@ -37,11 +48,40 @@ def examine() -> tuple[list[Finding], list[Finding]]:
     return targets, [*_image_formats(), _export(), _cache()]
 
 
+def advise(targets: list[Finding]) -> list[Advisory]:
+    """What is known of the versions and the processor that are here, and of the targets that work."""
+    usable = [Target.parse(finding.name) for finding in targets if finding.usable]
+    advisories = []
+    for name, releases in KNOWN_BAD.items():
+        installed = package_versions((name, f"{name}-gpu")).values()
+        for version, fact in releases.items():
+            state = "is installed, and refused" if version in installed else "would be refused"
+            advisories.append(_advisory(f"{name} {version}", fact, f"{state}: {fact.says}"))
+    for engine in dict.fromkeys(target.engine for target in usable):
+        if engine in FASTER_HEAD:
+            faster, fact = FASTER_HEAD[engine]
+            advisories.append(_advisory(engine, fact, f"the stacking head runs on {faster}: {fact.says}"))
+    for target in usable:
+        held = TOLERANCES[target.precision]
+        limits = f"held to {held.relative:g} of the embedding and {held.probability:g} in probability"
+        advisories.append(_advisory(str(target), held.fact, f"{limits}: {held.fact.says}"))
+    if any(target.precision == "int8" for target in usable):
+        advisories.append(_advisory("int8", AS_PROVEN, AS_PROVEN.says))
+        if not set(VNNI) & set(describe()["cpu_features"]):
+            advisories.append(_advisory("int8", SATURATES, SATURATES.says))
+    return advisories
+
+
+def _advisory(about: str, fact: Fact, says: str) -> Advisory:
+    return Advisory(about, says, fact.found, fact.source)
+
+
 def to_json(targets: list[Finding], abilities: list[Finding]) -> dict[str, Any]:
     return {
         "schema": "mpmmu-doctor/1",
         "targets": [vars(finding) for finding in targets],
         "abilities": [vars(finding) for finding in abilities],
+        "advisories": [vars(advisory) for advisory in advise(targets)],
         "machine": describe(),
     }
 

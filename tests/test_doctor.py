@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import sys
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from mpmmu_rt import doctor
 from mpmmu_rt.cli import app
 from mpmmu_rt.doctor import Finding, examine
 from mpmmu_rt.engines.shared.blob_cache import BlobCache
+
+ROOT = Path(__file__).parents[1]
 
 
 def by_name(findings: list[Finding]) -> dict[str, Finding]:
@@ -33,8 +36,31 @@ def test_what_works_here() -> None:
 def test_the_document_is_json() -> None:
     entry = doctor.to_json(*examine())
     assert json.loads(json.dumps(entry, allow_nan=False)) == entry
-    assert set(entry) == {"schema", "targets", "abilities", "machine"}
+    assert set(entry) == {"schema", "targets", "abilities", "advisories", "machine"}
     assert set(entry["targets"][0]) == {"name", "usable", "detail", "hint"}
+    assert set(entry["advisories"][0]) == {"about", "says", "found", "source"}
+
+
+def test_what_is_known_of_what_is_here_has_its_day_and_its_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    works = [Finding(name, True, "") for name in ("onnxruntime:fp32", "openvino:int8")]
+    monkeypatch.setattr(doctor, "describe", lambda: {"cpu_features": ["avx2"]})
+    monkeypatch.setattr(doctor, "package_versions", lambda names: {"onnxruntime": "1.26.0"})
+    found = doctor.advise([*works, Finding("openvino:bf16", False, "no BF16 here")])
+    assert [advisory.about for advisory in found] == [
+        *("onnxruntime 1.26.0", "openvino", "onnxruntime:fp32", "openvino:int8", "int8", "int8")
+    ]
+    assert found[0].says == "is installed, and refused: random forests give wrong probabilities"
+    assert "runs on onnxruntime:fp32" in found[1].says
+    assert "saturates" in found[-1].says
+    for advisory in found:
+        assert date.fromisoformat(advisory.found) < date(2100, 1, 1)
+        assert "#" in advisory.source or (ROOT / advisory.source).is_file(), advisory.source
+    monkeypatch.setattr(doctor, "describe", lambda: {"cpu_features": ["avx2", "avx_vnni"]})
+    monkeypatch.setattr(doctor, "package_versions", lambda names: {"onnxruntime": "1.32.0"})
+    found = doctor.advise(works[:1])
+    assert [advisory.about for advisory in found] == ["onnxruntime 1.26.0", "onnxruntime:fp32"]
+    assert found[0].says.startswith("would be refused")
+    assert not [advisory for advisory in doctor.advise(works) if "saturates" in advisory.says]
 
 
 def test_what_is_missing_is_said_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

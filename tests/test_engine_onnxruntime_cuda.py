@@ -25,6 +25,7 @@ from onnx import TensorProto, helper
 
 from mpmmu_rt import load
 from mpmmu_rt.bundle import Bundle, seal
+from mpmmu_rt.checks import relative_difference
 from mpmmu_rt.doctor import examine
 from mpmmu_rt.engines import engine, engines, head_target, known_engine, onnxruntime_cuda
 from mpmmu_rt.engines.onnxruntime import ENGINE as CPU
@@ -33,9 +34,10 @@ from mpmmu_rt.engines.onnxruntime_cuda import ENGINE, PROVIDER, allocate, requir
 from mpmmu_rt.engines.shared.gpu import Gpu, gpu
 from mpmmu_rt.engines.shared.onnxruntime_lanes import BoundEmbedder, Memory
 from mpmmu_rt.errors import BundleError, EngineError, MissingPackage
-from mpmmu_rt.export import cuda_graphs
+from mpmmu_rt.export.targets import onnxruntime_cuda as cuda_graphs
+from mpmmu_rt.facts import TOLERANCES
 from mpmmu_rt.spec import MODALITIES, Array, Modality, Target
-from mpmmu_rt.verify import TOLERANCES, relative_difference, verify
+from mpmmu_rt.verify import verify
 
 FP16 = Target("onnxruntime-cuda", "fp16")
 HAS_CUDA_BUILD = PROVIDER in onnxruntime.get_available_providers()

@@ -21,9 +21,10 @@ from mpmmu_rt import engines as registry
 from mpmmu_rt import load
 from mpmmu_rt.bundle import Bundle
 from mpmmu_rt.engines import engine, engines
-from mpmmu_rt.engines.onnxruntime import ENGINE, KNOWN_BAD, OnnxRuntime, OnnxRuntimeSession
+from mpmmu_rt.engines.onnxruntime import ENGINE, OnnxRuntime, OnnxRuntimeSession
 from mpmmu_rt.engines.shared.onnxruntime_lanes import BoundEmbedder
 from mpmmu_rt.errors import EngineError, MissingPackage, MpmmuError, UsageError
+from mpmmu_rt.facts import KNOWN_BAD
 from mpmmu_rt.images import Preprocessing
 from mpmmu_rt.model.phantom import phantom_pixels
 from mpmmu_rt.spec import MODALITIES, Array, Modality, Target
@@ -96,7 +97,7 @@ def test_a_missing_package_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> N
         engine(FP32)
 
 
-@pytest.mark.parametrize("version", sorted(KNOWN_BAD))
+@pytest.mark.parametrize("version", sorted(KNOWN_BAD["onnxruntime"]))
 def test_a_release_known_to_be_wrong_is_refused(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
     installed = ModuleType("onnxruntime")
     installed.__version__ = version  # type: ignore[attr-defined]

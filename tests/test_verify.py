@@ -14,9 +14,10 @@ import pytest
 
 from mpmmu_rt import engines, load, verify
 from mpmmu_rt.bundle import seal
+from mpmmu_rt.checks import Check, probability_difference, relative_difference
 from mpmmu_rt.errors import BundleError
 from mpmmu_rt.spec import Array
-from mpmmu_rt.verify import BATCHES, Check, probability_difference, relative_difference
+from mpmmu_rt.verify import BATCHES
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
+from mpmmu_rt.checks import Check
 from mpmmu_rt.errors import EngineError, UsageError
 from mpmmu_rt.spec import MODALITIES, Array, Modality
-from mpmmu_rt.verify import Check
 
 from .ranges import hash_of
 

@@ -16,7 +16,7 @@ def doctor(
 ) -> None:
     """Say which targets work here, which do not and why; exit code 1 if none does, or one that is required does not."""
     from mpmmu_rt import machine
-    from mpmmu_rt.doctor import examine, to_json
+    from mpmmu_rt.doctor import advise, examine, to_json
     from mpmmu_rt.engines import engine, known_engine
     from mpmmu_rt.spec import Target
 
@@ -36,6 +36,9 @@ def doctor(
         for header, findings in (("target", targets), ("ability", abilities)):
             rows = [[item.name, "ok" if item.usable else "no", item.detail] for item in findings]
             typer.echo(table([header, "", ""], rows) + "\n")
+        typer.echo("known:")
+        for known in advise(targets):
+            typer.echo(f"  {known.about}: {known.says} ({known.found}, {known.source})")
         hints: dict[str, list[str]] = {}  # the same for many targets, and then said once
         for item in (*targets, *abilities):
             if item.hint:

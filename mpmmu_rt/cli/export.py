@@ -59,12 +59,13 @@ def export(
 ) -> None:
     """Turn a checkpoint into a verified bundle; exit code 3 and no bundle if it differs from the original."""
     from mpmmu_rt._optional import require
+    from mpmmu_rt.engines import known_engine
     from mpmmu_rt.engines.tensorrt.sidecar import Profile
     from mpmmu_rt.spec import Target
 
     targets = tuple(map(Target.parse, target)) if target else None
     batches = Profile() if profile is None else Profile.parse(profile)
-    if profile is not None and not any(one.engine in ("tensorrt", "tensorrt-rtx") for one in targets or ()):
+    if profile is not None and not any(known_engine(one).traits.profiled for one in targets or ()):
         raise UsageError(
             f"--profile {profile} is given without a target of TensorRT, expected both",
             hint=f"mpmmu-rt export --target tensorrt:fp16 --profile {profile}",
@@ -108,10 +109,9 @@ def export(
         )
         for line in describe_precision(bundle.entry):
             typer.echo(line)
-    if any(name.startswith("tensorrt") for name in bundle.targets):
-        from mpmmu_rt.engines.tensorrt.sidecar import LICENCE
-
-        note(f"note: {LICENCE}")
+    for licence in dict.fromkeys(known_engine(Target.parse(name)).traits.licence for name in bundle.targets):
+        if licence:
+            note(f"note: {licence}")
     for text in bundle.entry["head"]["head"]["notes"]:
         note(f"warning: {text}")
     note(f"wrote {output} ({bundle.name}, {sum(f['bytes'] for f in bundle.entry['files'].values()) / 1e6:.1f} MB)")

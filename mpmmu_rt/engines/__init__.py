@@ -1,17 +1,20 @@
-"""Engines: what executes a compiled graph, one module per engine behind one small protocol.
+"""Engines: what executes a compiled graph, one module or folder per engine behind one small protocol.
 
-To add an engine, write a module with a class that satisfies `Engine` and list it in `_MODULES`.
+To add an engine, write a module with a class that satisfies `Engine` and list it in `_MODULES`; what an export makes
+and proves for it has the same name in `mpmmu_rt.export.targets`. `shared` holds what several engines use.
 """
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from mpmmu_rt.bundle import Bundle, HeadGraph
 from mpmmu_rt.errors import EngineError, MpmmuError
+from mpmmu_rt.facts import FASTER_HEAD
 from mpmmu_rt.spec import Array, Modality, Target
 
 
@@ -55,12 +58,26 @@ class Pipeline(Protocol):
     def close(self) -> None: ...
 
 
+@dataclass(frozen=True)
+class Traits:
+    """What sets an engine apart for those that don't know it.
+
+    names_gpus: an export says for which compute capabilities to build. profiled: what it loads is made for a range of
+    batches. licence: what its makers forbid; an export says so.
+    """
+
+    names_gpus: bool = False
+    profiled: bool = False
+    licence: str = ""
+
+
 class Engine(Protocol):
     """An inference engine. Making one loads nothing; `problem` says whether it can run here."""
 
     name: str
     precisions: tuple[str, ...]
     head: HeadGraph  # the form of the stacking head that is fastest on it
+    traits: Traits
 
     def problem(self, precision: str = "fp32") -> MpmmuError | None:
         """Why nothing can run on this engine in this precision here, or None. Never raises."""
@@ -89,10 +106,6 @@ _MODULES = {
     "tensorrt": ("mpmmu_rt.engines.tensorrt", "TENSORRT"),
     "onnxruntime-cuda": ("mpmmu_rt.engines.onnxruntime_cuda", "ENGINE"),
 }
-# Measured (benchmarks/results/head_*): ONNX Runtime's tree operator beats what other CPU engines make of the portable
-# head, 5 times at batch 1.
-# Not measured for onnxruntime-cuda: its embeddings come back to the host, where the head costs what it costs there.
-_FASTER_HEAD = dict.fromkeys(("openvino", "onnxruntime-cuda"), Target("onnxruntime", "fp32"))
 
 
 def engine(target: Target) -> Engine:
@@ -117,19 +130,26 @@ def known_engine(target: Target) -> Engine:
             f"target `{target}` asks for {target.precision}, expected one of {', '.join(found.precisions)}",
             hint=f"use `{found.name}:{found.precisions[0]}`",
         )
-    if target.capabilities and found.name != "tensorrt-rtx":
+    if target.capabilities and not found.traits.names_gpus:
+        takes = ", ".join(name for name, engine in known.items() if engine.traits.names_gpus)
         raise EngineError(
-            f"target `{target}` names compute capabilities, expected them for tensorrt-rtx alone",
+            f"target `{target}` names compute capabilities, expected them for {takes} alone",
             hint=f"use `{found.name}:{target.precision}`",
         )
     return found
 
 
+def engine_module(name: str) -> str:
+    """Where the engine of that name is written: what is made for it at export has the same name there."""
+    return _MODULES[name][0]
+
+
 def head_target(target: Target) -> Target:
     """Where the stacking head of `target` runs: in FP32, and on another engine where one is here that is faster."""
-    faster = _FASTER_HEAD.get(target.engine)
-    if faster and engines()[faster.engine].problem() is None:
-        return faster
+    if target.engine in FASTER_HEAD:
+        faster, _ = FASTER_HEAD[target.engine]
+        if engines()[faster.engine].problem() is None:
+            return faster
     return Target(target.engine, "fp32")
 
 

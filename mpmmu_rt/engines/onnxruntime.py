@@ -9,16 +9,16 @@ from typing import Any
 from mpmmu_rt._optional import require
 from mpmmu_rt.bundle import Bundle, Graph, HeadGraph
 from mpmmu_rt.errors import EngineError, MpmmuError
+from mpmmu_rt.facts import KNOWN_BAD
 from mpmmu_rt.machine import package_versions
 from mpmmu_rt.spec import Array, Modality, Target
 
+from . import Traits
 from .shared.host_head import HostHead
 from .shared.onnxruntime_lanes import BoundEmbedder, failed, first_line
 
 PROVIDER = "CPUExecutionProvider"
 _PURPOSE = "the target onnxruntime:fp32"
-# Releases whose results are known to be wrong for our graphs, with the report.
-KNOWN_BAD = {"1.26.0": "random forests give wrong probabilities (microsoft/onnxruntime#28557)"}
 
 
 class OnnxRuntimeSession:
@@ -55,9 +55,9 @@ def installation_problem(purpose: str) -> MpmmuError | None:
         version = str(require("onnxruntime", purpose).__version__)
     except MpmmuError as error:
         return error
-    if reason := KNOWN_BAD.get(version):
+    if bad := KNOWN_BAD["onnxruntime"].get(version):
         return EngineError(
-            f"onnxruntime {version} is known to be wrong: {reason}",
+            f"onnxruntime {version} is known to be wrong: {bad.says} ({bad.source})",
             hint=f"pip install -U {next(iter(installed), 'onnxruntime')}",
         )
     return None
@@ -88,6 +88,7 @@ class OnnxRuntime:
     name = "onnxruntime"
     precisions: tuple[str, ...] = ("fp32",)
     head: HeadGraph = "head_onnxruntime"
+    traits = Traits()
 
     def problem(self, precision: str = "fp32") -> MpmmuError | None:
         return installation_problem(_PURPOSE)

@@ -21,6 +21,7 @@ from mpmmu_rt.bundle import Bundle, HeadGraph, target_folder
 from mpmmu_rt.errors import EngineError, MissingPackage, MpmmuError
 from mpmmu_rt.spec import MODALITIES, Modality, Target
 
+from . import Traits
 from .onnxruntime import EXACT_GRAPHS, OnnxRuntimeSession, installation_problem, session_options
 from .shared.gpu import gpu
 from .shared.host_head import HostHead
@@ -43,6 +44,7 @@ class OnnxRuntimeCuda:
     name = "onnxruntime-cuda"
     precisions: tuple[str, ...] = ("fp32", "fp16")
     head: HeadGraph = "head"
+    traits = Traits()
 
     def problem(self, precision: str = "fp32") -> MpmmuError | None:
         if problem := installation_problem(_PURPOSE):

@@ -29,6 +29,7 @@ from mpmmu_rt.bundle import Bundle, HeadGraph
 from mpmmu_rt.errors import EngineError, MpmmuError
 from mpmmu_rt.spec import MODALITIES, Array, Modality, Target
 
+from . import Traits
 from .shared.blob_cache import BlobCache
 from .shared.host_head import HostHead
 
@@ -239,6 +240,7 @@ class OpenVino:
     name = "openvino"
     precisions = ("fp32", "bf16", "int8")
     head: HeadGraph = "head"
+    traits = Traits()
 
     def problem(self, precision: str = "fp32") -> MpmmuError | None:
         try:

@@ -21,9 +21,9 @@ from mpmmu_rt.engines.shared.gpu import gpu
 from mpmmu_rt.engines.tensorrt import RTX, TENSORRT, TensorRt
 from mpmmu_rt.engines.tensorrt.sidecar import Profile, Sidecar, read_profile
 from mpmmu_rt.errors import EngineError, MissingPackage, ParityError, UsageError
-from mpmmu_rt.export import Data, Limits, Wanted, export_checkpoint
+from mpmmu_rt.export import Data, Limits, Wanted, export_checkpoint, targets
+from mpmmu_rt.export.cases import halves
 from mpmmu_rt.export.quantization import Ranges, calibrate
-from mpmmu_rt.export.targets import halves
 from mpmmu_rt.model.checkpoint import Checkpoint
 from mpmmu_rt.model.phantom import phantom_pixels, write_phantoms
 from mpmmu_rt.progress import Progress
@@ -207,13 +207,13 @@ def test_onnxruntime_cuda_is_written_proven_and_listed_as_not_run(
 def test_one_target_for_several_gpus_is_one_engine() -> None:
     wanted = tuple(Target("tensorrt-rtx", "fp16", (capability,)) for capability in (86, 89))
     with pytest.raises(UsageError, match=r"`tensorrt-rtx:fp16@86` and `tensorrt-rtx:fp16@89` are asked for") as caught:
-        Wanted(wanted).resolve()
+        targets.resolve(Wanted(wanted))
     assert "tensorrt-rtx:fp16@86,89" in caught.value.hint
 
 
 def test_where_tensorrt_runs_it_is_still_built_only_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(TensorRt, "problem", lambda self, precision="fp32": None)
-    assert {target.engine for target in Wanted().resolve()} == {"openvino"}
+    assert {target.engine for target in targets.resolve(Wanted())} == {"openvino"}
 
 
 @pytest.mark.parametrize(
@@ -249,7 +249,7 @@ def both_int8(checkpoint_folder: Path, manifest: Path, tmp_path_factory: pytest.
             calls.append(len(pixels))
             return calibrate(graph, pixels, progress)
 
-        patch.setattr("mpmmu_rt.export.targets.calibrate", counted)
+        patch.setattr("mpmmu_rt.export.draft.calibrate", counted)
         bundle = export_checkpoint(checkpoint_folder, output, calibration_manifest=manifest, wanted=wanted)
     assert calls == [12, 12], "once per modality, for all three"
     return bundle

@@ -19,6 +19,7 @@ from typing import TypeVar
 
 from mpmmu_rt._optional import require
 from mpmmu_rt.bundle import MAX_FILE_BYTES, Bundle, HeadGraph, target_folder
+from mpmmu_rt.engines import Traits
 from mpmmu_rt.engines.shared.gpu import Gpu, gpu
 from mpmmu_rt.errors import DigestMismatch, EngineError, MpmmuError
 from mpmmu_rt.files import read_bounded
@@ -30,6 +31,7 @@ from .cuda import Resources
 from .device_path import DevicePath, NoKernel, WholeGraph, WholeGraphInstead
 from .run import LoadedEngine, TensorRtSession
 from .sidecar import (
+    LICENCE,
     Built,
     Flavour,
     Here,
@@ -57,6 +59,7 @@ class TensorRt:
 
     def __init__(self, flavour: Flavour) -> None:
         self.flavour: Flavour = flavour
+        self.traits = Traits(names_gpus=flavour == "tensorrt_rtx", profiled=True, licence=LICENCE)
         self.name = flavour.replace("_", "-")
 
     def problem(self, precision: str = "fp32") -> MpmmuError | None:

@@ -1,18 +1,52 @@
-"""Encoders in FP16 for `onnxruntime-cuda:fp16`: graphs whose types are the precision, as TensorRT's are."""
+"""`onnxruntime-cuda`: FP32 runs the bundle's own graphs; FP16 has graphs whose types are the precision."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import onnx
 
-from mpmmu_rt.spec import MODALITIES, Array, Modality
+from mpmmu_rt.engines.onnxruntime_cuda import ENGINE
+from mpmmu_rt.export.draft import BATCH, Draft
+from mpmmu_rt.export.graphs import join, save_sharing_weights
+from mpmmu_rt.export.precision import islands, shares, to_half
+from mpmmu_rt.export.sigmoid import exact_sigmoids, gate_steps
+from mpmmu_rt.export.tensorrt import require_precision
+from mpmmu_rt.spec import MODALITIES, Array, Modality, Target
 
-from .graphs import save_sharing_weights
-from .precision import islands, shares, to_half
-from .sigmoid import exact_sigmoids, gate_steps
-from .tensorrt import require_precision
+from .proofs import on_this_machine, same_graph
+
+ONLY_WHEN_ASKED = True
+
+
+def check(target: Target) -> None:
+    """Graphs can be written anywhere."""
+
+
+def make(draft: Draft, target: Target) -> dict[str, Any]:
+    report: dict[str, Any] = {"engines": {}}
+    if target.precision == "fp16":
+        encoders = typed(draft.encoders(), draft.cases.first(BATCH))
+        whole = join(
+            encoders["mammography"],
+            encoders["ultrasound"],
+            draft.graph("attention_pool_onnxruntime"),
+            draft.graph("head"),
+        )
+        report["graph"] = same_graph(draft, target, whole)
+        report["achieved"] = write(draft.folder / ENGINE.folder("fp16"), encoders)
+    return report
+
+
+def prove(draft: Draft, target: Target) -> dict[str, Any]:
+    return on_this_machine(draft, target)
+
+
+def forget(draft: Draft, target: Target) -> None:
+    shutil.rmtree(draft.folder / ENGINE.folder(target.precision), ignore_errors=True)
 
 
 def typed(

@@ -1,0 +1,76 @@
+"""The cases that a bundle is proven, judged and calibrated on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+
+from mpmmu_rt.cases import Case, read_manifest, require_complete
+from mpmmu_rt.errors import UsageError
+from mpmmu_rt.images import Preprocessing, read_pixels
+from mpmmu_rt.model.phantom import phantom_pixels
+from mpmmu_rt.progress import Progress
+from mpmmu_rt.spec import MODALITIES, Array, Modality
+
+Pixels = Mapping[Modality, Array]
+
+
+@dataclass(frozen=True)
+class Data:
+    """Pixels uint8 [N, 1, S, S] per modality; labels int [N] where known; source says in words what they are."""
+
+    pixels: Pixels
+    labels: Array | None
+    source: str
+
+    def rows(self, chosen: Sequence[int], source: str) -> Data:
+        pixels: dict[Modality, Array] = {modality: self.pixels[modality][chosen] for modality in MODALITIES}
+        return Data(pixels, None if self.labels is None else self.labels[chosen], source)
+
+    def first(self, count: int) -> dict[Modality, Array]:
+        """The pixels of the first `count` cases."""
+        return {modality: self.pixels[modality][:count] for modality in MODALITIES}
+
+
+def phantoms(count: int, seed: int, preprocessing: Preprocessing, progress: Progress) -> Data:
+    progress(f"drawing {count} phantoms", 0, 1)
+    pixels, labels = phantom_pixels(count, seed=seed, preprocessing=preprocessing)
+    progress(f"drawing {count} phantoms", 1, 1)
+    return Data(pixels, labels, f"{count} generated phantoms")
+
+
+def of_manifest(path: Path, preprocessing: Preprocessing, progress: Progress) -> tuple[Data, tuple[Case, ...]]:
+    """Every case of the manifest at `path`. Raises what reading it and its images raises."""
+    manifest = read_manifest(path)
+    labelled = all(case.label is not None for case in manifest.cases)
+    require_complete(manifest, labels=False)
+    images: dict[Modality, list[Array]] = {modality: [] for modality in MODALITIES}
+    for done, case in enumerate(manifest.cases, 1):
+        for modality in MODALITIES:
+            images[modality].append(read_pixels(cast("Path", case.image(modality)), preprocessing))
+        progress(f"reading {path.name}", done, len(manifest.cases))
+    pixels = {modality: np.stack(arrays) for modality, arrays in images.items()}
+    labels = np.array([case.label for case in manifest.cases]) if labelled else None
+    source = f"{len(manifest.cases)} cases of {path.name}, sha256 {manifest.sha256[:12]}"
+    return Data(pixels, labels, source), tuple(manifest.cases)
+
+
+def halves(data: Data, cases: Sequence[Case]) -> tuple[Data, Data]:
+    """(to calibrate on, to judge on): every other patient of a manifest. Raises `UsageError` for fewer than two."""
+    patients = list(dict.fromkeys(case.group for case in cases))
+    if len(patients) < 2:
+        raise UsageError(
+            f"the calibration manifest holds {len(patients)} patient, expected at least two: one to calibrate on and "
+            "one to judge INT8 on",
+            hint="use some hundred cases, or give --parity another manifest",
+        )
+    first = set(patients[::2])
+    rows = [row for row, case in enumerate(cases) if case.group in first]
+    rest = sorted(set(range(len(cases))) - set(rows))
+    return data.rows(rows, f"{len(rows)} cases of {data.source}"), data.rows(
+        rest, f"{len(rest)} others of {data.source}"
+    )

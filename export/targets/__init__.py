@@ -1,0 +1,118 @@
+"""Every target of a bundle, proven before it is listed. An engine's export side is the module here that has the name
+of its module in `mpmmu_rt.engines`: to add an engine, write both, and list the first in `mpmmu_rt.engines._MODULES`.
+
+onnxruntime       the first target, held to torch and scikit-learn; all others are listed only beside it
+openvino          FP32, BF16
+int8              INT8 for OpenVINO
+onnxruntime_cuda  FP32, FP16
+tensorrt          both TensorRTs, every precision
+proofs            what they are held to
+
+FP32 is held to the parity of `mpmmu_rt.export.parity`. BF16, FP16 and INT8 round, and a forest is a step function: they
+are judged by their decisions against FP32 (`mpmmu_rt.export.quantization.Limits`), on the same engine, or for targets
+of GPUs on ONNX Runtime. Targets of GPUs can be made where they can't run: then their graphs are judged in the same way,
+by running them on the CPU with the rounding that their types ask for, and the target is listed as built and not run:
+the device has to `verify` it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import replace
+from typing import Any, Protocol, cast
+
+from mpmmu_rt.engines import engine_module, engines, known_engine
+from mpmmu_rt.errors import ParityError, UsageError
+from mpmmu_rt.export.draft import FIRST, Draft, Wanted
+from mpmmu_rt.spec import Target
+
+
+class Family(Protocol):
+    """The export side of one engine, or of some of one make: a module with these names."""
+
+    ONLY_WHEN_ASKED: bool
+    """Not made unless the user names it: a bundle is the same on a machine with a GPU."""
+
+    def check(self, target: Target) -> None:
+        """Raise what the user gets who asks for `target` here, where it can't be had: before any work."""
+        ...
+
+    def make(self, draft: Draft, target: Target) -> dict[str, Any]:
+        """Write what `target` needs into the draft, and list it there; returns what is to be said of it.
+
+        Raises `ParityError` for graphs that are not the same model.
+        """
+        ...
+
+    def prove(self, draft: Draft, target: Target) -> dict[str, Any]:
+        """Run the sealed draft on `target`; returns the report, whose `passed` is None where nothing can run here.
+
+        Raises `ParityError` unless it holds.
+        """
+        ...
+
+    def forget(self, draft: Draft, target: Target) -> None:
+        """Take away again what `make` wrote and listed; it may have ended half-way."""
+        ...
+
+
+def family(engine: str) -> Family:
+    """The export side of the engine of that name."""
+    name = engine_module(engine).removeprefix("mpmmu_rt.engines.")
+    return cast("Family", importlib.import_module(f"{__name__}.{name}"))
+
+
+def resolve(wanted: Wanted) -> tuple[Target, ...]:
+    """The targets beyond the first, in order, checked. Raises `EngineError`, `MissingPackage` or `UsageError`."""
+    if wanted.targets is None:
+        asked = [
+            Target(name, precision)
+            for name, engine in engines().items()
+            if not family(name).ONLY_WHEN_ASKED
+            for precision in engine.precisions
+            if engine.problem(precision) is None and (precision != "int8" or wanted.calibration)
+        ]
+    else:
+        asked = list(wanted.targets)
+    for target in asked:
+        known_engine(target)
+        if twins := [other for other in asked if other != target and _plain(other) == _plain(target)]:
+            raise UsageError(
+                f"the targets `{target}` and `{twins[0]}` are asked for, expected one with all capabilities",
+                hint=f"one engine serves several GPUs: {_plain(target)}@86,89",
+            )
+        family(target.engine).check(target)
+        if target.precision == "int8" and wanted.calibration is None:
+            raise UsageError(
+                f"target `{target}` is asked for without images to calibrate on, expected both",
+                hint="add --calibrate MANIFEST: some hundred cases like those that it will see",
+            )
+    return tuple(dict.fromkeys(target for target in asked if target != FIRST))
+
+
+def prove(draft: Draft) -> None:
+    """Make and prove the first target, then every wanted one, and enter what was found into the draft.
+
+    A target that was asked for by name and fails raises `ParityError`; one that was not is left out, and
+    `entry["precision"]` says why.
+    """
+    draft.entry["parity"] = family(FIRST.engine).prove(draft, FIRST)
+    for target in resolve(draft.wanted):
+        side, listed = family(target.engine), str(_plain(target))
+        try:
+            report = side.make(draft, target)
+            draft.seal()
+            report |= side.prove(draft, target)
+        except ParityError as error:
+            if draft.wanted.targets is not None:
+                raise
+            side.forget(draft, target)
+            draft.seal()
+            report = {"passed": False, "reason": str(error)}
+        else:
+            draft.entry["targets"].append(listed)
+        draft.entry["precision"][listed] = report
+
+
+def _plain(target: Target) -> Target:
+    return replace(target, capabilities=())

@@ -1,0 +1,43 @@
+"""Measured differences, and the limits that they must not pass: what `verify` on a device and `export` both use."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from .spec import Array
+
+
+@dataclass(frozen=True)
+class Check:
+    """A measured difference and the limit that it must not pass."""
+
+    name: str
+    value: float
+    limit: float
+
+    @property
+    def passed(self) -> bool:
+        return bool(self.value <= self.limit)  # NaN fails
+
+    def to_json(self) -> dict[str, str | float | bool | None]:
+        """`value` is None where there is no finite difference, which JSON can't say."""
+        value = self.value if math.isfinite(self.value) else None
+        return {"name": self.name, "value": value, "limit": self.limit, "passed": self.passed}
+
+
+def relative_difference(got: Array, want: Array) -> float:
+    """max |got - want| / max |want|: the error in units of the tensor's own scale; infinite for other shapes or NaN."""
+    if got.shape != want.shape or not np.isfinite(got).all():
+        return float("inf")
+    scale = float(np.abs(want).max())
+    return float(np.abs(got.astype(np.float64) - want).max() / (scale or 1.0))
+
+
+def probability_difference(got: Array, want: Array) -> float:
+    """max |Δp|; infinite for other shapes or NaN."""
+    if got.shape != want.shape or not np.isfinite(got).all():
+        return float("inf")
+    return float(np.abs(got.astype(np.float64) - want).max())

@@ -1,0 +1,120 @@
+"""What is known of versions and machines: each with the day on which it was found and where that is shown.
+
+`doctor` prints those that apply where it runs. A fact that turns out otherwise is changed here, and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from .spec import Target
+
+
+@dataclass(frozen=True)
+class Fact:
+    """says: in a sentence. found: ISO date. source: a report, or the file that holds the figures."""
+
+    says: str
+    found: str
+    source: str
+
+
+# Distribution: its releases whose results are wrong for our graphs. They are refused.
+KNOWN_BAD: Mapping[str, Mapping[str, Fact]] = {
+    "onnxruntime": {
+        "1.26.0": Fact("random forests give wrong probabilities", "2026-11-23", "microsoft/onnxruntime#28557"),
+    },
+}
+
+# Engine: where the stacking head runs faster than on it.
+FASTER_HEAD: Mapping[str, tuple[Target, Fact]] = {
+    "openvino": (
+        Target("onnxruntime", "fp32"),
+        Fact(
+            "ONNX Runtime's tree operator beats what OpenVINO makes of the portable head, 5 times at batch 1",
+            "2026-11-24",
+            "benchmarks/results/head_epyc-2cores.md",
+        ),
+    ),
+    "onnxruntime-cuda": (
+        Target("onnxruntime", "fp32"),
+        Fact(
+            "its embeddings come back to the host, where the head costs what it costs there; not measured",
+            "2026-11-24",
+            "mpmmu_rt/engines/onnxruntime_cuda.py",
+        ),
+    ),
+}
+
+# FP32 sums of some 10⁴ terms in another order differ by about 10⁻⁵ of the largest value; 10 times that.
+RELATIVE_TOLERANCE = 1e-4
+PROBABILITY_TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far a target may be from the FP32 original on single cases.
+
+    relative: of feature maps and embedding, max |Δ| / max |want|. probability: max |Δp|. margin: a decision may flip
+    if the original's probability is at most so far from the threshold. What a precision costs in decisions is judged
+    at export, on many cases; this here catches a device that computes something else.
+    """
+
+    relative: float
+    probability: float
+    margin: float
+    fact: Fact
+
+
+# BF16 has 8 bits, and its error grows through some 50 layers; INT8 likewise. A forest turns that into steps of its own.
+TOLERANCES: Mapping[str, Tolerance] = {
+    "fp32": Tolerance(
+        RELATIVE_TOLERANCE,
+        PROBABILITY_TOLERANCE,
+        0.0,
+        Fact("10 times what sums of 10⁴ terms differ by in another order", "2026-11-23", "mpmmu_rt/facts.py"),
+    ),
+    "bf16": Tolerance(
+        0.1,
+        0.35,
+        0.35,
+        Fact(
+            "8 bits, an error that grows through 50 layers, and a forest's steps",
+            "2026-11-24",
+            "benchmarks/results/decisions_tiny_epyc-2cores.md",
+        ),
+    ),
+    "fp16": Tolerance(
+        0.02, 0.2, 0.2, Fact("11 bits, by graphs run on the CPU; no GPU has run it", "2026-11-24", "export/rounding.py")
+    ),
+    "int8": Tolerance(
+        0.4,
+        0.5,
+        0.5,
+        Fact(
+            "8 bits, an error that grows through 50 layers, and a forest's steps",
+            "2026-11-24",
+            "benchmarks/results/decisions_tiny_epyc-avx2-2cores.md",
+        ),
+    ),
+}
+
+# How far INT8 may be from what the same graphs said at export. They decide every code but those that lie next to a
+# step: OpenVINO against ONNX Runtime, 4 cases at a time, is at most 0.07 of the embedding off and 0.25 in probability
+# (tiny and reference model, signed and unsigned). Products that saturate were off by up to 0.47 and 0.74.
+AS_PROVEN_RELATIVE = 0.1
+AS_PROVEN_PROBABILITY = 0.3
+AS_PROVEN = Fact(
+    "INT8 is also held to what the same graphs said at export: 0.1 of the embedding, 0.3 in probability",
+    "2026-11-26",
+    "mpmmu_rt/facts.py",
+)
+
+# Processor extensions, any of which multiplies 8-bit codes in 32 bits.
+VNNI = ("avx512_vnni", "avx_vnni", "amx_int8")
+SATURATES = Fact(
+    "this processor adds 8-bit products in 16 bits, which saturates: INT8 weights have 7 bits, so that two always fit",
+    "2026-11-26",
+    "benchmarks/results/weight_codes_epyc-avx2-2cores.md",
+)

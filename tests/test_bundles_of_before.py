@@ -1,0 +1,54 @@
+"""Bundles of earlier versions open, verify and answer as they did.
+
+`data/bundle_613dfc9` was exported at that commit: ResNet-18 with 4 channels at 32 × 32, untrained, on a processor with
+VNNI; `expected` is what that commit's golden vectors say, and they are in the bundle.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from mpmmu_rt import load
+from mpmmu_rt.bundle import Bundle
+from mpmmu_rt.cli import app
+from mpmmu_rt.engines import known_engine
+from mpmmu_rt.spec import MODALITIES, Target
+from mpmmu_rt.verify import verify
+
+BEFORE = Path(__file__).parent / "data" / "bundle_613dfc9"
+TARGETS = ("onnxruntime:fp32", "openvino:fp32", "openvino:int8", "onnxruntime-cuda:fp16", "tensorrt:fp16")
+DIGEST = "91d19744dbe3e2e00389f66d78289f066ee8e6c68134b7d084e8223b8afe5272"
+
+
+def test_it_opens_and_says_the_same_of_itself() -> None:
+    bundle = Bundle.open(BEFORE)
+    assert bundle.digest == DIGEST
+    assert bundle.targets == TARGETS
+    assert (bundle.threshold, bundle.trained) == (0.4, True)
+    described = CliRunner().invoke(app, ["inspect", str(BEFORE)])
+    assert described.exit_code == 0, described.stderr
+    assert "decisions flipped" in described.stdout
+
+
+@pytest.mark.parametrize("target", TARGETS[:3])
+def test_it_verifies_and_answers_as_before(target: str) -> None:
+    with load(BEFORE, target) as predictor:
+        assert [check.name for check in verify(predictor) if not check.passed] == []
+        golden = predictor.bundle.golden()
+        said = predictor.predict({modality: golden[f"{modality}.pixels"] for modality in MODALITIES})
+        want = golden if target.endswith("fp32") else predictor.bundle.golden_of(predictor.target, golden)
+    tolerance = 1e-5 if target.endswith("fp32") else 0.1
+    np.testing.assert_allclose(said.probability, want["probability"], atol=tolerance)
+
+
+@pytest.mark.parametrize("target", TARGETS[3:])
+def test_its_graphs_for_gpus_are_found_where_they_were(target: str) -> None:
+    bundle, wanted = Bundle.open(BEFORE), Target.parse(target)
+    for modality in MODALITIES:
+        graph = known_engine(wanted).graph(bundle, modality, wanted.precision)
+        assert graph == BEFORE / f"engines/{target.replace(':', '-')}/{modality}.onnx"
+        assert graph.is_file()
