@@ -35,7 +35,7 @@ from .shared.host_head import HostHead
 
 _PURPOSE = "the targets openvino:fp32, openvino:bf16 and openvino:int8"
 # What is not 8 bits wide in an INT8 graph stays FP32, so that the graph alone decides the result, not the processor.
-_HINT = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
+INFERENCE_PRECISION = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
 # Where a stored model is read faster than compiled: INT8 in half the time, FP32 and BF16 not (benchmarks/NOTES.md).
 _STORED = ("int8",)
 _LANES_PER_STREAM = 2  # one runs, one waits: a stream never idles while Python collects the other's result
@@ -300,7 +300,7 @@ def _join(runtime: Any, core: Any, bundle: Bundle, precision: str) -> Any:
 
 def _settings(precision: str, threads: int, streams: int) -> dict[str, Any]:
     return {
-        "INFERENCE_PRECISION_HINT": _HINT[precision],
+        "INFERENCE_PRECISION_HINT": INFERENCE_PRECISION[precision],
         "NUM_STREAMS": streams,
         "INFERENCE_NUM_THREADS": threads,
         # Pinned, two predictors on one machine would sit on the same cores.
@@ -320,23 +320,26 @@ def _compile(core: Any, model: Any, precision: str, threads: int, streams: int, 
 def _check_precision(compiled: Any, precision: str, name: str) -> None:
     """Raise `EngineError` unless OpenVINO computes in what was asked for."""
     achieved = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
-    if achieved != _HINT[precision]:
+    if achieved != INFERENCE_PRECISION[precision]:
         raise EngineError(
-            f"OpenVINO computes {name} in {achieved} on this processor, expected {_HINT[precision]}",
+            f"OpenVINO computes {name} in {achieved} on this processor, expected {INFERENCE_PRECISION[precision]}",
             hint="use openvino:fp32",
         )
-    if precision == "int8" and not _computes_int8(compiled):
+    # Graphs without convolutions have nothing to prove.
+    found = convolution_precisions(compiled) if precision == "int8" else []
+    if found and not {"i8", "u8"} & set(found):
         raise EngineError(
             f"OpenVINO computes no layer of {name} in 8 bits on this processor, expected most of them",
             hint="use openvino:fp32",
         )
 
 
-def _computes_int8(compiled: Any) -> bool:
-    """Does any convolution really run in 8 bits? Graphs without convolutions have nothing to prove."""
-    kinds = [node.get_rt_info() for node in compiled.get_runtime_model().get_ops()]
-    kinds = [info for info in kinds if info["layerType"].astype(str) == "Convolution"]
-    return not kinds or any(info["runtimePrecision"].astype(str) in ("i8", "u8") for info in kinds)
+def convolution_precisions(compiled: Any) -> list[str]:
+    """What every convolution of a compiled model really runs in, by OpenVINO's own word: `f32`, `bf16`, `i8`, `u8`."""
+    facts = [node.get_rt_info() for node in compiled.get_runtime_model().get_ops()]
+    return [
+        str(fact["runtimePrecision"].astype(str)) for fact in facts if fact["layerType"].astype(str) == "Convolution"
+    ]
 
 
 def _failed(name: str, error: Exception) -> EngineError:

@@ -14,6 +14,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from mpmmu_rt.engines.openvino import INFERENCE_PRECISION, convolution_precisions
 from mpmmu_rt.errors import ExportError
 from mpmmu_rt.export.graphs import IR_VERSION, OPSET
 from mpmmu_rt.export.quantization import Ranges, calibrate, layers, points, quantize, sensitivity
@@ -49,11 +50,13 @@ def on_onnxruntime(model: onnx.ModelProto, x: Array, *outputs: str) -> list[Arra
     return found
 
 
-def on_openvino(model: onnx.ModelProto, x: Array, hint: str = "f32") -> Array:
+def on_openvino(model: onnx.ModelProto, x: Array) -> Array:
+    """In the precision that the target openvino:int8 asks for."""
     openvino = pytest.importorskip("openvino")
     core = openvino.Core()
     read = core.read_model(model.SerializeToString())
-    return np.array(core.compile_model(read, "CPU", {"INFERENCE_PRECISION_HINT": hint})(x)[0])
+    hint = {"INFERENCE_PRECISION_HINT": INFERENCE_PRECISION["int8"]}
+    return np.array(core.compile_model(read, "CPU", hint)(x)[0])
 
 
 def error(got: Array, want: Array) -> float:
@@ -407,23 +410,22 @@ def test_openvino_says_the_same_every_time(
 
 
 @pytest.mark.parametrize("modality", MODALITIES)
-def test_openvino_runs_every_layer_in_float_and_the_rest_in_bfloat16(
+def test_openvino_runs_every_layer_in_float_and_the_rest_in_8_bits(
     graphs: Mapping[Modality, onnx.ModelProto],
     ranges: Mapping[Modality, Ranges],
     pixels: Mapping[Modality, Array],
     modality: Modality,
 ) -> None:
-    """The search may ask for any of these. Mixed precisions are where OpenVINO has failed, and computed wrongly."""
-    openvino = pytest.importorskip("openvino")
+    """The search may ask for any of these. Mixed precisions are where OpenVINO has failed, and computed wrongly: with BF16
+    beside 8 bits it still does, which no target asks for (`test_bf16_of_encoders_that_are_quantized_is_refused`)."""
     graph, x = graphs[modality], pixels[modality][:4]
     (want,) = on_onnxruntime(graph, x)
     names = [layer.name for layer in layers(graph)]
     rng = np.random.default_rng(0)
-    hint = "bf16" if "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "f32"
     for kept in (*([name] for name in names), *(list(rng.choice(names, 8, replace=False)) for _ in range(5))):
         for unsigned in (False, True):
             model = quantize(graph, ranges[modality], kept, unsigned=unsigned)
-            assert error(on_openvino(model, x, hint), want) < INT8_ERROR, kept
+            assert error(on_openvino(model, x), want) < INT8_ERROR, kept
 
 
 @pytest.mark.parametrize("modality", MODALITIES)
@@ -436,13 +438,10 @@ def test_openvino_convolves_in_8_bits(
     if "INT8" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         pytest.skip("OpenVINO does not compute in INT8 on this CPU")
     model = core.read_model(quantize(graphs[modality], ranges[modality]).SerializeToString())
-    compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    kinds = [
-        str(node.get_rt_info()["primitiveType"].astype(str))
-        for node in compiled.get_runtime_model().get_ops()
-        if node.get_rt_info()["layerType"].astype(str) == "Convolution"
-    ]
-    assert sum(kind.endswith("I8") for kind in kinds) == 16, kinds
+    compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": INFERENCE_PRECISION["int8"]})
+    # Kernels have other names on every processor; the precision is what it says it computes in.
+    kinds = convolution_precisions(compiled)
+    assert sum(kind in ("i8", "u8") for kind in kinds) == 16, kinds
 
 
 @pytest.mark.slow

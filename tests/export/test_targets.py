@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,9 +22,11 @@ from mpmmu_rt.engines.openvino import ENGINE
 from mpmmu_rt.engines.shared.gpu import gpu
 from mpmmu_rt.engines.tensorrt import RTX, TENSORRT, TensorRt
 from mpmmu_rt.engines.tensorrt.sidecar import Profile, Sidecar, read_profile
-from mpmmu_rt.errors import EngineError, MissingPackage, ParityError, UsageError
+from mpmmu_rt.errors import EngineError, ExportError, MissingPackage, ParityError, UsageError
 from mpmmu_rt.export import Data, Limits, Wanted, export_checkpoint, targets
 from mpmmu_rt.export.cases import halves
+from mpmmu_rt.export.draft import Draft
+from mpmmu_rt.export.parity import Original
 from mpmmu_rt.export.quantization import Ranges, calibrate
 from mpmmu_rt.model.checkpoint import Checkpoint
 from mpmmu_rt.model.phantom import phantom_pixels, write_phantoms
@@ -318,3 +322,16 @@ def test_a_half_graph_that_changes_decisions_leaves_no_bundle(
     with pytest.raises(ParityError, match="tensorrt-rtx:bf16@86 changes decisions: probability, mean"):
         export_checkpoint(checkpoint_folder, tmp_path / "b", wanted=wanted)
     assert not (tmp_path / "b").exists()
+
+
+def test_bf16_of_encoders_that_are_quantized_is_refused(int8_folder: Path, tmp_path: Path) -> None:
+    """Modules that bring Q/DQ along: OpenVINO fails in 8-bit convolutions of a model that it runs in BF16."""
+    folder = Path(shutil.copytree(int8_folder, tmp_path / "b"))
+    entry = json.loads((folder / "bundle.json").read_text())
+    entry["graphs"]["ultrasound"] = entry["graphs"]["ultrasound.int8"]
+    nobody = Data({}, None, "nobody")
+    draft = Draft(folder, entry, None, Original({}), nobody, Wanted())
+    with pytest.raises(ExportError, match="the ultrasound encoder is quantized already") as caught:
+        targets.family("openvino").make(draft, BF16)
+    assert "openvino:fp32" in caught.value.hint
+    assert targets.family("openvino").make(draft, Target("openvino", "fp32")) == {}
