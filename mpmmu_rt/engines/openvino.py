@@ -336,10 +336,9 @@ def _check_precision(compiled: Any, precision: str, name: str) -> None:
 
 def convolution_precisions(compiled: Any) -> list[str]:
     """What every convolution of a compiled model really runs in, by OpenVINO's own word: `f32`, `bf16`, `i8`, `u8`."""
-    facts = [node.get_rt_info() for node in compiled.get_runtime_model().get_ops()]
-    return [
-        str(fact["runtimePrecision"].astype(str)) for fact in facts if fact["layerType"].astype(str) == "Convolution"
-    ]
+    kinds = [node.get_rt_info() for node in compiled.get_runtime_model().get_ops()]
+    kinds = [info for info in kinds if info["layerType"].astype(str) == "Convolution"]
+    return [str(info["runtimePrecision"].astype(str)) for info in kinds]
 
 
 def _failed(name: str, error: Exception) -> EngineError:

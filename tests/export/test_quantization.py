@@ -416,8 +416,8 @@ def test_openvino_runs_every_layer_in_float_and_the_rest_in_8_bits(
     pixels: Mapping[Modality, Array],
     modality: Modality,
 ) -> None:
-    """The search may ask for any of these. Mixed precisions are where OpenVINO has failed, and computed wrongly: with BF16
-    beside 8 bits it still does, which no target asks for (`test_bf16_of_encoders_that_are_quantized_is_refused`)."""
+    """The search may ask for any of these. Mixed precisions are where OpenVINO has failed, and computed wrongly: with
+    BF16 beside 8 bits it still does, and that is refused (`test_bf16_of_encoders_that_are_quantized_is_refused`)."""
     graph, x = graphs[modality], pixels[modality][:4]
     (want,) = on_onnxruntime(graph, x)
     names = [layer.name for layer in layers(graph)]
