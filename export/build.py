@@ -36,13 +36,13 @@ from .sigmoid import exact_sigmoids
 GOLDEN_CASES = 4
 PARITY_CASES = 32
 GATE_CASES = 200  # one of 10⁴ pairs that changes its order is 1e-4 of AUC
-_PARITY_SEED = 20_260_101  # of phantoms that no preset trains on
+PARITY_SEED = 20_260_101  # of phantoms that no preset trains on
 INTENDED_USE = "Research and engineering. Not a medical device; not for diagnosis."
 _VERSIONED = ("mpmmu-rt", "torch", "scikit-learn", "onnx", "onnxscript", "onnxruntime", "numpy")
 
 
 @dataclass(frozen=True)
-class _Model:
+class Model:
     """What is exported, whoever trained it."""
 
     modules: Mapping[Modality, nn.Module]
@@ -82,7 +82,7 @@ def export_bundle(
     """
     modules: dict[Modality, nn.Module] = {"mammography": mammography, "ultrasound": ultrasound}
     described: dict[str, Any] = {modality: type(module).__name__ for modality, module in modules.items()}
-    model = _Model(modules, head, preprocessing, threshold, name, True, described, card or {})
+    model = Model(modules, head, preprocessing, threshold, name, True, described, card or {})
     return _export(model, output, parity_cases, wanted or Wanted(), overwrite, progress)
 
 
@@ -117,7 +117,9 @@ def export_checkpoint(
         if gate is None:
             calibration, gate = all_cases.halves(calibration, listed)
         wanted = replace(wanted, calibration=calibration, gate=gate)
-    return _export(_of(checkpoint, folder.resolve().name, trained=True), output, cases, wanted, overwrite, progress)
+    return _export(
+        model_of(checkpoint, folder.resolve().name, trained=True), output, cases, wanted, overwrite, progress
+    )
 
 
 def export_reference(
@@ -127,13 +129,13 @@ def export_reference(
     check_replaceable(output, marker=bundles.MANIFEST, overwrite=overwrite)
     checkpoint = reference.build(progress)
     return _export(
-        _of(checkpoint, reference.NAME, trained=False), output, None, wanted or Wanted(), overwrite, progress
+        model_of(checkpoint, reference.NAME, trained=False), output, None, wanted or Wanted(), overwrite, progress
     )
 
 
-def _of(checkpoint: Checkpoint, name: str, *, trained: bool) -> _Model:
+def model_of(checkpoint: Checkpoint, name: str, *, trained: bool) -> Model:
     config = checkpoint.config
-    return _Model(
+    return Model(
         dict(checkpoint.encoders),
         checkpoint.head,
         config.preprocessing,
@@ -146,26 +148,36 @@ def _of(checkpoint: Checkpoint, name: str, *, trained: bool) -> _Model:
 
 
 def _export(
-    model: _Model, output: Path, cases: Data | None, wanted: Wanted, overwrite: bool, progress: Progress
+    model: Model, output: Path, cases: Data | None, wanted: Wanted, overwrite: bool, progress: Progress
 ) -> Bundle:
     _check(model, wanted)  # before minutes of work for what can't be had
     with atomic_folder(output, marker=bundles.MANIFEST, overwrite=overwrite) as folder:
-        encoders = Encoders(model.modules, model.preprocessing.size)
-        tensors, heads = _write_graphs(folder / "onnx", model, encoders, progress)
-        cases, wanted = _cases_to_prove(cases, wanted, model.preprocessing, progress)
-        original = _run_original(encoders, model.head, cases, progress)
-        _write_golden(folder / "golden", cases, original)
-        pools = _write_pools(folder, encoders, original)
-        entry = _entry(model, tensors) | {"head": heads, "attention_pool": pools}
-        draft = Draft(folder, entry, model.head, original, cases, wanted, progress)
-        draft.seal()
-        with blob_cache.suspended():  # what is tried here is in no bundle, or not yet
-            targets.prove(draft)
-        draft.seal()
+        finish(begin(folder, model, cases, wanted, progress))
     return Bundle.open(output)
 
 
-def _check(model: _Model, wanted: Wanted) -> None:
+def begin(folder: Path, model: Model, cases: Data | None, wanted: Wanted, progress: Progress) -> Draft:
+    """Write to `folder` what all targets are made from, and seal it: graphs, weights of the pools, golden vectors."""
+    encoders = Encoders(model.modules, model.preprocessing.size)
+    tensors, heads = _write_graphs(folder / "onnx", model, encoders, progress)
+    cases, wanted = _cases_to_prove(cases, wanted, model.preprocessing, progress)
+    original = _run_original(encoders, model.head, cases, progress)
+    _write_golden(folder / "golden", cases, original)
+    pools = _write_pools(folder, encoders, original)
+    entry = _entry(model, tensors) | {"head": heads, "attention_pool": pools}
+    draft = Draft(folder, entry, model.head, original, cases, wanted, progress)
+    draft.seal()
+    return draft
+
+
+def finish(draft: Draft) -> None:
+    """Make and prove every target; the draft is then a bundle. Raises what `targets.prove` does."""
+    with blob_cache.suspended():  # what is tried here is in no bundle, or not yet
+        targets.prove(draft)
+    draft.seal()
+
+
+def _check(model: Model, wanted: Wanted) -> None:
     targets.resolve(wanted)
     if not 0 < model.threshold < 1:
         raise ExportError(
@@ -180,9 +192,9 @@ def _cases_to_prove(
     """The cases that were given, else phantoms: some for parity, more for targets that round."""
     if cases is not None:
         return cases, wanted
-    cases = all_cases.phantoms(PARITY_CASES, _PARITY_SEED, preprocessing, progress)
+    cases = all_cases.phantoms(PARITY_CASES, PARITY_SEED, preprocessing, progress)
     if wanted.gate is None and any(target.precision != "fp32" for target in targets.resolve(wanted)):
-        gate = all_cases.phantoms(GATE_CASES, _PARITY_SEED + 1, preprocessing, progress)
+        gate = all_cases.phantoms(GATE_CASES, PARITY_SEED + 1, preprocessing, progress)
         wanted = replace(wanted, gate=gate)
     return cases, wanted
 
@@ -195,7 +207,7 @@ def _run_original(encoders: Encoders, classifier: Any, cases: Data, progress: Pr
 
 
 def _write_graphs(
-    folder: Path, model: _Model, encoders: Encoders, progress: Progress
+    folder: Path, model: Model, encoders: Encoders, progress: Progress
 ) -> tuple[dict[str, TensorSpec], dict[str, Any]]:
     """Write all graphs; returns the tensors that cross their borders, and how the heads were lowered."""
     folder.mkdir()
@@ -243,7 +255,7 @@ def _write_pools(folder: Path, encoders: Encoders, original: Original) -> dict[s
     return {"weights": bundles.POOL_WEIGHTS, "kinds": dict(kinds)}
 
 
-def _entry(model: _Model, tensors: Mapping[str, TensorSpec]) -> dict[str, Any]:
+def _entry(model: Model, tensors: Mapping[str, TensorSpec]) -> dict[str, Any]:
     return {
         "name": model.name,
         "trained": model.trained,

@@ -1,16 +1,33 @@
-"""Fixtures that are dear to make: a small model, its checkpoint and its bundle, once per session."""
+"""Fixtures that are dear to make: a small model, its checkpoint, its draft and its bundles, once for all workers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+
+# Before anything loads OpenMP: workers that share cores get a share of threads each, for threads that wait for each
+# other beside those of another worker cost up to four times.
+_WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+if _WORKERS > 1:
+    _CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, _CORES // _WORKERS)))
+
+import copy
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 
+from mpmmu_rt.bundle import Bundle
 from mpmmu_rt.engines.shared import blob_cache
-from mpmmu_rt.export import Limits, Wanted, export_checkpoint
+from mpmmu_rt.export import Data, Limits, Wanted, build, export_checkpoint, parity
+from mpmmu_rt.export.cases import phantoms
+from mpmmu_rt.export.draft import Draft
+from mpmmu_rt.export.encoders import Encoders
 from mpmmu_rt.images import Preprocessing
 from mpmmu_rt.model import checkpoint as checkpoints
 from mpmmu_rt.model.checkpoint import Checkpoint
@@ -18,9 +35,22 @@ from mpmmu_rt.model.config import EncoderConfig, HeadConfig, ModelConfig
 from mpmmu_rt.model.encoder import Encoder
 from mpmmu_rt.model.phantom import phantom_pixels, write_phantoms
 from mpmmu_rt.model.stacking import fit_head
+from mpmmu_rt.progress import silent
 from mpmmu_rt.spec import MODALITIES, Modality, Target
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+Made = Callable[[Path], object]
+
+
+def once(factory: pytest.TempPathFactory, name: str, make: Made) -> Path:
+    """What `make` writes, whole or not at all, to the path it is given: by the first worker that asks. Read only."""
+    base = factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+    shared.mkdir(exist_ok=True)
+    with FileLock(shared / f"{name}.lock"):
+        if not (shared / name).exists():
+            make(shared / name)
+    return shared / name
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -39,9 +69,7 @@ def real_data() -> Path:
     return DATA
 
 
-@pytest.fixture(scope="session")
-def small_model() -> Checkpoint:
-    """Seeded, untrained, of an odd image size: ResNet-18 with 8 channels at 48 × 48, all four learners."""
+def _small_model() -> Checkpoint:
     encoder = EncoderConfig(arch="resnet18", width=8)
     config = ModelConfig(
         mammography=EncoderConfig(arch="resnet18", width=8, attention="cbam"),
@@ -61,20 +89,57 @@ def small_model() -> Checkpoint:
 
 
 @pytest.fixture(scope="session")
-def checkpoint_folder(small_model: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def checkpoint_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`small_model` on disk. Read only: copy it before you change it."""
-    folder = tmp_path_factory.mktemp("model") / "checkpoint"
-    checkpoints.save(small_model, folder)
-    return folder
+    return once(tmp_path_factory, "checkpoint", lambda path: checkpoints.save(_small_model(), path))
 
 
 @pytest.fixture(scope="session")
-def bundle_folder(checkpoint_folder: Path) -> Path:
+def small_model(checkpoint_folder: Path) -> Checkpoint:
+    """Seeded, untrained, of an odd image size: ResNet-18 with 8 channels at 48 × 48, all four learners."""
+    return checkpoints.load(checkpoint_folder)
+
+
+@pytest.fixture(scope="session")
+def bundle_folder(checkpoint_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundle of `small_model`. Read only: copy it before you change it."""
-    output = checkpoint_folder.with_name("small.bundle")
     # Named, so that the bundle is the same on every processor.
-    export_checkpoint(checkpoint_folder, output, wanted=Wanted((Target("openvino", "fp32"),)))
-    return output
+    wanted = Wanted((Target("openvino", "fp32"),))
+    return once(
+        tmp_path_factory, "small.bundle", lambda path: export_checkpoint(checkpoint_folder, path, wanted=wanted)
+    )
+
+
+@pytest.fixture(scope="session")
+def few(small_model: Checkpoint) -> Data:
+    """Cases to judge on: fewer than the export would draw."""
+    return phantoms(12, 10, small_model.config.preprocessing, silent)
+
+
+@pytest.fixture(scope="session")
+def begun(small_model: Checkpoint, bundle_folder: Path) -> Draft:
+    """The draft that `bundle_folder` was finished from: no target but the first is made. Read only."""
+    entry = copy.deepcopy(dict(Bundle.open(bundle_folder).entry)) | {"targets": ["onnxruntime:fp32"], "precision": {}}
+    preprocessing = small_model.config.preprocessing
+    cases = phantoms(build.PARITY_CASES, build.PARITY_SEED, preprocessing, silent)
+    original = parity.run_original(
+        Encoders(dict(small_model.encoders), preprocessing.size), small_model.head, cases.pixels
+    )
+    return Draft(bundle_folder, entry, small_model.head, original, cases, Wanted())
+
+
+@pytest.fixture(scope="session")
+def finished(begun: Draft, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Wanted], Bundle]:
+    """The export of `small_model` from where its graphs are written, which takes most of the time, to its end."""
+
+    def finish(wanted: Wanted) -> Bundle:
+        folder = Path(shutil.copytree(begun.folder, tmp_path_factory.mktemp("finished") / "small.bundle"))
+        draft = replace(begun, folder=folder, entry=copy.deepcopy(begun.entry), wanted=wanted, _floats={})
+        draft.seal()
+        build.finish(draft)
+        return Bundle.open(folder)
+
+    return finish
 
 
 @pytest.fixture(scope="session")
@@ -83,16 +148,17 @@ def int8_folder(checkpoint_folder: Path, tmp_path_factory: pytest.TempPathFactor
 
     The model is untrained, and its cases lie close together: the limits are open, it proves the way, not the model.
     """
-    folder = tmp_path_factory.mktemp("int8")
-    wanted = Wanted(
-        (Target("openvino", "int8"),), limits=Limits(auc_loss=1, sensitivity_loss=1, flips=1, mean_difference=1)
-    )
-    calibration = write_phantoms(24, folder / "cases", seed=9)
-    export_checkpoint(checkpoint_folder, folder / "int8.bundle", calibration_manifest=calibration, wanted=wanted)
-    return folder / "int8.bundle"
+
+    def make(path: Path) -> None:
+        limits = Limits(auc_loss=1, sensitivity_loss=1, flips=1, mean_difference=1)
+        wanted = Wanted((Target("openvino", "int8"),), limits=limits)
+        calibration = write_phantoms(24, path.with_name("int8.cases"), seed=9)
+        export_checkpoint(checkpoint_folder, path, calibration_manifest=calibration, wanted=wanted)
+
+    return once(tmp_path_factory, "int8.bundle", make)
 
 
 @pytest.fixture(scope="session")
 def phantom_manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The manifest of 12 phantoms on disk. Read only."""
-    return write_phantoms(12, tmp_path_factory.mktemp("phantoms") / "cases", seed=5)
+    return once(tmp_path_factory, "phantoms", lambda path: write_phantoms(12, path, seed=5)) / "manifest.csv"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +15,8 @@ from typer.testing import CliRunner, Result
 from mpmmu_rt import engines, load
 from mpmmu_rt.bundle import Bundle
 from mpmmu_rt.cli import app
-from mpmmu_rt.export import Data, Limits, Wanted, export_checkpoint, targets
+from mpmmu_rt.export import Data, Limits, Wanted, targets
 from mpmmu_rt.export.targets import Family, onnxruntime, onnxruntime_cuda, openvino, tensorrt
-from mpmmu_rt.model.checkpoint import Checkpoint
-from mpmmu_rt.model.phantom import phantom_pixels
 from mpmmu_rt.spec import MODALITIES, Target
 
 TOY = Path(__file__).parents[1] / "toy"
@@ -44,12 +42,6 @@ def _toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             del package.toy
 
 
-@pytest.fixture
-def few(small_model: Checkpoint) -> Data:
-    pixels, labels = phantom_pixels(12, seed=10, preprocessing=small_model.config.preprocessing)
-    return Data(pixels, labels, "12 phantoms")
-
-
 def mpmmu(*arguments: object) -> Result:
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
@@ -62,12 +54,10 @@ def test_every_engine_has_its_export_side() -> None:
 
 @pytest.mark.usefixtures("_toy")
 def test_a_toy_engine_is_exported_verified_and_run(
-    checkpoint_folder: Path, few: Data, phantom_manifest: Path, tmp_path: Path
+    finished: Callable[[Wanted], Bundle], few: Data, phantom_manifest: Path, tmp_path: Path
 ) -> None:
     wide = Limits(auc_loss=1, sensitivity_loss=1, flips=1, mean_difference=1)
-    bundle = export_checkpoint(
-        checkpoint_folder, tmp_path / "toy.bundle", wanted=Wanted((FP32, FP16), gate=few, limits=wide)
-    )
+    bundle = finished(Wanted((FP32, FP16), gate=few, limits=wide))
     assert bundle.targets == ("onnxruntime:fp32", "toy:fp32", "toy:fp16")
     reports = bundle.entry["precision"]
     assert reports["toy:fp32"]["decisions_flipped"] == 0
@@ -96,13 +86,12 @@ def test_a_toy_engine_is_exported_verified_and_run(
 
 @pytest.mark.usefixtures("_toy")
 def test_a_toy_that_changes_decisions_is_taken_away_again(
-    checkpoint_folder: Path, few: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished: Callable[[Wanted], Bundle], few: Data, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("openvino", "onnxruntime-cuda", "tensorrt", "tensorrt-rtx"):
         monkeypatch.delitem(engines._MODULES, name)
     limits = Limits(auc_loss=1, sensitivity_loss=1, flips=1, mean_difference=0)
-    bundle = export_checkpoint(checkpoint_folder, tmp_path / "b", wanted=Wanted(gate=few, limits=limits))
+    bundle = finished(Wanted(gate=few, limits=limits))
     assert bundle.targets == ("onnxruntime:fp32", "toy:fp32")
     assert "toy:fp16 changes decisions" in bundle.entry["precision"]["toy:fp16"]["reason"]
-    assert not list((tmp_path / "b").rglob("*toy*"))
-    assert Bundle.open(tmp_path / "b").digest == bundle.digest
+    assert not list(bundle.path.rglob("*toy*"))

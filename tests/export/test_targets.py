@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,16 +25,17 @@ from mpmmu_rt.engines.tensorrt import RTX, TENSORRT, TensorRt
 from mpmmu_rt.engines.tensorrt.sidecar import Profile, Sidecar, read_profile
 from mpmmu_rt.errors import EngineError, ExportError, MissingPackage, ParityError, UsageError
 from mpmmu_rt.export import Data, Limits, Wanted, export_checkpoint, targets
-from mpmmu_rt.export.cases import halves
+from mpmmu_rt.export.cases import halves, of_manifest
 from mpmmu_rt.export.draft import Draft
 from mpmmu_rt.export.parity import Original
 from mpmmu_rt.export.quantization import Ranges, calibrate
 from mpmmu_rt.model.checkpoint import Checkpoint
-from mpmmu_rt.model.phantom import phantom_pixels, write_phantoms
-from mpmmu_rt.progress import Progress
+from mpmmu_rt.model.phantom import write_phantoms
+from mpmmu_rt.progress import Progress, silent
 from mpmmu_rt.spec import MODALITIES, Array, Target
 from mpmmu_rt.verify import verify
 
+Finish = Callable[[Wanted], Bundle]
 INT8 = Target("openvino", "int8")
 BF16 = Target("openvino", "bf16")
 # The model of the tests is untrained, and its cases lie close together: what is proven here is the way, not the model.
@@ -46,10 +48,9 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def few(small_model: Checkpoint) -> Data:
-    """Cases to judge on: fewer than the export would draw."""
-    pixels, labels = phantom_pixels(12, seed=10, preprocessing=small_model.config.preprocessing)
-    return Data(pixels, labels, "12 phantoms")
+def calibration(manifest: Path, small_model: Checkpoint) -> tuple[Data, Data]:
+    """What to calibrate INT8 on, and what to judge it on."""
+    return halves(*of_manifest(manifest, small_model.config.preprocessing, silent))
 
 
 def test_int8_is_in_the_bundle_with_what_was_measured(int8_folder: Path) -> None:
@@ -95,23 +96,23 @@ def test_a_target_that_is_asked_for_and_changes_decisions_leaves_no_bundle(
     assert not (tmp_path / "b").exists()
 
 
-def test_int8_that_is_left_out_leaves_no_graphs(checkpoint_folder: Path, manifest: Path, tmp_path: Path) -> None:
-    wanted = Wanted(limits=replace(WIDE, mean_difference=1e-9))
-    bundle = export_checkpoint(checkpoint_folder, tmp_path / "b", calibration_manifest=manifest, wanted=wanted)
+def test_int8_that_is_left_out_leaves_no_graphs(finished: Finish, calibration: tuple[Data, Data]) -> None:
+    limits = replace(WIDE, mean_difference=1e-9)
+    bundle = finished(Wanted(calibration=calibration[0], gate=calibration[1], limits=limits))
     assert bundle.targets == ("onnxruntime:fp32", "openvino:fp32")
     assert not bundle.entry["precision"]["openvino:int8"]["passed"]
-    assert [name for name in bundle.entry["files"] if "int8" in name] == []
+    assert [name for name in (*bundle.entry["files"], *bundle.entry["graphs"]) if "int8" in name] == []
 
 
-def test_a_target_that_is_not_asked_for_is_left_out_with_its_reason(checkpoint_folder: Path, tmp_path: Path) -> None:
+def test_a_target_that_is_not_asked_for_is_left_out_with_its_reason(finished: Finish, few: Data) -> None:
     if problem := ENGINE.problem("bf16"):
         pytest.skip(str(problem))
     limits = replace(WIDE, mean_difference=1e-9)
-    bundle = export_checkpoint(checkpoint_folder, tmp_path / "b", wanted=Wanted(limits=limits))
+    bundle = finished(Wanted(gate=few, limits=limits))
     assert bundle.targets == ("onnxruntime:fp32", "openvino:fp32")
     assert "changes decisions" in bundle.entry["precision"]["openvino:bf16"]["reason"]
     with pytest.raises(ParityError, match="openvino:bf16 changes decisions: probability, mean"):
-        export_checkpoint(checkpoint_folder, tmp_path / "c", wanted=Wanted((BF16,), limits=limits))
+        finished(Wanted((BF16,), gate=few, limits=limits))
 
 
 def test_an_unknown_target_is_refused_before_the_work(checkpoint_folder: Path, tmp_path: Path) -> None:
@@ -131,14 +132,10 @@ def test_a_calibration_manifest_is_halved_by_patient() -> None:
         halves(Data(pixels, None, "x"), cases[:3])
 
 
-def test_tensorrt_engines_are_built_and_listed_as_not_run(checkpoint_folder: Path, few: Data, tmp_path: Path) -> None:
+def test_tensorrt_engines_are_built_and_listed_as_not_run(finished: Finish, few: Data) -> None:
     if RTX.problem() is None:
         pytest.skip("TensorRT-RTX runs here: its engines are proven, not only built")
-    bundle = export_checkpoint(
-        checkpoint_folder,
-        tmp_path / "b",
-        wanted=Wanted((Target("tensorrt-rtx", "fp16", (86, 89)),), gate=few, limits=WIDE),
-    )
+    bundle = finished(Wanted((Target("tensorrt-rtx", "fp16", (86, 89)),), gate=few, limits=WIDE))
     assert bundle.targets == ("onnxruntime:fp32", "tensorrt-rtx:fp16")
     report = bundle.entry["precision"]["tensorrt-rtx:fp16"]
     assert report["passed"] is None
@@ -147,30 +144,28 @@ def test_tensorrt_engines_are_built_and_listed_as_not_run(checkpoint_folder: Pat
     for name, sidecar in report["engines"].items():
         assert sidecar["capabilities"] == [86, 89]
         assert sidecar["achieved"].get("fp32" if name == "head" else "fp16", 0) > 0.9
-        assert (tmp_path / "b/engines/tensorrt-rtx-fp16" / f"{name}.engine").stat().st_size == sidecar["engine_bytes"]
+        engine = bundle.path / "engines/tensorrt-rtx-fp16" / f"{name}.engine"
+        assert engine.stat().st_size == sidecar["engine_bytes"]
         assert f"engines/tensorrt-rtx-fp16/{name}.engine" in bundle.entry["files"]
     proof = report["graph"]
     assert proof["passed"]
-    assert (proof["cases"], proof["source"]) == (12, "12 phantoms")
+    assert (proof["cases"], proof["source"]) == (12, "12 generated phantoms")
     assert "not the engine" in proof["proves"]
     checks = {check["name"]: check["value"] for check in proof["checks"]}
     assert 1e-5 < checks["embedding, relative"] < 2e-3, "it was rounded, and not much"
     assert checks["head on the same embedding, max |Δp|"] < 1e-5
     assert report["head"]["products"] == "convolution"
     with pytest.raises(EngineError, match="needs an NVIDIA GPU"):
-        load(tmp_path / "b", "tensorrt-rtx:fp16")
+        load(bundle.path, "tensorrt-rtx:fp16")
 
 
 @pytest.mark.parametrize("profile", [Profile(2, 4, 5), Profile(8, 8, 8)], ids=str)
-def test_engines_are_for_the_batches_that_were_asked_for(
-    checkpoint_folder: Path, few: Data, tmp_path: Path, profile: Profile
-) -> None:
+def test_engines_are_for_the_batches_that_were_asked_for(finished: Finish, few: Data, profile: Profile) -> None:
     """Also those that a device builds itself, which finds the profile beside the graphs."""
     if gpu() is not None:
         pytest.skip("there is a GPU: TensorRT builds here as well")
     rtx, full = Target("tensorrt-rtx", "fp32", (89,)), Target("tensorrt", "fp32")
-    wanted = Wanted((rtx, full), gate=few, limits=WIDE, profile=profile)
-    bundle = export_checkpoint(checkpoint_folder, tmp_path / "b", wanted=wanted)
+    bundle = finished(Wanted((rtx, full), gate=few, limits=WIDE, profile=profile))
     sizes = {"min": profile.min, "opt": profile.opt, "max": profile.max}
     for name in ("tensorrt-rtx:fp32", "tensorrt:fp32"):
         folder = bundle.path / "engines" / name.replace(":", "-")
@@ -184,13 +179,11 @@ def test_engines_are_for_the_batches_that_were_asked_for(
     assert not list((bundle.path / "engines/tensorrt-fp32").glob("*.engine*"))
 
 
-def test_onnxruntime_cuda_is_written_proven_and_listed_as_not_run(
-    checkpoint_folder: Path, few: Data, tmp_path: Path
-) -> None:
+def test_onnxruntime_cuda_is_written_proven_and_listed_as_not_run(finished: Finish, few: Data) -> None:
     wanted = tuple(Target("onnxruntime-cuda", precision) for precision in ("fp32", "fp16"))
     if CUDA.problem("fp16") is None:
         pytest.skip("ONNX Runtime's CUDA provider runs here: its targets are proven, not only written")
-    bundle = export_checkpoint(checkpoint_folder, tmp_path / "b", wanted=Wanted(wanted, gate=few, limits=WIDE))
+    bundle = finished(Wanted(wanted, gate=few, limits=WIDE))
     assert bundle.targets == ("onnxruntime:fp32", "onnxruntime-cuda:fp32", "onnxruntime-cuda:fp16")
     reports = bundle.entry["precision"]
     assert [reports[str(target)]["passed"] for target in wanted] == [None, None]
@@ -198,14 +191,14 @@ def test_onnxruntime_cuda_is_written_proven_and_listed_as_not_run(
     assert all(achieved["fp16"] > 0.9 for achieved in report["achieved"].values())
     assert report["graph"]["passed"]
     assert 1e-5 < report["graph"]["checks"][0]["value"] < 2e-3, "it was rounded, and not much"
-    assert {path.name for path in (tmp_path / "b/engines").iterdir()} == {"onnxruntime-cuda-fp16"}
+    assert {path.name for path in (bundle.path / "engines").iterdir()} == {"onnxruntime-cuda-fp16"}
     assert CUDA.graph(bundle, "ultrasound", "fp16").parent.name == "onnxruntime-cuda-fp16"
     assert CUDA.graph(bundle, "ultrasound", "fp32") == bundle.graph("ultrasound_onnxruntime")
     said = " ".join(describe_precision(bundle.entry))
     assert said.count("NOT RUN") == 2
     assert "its graph, not the engine: " in said
     with pytest.raises((EngineError, MissingPackage)):
-        load(tmp_path / "b", "onnxruntime-cuda:fp16")
+        load(bundle.path, "onnxruntime-cuda:fp16")
 
 
 def test_one_target_for_several_gpus_is_one_engine() -> None:
@@ -240,12 +233,11 @@ RTX_INT8 = Target("tensorrt-rtx", "int8", (75, 86))
 
 
 @pytest.fixture(scope="module")
-def both_int8(checkpoint_folder: Path, manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def both_int8(finished: Finish, calibration: tuple[Data, Data]) -> Bundle:
     """INT8 for TensorRT-RTX, for TensorRT and for OpenVINO in one bundle."""
     if RTX.problem() is None:
         pytest.skip("TensorRT-RTX runs here: its engines are proven, not only built")
-    output = tmp_path_factory.mktemp("both") / "int8.bundle"
-    wanted = Wanted((RTX_INT8, Target("tensorrt", "int8"), INT8), limits=WIDE)
+    wanted = Wanted((RTX_INT8, Target("tensorrt", "int8"), INT8), calibration[0], calibration[1], WIDE)
     with pytest.MonkeyPatch.context() as patch:
         calls: list[int] = []
 
@@ -254,7 +246,7 @@ def both_int8(checkpoint_folder: Path, manifest: Path, tmp_path_factory: pytest.
             return calibrate(graph, pixels, progress)
 
         patch.setattr("mpmmu_rt.export.draft.calibrate", counted)
-        bundle = export_checkpoint(checkpoint_folder, output, calibration_manifest=manifest, wanted=wanted)
+        bundle = finished(wanted)
     assert calls == [12, 12], "once per modality, for all three"
     return bundle
 
@@ -306,22 +298,16 @@ def test_int8_for_tensorrt_says_what_was_proven(both_int8: Bundle) -> None:
     assert both_int8.entry["precision"]["tensorrt:int8"]["engines"] == {}
 
 
-def test_int8_for_tensorrt_that_changes_decisions_leaves_no_bundle(
-    checkpoint_folder: Path, manifest: Path, tmp_path: Path
-) -> None:
-    wanted = Wanted((RTX_INT8,), limits=Limits(mean_difference=1e-9, float_share=0.01))
+def test_int8_for_tensorrt_that_changes_decisions_is_refused(finished: Finish, calibration: tuple[Data, Data]) -> None:
+    limits = Limits(mean_difference=1e-9, float_share=0.01)
     with pytest.raises(ParityError, match="INT8 changes decisions more than allowed"):
-        export_checkpoint(checkpoint_folder, tmp_path / "b", calibration_manifest=manifest, wanted=wanted)
-    assert not (tmp_path / "b").exists()
+        finished(Wanted((RTX_INT8,), calibration[0], calibration[1], limits))
 
 
-def test_a_half_graph_that_changes_decisions_leaves_no_bundle(
-    checkpoint_folder: Path, few: Data, tmp_path: Path
-) -> None:
-    wanted = Wanted((Target("tensorrt-rtx", "bf16", (86,)),), gate=few, limits=replace(WIDE, mean_difference=1e-9))
+def test_a_half_graph_that_changes_decisions_is_refused(finished: Finish, few: Data) -> None:
+    limits = replace(WIDE, mean_difference=1e-9)
     with pytest.raises(ParityError, match="tensorrt-rtx:bf16@86 changes decisions: probability, mean"):
-        export_checkpoint(checkpoint_folder, tmp_path / "b", wanted=wanted)
-    assert not (tmp_path / "b").exists()
+        finished(Wanted((Target("tensorrt-rtx", "bf16", (86,)),), gate=few, limits=limits))
 
 
 def test_bf16_of_encoders_that_are_quantized_is_refused(int8_folder: Path, tmp_path: Path) -> None:
