@@ -11,6 +11,10 @@ build      all of it in order: `export_bundle`
 reference  the model that is exported when no checkpoint is given
 """
 
+from mpmmu_rt.machine import own_threads
+
+own_threads()  # before torch is loaded
+
 from .build import export_bundle as export_bundle
 from .build import export_checkpoint as export_checkpoint
 from .build import export_reference as export_reference

@@ -8,6 +8,7 @@ import platform
 from pathlib import Path
 from typing import Any
 
+THREADS_VARIABLE = "OMP_NUM_THREADS"
 _EXTENSIONS = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_int8")
 _PACKAGES = (
     "mpmmu-rt",
@@ -48,10 +49,33 @@ def package_versions(names: tuple[str, ...]) -> dict[str, str]:
 
 
 def usable_threads() -> int:
-    """Threads that this process may really use: affinity, bounded by the cgroup's CPU quota (rounded up)."""
+    """Threads that this process may really use, whatever library runs them.
+
+    Affinity, bounded by the cgroup's CPU quota (rounded up) and by what OMP_NUM_THREADS grants, as for any OpenMP
+    program: who runs several processes beside each other gives each its share.
+    """
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = _cgroup_quota()
-    return max(1, min(affinity, math.ceil(quota))) if quota else affinity
+    bounds = [affinity]
+    if quota := _cgroup_quota():
+        bounds.append(math.ceil(quota))
+    granted = os.environ.get(THREADS_VARIABLE, "").partition(",")[0].strip()  # a list is one number a level
+    if granted.isascii() and granted.isdigit():
+        bounds.append(int(granted))
+    return max(1, min(bounds))
+
+
+def own_threads() -> int:
+    """Have every OpenMP library that is loaded from here on use `usable_threads`, and sleep while it waits.
+
+    OpenMP's threads spin for each other's work, by default for as long as some hundred thousand reads take: beside
+    other busy processes each then waits for one that has no core, and training falls to a quarter of its speed
+    (benchmarks/NOTES.md). Has no effect on libraries that are loaded already, and none where the user has set these
+    variables. Called where torch and scikit-learn are about to be imported. Returns the number of threads.
+    """
+    threads = usable_threads()
+    os.environ.setdefault(THREADS_VARIABLE, str(threads))
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    return threads
 
 
 def _cgroup_quota() -> float | None:

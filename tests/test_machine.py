@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -58,8 +60,54 @@ def test_threads_are_bounded_by_affinity_and_quota(
     contents: dict[str, str], threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     files(monkeypatch, contents)
     assert machine.usable_threads() == threads
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no CPU affinity on this system")
+@pytest.mark.parametrize(
+    ("granted", "threads"), [("3", 3), ("16", 8), ("0", 1), ("3,2", 3), (" 2 ", 2), ("many", 8), ("", 8), ("-1", 8)]
+)
+def test_threads_are_bounded_by_what_openmp_is_granted(
+    granted: str, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
+    monkeypatch.setenv("OMP_NUM_THREADS", granted)
+    files(monkeypatch, {})
+    assert machine.usable_threads() == threads
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="libgomp is what is asked")
+@pytest.mark.parametrize(
+    ("first", "given", "spins"),
+    [
+        ("mpmmu_rt.export", {}, False),
+        ("mpmmu_rt.model.training", {}, False),
+        ("mpmmu_rt.model.training", {"OMP_WAIT_POLICY": "active"}, True),
+    ],
+)
+def test_training_and_export_own_their_threads(first: str, given: dict[str, str], spins: bool) -> None:
+    """Asked of torch's and scikit-learn's own OpenMP, in a process of its own: it is read once, when it is loaded."""
+    code = (
+        f"import {first}, sklearn.ensemble, torch\n"
+        "from threadpoolctl import threadpool_info\n"
+        "pools = [pool['num_threads'] for pool in threadpool_info() if pool['user_api'] == 'openmp']\n"
+        "print(torch.get_num_threads(), *pools)"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "KMP_", "GOMP_"))}
+    environment |= given | {"OMP_DISPLAY_ENV": "verbose"}
+    command = [sys.executable, "-c", code]
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=300)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("OMP_NUM_THREADS", raising=False)
+        usable = machine.usable_threads()
+    counts = ran.stdout.split()
+    assert len(counts) >= 2
+    assert set(counts) == {str(usable)}
+    rounds = [int(line.split("'")[1]) for line in ran.stderr.splitlines() if "GOMP_SPINCOUNT" in line]
+    assert len(rounds) >= len(counts) - 1, "each library has a copy of its own"
+    assert {count > 0 for count in rounds} == {spins}
 
 
 def test_describe_is_json_and_names_what_figures_depend_on() -> None:
