@@ -57,7 +57,8 @@ def draw(page: str, path: Path) -> None:
     small = textwrap.wrap(
         "Reference model (ResNet-50 twice, attention in every block, 224 \u00d7 224), from pixels to probability, p50, "
         f"all taking turns in one process. {conditions(page)}.",
-        width=138,
+        width=128,
+        break_on_hyphens=False,
     )
     style = {"svg.hashsalt": "mpmmu-rt", "svg.fonttype": "path", "font.family": "DejaVu Sans"}
     with matplotlib.rc_context(style):
@@ -92,7 +93,7 @@ def draw(page: str, path: Path) -> None:
             weight="bold",
             color=INK,
         )
-        figure.text(0.018, 0.12 / inches, "\n".join(small), fontsize=7.2, color=PALE, linespacing=1.35)
+        figure.text(0.018, 0.12 / inches, "\n".join(small), fontsize=7.8, color=PALE, linespacing=1.35)
         with atomic_file(path) as partial:
             metadata = {"Date": None, "Creator": None} if path.suffix == ".svg" else {}
             figure.savefig(partial, format=path.suffix[1:], metadata=metadata, dpi=150)
