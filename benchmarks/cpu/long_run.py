@@ -36,8 +36,10 @@ class Memory:
         self._thread = threading.Thread(target=self._watch)
 
     def _watch(self) -> None:
-        while not self._stop.wait(0.2):
+        stopped = False
+        while not stopped:  # a pass that is shorter than the pause has one sample
             self.samples.append(int(Path("/proc/self/statm").read_text().split()[1]) * _PAGE)
+            stopped = self._stop.wait(0.2)
 
     def __enter__(self) -> Memory:
         self._thread.start()
