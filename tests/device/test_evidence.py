@@ -428,7 +428,9 @@ def test_all_of_it_as_the_command_runs_it(
     report = json.loads((out / "device_path.json").read_text())
     assert (report["commit"], report["gpu"]) == ("abc", "GeForce RTX 4090")
     assert report["expected"] == "expected.npz, onnxruntime:fp32"
-    assert "- nothing" in (out / "device_path.md").read_text()
+    text = (out / "device_path.md").read_text()
+    assert "- nothing" in text
+    assert f"Made by `{report['command']}`." in text
     assert "# The whole way on GeForce RTX 4090" in capsys.readouterr().out
 
 
