@@ -41,9 +41,9 @@ bench: $(DEMO)/reference.bundle
 
 # On a machine with a GPU and this package's source; installs nothing, needs no network, takes at most 10 minutes.
 # BUNDLE: one with GPU targets, to run it whole. RESULTS: where to write, else benchmarks/results/<gpu>. EXPECTED: a
-# file of `python -m benchmarks.device_path BUNDLE --write-expected FILE`, where there is no onnxruntime.
+# file of `python -m benchmarks.gpu.device_path BUNDLE --write-expected FILE`, where there is no onnxruntime.
 gpu-evidence:
-	$(PYTHON) -m benchmarks.gpu_evidence $(BUNDLE) $(if $(RESULTS),--out $(RESULTS)) $(if $(EXPECTED),--expected $(EXPECTED)) $(if $(COMMIT),--commit $(COMMIT)) $(if $(TARGETS),--targets $(TARGETS))
+	$(PYTHON) -m benchmarks.gpu.evidence $(BUNDLE) $(if $(RESULTS),--out $(RESULTS)) $(if $(EXPECTED),--expected $(EXPECTED)) $(if $(COMMIT),--commit $(COMMIT)) $(if $(TARGETS),--targets $(TARGETS))
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: this is Python " + sys.version.split()[0] + ", expected 3.11 or newer\nhint: make PYTHON=python3.11")'

@@ -10,7 +10,7 @@
                 mean(W x + b) = W mean(x) + b. The gate's mean is taken of the inner tensor x, which has four times
                 fewer channels, and W is multiplied into the gate's own first layer.
 
-What each saves is measured by `benchmarks/attention_tax.py`.
+What each saves is measured by `benchmarks/cpu/targets.py`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """How the attention pool is spread over a device: pure functions of shapes and device facts. No GPU is touched.
 
 `attention_pool.cu` says what the strategies are. Here it is decided which of them fit, what each keeps where in shared
-memory, and which one is preferred. The preference is a model and *not measured*: `benchmarks/attention_pool.py --gpu`
+memory, and which one is preferred. The preference is a model and *not measured*: `benchmarks/gpu/kernel.py --gpu`
 times all candidates.
 """
 

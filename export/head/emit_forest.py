@@ -66,8 +66,8 @@ def choose(forest: Folded, engine: str) -> str:
     A traversal costs about seven small operators per level; the product form costs a dozen in all, but decides and
     multiplies for all inner nodes of all trees, padded to the largest (I). So products pay for deep trees of few
     nodes, where T · I ≤ 400 · (depth - 2). The constant is measured, on OpenVINO and ONNX Runtime at batches 1 to 32
-    (`benchmarks/head_forests.py`; on TensorRT it was not): the chosen form takes 5 % longer than the faster one, on
-    average.
+    (`benchmarks/results/head_forests_*`; on TensorRT it was not): the chosen form takes 5 % longer than the faster one,
+    on average.
     """
     if engine == "onnxruntime":
         return "operator"

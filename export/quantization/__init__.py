@@ -3,8 +3,8 @@
     ranges = {modality: calibrate(graphs[modality], pixels[modality]) for modality in MODALITIES}
     quantized, report = search(graphs, ranges, pixels, gate_pixels, gate_labels, predict, threshold=0.5)
 
-Head, attention pool and attention gates stay in float. The quantizer is our own: `benchmarks/quantizers.py` compares
-it with onnxruntime.quantization, NNCF and Model Optimizer.
+Head, attention pool and attention gates stay in float. The quantizer is our own: `benchmarks/NOTES.md` says how it
+compares with onnxruntime.quantization, NNCF and Model Optimizer.
 """
 
 from .gate import Gate, Limits, compare, require_disjoint

@@ -1,7 +1,7 @@
 """Which layers of an encoder graph become INT8, and where the activations between them are quantized.
 
 Both are decided by what a node computes, never by what it is called. The placement was chosen by measuring OpenVINO
-(`benchmarks/quantizers.py`); it also follows NVIDIA's advice for explicit quantization (TensorRT developer guide,
+(`benchmarks/NOTES.md`); it also follows NVIDIA's advice for explicit quantization (TensorRT developer guide,
 "Q/DQ layer-placement recommendations": quantize all inputs of weighted operations, and the residual of an addition).
 """
 

@@ -35,7 +35,7 @@ def calibrate(graph: onnx.ModelProto, pixels: Array, progress: Progress = silent
     """Activation ranges of one encoder graph on pixels uint8 [N, 1, S, S]: the largest magnitude ever seen.
 
     Nothing seen is clipped: percentiles and least squares, which clip, were measured to be worse, since the rare
-    large activations are what the embedding is made of (`benchmarks/quantizers.py`). Runs on ONNX Runtime in FP32,
+    large activations are what the embedding is made of (`benchmarks/NOTES.md`). Runs on ONNX Runtime in FP32,
     in batches whose activations take at most 256 MiB or one image's; the same pixels give the same ranges. Raises
     `ExportError` if there are no pixels, nothing to quantize, or an activation that is not finite.
     """

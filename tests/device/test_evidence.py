@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import device_answers, device_path, device_report
-from benchmarks.device_answers import COUNT, CROSSING_TOLERANCE, Cases, Judge, Pixels
-from benchmarks.evidence import Deadline, run_child
+from benchmarks.gpu import device_answers, device_path, device_report, device_variants
+from benchmarks.gpu.device_answers import COUNT, CROSSING_TOLERANCE, Cases, Judge, Pixels
+from benchmarks.gpu.stage import Deadline, run_child
 from mpmmu_rt.bundle import Bundle
 from mpmmu_rt.engines import engine as known
 from mpmmu_rt.engines import onnxruntime as cpu
@@ -42,6 +42,7 @@ def answers(bundle_folder: Path) -> Cases:
 def report_of(bundle: Bundle, found: Mapping[str, Any], expected: str = "here") -> dict[str, Any]:
     report = {
         "gpu": "simulated",
+        "command": "",
         "date": "",
         "commit": "",
         "rounds": 2,
@@ -61,7 +62,7 @@ def test_every_variant_is_compared_and_measured(plug: Callable[..., Any], answer
     assert kept == [0, 1, 2]
     assert list(found["batches"]) == ["1", "40"]
     for batch, rows in found["batches"].items():
-        assert list(rows) == list(device_path.VARIANTS)
+        assert list(rows) == list(device_variants.VARIANTS)
         for name, row in rows.items():
             assert "failed" not in row
             assert 0 <= row["max_difference"] < 1e-4
@@ -96,7 +97,7 @@ def test_what_is_fast_but_wrong_is_found(
 ) -> None:
     bundle = plug().target.bundle
     first: list[Pixels] = []
-    original = device_path.variants
+    original = device_variants.variants
 
     def variants(*given: Any) -> Any:
         loaded, failed = original(*given)
@@ -145,7 +146,7 @@ def test_a_coarse_precision_is_told_by_its_own_cases(
 ) -> None:
     bundle = plug(target(precision="bf16")).target.bundle
     monkeypatch.setattr(device_path, "BATCHES", (1, 24))
-    original = device_path.variants
+    original = device_variants.variants
     before: list[Pixels] = []
 
     def variants(*given: Any) -> Any:
@@ -205,7 +206,7 @@ def test_an_error_of_any_kind_costs_one_variant(
     plug: Callable[..., Any], answers: Cases, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundle = plug().target.bundle
-    original = device_path.variants
+    original = device_variants.variants
 
     def variants(*given: Any) -> Any:
         loaded, failed = original(*given)
@@ -239,7 +240,7 @@ def test_a_variant_that_can_t_be_loaded_costs_no_other(
     assert found["variants"]["whole graph, CUDA graph"] == {
         "failed": "TypeError: deserialize_cuda_engine(): incompatible"
     }
-    assert list(found["batches"]["1"]) == list(device_path.VARIANTS)[:2]
+    assert list(found["batches"]["1"]) == list(device_variants.VARIANTS)[:2]
     assert "TypeError" in device_report.markdown(report_of(machine.target.bundle, {str(RTX): found}))
 
 
@@ -427,7 +428,9 @@ def test_all_of_it_as_the_command_runs_it(
     report = json.loads((out / "device_path.json").read_text())
     assert (report["commit"], report["gpu"]) == ("abc", "GeForce RTX 4090")
     assert report["expected"] == "expected.npz, onnxruntime:fp32"
-    assert "- nothing" in (out / "device_path.md").read_text()
+    text = (out / "device_path.md").read_text()
+    assert "- nothing" in text
+    assert f"Made by `{report['command']}`." in text
     assert "# The whole way on GeForce RTX 4090" in capsys.readouterr().out
 
 

@@ -1,9 +1,9 @@
 """The CPU targets against torch and each other, and what attention costs them.
 
-    python -m benchmarks.cpu_targets > benchmarks/results/cpu_targets_<machine>.md
+    python -m benchmarks.cpu.targets > benchmarks/results/cpu_targets_<machine>.md
 
 The reference pair (ResNet-50 twice, 224 × 224, random weights). All contenders of a table take turns within each
-round, in one process; a ratio is that of one round, and its spread is the interquartile range over the rounds.
+round, in one process (`benchmarks.racing`).
 
 attention tax: the pair with attention over the same pair without any, encoders alone, on the same engine. `as traced`
 is the graph without the rewrites of `mpmmu_rt.export.rewrite`, each of which is then added.
@@ -11,11 +11,8 @@ is the graph without the rewrites of `mpmmu_rt.export.rewrite`, each of which is
 
 from __future__ import annotations
 
-import os
-import sys
 import tempfile
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +21,8 @@ import numpy as np
 import onnx
 import torch
 
+from benchmarks import report
+from benchmarks.racing import Call, race, ratio
 from mpmmu_rt import machine
 from mpmmu_rt.engines import known_engine
 from mpmmu_rt.export import Data, Limits, Wanted, encoders, export_bundle, reference
@@ -49,27 +48,7 @@ STEPS: dict[str, tuple[Rewrite, ...]] = {
     "and one MLP": ("batch_norms", "one_mlp"),
     "and inner mean (all)": REWRITES,
 }
-Call = Callable[[], object]
 Pixels = Mapping[Modality, Array]
-
-
-def race(calls: Mapping[str, Call], rounds: int) -> dict[str, Array]:
-    """Milliseconds of every call in every round, after two calls of each to warm up."""
-    for call in calls.values():
-        call()
-        call()
-    spent: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            spent[name].append((time.perf_counter() - start) * 1e3)
-    return {name: np.array(values) for name, values in spent.items()}
-
-
-def ratio(over: Array, under: Array) -> str:
-    low, middle, high = np.percentile(over / under, [25, 50, 75])
-    return f"{middle:.2f} ({low:.2f} to {high:.2f})"
 
 
 def pair(cases: int) -> dict[Modality, Array]:
@@ -112,10 +91,10 @@ def whole_model(folder: Path) -> None:
             calls[target] = partial(predictor.predict, pixels)
         spent = race(calls, rounds)
         print(f"\n### Whole model, batch {batch}\n")
-        print("| | ms per pair, p50 | times torch | times onnxruntime:fp32 |\n|---|---|---|---|")
+        print(report.columns(" | ms per pair, p50 | times torch | times onnxruntime:fp32"))
         for name, values in spent.items():
             against = ratio(spent["torch eager + scikit-learn"], values), ratio(spent["onnxruntime:fp32"], values)
-            print(f"| {name} | {np.median(values) / batch:.2f} | {against[0]} | {against[1]} |", flush=True)
+            print(report.row([name, f"{np.median(values) / batch:.2f}", *against]), flush=True)
         _overhead(predictors["openvino:int8"], pixels, rounds)
 
 
@@ -156,12 +135,13 @@ def attention_tax(folder: Path) -> None:
             calls[name] = _encoder_on(engine, path, precision)
         spent = race(calls, ROUNDS[32])
         print(f"\n### Attention tax, {engine} {precision}, batch 32\n")
-        print("| graph | pair, ms per pair | tax |\n|---|---|---|")
-        print(f"| without attention | {2 * np.median(spent['plain']) / 32:.2f} | 1 |")
+        print(report.columns("graph | pair, ms per pair | tax"))
+        print(report.row(["without attention", f"{2 * np.median(spent['plain']) / 32:.2f}", 1]))
         for step in STEPS:
             if f"cbam {step}" in spent:
                 both = spent[f"cbam {step}"] + spent[f"eca {step}"]
-                print(f"| {step} | {np.median(both) / 32:.2f} | {ratio(both, 2 * spent['plain'])} |", flush=True)
+                tax = ratio(both, 2 * spent["plain"])
+                print(report.row([step, f"{np.median(both) / 32:.2f}", tax]), flush=True)
 
 
 def _trace(encoder: Encoder) -> onnx.ModelProto:
@@ -203,17 +183,18 @@ def _encoder_on(engine: str, path: Path, precision: str) -> Call:
     return call
 
 
-if __name__ == "__main__":
-    facts = machine.describe()
-    load_before = os.getloadavg()[0]
-    print("# CPU targets\n")
-    print(f"{facts['cpu']}, {', '.join(facts['cpu_features'])}; {facts['threads']} threads; Python {facts['python']}.")
-    print(", ".join(f"{name} {version}" for name, version in facts["packages"].items()), end="")
-    print(f", torch {torch.__version__}; load average at the start {load_before:.1f}.")
-    torch.set_num_threads(facts["threads"])
+def main(only: str | None) -> None:
+    print(report.heading("CPU targets", ("torch", "scikit-learn")), end="")
+    torch.set_num_threads(machine.usable_threads())
     with tempfile.TemporaryDirectory() as temporary:
-        if "tax" not in sys.argv:
+        if only != "tax":
             whole_model(Path(temporary))
-        if "whole" not in sys.argv:
+        if only != "whole":
             attention_tax(Path(temporary))
-    print(f"\nLoad average at the end {os.getloadavg()[0]:.1f}.")
+    print(f"\n{report.load('at the end')}")
+
+
+if __name__ == "__main__":
+    parser = report.parser(__doc__)
+    parser.add_argument("only", nargs="?", choices=["whole", "tax"], help="the whole model or the attention tax alone")
+    main(parser.parse_args().only)

@@ -1,17 +1,17 @@
 """Everything that only a GPU can prove, in one command: `make gpu-evidence BUNDLE=model.bundle`.
 
-    python -m benchmarks.gpu_evidence [BUNDLE] [--out FOLDER] [--seconds 570] [--expected FILE] [--targets TARGET …]
+    python -m benchmarks.gpu.evidence [BUNDLE] [--out FOLDER] [--seconds 570] [--expected FILE] [--targets TARGET …]
 
 Two stages, each in a process of its own, both run whatever becomes of the other:
 
-    whole path   `benchmarks.device_path`, with a BUNDLE: all but `KERNEL_SECONDS` of the time
-    kernel       `benchmarks.attention_pool --gpu`, which needs CuPy: what is left
+    whole path   `benchmarks.gpu.device_path`, with a BUNDLE: all but `KERNEL_SECONDS` of the time
+    kernel       `benchmarks.gpu.kernel --gpu`, which needs CuPy: what is left
 
 Each writes its results to results/<gpu>/, or to FOLDER, after every step, and leaves out what no longer fits; one that
 does not end by itself is ended. `evidence.json` and `evidence.md` there say what became of both, and `<stage>.log`,
 which is kept for a stage that failed, what it printed. The exit code is 0 if both have run and proven everything. No
-network is needed; a machine without onnxruntime needs FILE, which `benchmarks.device_path --write-expected` makes on
-another. **No GPU has run this yet.**
+network is needed; a machine without onnxruntime needs FILE, which `benchmarks.gpu.device_path --write-expected` makes
+on another. **No GPU has run this yet.**
 """
 
 from __future__ import annotations
@@ -23,19 +23,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks.evidence import (
+from benchmarks.gpu.stage import (
     OUT_OF_TIME,
     Deadline,
-    commit_of_tree,
     end_on_sigterm,
-    folder_of,
+    parser,
     run_child,
-    save,
     say,
-    table,
     tail,
     versions,
+    with_bundle,
 )
+from benchmarks.report import command, commit_of_tree, folder_of, save, table
 from mpmmu_rt.engines.shared.gpu import gpu
 from mpmmu_rt.errors import EngineError, MpmmuError
 
@@ -52,10 +51,10 @@ def stages(given: argparse.Namespace, folder: Path, commit: str) -> dict[str, li
     common = ["--out", str(folder), "--commit", commit]
     whole: list[str] | None = None
     if given.bundle is not None:
-        whole = ["benchmarks.device_path", str(given.bundle.resolve()), *common]
+        whole = ["benchmarks.gpu.device_path", str(given.bundle.resolve()), *common]
         whole += ["--expected", str(given.expected.resolve())] if given.expected else []
         whole += ["--targets", *given.targets] if given.targets else []
-    return {"device_path": whole, "attention_pool": ["benchmarks.attention_pool", "--gpu", *common]}
+    return {"device_path": whole, "attention_pool": ["benchmarks.gpu.kernel", "--gpu", *common]}
 
 
 def run_all(
@@ -68,16 +67,16 @@ def run_all(
     """Run the stages in turn, and write the summary after each. True if none failed."""
     found: dict[str, Any] = {name: {"result": "not yet"} for name in asked}
     report["stages"] = found
-    for name, command in asked.items():
+    for name, stage in asked.items():
         save(folder, "evidence", report, markdown(report))
         # The last has all that is left, less what it takes to end it.
         left = deadline.left() - GRACE_SECONDS - (KERNEL_SECONDS if name == "device_path" else 0)
-        if command is None:
+        if stage is None:
             found[name] = {"result": NO_BUNDLE}
         elif left < LEAST_SECONDS:
             found[name] = {"result": f"not run: {OUT_OF_TIME}", "failed": True}
         else:
-            found[name] = one_stage(name, [*command, "--seconds", f"{left:.0f}"], left, folder, run)
+            found[name] = one_stage(name, [*stage, "--seconds", f"{left:.0f}"], left, folder, run)
         print(f"{name}: {found[name]['result']}", file=sys.stderr)
         save(folder, "evidence", report, markdown(report))
     return not any(one.get("failed") for one in found.values())
@@ -105,6 +104,8 @@ def markdown(report: Mapping[str, Any]) -> str:
         [
             f"# Evidence from {report['gpu']}",
             "",
+            f"Made by `{report['command']}`.",
+            "",
             f"{report['date']}, commit {report['commit']}. What each stage found is in `device_path.md` and "
             "`attention_pool.md`; what did not run is *not measured*.",
             "",
@@ -120,14 +121,9 @@ def last_line(text: str) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle", type=Path, nargs="?")
-    parser.add_argument("--targets", nargs="*", default=[], help="instead of all GPU targets of the bundle")
-    parser.add_argument("--out", type=Path, help="folder of the results")
-    parser.add_argument("--seconds", type=float, default=SECONDS, help="for everything")
-    parser.add_argument("--expected", type=Path, help="a file of benchmarks.device_path --write-expected")
-    parser.add_argument("--commit", help="of the tree, where it has no repository")
-    given = parser.parse_args()
+    options = parser(__doc__, SECONDS)
+    with_bundle(options, required=False)
+    given = options.parse_args()
     deadline = Deadline.after(given.seconds)
     end_on_sigterm()
     try:
@@ -149,6 +145,7 @@ def evidence(given: argparse.Namespace, deadline: Deadline) -> bool:
     report: dict[str, Any] = {
         "gpu": here.name,
         "capability": here.capability,
+        "command": command(),
         "commit": commit,
         "date": datetime.now(UTC).isoformat(),
         "seconds": given.seconds,

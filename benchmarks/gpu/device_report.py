@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from benchmarks.evidence import table
+from benchmarks.gpu.stage import ending
+from benchmarks.report import table
 
 
 def problems(report: Mapping[str, Any]) -> list[str]:
@@ -48,15 +49,15 @@ def markdown(report: Mapping[str, Any]) -> str:
             rows += [(target, batch, *row_cells(name, row, ledger)) for name, row in measured.items()]
     if not rows:
         rows.append(("none", "", "the bundle lists no GPU target", *[""] * 9))
-    said = [f"- {name}: {version}" for name, version in report.get("versions", {}).items()]
     bundle = report["bundle"]
-    wrong = [f"- {one}" for one in problems(report)] or ["- nothing"]
     return "\n".join(
         [
             f"# The whole way on {report['gpu']}",
             "",
+            f"Made by `{report['command']}`.",
+            "",
             f"{report['date']}, commit {report['commit']}, bundle {bundle['name']} ({bundle['digest'][:12]}), "
-            f"{report['rounds']} rounds. How it is measured: `benchmarks/device_path.py`. Clocks are as found.",
+            f"{report['rounds']} rounds. How it is measured: `benchmarks/gpu/device_path.py`. Clocks are as found.",
             "",
             "Differences from the processor: of probabilities, and of embeddings relative to the largest. Crossings: "
             "cases whose probability moved by more than 1e-4; head: the largest difference from the processor's head "
@@ -70,14 +71,7 @@ def markdown(report: Mapping[str, Any]) -> str:
             "## What ran",
             "",
             table("target | variant | ran as | largest batch | captured batches | remarks", facts),
-            "## What is wrong or missing",
-            "",
-            *wrong,
-            "",
-            "## Versions",
-            "",
-            *said,
-            "",
+            *ending(problems(report), report.get("versions", {})),
         ]
     )
 

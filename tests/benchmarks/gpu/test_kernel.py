@@ -14,10 +14,11 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import pytest
 
-from benchmarks import attention_pool as script
-from benchmarks import attention_pool_check as checks
-from benchmarks import attention_pool_times as times
-from benchmarks.evidence import NEVER, OUT_OF_TIME, Deadline
+from benchmarks.gpu import kernel as script
+from benchmarks.gpu import kernel_check as checks
+from benchmarks.gpu import kernel_report
+from benchmarks.gpu import kernel_times as times
+from benchmarks.gpu.stage import NEVER, OUT_OF_TIME, Deadline
 from mpmmu_rt.kernels import check
 from mpmmu_rt.kernels.attention_pool import SOURCE, Pool
 from mpmmu_rt.kernels.plan import Device, ElementType, Strategy, candidates
@@ -292,10 +293,10 @@ def steps(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]
 
     def run(deadline: Deadline = NEVER) -> Any:
         report: dict[str, Any] = {"gpu": "g", "date": "", "commit": "", "driver": 13000, "nvrtc": [13, 0]}
-        report |= {"cupy": "14", "versions": {"torch": "2"}}
+        report |= {"command": "", "cupy": "14", "versions": {"torch": "2"}}
 
         def keep() -> None:
-            script.markdown(report)
+            kernel_report.markdown(report)
             kept.append(json.loads(json.dumps(report)))
 
         ahead: Any = FakeAhead()
@@ -318,12 +319,12 @@ def test_what_is_worth_most_comes_first_and_all_is_kept(steps: Callable[..., Any
     assert [len(one["times"]) for one in kept] == sorted(len(one["times"]) for one in kept)
     assert {len(one["times"]) for one in kept} == set(range(12))
     assert len(report["times"]) == 11
-    bad = script.problems(report)
+    bad = kernel_report.problems(report)
     assert [one.split(":")[0] for one in bad] == [
         "time Row(size=32, element='float16', batch=128)",
         "torch Row(size=32, element='float16', batch=128)",
     ]
-    assert "MemoryError: no more" in script.markdown(report)
+    assert "MemoryError: no more" in kernel_report.markdown(report)
 
 
 def test_without_time_everything_is_named(steps: Callable[..., Any]) -> None:
@@ -331,22 +332,22 @@ def test_without_time_everything_is_named(steps: Callable[..., Any]) -> None:
     assert not done
     assert len(report["errors"]) == 4 + 12 + 3 + 12 + 1
     assert all(one.endswith(f"not run: {OUT_OF_TIME}") for one in report["errors"])
-    assert "*not measured*" in script.markdown(report)
+    assert "*not measured*" in kernel_report.markdown(report)
 
 
 def test_a_sanitizer_that_failed_or_a_wrong_row_is_a_failure(steps: Callable[..., Any]) -> None:
     report, _, _ = steps()
     report["errors"] = []
-    assert script.problems(report) == []
+    assert kernel_report.problems(report) == []
     report["sanitizer"]["memcheck"] = {"result": checks.NOT_INSTALLED}
-    assert script.problems(report) == []
+    assert kernel_report.problems(report) == []
     report["sanitizer"]["memcheck"] = {"result": "failed: not finished in time"}
     report["times"][0]["torch"] = {"failed": "OutOfMemoryError: 3 GiB"}
     report["times"][1]["torch"] = {"not_run": "no torch"}
     report["times"][2]["strategies"][0] = {"strategy": "x", "failed": "EngineError: no"}
     report["checked"][0]["failed"] = "relative difference"
-    assert len(script.problems(report)) == 4
-    text = script.markdown(report)
+    assert len(kernel_report.problems(report)) == 4
+    text = kernel_report.markdown(report)
     assert "OutOfMemoryError" in text
     assert "*not measured*" in text
 
@@ -354,7 +355,7 @@ def test_a_sanitizer_that_failed_or_a_wrong_row_is_a_failure(steps: Callable[...
 def test_without_cupy_or_gpu_two_lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setitem(sys.modules, "cupy", None)
     monkeypatch.setattr(script, "end_on_sigterm", lambda: None)
-    monkeypatch.setattr(sys, "argv", ["attention_pool", "--gpu"])
+    monkeypatch.setattr(sys, "argv", ["kernel", "--gpu"])
     assert script.main() == 1
     assert len(capsys.readouterr().err.splitlines()) == 2
 

@@ -1,4 +1,4 @@
-"""What the scripts of the GPU evidence share: a deadline, processes of their own, where results go, versions.
+"""What the stages of the GPU evidence share: options, a deadline, processes of their own, versions, the end of a page.
 
 Results are written whole, and again after every step: what was measured before a crash, a hang or the end of the time
 is not lost. An exception that is caught is recorded in the results and makes the exit code non-zero.
@@ -6,26 +6,24 @@ is not lost. An exception that is caught is recorded in the results and makes th
 
 from __future__ import annotations
 
-import json
+import argparse
 import os
-import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks import report
+from benchmarks.report import ROOT
 from mpmmu_rt import machine
 from mpmmu_rt.errors import MpmmuError
-from mpmmu_rt.files import atomic_file
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks/results"
 OUT_OF_TIME = "out of time"
 _GRACE_S = 5.0  # that a process has to end its own children
 # NVIDIA's packages are named for their CUDA version; what is not installed is left out.
@@ -58,6 +56,31 @@ class Deadline:
 NEVER = Deadline(float("inf"))
 
 
+def parser(doc: str | None, seconds: float) -> argparse.ArgumentParser:
+    """With the options of every stage."""
+    found = report.parser(doc)
+    found.add_argument("--out", type=Path, help="folder of the results, else benchmarks/results/<gpu>")
+    found.add_argument("--seconds", type=float, default=seconds, help="what does not fit in is left out")
+    found.add_argument("--commit", help="of the tree, where it has no repository")
+    return found
+
+
+def with_bundle(found: argparse.ArgumentParser, *, required: bool) -> None:
+    """The bundle, and the options of what runs it."""
+    found.add_argument("bundle", type=Path, nargs=None if required else "?")
+    found.add_argument("--targets", nargs="*", default=[], help="instead of all GPU targets of the bundle")
+    found.add_argument(
+        "--expected", type=Path, help="a file of device_path --write-expected, instead of asking onnxruntime here"
+    )
+
+
+def ending(wrong: Sequence[str], versions: Mapping[str, str]) -> list[str]:
+    """The last lines of a stage's page."""
+    shown = [f"- {one}" for one in wrong] or ["- nothing"]
+    found = [f"- {name}: {version}" for name, version in versions.items()]
+    return ["## What is wrong or missing", "", *shown, "", "## Versions", "", *found, ""]
+
+
 def failure(error: BaseException) -> str:
     """Type and message on one line: what a report says of an exception."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:1500]
@@ -69,39 +92,6 @@ def say(error: MpmmuError) -> int:
     if error.hint:
         print(f"hint: {error.hint}", file=sys.stderr)
     return error.exit_code
-
-
-def table(header: str, rows: Iterable[Iterable[object]]) -> str:
-    """Markdown. header: the columns, with `|` between them."""
-    columns = header.count("|") + 1
-    lines = [f"| {header} |", "|" + "---|" * columns, *(f"| {' | '.join(map(cell, row))} |" for row in rows)]
-    return "\n".join(lines) + "\n"
-
-
-def cell(value: object) -> str:
-    return " ".join(str(value).replace("|", "\\|").split())
-
-
-def folder_of(gpu: str) -> Path:
-    return RESULTS / re.sub(r"[^a-z0-9]+", "-", gpu.lower()).strip("-")
-
-
-def save(folder: Path, name: str, report: Mapping[str, Any], text: str) -> None:
-    """`name`.json and `name`.md, each whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for suffix, content in (("json", json.dumps(report, indent=1, default=str) + "\n"), ("md", text)):
-        with atomic_file(folder / f"{name}.{suffix}") as partial:
-            partial.write_text(content, encoding="utf-8")
-
-
-def commit_of_tree() -> str:
-    """`unknown` where there is no git, or no repository."""
-    git = shutil.which("git")
-    if git is None:
-        return "unknown"
-    command = [git, "-C", str(ROOT), "describe", "--always", "--dirty"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
 
 
 def versions() -> dict[str, str]:

@@ -1,19 +1,18 @@
 """The stacking head: ours against scikit-learn, skl2onnx and, where installed, Hummingbird and treelite.
 
-    python benchmarks/head.py > benchmarks/results/head_<machine>.md
+    python -m benchmarks.head.speed > benchmarks/results/head_<machine>.md
 
 663 x 1024 embeddings; logistic regression, RBF SVM under Platt scaling, random forest and Extra-Trees of 300 trees
-each, MLP of 32 units. All contenders take turns within each round, in one process; a ratio is that of one round, and
-its spread is the interquartile range over the rounds. Hummingbird (0.4.12) converts no CalibratedClassifierCV,
-treelite forests only: both are timed on the two forests alone, which is marked.
+each, MLP of 32 units. All contenders take turns within each round, in one process (`benchmarks.racing`). Hummingbird
+(0.4.12) converts no CalibratedClassifierCV, treelite forests only: both are timed on the two forests alone, which is
+marked.
 """
 
 from __future__ import annotations
 
-import os
 import sys
-import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,13 +24,16 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
+from benchmarks import report
+from benchmarks.racing import race, ratio
 from mpmmu_rt import machine
 from mpmmu_rt._optional import require
-from mpmmu_rt.export.head import lower, report
+from mpmmu_rt.export.head import lower
+from mpmmu_rt.export.head import report as facts_of
 from mpmmu_rt.spec import Array
 
 FEATURES, ROWS, TREES = 1024, 663, 300
-ROUNDS = 15
+ROUNDS, TURN_S = 15, 0.05
 Call = Callable[[Array], Any]
 
 
@@ -116,47 +118,20 @@ def contenders(head: Any) -> tuple[dict[str, Call], dict[str, Any]]:
         imported = [treelite.sklearn.import_model(forest) for forest in forests]
         calls["treelite GTIL, two forests only"] = lambda x: [treelite.gtil.predict(one, x) for one in imported]
     facts = {
-        name: {"bytes": model.ByteSize(), "nodes": len(model.graph.node), **report(model)}
+        name: {"bytes": model.ByteSize(), "nodes": len(model.graph.node), **facts_of(model)}
         for name, model in ours.items()
     }
     return calls, facts
 
 
-def take_turns(calls: dict[str, Call], x: Array) -> dict[str, Array]:
-    """The median ms of each contender in each round: float64 [ROUNDS]."""
-    repeats = {}
-    for name, call in calls.items():
-        for _ in range(5):
-            call(x)
-        start = time.perf_counter()
-        call(x)
-        repeats[name] = int(np.clip(0.05 / (time.perf_counter() - start), 3, 200))
-    medians: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(ROUNDS):
-        for name, call in calls.items():
-            samples = []
-            for _ in range(repeats[name]):
-                start = time.perf_counter()
-                call(x)
-                samples.append((time.perf_counter() - start) * 1e3)
-            medians[name].append(float(np.median(samples)))
-    return {name: np.array(values) for name, values in medians.items()}
-
-
 def main() -> None:
     head = fitted_head()
     calls, facts = contenders(head)
-    described = machine.describe()
-    load = os.getloadavg()[0]
     x, _ = embeddings(1000, 1)
     want = head.predict_proba(x)[:, 1]
-    print(f"# The stacking head, {ROWS} x {FEATURES}, {TREES} + {TREES} trees\n")
-    versions = machine.package_versions(
-        ("scikit-learn", "skl2onnx", "onnxruntime", "openvino", "hummingbird-ml", "treelite", "torch", "numpy")
-    )
-    print(f"{described['cpu']} {described['cpu_features']}, {described['threads']} threads, {versions}.")
-    print(f"{ROUNDS} rounds, taking turns; p50 of the rounds' medians; ratios of rounds with their quartiles.")
-    print(f"Load (1 min) before: {load:.2f}.\n")
+    packages = ("scikit-learn", "skl2onnx", "hummingbird-ml", "treelite", "torch")
+    print(report.heading(f"The stacking head, {ROWS} x {FEATURES}, {TREES} + {TREES} trees", packages))
+    print(f"{ROUNDS} rounds, taking turns; p50 of the rounds' medians; ratios of rounds with their quartiles.\n")
     for name, fact in facts.items():
         print(f"- {name}: {fact['bytes'] / 1e6:.1f} MB, {fact['nodes']} nodes, {fact['forests']}")
     for name in ("ours onnxruntime, ONNX Runtime", "ours portable, ONNX Runtime", "ours portable, OpenVINO"):
@@ -165,13 +140,14 @@ def main() -> None:
         flips = int(((probability >= 0.5) != (want >= 0.5)).sum())
         print(f"- {name}: max |Δp| {np.abs(probability - want).max():.1e}, {flips} of 1000 labels flipped")
     for batch in (1, 32):
-        found = take_turns(calls, x[:batch])
+        found = race({name: partial(call, x[:batch]) for name, call in calls.items()}, ROUNDS, turn_s=TURN_S)
         fastest = found["ours onnxruntime, ONNX Runtime"]
-        print(f"\n## Batch {batch}\n\n| contender | p50 ms | times ours on ONNX Runtime |\n|---|---|---|")
-        for name, medians in found.items():
-            low, middle, high = np.percentile(medians / fastest, [25, 50, 75])
-            print(f"| {name} | {np.median(medians):.3f} | {middle:.1f} ({low:.1f} to {high:.1f}) |")
+        rows = ([name, f"{np.median(ms):.3f}", ratio(ms, fastest, digits=1)] for name, ms in found.items())
+        print(f"\n## Batch {batch}\n")
+        print(report.table("contender | p50 ms | times ours on ONNX Runtime", rows), end="", flush=True)
+    print(f"\n{report.load('at the end')}")
 
 
 if __name__ == "__main__":
+    report.parser(__doc__).parse_args()
     main()

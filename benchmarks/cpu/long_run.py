@@ -1,6 +1,6 @@
 """`run` from PNG files against the bench from memory, in turns, and the memory that it holds meanwhile.
 
-    python -m benchmarks.long_run BUNDLE TARGET [PAIRS] [PASSES] > benchmarks/results/long_run_<machine>.md
+    python -m benchmarks.cpu.long_run BUNDLE TARGET [PAIRS] [PASSES] > benchmarks/results/long_run_<machine>.md
 
 A pass runs PAIRS generated phantoms (1,000 unless given) from their files, between two measurements of the same
 number of pairs from memory. Resident memory is read every 0.2 s while files are run.
@@ -9,7 +9,6 @@ number of pairs from memory. Resident memory is read every 0.2 s while files are
 from __future__ import annotations
 
 import os
-import sys
 import tempfile
 import threading
 import time
@@ -17,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mpmmu_rt import machine
+from benchmarks import report
 from mpmmu_rt.bench import tile
 from mpmmu_rt.cases import read_manifest
 from mpmmu_rt.model.phantom import write_phantoms
@@ -37,8 +36,10 @@ class Memory:
         self._thread = threading.Thread(target=self._watch)
 
     def _watch(self) -> None:
-        while not self._stop.wait(0.2):
+        stopped = False
+        while not stopped:  # a pass that is shorter than the pause has one sample
             self.samples.append(int(Path("/proc/self/statm").read_text().split()[1]) * _PAGE)
+            stopped = self._stop.wait(0.2)
 
     def __enter__(self) -> Memory:
         self._thread.start()
@@ -63,10 +64,11 @@ def main(bundle: Path, target: str, pairs: int, passes: int) -> None:
     with tempfile.TemporaryDirectory() as temporary, load(bundle, target) as predictor:
         manifest = read_manifest(write_phantoms(pairs, Path(temporary) / "cases", seed=11))
         sizes = [path.stat().st_size for path in Path(temporary).rglob("*.png")]
-        print(f"# Long run: {target}, {pairs} PNG pairs, {passes} passes, batch {BATCH}\n")
-        print(f"{machine.describe()}\n\nFiles of {np.median(sizes) / 1e3:.0f} kB (median); load {os.getloadavg()}.\n")
-        print("| pass | run, pairs/s | memory, pairs/s | ratio | resident MB at 10 % | 50 % | 100 % | peak |")
-        print("|---|---|---|---|---|---|---|---|")
+        print(report.heading(f"Long run: {target}, {pairs} PNG pairs, {passes} passes, batch {BATCH}"))
+        print(f"Files of {np.median(sizes) / 1e3:.0f} kB (median).\n")
+        print(
+            report.columns("pass | run, pairs/s | memory, pairs/s | ratio | resident MB at 10 % | 50 % | 100 % | peak")
+        )
         before = from_memory(predictor, pairs)
         ratios, ends = [], []
         for number in range(1, passes + 1):
@@ -79,17 +81,19 @@ def main(bundle: Path, target: str, pairs: int, passes: int) -> None:
             held = np.array(memory.samples) / 1e6
             at = [held[int(share * (len(held) - 1))] for share in (0.1, 0.5, 1.0)]
             ends.append(at[-1])
-            print(
-                f"| {number} | {summary.pairs_per_s:.1f} | {(before + after) / 2:.1f} | {ratios[-1]:.3f} | "
-                f"{' | '.join(f'{value:.0f}' for value in at)} | {held.max():.0f} |",
-                flush=True,
-            )
+            speeds = f"{summary.pairs_per_s:.1f}", f"{(before + after) / 2:.1f}", f"{ratios[-1]:.3f}"
+            print(report.row([number, *speeds, *(f"{value:.0f}" for value in (*at, held.max()))]), flush=True)
             before = after
         print(f"\nRatio: median {np.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f}).")
         print(f"Resident after the first pass {ends[0]:.0f} MB, after the last {ends[-1]:.0f} MB.")
-        print(f"Load at the end: {os.getloadavg()}.")
+        print(report.load("at the end"))
 
 
 if __name__ == "__main__":
-    numbers = [int(text) for text in sys.argv[3:]]
-    main(Path(sys.argv[1]), sys.argv[2], *numbers, *(1000, 3)[len(numbers) :])
+    parser = report.parser(__doc__)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("target")
+    parser.add_argument("pairs", type=int, nargs="?", default=1000)
+    parser.add_argument("passes", type=int, nargs="?", default=3)
+    given = parser.parse_args()
+    main(given.bundle, given.target, given.pairs, given.passes)

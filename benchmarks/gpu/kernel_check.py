@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.evidence import NEVER, OUT_OF_TIME, Deadline, failure, run_child, tail
+from benchmarks.gpu.stage import NEVER, OUT_OF_TIME, Deadline, failure, run_child, tail
 from mpmmu_rt._optional import require
 from mpmmu_rt.kernels import check
 from mpmmu_rt.kernels.attention_pool import SOURCE, AttentionPool, Pool, compiled, device_facts
@@ -268,7 +268,7 @@ def sanitize(tool: str, seconds: float = SANITIZER_SECONDS, *, planted: bool = F
         str(FOUND),
         sys.executable,
         "-m",
-        "benchmarks.attention_pool",
+        "benchmarks.gpu.kernel",
     ]
     with tempfile.TemporaryDirectory(prefix="evidence-") as folder:
         log = Path(folder) / "log"

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.evidence import failure
+from benchmarks.gpu.stage import failure
 from mpmmu_rt import machine
 from mpmmu_rt.bundle import Bundle
 from mpmmu_rt.checks import probability_difference, relative_difference

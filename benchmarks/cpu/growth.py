@@ -1,6 +1,6 @@
 """How cost grows with batch, threads and image size on OpenVINO, and how it compares to a plain matrix product.
 
-    python -m benchmarks.growth BUNDLE benchmarks/results/growth_<machine>
+    python -m benchmarks.cpu.growth BUNDLE benchmarks/results/growth_<machine>
 
 writes the tables (.md) and the plot (.png). Batches and threads: the whole Predictor. Sizes: one CBAM encoder, one
 request at a time on all threads. Yardstick: a 4096 x 4096 matrix product in torch, which in FP32 is no ceiling on every
@@ -9,8 +9,6 @@ processor.
 
 from __future__ import annotations
 
-import os
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -21,6 +19,7 @@ import onnx
 import torch
 from torch import nn
 
+from benchmarks import report
 from mpmmu_rt import machine
 from mpmmu_rt._optional import require
 from mpmmu_rt.engines.openvino import ENGINE
@@ -101,47 +100,32 @@ def yardstick(dtype: torch.dtype) -> float:
     return 4096**3 / best_ms(lambda: left @ right) * 1e3
 
 
-def row(name: str, values: Sequence[float]) -> str:
-    return f"| {name} | " + " | ".join(f"{value:.2f}" for value in values) + " |"
+def curves(along: Sequence[int], found: dict[str, list[float]]) -> str:
+    rows = ([name, *(f"{value:.2f}" for value in values)] for name, values in found.items())
+    return report.table(f" | {' | '.join(map(str, along))}", rows)
 
 
 def main(bundle: Path, output: Path) -> None:
-    facts, load_before = machine.describe(), os.getloadavg()[0]
-    threads = list(range(1, facts["threads"] + 1)) if facts["threads"] <= 2 else [1, facts["threads"]]
-    torch.set_num_threads(facts["threads"])
+    heading, most = report.heading("How cost grows", ("torch",)), machine.usable_threads()
+    threads = sorted({1, most})
+    torch.set_num_threads(most)
     batches = {f"{t}, {n} threads": over_batches(bundle, t, n) for t in TARGETS for n in threads}
     with tempfile.TemporaryDirectory() as folder:
         sizes = {f"openvino:{p}": over_sizes(Path(folder), p) for p in ("fp32", "bf16")}
     work = multiply_accumulates()
     yardsticks = {"openvino:fp32": yardstick(torch.float32), "openvino:bf16": yardstick(torch.bfloat16)}
-    lines = [
-        "# How cost grows",
-        "",
-        f"{facts['cpu']}, {', '.join(facts['cpu_features'])}; OpenVINO {ENGINE.version()}, torch {torch.__version__}; "
-        f"fastest of {REPEATS}; load average {load_before:.1f} before, {os.getloadavg()[0]:.1f} after.",
-        "",
-        "## ms per pair over the batch, whole model",
-        "",
-        "| | " + " | ".join(map(str, BATCHES)) + " |",
-        "|---|" + "---|" * len(BATCHES),
-        *(row(name, values) for name, values in batches.items()),
-        "",
-        "## ms per image over the image size, CBAM encoder",
-        "",
-        "| | " + " | ".join(map(str, SIZES)) + " |",
-        "|---|" + "---|" * len(SIZES),
-        *(row(name, values) for name, values in sizes.items()),
-        "",
-        f"## Against a matrix product in torch, {facts['threads']} threads, "
-        f"{work / 1e9:.2f} · 10⁹ multiply-accumulates per pair",
-        "",
-        "| | of the model, 10⁹ per s | of a matrix product | share |",
-        "|---|---|---|---|",
-    ]
+    shares = []
     for target, limit in yardsticks.items():
-        rate = work / min(batches[f"{target}, {threads[-1]} threads"]) * 1e3
-        lines.append(f"| {target} | {rate / 1e9:.0f} | {limit / 1e9:.0f} | {rate / limit:.0%} |")
-    output.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        rate = work / min(batches[f"{target}, {most} threads"]) * 1e3
+        shares.append([target, f"{rate / 1e9:.0f}", f"{limit / 1e9:.0f}", f"{rate / limit:.0%}"])
+    parts = [
+        heading + report.load("at the end") + f" Fastest of {REPEATS}.\n",
+        f"## ms per pair over the batch, whole model\n\n{curves(BATCHES, batches)}",
+        f"## ms per image over the image size, CBAM encoder\n\n{curves(SIZES, sizes)}",
+        f"## Against a matrix product in torch, {most} threads, {work / 1e9:.2f} · 10⁹ multiply-accumulates per pair\n",
+        report.table(" | of the model, 10⁹ per s | of a matrix product | share", shares),
+    ]
+    output.with_suffix(".md").write_text("\n".join(parts), encoding="utf-8")
     plot(batches, sizes, output.with_suffix(".png"))
 
 
@@ -171,4 +155,8 @@ def plot(batches: dict[str, list[float]], sizes: dict[str, list[float]], path: P
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    parser = report.parser(__doc__)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("output", type=Path, help="without suffix")
+    given = parser.parse_args()
+    main(given.bundle, given.output)

@@ -1,6 +1,6 @@
 """TensorRT-RTX engines of the reference model, built without a GPU: seconds, bytes, precision, and what types cost.
 
-    python -m benchmarks.engine_builds > benchmarks/results/engine_builds.md
+    python -m benchmarks.export.engine_builds > benchmarks/results/engine_builds.md
 
 Exports the reference model for TensorRT-RTX in every precision (INT8 calibrated on phantoms), and builds every graph of
 these targets once more for each compute capability alone. A build that is refused stays in the table with the reason.
@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mpmmu_rt import machine
+from benchmarks import report
 from mpmmu_rt.bundle import Bundle
 from mpmmu_rt.engines.tensorrt import RTX
-from mpmmu_rt.engines.tensorrt.build import RTX_CAPABILITIES, library
+from mpmmu_rt.engines.tensorrt.build import RTX_CAPABILITIES
 from mpmmu_rt.engines.tensorrt.sidecar import Profile
 from mpmmu_rt.errors import EngineError
 from mpmmu_rt.export import Data, Limits, Wanted, export_reference, tensorrt
@@ -96,25 +96,11 @@ def measure(bundle: Bundle) -> Iterator[Row]:
 def brief(said: str) -> str:
     """The part of TensorRT's sentence that names the reason, for those that are known; else its end."""
     known = {"FP32 GEMM": "FP32 matrix products", "HW-specific datatypes: b16": "BF16"}
-    return next((text for mark, text in known.items() if mark in said), said[-80:].replace("|", "/"))
+    return next((text for mark, text in known.items() if mark in said), said[-80:])
 
 
-def report(bundle: Bundle, rows: list[Row]) -> str:
-    about = machine.describe()
-    lines = [
-        "# TensorRT-RTX engine builds",
-        "",
-        f"`{bundle.name}`, images of {bundle.preprocessing.size} pixels a side; tensorrt-rtx "
-        f"{library('tensorrt_rtx').__version__}; profile {PROFILE}; {about['cpu']}, {about['threads']} threads, on a "
-        "shared machine; one build each, from the file to the bytes. **No engine ran: there was no GPU.**",
-        "",
-        "Precision is the share of multiply-accumulates, by the types of the graph; the engines are strongly typed.",
-        "The head is FP32 in every target. Seconds and MB are per compute capability; “no …” names what TensorRT-RTX",
-        "lacks there and refuses to build.",
-        "",
-        "| graph | precision | achieved | " + " | ".join(f"sm {one}" for one in RTX_CAPABILITIES) + " |",
-        "|---|---|---" + "|---" * len(RTX_CAPABILITIES) + "|",
-    ]
+def page(heading: str, bundle: Bundle, rows: list[Row]) -> str:
+    shown = []
     for graph in GRAPHS:
         for precision in PRECISIONS:
             cells = [row for row in rows if (row.graph, row.precision) == (graph, precision)]
@@ -122,40 +108,49 @@ def report(bundle: Bundle, rows: list[Row]) -> str:
                 f"no {row.reason}" if row.reason else f"{row.seconds:.1f} s, {row.size / 1e6:.1f} MB" for row in cells
             ]
             achieved = _report(bundle, precision)["engines"][graph]["achieved"]
-            shares = ", ".join(f"{share:.2%} {name}" for name, share in achieved.items())
-            lines.append(f"| {graph} | {precision} | {shares} | " + " | ".join(texts) + " |")
-    return "\n".join([*lines, "", *proofs(bundle)])
+            shown.append(
+                [graph, precision, ", ".join(f"{share:.2%} {name}" for name, share in achieved.items()), *texts]
+            )
+    capabilities = " | ".join(f"sm {one}" for one in RTX_CAPABILITIES)
+    return f"""{heading}
+`{bundle.name}`, images of {bundle.preprocessing.size} pixels a side; profile {PROFILE}; on a shared machine; one build
+each, from the file to the bytes. **No engine ran: there was no GPU.**
+
+Precision is the share of multiply-accumulates, by the types of the graph; the engines are strongly typed.
+The head is FP32 in every target. Seconds and MB are per compute capability; “no …” names what TensorRT-RTX
+lacks there and refuses to build.
+
+{report.table(f"graph | precision | achieved | {capabilities}", shown)}
+{proofs(bundle)}"""
 
 
-def proofs(bundle: Bundle) -> list[str]:
+def proofs(bundle: Bundle) -> str:
     """What the types of each target cost, and what the target adds to the bundle."""
-    lines = [
-        "## What the types cost, and what a target weighs",
-        "",
-        f"The whole graph of each target against FP32 (ONNX Runtime) on {GATE_CASES} phantoms, run on the CPU with",
-        "each value rounded to its type (FP16, BF16: onnx.reference; FP32, INT8: ONNX Runtime). It proves the graph,",
-        "not the engine. The model is untrained: its decisions say nothing. INT8 was calibrated on",
-        f"{CALIBRATION_CASES} other phantoms, with all layers quantized whatever the limits.",
-        "",
-        "| target | embedding, largest relative Δ | mean Δp | largest Δp | flipped | graphs and weights | engines |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    rows = []
     for precision in PRECISIONS:
         proof = _report(bundle, precision)["graph"]
         embedding = next(check["value"] for check in proof["checks"] if check["name"].startswith("embedding"))
         folder = RTX.folder(precision)
         sizes = {name: facts["bytes"] for name, facts in bundle.entry["files"].items() if name.startswith(folder)}
         engines = sum(size for name, size in sizes.items() if name.endswith(".engine"))
-        lines.append(
-            f"| {RTX.name}:{precision} | {embedding:.2g} | {proof['mean_difference']:.2g} | "
-            f"{proof['max_difference']:.2g} | {proof['decisions_flipped']} of {proof['cases']} | "
-            f"{(sum(sizes.values()) - engines) / 1e6:.1f} MB | {engines / 1e6:.1f} MB |"
-        )
+        moved = (f"{value:.2g}" for value in (embedding, proof["mean_difference"], proof["max_difference"]))
+        flipped = f"{proof['decisions_flipped']} of {proof['cases']}"
+        weights = f"{(sum(sizes.values()) - engines) / 1e6:.1f} MB"
+        rows.append([f"{RTX.name}:{precision}", *moved, flipped, weights, f"{engines / 1e6:.1f} MB"])
     whole = sum(facts["bytes"] for facts in bundle.entry["files"].values())
     rest = whole - sum(
         facts["bytes"] for name, facts in bundle.entry["files"].items() if name.startswith(f"engines/{RTX.name}-")
     )
-    return [*lines, "", f"The bundle without these targets: {rest / 1e6:.1f} MB. Each engine is for all GPUs at once."]
+    header = "target | embedding, largest relative Δ | mean Δp | largest Δp | flipped | graphs and weights | engines"
+    return f"""## What the types cost, and what a target weighs
+
+The whole graph of each target against FP32 (ONNX Runtime) on {GATE_CASES} phantoms, run on the CPU with
+each value rounded to its type (FP16, BF16: onnx.reference; FP32, INT8: ONNX Runtime). It proves the graph,
+not the engine. The model is untrained: its decisions say nothing. INT8 was calibrated on
+{CALIBRATION_CASES} other phantoms, with all layers quantized whatever the limits.
+
+{report.table(header, rows)}
+The bundle without these targets: {rest / 1e6:.1f} MB. Each engine is for all GPUs at once."""
 
 
 def _report(bundle: Bundle, precision: str) -> dict[str, Any]:
@@ -164,11 +159,11 @@ def _report(bundle: Bundle, precision: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    if len(sys.argv) != 1:
-        raise SystemExit(__doc__)
+    report.parser(__doc__).parse_args()
+    heading = report.heading("TensorRT-RTX engine builds", ("torch", "onnx"))
     with tempfile.TemporaryDirectory() as folder:
         bundle = exported(Path(folder))
-        print(report(bundle, list(measure(bundle))))
+        print(page(heading, bundle, list(measure(bundle))))
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.attention_pool_check import branches_of
-from benchmarks.evidence import NEVER, OUT_OF_TIME, Deadline, failure
+from benchmarks.gpu.kernel_check import branches_of
+from benchmarks.gpu.stage import NEVER, OUT_OF_TIME, Deadline, failure
 from mpmmu_rt._optional import require
 from mpmmu_rt.kernels import check
 from mpmmu_rt.kernels.attention_pool import AttentionPool, Pool, device_facts

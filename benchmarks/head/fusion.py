@@ -1,6 +1,6 @@
-"""The AUC table of the tiny preset: mammography alone, ultrasound alone, fused; on phantoms, which are no patients.
+"""What fusing gains: the AUC of mammography alone, ultrasound alone and both, of preset tiny on phantoms (no patients).
 
-    python benchmarks/phantom_auc.py > benchmarks/results/phantom_auc_tiny.md
+    python -m benchmarks.head.fusion [SEED …] > benchmarks/results/phantom_auc_tiny.md
 
 Each seed trains on 600 phantoms and is measured on 1000 others. The single modalities' heads are of the same kind
 as the fused one, fitted on that modality's embedding alone.
@@ -8,7 +8,6 @@ as the fused one, fitted on that modality's embedding alone.
 
 from __future__ import annotations
 
-import sys
 import tempfile
 import time
 from dataclasses import replace
@@ -16,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mpmmu_rt import machine
+from benchmarks import report
 from mpmmu_rt.model.config import tiny
 from mpmmu_rt.model.evaluation import estimate_auc
 from mpmmu_rt.model.phantom import ceilings, phantom_pixels
@@ -52,21 +51,20 @@ def measure(seed: int, pixels: dict[Modality, Array], label: Array) -> tuple[lis
     return cells, seconds
 
 
-def main() -> None:
+def main(seeds: list[int]) -> None:
     pixels, label = phantom_pixels(HELD_OUT, seed=HELD_OUT_SEED, preprocessing=tiny().preprocessing)
-    facts = machine.describe()
-    print(f"# Phantom AUC, preset tiny: {PHANTOMS} phantoms to learn from, {HELD_OUT} others to measure on\n")
-    print(
-        f"{facts['cpu']}, {facts['threads']} threads, {machine.package_versions(('torch', 'scikit-learn', 'numpy'))}."
-    )
+    title = f"Phantom AUC, preset tiny: {PHANTOMS} phantoms to learn from, {HELD_OUT} others to measure on"
+    print(report.heading(title, ("torch", "scikit-learn")))
     print("95 % intervals (DeLong). Phantoms are drawings: these figures say nothing about patients.\n")
-    print("| seed | mammography alone | ultrasound alone | fused | training |\n|---|---|---|---|---|")
-    for seed in map(int, sys.argv[1:] or ("0", "1", "2")):
+    print(report.columns("seed | mammography alone | ultrasound alone | fused | training"))
+    for seed in seeds:
         cells, seconds = measure(seed, pixels, label)
-        print(f"| {seed} | {' | '.join(cells)} | {seconds:.0f} s |", flush=True)
+        print(report.row([seed, *cells, f"{seconds:.0f} s"]), flush=True)
     best = ceilings()
-    print(f"| best possible | {best['mammography']:.3f} | {best['ultrasound']:.3f} | {best['fused']:.3f} | |")
+    print(report.row(["best possible", *(f"{best[name]:.3f}" for name in (*MODALITIES, "fused")), ""]))
 
 
 if __name__ == "__main__":
-    main()
+    parser = report.parser(__doc__)
+    parser.add_argument("seeds", type=int, nargs="*", metavar="seed", help="instead of 0 1 2")
+    main(parser.parse_args().seeds or [0, 1, 2])

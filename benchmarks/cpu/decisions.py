@@ -1,6 +1,6 @@
 """Decisions of every CPU target through finished bundles, against torch and scikit-learn.
 
-    python -m benchmarks.decisions CHECKPOINT REAL_PAIRS.csv > benchmarks/results/decisions_<machine>.md
+    python -m benchmarks.cpu.decisions CHECKPOINT REAL_PAIRS.csv > benchmarks/results/decisions_<machine>.md
 
 Two bundles are exported with the default limits, INT8 calibrated on phantoms and on real pairs: every other patient is
 calibrated on, the rest is the gate's. A target that the gate refuses is not in the bundle: its row says why. Judged is
@@ -10,14 +10,13 @@ on real pairs, these are the ones that its gate has chosen the float layers by.
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
-from mpmmu_rt import machine
+from benchmarks import report
 from mpmmu_rt.cases import Manifest, read_manifest
 from mpmmu_rt.export import Wanted, export_checkpoint
 from mpmmu_rt.export.encoders import Encoders
@@ -43,9 +42,9 @@ def read(manifest: Manifest, preprocessing: Preprocessing) -> tuple[Pixels, Arra
 def judge(name: str, got: Array, want: Array, labels: Array, threshold: float) -> str:
     flips = int(np.sum((got >= threshold) != (want >= threshold)))
     auc = roc_auc_score(labels, want), roc_auc_score(labels, got)
-    return (
-        f"| {name} | {len(got)} | {np.abs(got - want).max():.2g} | {np.abs(got - want).mean():.2g} | {flips} | "
-        f"{auc[0]:.4f} | {auc[1] - auc[0]:+.4f} |"
+    off = np.abs(got - want)
+    return report.row(
+        [name, len(got), f"{off.max():.2g}", f"{off.mean():.2g}", flips, f"{auc[0]:.4f}", f"{auc[1] - auc[0]:+.4f}"]
     )
 
 
@@ -58,7 +57,8 @@ def main(folder: Path, real: Path) -> None:
     real_pixels, real_labels = read(pairs, preprocessing)
     groups = [case.group for case in pairs.cases]
     unseen = np.array([group not in list(dict.fromkeys(groups))[::2] for group in groups])
-    print(f"# Decisions\n\n{machine.describe()}\n\nCheckpoint {folder.name}: {checkpoint.card.get('trained_on', '')}\n")
+    print(report.heading("Decisions", ("torch", "scikit-learn")))
+    print(f"Checkpoint {folder.name}: {checkpoint.card.get('trained_on', '')}\n")
     with tempfile.TemporaryDirectory() as temporary:
         calibrations = {
             "phantoms": (write_phantoms(400, Path(temporary) / "cases", seed=3), np.full(len(groups), True)),
@@ -70,8 +70,7 @@ def main(folder: Path, real: Path) -> None:
             reports = bundle.entry["precision"]
             gate = reports["openvino:int8"].get("source", "the same manifest's other patients")
             print(f"\n## Calibrated on {source}, gate: {gate}\n")
-            print("| target, cases | n | max Δp | mean Δp | flips | AUC of the original | ΔAUC |")
-            print("|---|---|---|---|---|---|---|")
+            print(report.columns("target, cases | n | max Δp | mean Δp | flips | AUC of the original | ΔAUC"))
             sets = {
                 "phantoms": (phantoms, drawn),
                 "real pairs": ({m: real_pixels[m][judged] for m in MODALITIES}, real_labels[judged]),
@@ -79,7 +78,7 @@ def main(folder: Path, real: Path) -> None:
             for target in TARGETS:
                 if target not in bundle.targets:
                     reason = reports.get(target, {}).get("reason", "it does not run on this processor")
-                    print(f"| {target} | left out: {reason} | | | | | |")
+                    print(report.row([target, f"left out: {reason}", *[""] * 5]))
                     continue
                 with load(output, target) as predictor:
                     for name, (pixels, labels) in sets.items():
@@ -91,4 +90,8 @@ def main(folder: Path, real: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    parser = report.parser(__doc__)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("real_pairs", type=Path, help="a manifest with labels")
+    given = parser.parse_args()
+    main(given.checkpoint, given.real_pairs)

@@ -1,7 +1,7 @@
 """The whole way on a GPU: is it right, what does it take, and where does the time go.
 
-    python -m benchmarks.device_path BUNDLE [--targets TARGET …]    writes results/<gpu>/device_path.json and .md
-    python -m benchmarks.device_path BUNDLE --write-expected FILE   on any machine with onnxruntime, no GPU needed
+    python -m benchmarks.gpu.device_path BUNDLE [--targets TARGET …]    writes results/<gpu>/device_path.json and .md
+    python -m benchmarks.gpu.device_path BUNDLE --write-expected FILE   on any machine with onnxruntime, no GPU needed
 
 For every GPU target that BUNDLE lists: latency at batch 1, 8, 32 and 128, with CUDA graphs and without, and of the
 whole-graph engine. Every call gets other cases than the one before (noise, each of another grey level), and is held to
@@ -30,36 +30,35 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.device_answers import Cases, Judge, Pixels, ask_processor, draw, write_expected
-from benchmarks.device_report import markdown, problems
-from benchmarks.evidence import (
+from benchmarks.gpu.device_answers import Cases, Judge, ask_processor, draw, write_expected
+from benchmarks.gpu.device_report import markdown, problems
+from benchmarks.gpu.device_variants import Variant, variants
+from benchmarks.gpu.stage import (
     NEVER,
     OUT_OF_TIME,
     Deadline,
-    commit_of_tree,
     end_on_sigterm,
     failure,
-    folder_of,
+    parser,
     run_child,
-    save,
     say,
     tail,
     versions,
+    with_bundle,
 )
+from benchmarks.report import command, commit_of_tree, folder_of, save
 from mpmmu_rt import machine
 from mpmmu_rt.bundle import Bundle
-from mpmmu_rt.engines import engine, known_engine
+from mpmmu_rt.engines import known_engine
 from mpmmu_rt.engines.shared.gpu import gpu
 from mpmmu_rt.errors import EngineError, MpmmuError
 from mpmmu_rt.files import atomic_file
-from mpmmu_rt.predictor import Predictor
 from mpmmu_rt.spec import Array, Target
 
 BATCHES = (1, 8, 32, 128)
@@ -71,103 +70,7 @@ SECONDS = 540.0
 LEAST_SECONDS = 30.0  # with less, a target is not begun
 JUDGING_SECONDS = 15.0  # of its share, in which a target measures no more and judges what it has measured
 GPU_ENGINES = ("tensorrt-rtx", "tensorrt", "onnxruntime-cuda")
-# What a variant asks of a TensorRT pipeline.
-VARIANTS: Mapping[str, Mapping[str, bool]] = {
-    "device path, CUDA graph": {"graphs": True},
-    "device path, no graph": {"graphs": False},
-    "whole graph, CUDA graph": {"graphs": True, "whole_graph": True},
-}
-Call = Callable[[Pixels], tuple[dict[str, Array], Mapping[str, float]]]
 Note = Callable[[Mapping[str, Any]], object]
-
-
-# ---------------------------------------------------------------- what runs
-
-
-@dataclass
-class Variant:
-    """One way to run a target. asked: of a TensorRT pipeline; empty for another engine."""
-
-    name: str
-    call: Call
-    pipeline: Any
-    asked: Mapping[str, bool] = field(default_factory=dict)
-    alone: Array | None = None  # embeddings of every case on its own, in a precision that is too coarse without
-    wrong: str | None = None  # with those
-
-    def ask_alone(self, judge: Judge, deadline: Deadline) -> None:
-        """Fill `alone` and `wrong`."""
-        rows = []
-        for row in range(judge.cases.count):
-            if deadline.passed:
-                self.wrong = f"{OUT_OF_TIME} before every case was asked on its own"
-                return
-            rows.append(self.call(judge.cases.rows(slice(row, row + 1)))[0]["embedding"].copy())
-        self.alone = np.concatenate(rows)
-        self.wrong = judge.anchor(self.alone)
-
-    @property
-    def largest(self) -> int | None:
-        """The largest batch that the engines take at once; None where any will do."""
-        batches = getattr(self.pipeline, "batches", None)
-        return None if batches is None else int(batches.profile.max)
-
-    def runs(self, batch: int) -> int:
-        return 1 if self.largest is None else -(-batch // self.largest)
-
-    def facts(self) -> dict[str, Any]:
-        """What really ran: kind, largest batch, kernel strategy, sizes captured and why not, remarks."""
-        batches = getattr(self.pipeline, "batches", None)
-        facts = {
-            "ran": getattr(self.pipeline, "name", self.name),
-            "largest_batch": self.largest,
-            "head": str(self.pipeline.head_target),
-            "pool": getattr(self.pipeline, "pool", None),
-            "remarks": list(self.pipeline.remarks),
-        }
-        if batches is not None:
-            captured = list(batches.captured)
-            facts |= {"captured": captured, "captured_count": len(captured), "not_captured": batches.not_captured}
-        return facts
-
-    def problem(self) -> str | None:
-        """What it did not do that it was asked for; asked after it has run."""
-        facts, found = self.facts(), [self.wrong] if self.wrong else []
-        if self.asked and not self.asked.get("whole_graph") and facts["ran"] != "device path":
-            found.append(f"the whole graph ran instead of the device path: {getattr(self.pipeline, 'reason', '')}")
-        if self.asked.get("graphs") and not facts["captured"]:
-            found.append(f"no batch was captured into a CUDA graph: {facts['not_captured'] or 'nothing ran'}")
-        return "; ".join(found) or None
-
-
-def variants(bundle: Bundle, target: Target, closing: ExitStack) -> tuple[list[Variant], dict[str, str]]:
-    """What to run of a target, and of variants that can't be loaded the reason. Raises `MpmmuError` where none can."""
-    if target.engine == "onnxruntime-cuda":
-        predictor = closing.enter_context(Predictor(bundle, target))
-
-        def predict(pixels: Pixels) -> tuple[dict[str, Array], Mapping[str, float]]:
-            found = predictor.predict(pixels)
-            return {"probability": found.probability, "embedding": found.embedding}, found.stages_ms
-
-        return [Variant(target.engine, predict, predictor)], {}
-    found: Any = engine(target)  # a TensorRT, whose pipelines take the options of `VARIANTS`
-    loaded, failed = list[Variant](), dict[str, str]()
-    width = int(bundle.tensors["embedding"].shape[1])
-    for name, asked in VARIANTS.items():
-        try:
-            pipeline = found.pipeline(bundle, target.precision, 1, **asked)
-        except Exception as error:  # noqa: BLE001  # TensorRT and CUDA raise all kinds: recorded, the others go on
-            failed[name] = failure(error)
-            continue
-        closing.callback(pipeline.close)
-
-        def run(pixels: Pixels, pipeline: Any = pipeline) -> tuple[dict[str, Array], Mapping[str, float]]:
-            embedding = np.empty((len(pixels["mammography"]), width), np.float32)
-            said, stages = pipeline.run(pixels, embedding)
-            return {"probability": said["probability"], "embedding": embedding}, stages
-
-        loaded.append(Variant(name, run, pipeline, asked))
-    return loaded, failed
 
 
 # ---------------------------------------------------------------- how long?
@@ -286,9 +189,9 @@ def in_process(arguments: Sequence[str], folder: Path) -> Callable[[Target, Dead
             found: dict[str, Any] = json.loads(part.read_text(encoding="utf-8")) if part.exists() else {}
             return found
 
-        command = [sys.executable, "-m", "benchmarks.device_path", *arguments, "--targets", str(target)]
-        command += ["--part", str(part), "--seconds", f"{max(1.0, deadline.left() - JUDGING_SECONDS):.0f}"]
-        status, seconds = run_child(command, deadline.left(), log, watch=lambda: note(so_far()))
+        child = [sys.executable, "-m", "benchmarks.gpu.device_path", *arguments, "--targets", str(target)]
+        child += ["--part", str(part), "--seconds", f"{max(1.0, deadline.left() - JUDGING_SECONDS):.0f}"]
+        status, seconds = run_child(child, deadline.left(), log, watch=lambda: note(so_far()))
         report = so_far()
         if status is None:
             report["failed"] = f"{OUT_OF_TIME}: ended after {seconds:.0f} s. {tail(log)}".strip()
@@ -320,6 +223,7 @@ def on_gpu(
     """Run all targets. keep: is given the report so far, time and again. source: of the expected answers."""
     report: dict[str, Any] = {
         "gpu": name,
+        "command": command(),
         "commit": commit,
         "date": datetime.now(UTC).isoformat(),
         "bundle": {"name": bundle.name, "trained": bundle.trained, "digest": bundle.digest},
@@ -349,16 +253,11 @@ def on_gpu(
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle", type=Path)
-    parser.add_argument("--targets", nargs="*", default=[], help="instead of all GPU targets of the bundle")
-    parser.add_argument("--out", type=Path, help="folder of the results")
-    parser.add_argument("--seconds", type=float, default=SECONDS, help="what does not fit in is left out")
-    parser.add_argument("--expected", type=Path, help="a file of --write-expected, instead of asking onnxruntime here")
-    parser.add_argument("--write-expected", type=Path, help="only write that file; needs no GPU")
-    parser.add_argument("--commit", help="of the tree, where it has no repository")
-    parser.add_argument("--part", type=Path, help=argparse.SUPPRESS)  # one target, in this process; its report only
-    given = parser.parse_args()
+    options = parser(__doc__, SECONDS)
+    with_bundle(options, required=True)
+    options.add_argument("--write-expected", type=Path, help="only write that file; needs no GPU")
+    options.add_argument("--part", type=Path, help=argparse.SUPPRESS)  # one target, in this process; its report only
+    given = options.parse_args()
     deadline = Deadline.after(given.seconds)
     end_on_sigterm()
     try:

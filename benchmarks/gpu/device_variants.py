@@ -1,0 +1,111 @@
+"""The ways to run a GPU target that are held against each other, and what of each really ran."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from benchmarks.gpu.device_answers import Judge, Pixels
+from benchmarks.gpu.stage import OUT_OF_TIME, Deadline, failure
+from mpmmu_rt.bundle import Bundle
+from mpmmu_rt.engines import engine
+from mpmmu_rt.predictor import Predictor
+from mpmmu_rt.spec import Array, Target
+
+# What a variant asks of a TensorRT pipeline.
+VARIANTS: Mapping[str, Mapping[str, bool]] = {
+    "device path, CUDA graph": {"graphs": True},
+    "device path, no graph": {"graphs": False},
+    "whole graph, CUDA graph": {"graphs": True, "whole_graph": True},
+}
+Call = Callable[[Pixels], tuple[dict[str, Array], Mapping[str, float]]]
+
+
+@dataclass
+class Variant:
+    """One way to run a target. asked: of a TensorRT pipeline; empty for another engine."""
+
+    name: str
+    call: Call
+    pipeline: Any
+    asked: Mapping[str, bool] = field(default_factory=dict)
+    alone: Array | None = None  # embeddings of every case on its own, in a precision that is too coarse without
+    wrong: str | None = None  # with those
+
+    def ask_alone(self, judge: Judge, deadline: Deadline) -> None:
+        """Fill `alone` and `wrong`."""
+        rows = []
+        for row in range(judge.cases.count):
+            if deadline.passed:
+                self.wrong = f"{OUT_OF_TIME} before every case was asked on its own"
+                return
+            rows.append(self.call(judge.cases.rows(slice(row, row + 1)))[0]["embedding"].copy())
+        self.alone = np.concatenate(rows)
+        self.wrong = judge.anchor(self.alone)
+
+    @property
+    def largest(self) -> int | None:
+        """The largest batch that the engines take at once; None where any will do."""
+        batches = getattr(self.pipeline, "batches", None)
+        return None if batches is None else int(batches.profile.max)
+
+    def runs(self, batch: int) -> int:
+        return 1 if self.largest is None else -(-batch // self.largest)
+
+    def facts(self) -> dict[str, Any]:
+        """What really ran: kind, largest batch, kernel strategy, sizes captured and why not, remarks."""
+        batches = getattr(self.pipeline, "batches", None)
+        facts = {
+            "ran": getattr(self.pipeline, "name", self.name),
+            "largest_batch": self.largest,
+            "head": str(self.pipeline.head_target),
+            "pool": getattr(self.pipeline, "pool", None),
+            "remarks": list(self.pipeline.remarks),
+        }
+        if batches is not None:
+            captured = list(batches.captured)
+            facts |= {"captured": captured, "captured_count": len(captured), "not_captured": batches.not_captured}
+        return facts
+
+    def problem(self) -> str | None:
+        """What it did not do that it was asked for; asked after it has run."""
+        facts, found = self.facts(), [self.wrong] if self.wrong else []
+        if self.asked and not self.asked.get("whole_graph") and facts["ran"] != "device path":
+            found.append(f"the whole graph ran instead of the device path: {getattr(self.pipeline, 'reason', '')}")
+        if self.asked.get("graphs") and not facts["captured"]:
+            found.append(f"no batch was captured into a CUDA graph: {facts['not_captured'] or 'nothing ran'}")
+        return "; ".join(found) or None
+
+
+def variants(bundle: Bundle, target: Target, closing: ExitStack) -> tuple[list[Variant], dict[str, str]]:
+    """What to run of a target, and of variants that can't be loaded the reason. Raises `MpmmuError` where none can."""
+    if target.engine == "onnxruntime-cuda":
+        predictor = closing.enter_context(Predictor(bundle, target))
+
+        def predict(pixels: Pixels) -> tuple[dict[str, Array], Mapping[str, float]]:
+            found = predictor.predict(pixels)
+            return {"probability": found.probability, "embedding": found.embedding}, found.stages_ms
+
+        return [Variant(target.engine, predict, predictor)], {}
+    found: Any = engine(target)  # a TensorRT, whose pipelines take the options of `VARIANTS`
+    loaded, failed = list[Variant](), dict[str, str]()
+    width = int(bundle.tensors["embedding"].shape[1])
+    for name, asked in VARIANTS.items():
+        try:
+            pipeline = found.pipeline(bundle, target.precision, 1, **asked)
+        except Exception as error:  # noqa: BLE001  # TensorRT and CUDA raise all kinds: recorded, the others go on
+            failed[name] = failure(error)
+            continue
+        closing.callback(pipeline.close)
+
+        def run(pixels: Pixels, pipeline: Any = pipeline) -> tuple[dict[str, Array], Mapping[str, float]]:
+            embedding = np.empty((len(pixels["mammography"]), width), np.float32)
+            said, stages = pipeline.run(pixels, embedding)
+            return {"probability": said["probability"], "embedding": embedding}, stages
+
+        loaded.append(Variant(name, run, pipeline, asked))
+    return loaded, failed

@@ -1,0 +1,86 @@
+"""What needs no GPU of the attention pool kernel: what the compiler says of it, its floor, and what would be chosen."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterable
+
+from benchmarks.gpu.kernel_times import product
+from benchmarks.report import command, table
+from mpmmu_rt.kernels.plan import SAMPLES, Device, choose, floor
+from mpmmu_rt.kernels.resources import ARCHITECTURES, instances, with_nvcc
+
+BATCHES = (1, 8, 32, 128)
+# By data sheet and programming guide, for the table of what would be chosen.
+KNOWN = {
+    "A100 (8.0)": Device((8, 0), 108, 163 << 10, 164 << 10, 40 << 20),
+    "RTX 4090 (8.9)": Device((8, 9), 128, 99 << 10, 100 << 10, 72 << 20),
+    "H200 (9.0)": Device((9, 0), 132, 227 << 10, 228 << 10, 50 << 20),
+    "RTX 5090 (12.0)": Device((12, 0), 170, 99 << 10, 100 << 10, 96 << 20),
+}
+
+
+def resources() -> str:
+    """Every instance for every architecture, as Markdown. Raises `EngineError` without nvcc."""
+    rows = []
+    for architecture in ARCHITECTURES:
+        found = {one.name: one for one in with_nvcc(architecture, instances(architecture))}
+        for exchange in ("alone", "cluster", "grid"):
+            part = [one for one in found.values() if f"_{exchange}_" in one.name]
+            for samples in SAMPLES if part else ():
+                some = [one for one in part if one.name.endswith(f"_{samples}")]
+                registers = sorted({one.registers for one in some})
+                spills = sum(one.spill_bytes + one.stack_bytes for one in some)
+                shared = max(one.shared_bytes for one in some)
+                span = f"{registers[0]} to {registers[-1]}" if len(registers) > 1 else registers[0]
+                rows.append((architecture, exchange, samples, len(some), span, shared, spills))
+        print(f"sm_{architecture}: {len(found)} kernels", file=sys.stderr)
+    version = subprocess.run(["nvcc", "--version"], capture_output=True, text=True, check=True).stdout
+    release = re.search(r"release [\d.]+, V[\d.]+", version)
+    return f"""# Attention pool kernel: resources, floor and choice
+
+Made by `{command()}`. No GPU was used: nothing on this page is a time.
+
+## What ptxas says
+
+nvcc {release[0] if release else version}, `-std=c++17`, 256 threads. Each row: float32, float16 and bfloat16, channels
+first and last. Shared memory is dynamic: its size is in the third table.
+
+{
+        table(
+            "sm | exchange | samples at once | kernels | registers | static shared, bytes | spills and stack, bytes",
+            rows,
+        )
+    }
+## Floor
+
+2048 channels, CBAM (128 hidden units) and ECA. Bytes: feature maps and float32 weights read once, embedding written
+once. One launch.
+
+{table("feature map | element | batch | bytes | operations", floors())}
+## What is chosen
+
+By the cost model of `kernels/plan.py`, which no measurement has confirmed: *not measured*. "held": CBAM's feature map
+stays in shared memory; "re-read": it does not; "one pass": ECA.
+
+{table("device | feature map | element | batch | strategy | shared memory of a block, bytes", choices())}"""
+
+
+def floors() -> Iterable[tuple[object, ...]]:
+    for size in (7, 32):
+        branches = (product(size)[0].branch, product(size)[1].branch)
+        for element in ("float32", "float16"):
+            for batch in BATCHES:
+                least = floor(branches, batch, element)
+                yield f"{size} x {size}", element, batch, f"{least.bytes:,}", f"{least.operations:,}"
+
+
+def choices() -> Iterable[tuple[object, ...]]:
+    for name, device in KNOWN.items():
+        for size in (7, 32):
+            branches = (product(size)[0].branch, product(size)[1].branch)
+            for batch in BATCHES:
+                one = choose(branches, batch, "float16", False, device)
+                yield name, f"{size} x {size}", one.element, batch, one, f"{one.shared_bytes:,}"
