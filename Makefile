@@ -1,12 +1,18 @@
 # Two targets do everything on a fresh machine with Python 3.11 or newer:
 #   make demo   environment, reference model, sample cases, latencies, predictions
 #   make test   lint, types, tests
+# For the daily loop:
+#   make quick  lint, types, every test that is not slow
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO := demo
+PYTEST = $(BIN)/python -m pytest --benchmark-disable --numprocesses 2 --dist loadfile
+ENGINE_TESTS = tests/test_openvino.py tests/test_engines.py tests/test_verify.py tests/test_blob_cache.py \
+  tests/test_bundles_of_before.py tests/test_promises.py tests/export/test_quantization.py \
+  tests/export/test_quantization_gate.py tests/export/test_targets.py tests/export/test_rounding.py
 
-.PHONY: demo test lint types tests bench gpu-evidence clean
+.PHONY: demo test quick lint types tests processors bench gpu-evidence clean
 
 demo: $(DEMO)/reference.bundle $(DEMO)/phantoms
 	$(BIN)/mpmmu-rt doctor
@@ -34,7 +40,16 @@ types: $(VENV)/.installed
 	$(BIN)/mypy
 
 tests: $(VENV)/.installed
-	$(BIN)/python -m pytest --benchmark-disable --numprocesses 2 --dist loadfile
+	$(PYTEST)
+
+quick: lint types
+	$(PYTEST) -m 'not slow'
+
+# The engine tests as on lesser processors: oneDNN, which convolves for OpenVINO and torch, takes no more than is named;
+# names beyond what the processor has limit nothing. A processor can't be made to have more.
+processors: $(VENV)/.installed
+	for isa in SSE41 AVX2 AVX512_CORE AVX512_CORE_VNNI; do \
+	  echo "== $$isa" && ONEDNN_MAX_CPU_ISA=$$isa $(PYTEST) $(ENGINE_TESTS) || exit 1; done
 
 bench: $(DEMO)/reference.bundle
 	$(BIN)/python -m pytest benchmarks --benchmark-only --bundle $(DEMO)/reference.bundle

@@ -1,8 +1,8 @@
 """The picture of the README: milliseconds per pair on every target, from a stored result.
 
-    python -m benchmarks.picture
+    python -m benchmarks.cpu.picture
 
-reads `RESULT`, a page of `benchmarks.cpu_targets`, and writes `PICTURE`. The same page gives the same bytes: no date,
+reads `RESULT`, a page of `benchmarks.cpu.targets`, and writes `PICTURE`. The same page gives the same bytes: no date,
 no random identifiers, text as outlines. The picture brings its background, for light pages and dark ones.
 """
 
@@ -16,10 +16,10 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
+from benchmarks.report import RESULTS, ROOT
 from mpmmu_rt.files import atomic_file
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULT = ROOT / "benchmarks/results/cpu_targets_epyc-avx2-2cores.md"
+RESULT = RESULTS / "cpu_targets_epyc-avx2-2cores.md"
 PICTURE = ROOT / "docs/speed.svg"
 BATCH = 32
 INK, PALE, OTHERS, OURS = "#1f2328", "#59636e", "#9aa4af", "#0b66c3"

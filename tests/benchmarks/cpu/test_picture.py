@@ -9,7 +9,8 @@ import pytest
 
 pytest.importorskip("matplotlib", reason="matplotlib is not installed: pip install 'mpmmu-rt[plot]'")
 
-from benchmarks.picture import BATCH, PICTURE, RESULT, ROOT, conditions, draw, speeds
+from benchmarks.cpu.picture import BATCH, PICTURE, RESULT, conditions, draw, speeds
+from benchmarks.report import ROOT
 
 RESULTS = RESULT.parent
 TABLES = {
@@ -25,7 +26,9 @@ def page(name: str) -> str:
 
 def test_the_picture_is_the_stored_results(tmp_path: Path) -> None:
     draw(RESULT.read_text(encoding="utf-8"), tmp_path / "speed.svg")
-    assert (tmp_path / "speed.svg").read_bytes() == PICTURE.read_bytes(), "python -m benchmarks.picture, and look at it"
+    assert (tmp_path / "speed.svg").read_bytes() == PICTURE.read_bytes(), (
+        "python -m benchmarks.cpu.picture, and look at it"
+    )
 
 
 def test_another_result_is_another_picture(tmp_path: Path) -> None:
