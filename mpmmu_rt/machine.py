@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 THREADS_VARIABLE = "OMP_NUM_THREADS"
+# How long OpenMP's threads spin before they sleep: reads in libgomp (torch, scikit-learn), ms in Intel's and LLVM's.
+_PATIENCE = {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "1"}
 _EXTENSIONS = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_int8")
 _PACKAGES = (
     "mpmmu-rt",
@@ -65,16 +67,18 @@ def usable_threads() -> int:
 
 
 def own_threads() -> int:
-    """Have every OpenMP library that is loaded from here on use `usable_threads`, and sleep while it waits.
+    """Have every OpenMP library that is loaded from here on use `usable_threads`, and wait for them with patience.
 
-    OpenMP's threads spin for each other's work, by default for as long as some hundred thousand reads take: beside
-    other busy processes each then waits for one that has no core, and training falls to a quarter of its speed
-    (benchmarks/NOTES.md). Has no effect on libraries that are loaded already, and none where the user has set these
-    variables. Called where torch and scikit-learn are about to be imported. Returns the number of threads.
+    OpenMP's threads spin for each other's work, libgomp's for 300,000 reads: where other processes want the cores too,
+    each spins for one that has none. Beside two busy processes on two cores that cost training 3 to 24 times its time
+    alone; with 1,000 reads it is 3 times at the most, and nothing alone, where to sleep at once would cost a quarter
+    (benchmarks/NOTES.md, 2026-11-26). Has no effect on libraries that are loaded already, and none where the user has
+    said how to wait. Called where torch and scikit-learn are about to be imported. Returns the number of threads.
     """
     threads = usable_threads()
     os.environ.setdefault(THREADS_VARIABLE, str(threads))
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    if not any(name in os.environ for name in ("OMP_WAIT_POLICY", *_PATIENCE)):
+        os.environ.update(_PATIENCE)
     return threads
 
 

@@ -107,7 +107,7 @@ def test_training_and_export_own_their_threads(first: str, given: dict[str, str]
     assert set(counts) == {str(usable)}
     rounds = [int(line.split("'")[1]) for line in ran.stderr.splitlines() if "GOMP_SPINCOUNT" in line]
     assert len(rounds) >= len(counts) - 1, "each library has a copy of its own"
-    assert {count > 0 for count in rounds} == {spins}
+    assert {count > 1000 for count in rounds} == {spins}
 
 
 def test_describe_is_json_and_names_what_figures_depend_on() -> None:
