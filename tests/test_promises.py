@@ -10,8 +10,10 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,14 +22,16 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 from typer.testing import CliRunner, Result
 
-from mpmmu_rt import engines, load
+from mpmmu_rt import load
 from mpmmu_rt.bundle import Bundle, seal
 from mpmmu_rt.cli import app
+from mpmmu_rt.engines import known_engine
+from mpmmu_rt.engines.onnxruntime import OnnxRuntime, OnnxRuntimeSession
 from mpmmu_rt.errors import ParityError
 from mpmmu_rt.export import Wanted, export_bundle
 from mpmmu_rt.images import Preprocessing
 from mpmmu_rt.model.phantom import phantom_pixels
-from mpmmu_rt.spec import Target
+from mpmmu_rt.spec import Array, Target
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs/promises.md").read_text(encoding="utf-8")
@@ -132,7 +136,7 @@ def test_bench_announces_an_untrained_model(folder: Path) -> None:
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
 def test_openvinos_answers_are_the_same_in_every_batch(bundle_folder: Path, int8_folder: Path, precision: str) -> None:
     """Embeddings to the bit. The head runs on ONNX Runtime, on the whole batch, and rounds by it."""
-    if problem := engines.known_engine(Target("openvino", precision)).problem(precision):
+    if problem := known_engine(Target("openvino", precision)).problem(precision):
         pytest.skip(str(problem))
     pixels, _ = phantom_pixels(35, seed=31, preprocessing=Preprocessing(size=48))
     with load(int8_folder if precision == "int8" else bundle_folder, f"openvino:{precision}", threads=2) as predictor:
@@ -145,29 +149,24 @@ def test_openvinos_answers_are_the_same_in_every_batch(bundle_folder: Path, int8
     assert len({float(one.probability[0]) for one in alone}) > 10, "cases that are mixed up would pass"
 
 
-MIXING = '''
-from mpmmu_rt.engines.onnxruntime import OnnxRuntime
-
-class Session:
+class Reversing:
     """Computes well, and gives a batch of 7 back in reverse order."""
 
-    def __init__(self, session):
+    def __init__(self, session: OnnxRuntimeSession) -> None:
         self._session, self.inputs, self.outputs = session, session.inputs, session.outputs
 
-    def run(self, feeds):
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         found = self._session.run(feeds)
         return {name: array[::-1].copy() if len(array) == 7 else array for name, array in found.items()}
 
-    def close(self):
+    def close(self) -> None:
         self._session.close()
 
-class Mixing(OnnxRuntime):
-    def load(self, graph, precision, threads):
-        session = super().load(graph, precision, threads)
-        return Session(session) if graph.stem == "head_onnxruntime" else session
 
-ENGINE = Mixing()
-'''
+class Mixing(OnnxRuntime):
+    def load(self, graph: Path, precision: str, threads: int) -> Any:
+        session = super().load(graph, precision, threads)
+        return Reversing(session) if graph.stem == "head_onnxruntime" else session
 
 
 class Corner(nn.Module):
@@ -186,9 +185,7 @@ def test_an_engine_that_mixes_rows_leaves_no_bundle(tmp_path: Path, monkeypatch:
     head = LogisticRegression().fit(np.concatenate(parts, 1), label)
     arguments = {"head": head, "preprocessing": Preprocessing(size=32), "wanted": Wanted(())}
     assert export_bundle(tmp_path / "good.bundle", mammography=Corner(), ultrasound=Corner(), **arguments)
-    (tmp_path / "mpmmu_test_mixing.py").write_text(MIXING)
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setitem(engines._MODULES, "onnxruntime", ("mpmmu_test_mixing", "ENGINE"))
+    monkeypatch.setattr("mpmmu_rt.engines.onnxruntime.ENGINE", Mixing())
     with pytest.raises(ParityError, match=r"batch 7 .*no bundle was written"):
         export_bundle(tmp_path / "bad.bundle", mammography=Corner(), ultrasound=Corner(), **arguments)
     assert not (tmp_path / "bad.bundle").exists()

@@ -28,7 +28,7 @@ from mpmmu_rt.engines.tensorrt import RTX, TENSORRT, TensorRt
 from mpmmu_rt.engines.tensorrt import build as tensorrt_build
 from mpmmu_rt.engines.tensorrt.device_path import DevicePath, WholeGraph
 from mpmmu_rt.engines.tensorrt.sidecar import LICENCE, Built, Profile, Sidecar, graph_digest
-from mpmmu_rt.export import Wanted, export_checkpoint
+from mpmmu_rt.export import Wanted
 from mpmmu_rt.export.precision import to_half
 from mpmmu_rt.kernels.plan import Device
 from mpmmu_rt.kernels.weights import PoolWeights
@@ -146,11 +146,9 @@ def target(
 
 
 @pytest.fixture(scope="session")
-def exported(checkpoint_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Target:
+def exported(finished: Callable[[Wanted], Bundle]) -> Target:
     """A bundle as the export writes it, engines and all. Read only."""
-    folder = tmp_path_factory.mktemp("exported") / "small.bundle"
-    wanted = TargetName("tensorrt-rtx", "fp32", (CAPABILITY,))
-    export_checkpoint(checkpoint_folder, folder, wanted=Wanted((wanted,)))
+    folder = finished(Wanted((TargetName("tensorrt-rtx", "fp32", (CAPABILITY,)),))).path
     graphs = sorted((folder / "engines/tensorrt-rtx-fp32").glob("*.onnx"))
     profile = Sidecar.read(graphs[0].with_name(f"{graphs[0].stem}.engine.json")).profile
     engines = tuple((graph.with_suffix(".engine").read_bytes(), graph, profile.max) for graph in graphs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,13 @@ from torch import Tensor, nn
 from mpmmu_rt import predictor as predictors
 from mpmmu_rt.bundle import GRAPHS, Bundle
 from mpmmu_rt.errors import ExportError, OutputError, ParityError, UnsupportedEstimator
-from mpmmu_rt.export import Data, Wanted, build, export_bundle, graphs, parity
+from mpmmu_rt.export import Data, Wanted, build, export_bundle, graphs, parity, reference
 from mpmmu_rt.export import head as heads
 from mpmmu_rt.export.encoders import Encoders
 from mpmmu_rt.images import Preprocessing
 from mpmmu_rt.model.checkpoint import Checkpoint
+from mpmmu_rt.model.config import EncoderConfig
+from mpmmu_rt.model.config import reference as reference_config
 from mpmmu_rt.model.phantom import phantom_pixels
 from mpmmu_rt.spec import MODALITIES, Array
 
@@ -220,7 +223,7 @@ def test_your_modules_are_left_as_they_were(tmp_path: Path) -> None:
     arguments = custom()
     arguments["mammography"].train()
     cases = Data(labelled(32, 8)[0], None, "eight")
-    bundle = export_bundle(tmp_path / "own.bundle", **arguments, parity_cases=cases)
+    bundle = export_bundle(tmp_path / "own.bundle", **arguments, parity_cases=cases, wanted=Wanted(()))
     assert arguments["mammography"].training
     assert bundle.entry["parity"]["auc_original"] is None
     assert bundle.entry["parity"]["source"] == "eight"
@@ -268,14 +271,14 @@ def test_an_existing_folder_is_refused_before_any_work(checkpoint_folder: Path, 
 
 def test_parity_on_a_manifest(checkpoint_folder: Path, phantom_manifest: Path, tmp_path: Path) -> None:
     output = tmp_path / "small.bundle"
-    bundle = build.export_checkpoint(checkpoint_folder, output, parity_manifest=phantom_manifest)
+    bundle = build.export_checkpoint(checkpoint_folder, output, parity_manifest=phantom_manifest, wanted=Wanted(()))
     assert bundle.entry["parity"]["cases"] == 12
     assert bundle.entry["parity"]["source"].startswith("12 cases of manifest.csv, sha256 ")
     assert bundle.entry["parity"]["auc_original"] == pytest.approx(bundle.entry["parity"]["auc_exported"])
 
 
 def test_two_exports_are_the_same_but_for_nothing(checkpoint_folder: Path, bundle_folder: Path, tmp_path: Path) -> None:
-    again = build.export_checkpoint(checkpoint_folder, tmp_path / "again.bundle")
+    again = build.export_checkpoint(checkpoint_folder, tmp_path / "again.bundle", wanted=Wanted(()))
     first, second = (json.loads((p / "bundle.json").read_text())["files"] for p in (bundle_folder, again.path))
     first.pop("golden/golden.npz")  # a zip archive carries the time
     second.pop("golden/golden.npz")
@@ -297,8 +300,25 @@ def test_threshold_must_be_a_probability(tmp_path: Path) -> None:
         export_bundle(tmp_path / "own.bundle", **custom(), threshold=1.5)
 
 
+def test_a_reference_bundle_is_marked_untrained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of bottlenecks with CBAM and ECA, as the reference model is, and small."""
+    encoder = EncoderConfig(arch="resnet50", width=8)
+    config = replace(
+        reference_config(),
+        mammography=replace(encoder, attention="cbam"),
+        ultrasound=encoder,
+        preprocessing=Preprocessing(size=48),
+    )
+    monkeypatch.setattr("mpmmu_rt.export.reference.reference_config", lambda: config)
+    bundle = build.export_reference(tmp_path / "reference.bundle", wanted=Wanted(()))
+    assert (bundle.trained, bundle.name, bundle.threshold) == (False, "reference", 0.5)
+    assert "UNTRAINED" in bundle.entry["card"]["warning"]
+
+
 @pytest.mark.slow
-def test_reference_bundle_is_marked_untrained(tmp_path: Path) -> None:
+def test_the_reference_model_is_of_full_size_and_passes_parity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its head is fitted on fewer phantoms, which takes half the time."""
+    monkeypatch.setattr(reference, "PHANTOMS", 64)
     bundle = build.export_reference(tmp_path / "reference.bundle", wanted=Wanted(()))
     assert not bundle.trained
     assert "UNTRAINED" in bundle.entry["card"]["warning"]
