@@ -24,6 +24,7 @@ def test_predict(benchmark: BenchmarkFixture, predictor: Predictor, batch: int) 
     np.testing.assert_allclose(prediction.probability, want, rtol=0, atol=PROBABILITY_TOLERANCE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("side", "depth"), [(512, 8), (3328, 16)])
 def test_read_pixels(benchmark: BenchmarkFixture, tmp_path: Path, side: int, depth: int) -> None:
     y, x = np.mgrid[:side, :side]

@@ -163,6 +163,7 @@ def answer(folder: Path, threads: int = 1) -> tuple[Prediction, bool]:
         return predictor.predict(pixels(folder)), compiled_anew(predictor)
 
 
+@pytest.mark.slow
 def test_a_second_start_compiles_nothing_and_says_the_same_to_the_bit(
     int8_folder: Path, cache: BlobCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -184,6 +185,7 @@ def test_a_second_start_compiles_nothing_and_says_the_same_to_the_bit(
     assert len(cache.entries()) == 2
 
 
+@pytest.mark.slow
 def test_a_damaged_model_is_compiled_again(int8_folder: Path, cache: BlobCache) -> None:
     needs_int8()
     want, _ = answer(int8_folder)
@@ -197,6 +199,7 @@ def test_a_damaged_model_is_compiled_again(int8_folder: Path, cache: BlobCache) 
     np.testing.assert_array_equal(got.embedding, want.embedding)
 
 
+@pytest.mark.slow
 def test_a_whole_entry_that_is_no_int8_model_is_not_run(int8_folder: Path, cache: BlobCache) -> None:
     """Whatever wrote it: the digest is right, and the model is one of FP32."""
     needs_int8()
@@ -213,6 +216,7 @@ def test_a_whole_entry_that_is_no_int8_model_is_not_run(int8_folder: Path, cache
         np.testing.assert_array_equal(got.embedding, want.embedding)
 
 
+@pytest.mark.slow
 def test_a_bundle_that_is_replaced_meanwhile_is_not_mixed_with_the_old_one(
     int8_folder: Path, bundle_folder: Path, cache: BlobCache, tmp_path: Path
 ) -> None:

@@ -125,6 +125,7 @@ def test_an_altered_file_has_the_exit_code_of_failed_verification(folder: Path) 
     assert caught.value.exit_code == 3
 
 
+@pytest.mark.slow
 def test_a_bit_flipped_anywhere_in_bundle_json_is_refused_or_changes_nothing(folder: Path) -> None:
     path = folder / "bundle.json"
     data = path.read_bytes()
@@ -338,6 +339,7 @@ def bomb(path: Path) -> None:
     assert path.stat().st_size < bundles.MAX_POOL_BYTES / 100
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alter", [empty, truncate, pickled, plain_array, bomb])
 def test_pool_weights_that_were_sealed_broken(folder: Path, alter: Callable[[Path], None]) -> None:
     alter(folder / "onnx/attention_pool.npz")

@@ -34,6 +34,7 @@ def test_it_opens_and_says_the_same_of_itself() -> None:
     assert "decisions flipped" in described.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", TARGETS[:3])
 def test_it_verifies_and_answers_as_before(target: str) -> None:
     with load(BEFORE, target) as predictor:

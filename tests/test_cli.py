@@ -121,6 +121,7 @@ def test_a_profile_that_makes_no_sense(
     assert not (tmp_path / "b").exists()
 
 
+@pytest.mark.slow
 def test_a_profile_reaches_the_engines(checkpoint_folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
     arguments = ("--target", "tensorrt-rtx:fp32@89", "--profile", "4", "--json")
@@ -313,6 +314,7 @@ def test_doctor_fails_where_nothing_runs(monkeypatch: pytest.MonkeyPatch) -> Non
     assert document(call("doctor", "--json"))["targets"][0]["usable"] is False
 
 
+@pytest.mark.slow
 def test_bench_writes_json_to_stdout_or_to_a_file(bundle_folder: Path, tmp_path: Path) -> None:
     options = ("--batch", 2, "--seconds", 0.1)
     printed = call("bench", bundle_folder, *options, "--json", "-")
@@ -347,6 +349,7 @@ def test_no_bars_and_no_colour_where_there_is_no_terminal(
     assert len(result.stderr.splitlines()) == 3
 
 
+@pytest.mark.slow
 def test_exit_codes_reach_the_shell(tmp_path: Path, folder: Path) -> None:
     (folder / "golden/golden.npz").write_bytes(b"x")
     for arguments, code in ((["inspect", tmp_path / "no"], 1), (["bogus"], 2), (["inspect", folder], 3)):

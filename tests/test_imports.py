@@ -72,6 +72,7 @@ def test_the_package_pulls_in_numpy_and_nothing_else(tmp_path: Path) -> None:
     assert result.stdout.split() == ["mpmmu_rt", "numpy"], result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("package", ["export", "kernels"])
 def test_the_folder_in_the_root_is_no_second_identity(package: str) -> None:
     # The exporter's own imports come before its guard: only the heavy packages may be needed to get there.

@@ -78,6 +78,7 @@ def test_threads_are_bounded_by_what_openmp_is_granted(
     assert machine.usable_threads() == threads
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="libgomp is what is asked")
 @pytest.mark.parametrize(
     ("first", "given", "spins"),

@@ -49,6 +49,7 @@ def test_it_says_what_onnxruntime_says(bundle_folder: Path, pixels: Pixels) -> N
     assert tuple(got.stages_ms) == ("encoders", "head")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_a_case_is_the_same_to_the_bit_in_every_batch(
@@ -100,6 +101,7 @@ def test_a_call_that_fails_half_way_leaves_the_predictor_whole(bundle_folder: Pa
         np.testing.assert_array_equal(predictor.predict(pixels).embedding, want.embedding)
 
 
+@pytest.mark.slow
 def test_verify_passes(bundle_folder: Path) -> None:
     with load(bundle_folder, FP32) as predictor:
         checks = verify(predictor)

@@ -94,6 +94,7 @@ def entry_of(folder: Path) -> dict[str, object]:
     return entry
 
 
+@pytest.mark.slow
 def test_run_takes_listed_targets_only(folder: Path, phantom_manifest: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.csv"
     assert call("run", folder, phantom_manifest, "-o", out, "--target", "openvino:fp32").exit_code == 0
@@ -116,6 +117,7 @@ def test_run_warns_of_what_was_built_and_never_run(folder: Path, phantom_manifes
     assert said in result.stderr
 
 
+@pytest.mark.slow
 def test_run_and_bench_say_where_the_head_runs(bundle_folder: Path, phantom_manifest: Path, tmp_path: Path) -> None:
     target = ("--target", "openvino:fp32", "--json")
     ran = call("run", bundle_folder, phantom_manifest, "-o", tmp_path / "out.csv", *target)
@@ -126,6 +128,7 @@ def test_run_and_bench_say_where_the_head_runs(bundle_folder: Path, phantom_mani
     assert "head (on onnxruntime:fp32)" in measured["contract"]
 
 
+@pytest.mark.slow
 def test_bench_announces_an_untrained_model(folder: Path) -> None:
     command = ("bench", folder, "--batch", 2, "--seconds", 0.1)
     assert "UNTRAINED" not in call(*command).stderr
@@ -133,6 +136,7 @@ def test_bench_announces_an_untrained_model(folder: Path) -> None:
     assert "UNTRAINED" in call(*command).stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
 def test_openvinos_answers_are_the_same_in_every_batch(bundle_folder: Path, int8_folder: Path, precision: str) -> None:
     """Embeddings to the bit. The head runs on ONNX Runtime, on the whole batch, and rounds by it."""
@@ -176,6 +180,7 @@ class Corner(nn.Module):
         return (pixels.float() / 255).flatten(1)[:, 100::256]
 
 
+@pytest.mark.slow
 def test_an_engine_that_mixes_rows_leaves_no_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A real engine that exchanges cases in batches of one size only: `export` must see it, as `verify` does."""
     torch.manual_seed(0)

@@ -74,6 +74,7 @@ def test_predict_example(bundle_folder: Path, tmp_path: Path, monkeypatch: pytes
     np.testing.assert_allclose(names["prediction"].probability, golden["probability"], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_bring_your_own_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)

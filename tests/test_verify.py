@@ -53,6 +53,7 @@ def test_altered_weights_are_caught_when_the_digests_hold(folder: Path) -> None:
     assert {"golden mammography feature map, relative", "golden embedding, relative"} <= failed(folder)
 
 
+@pytest.mark.slow
 def test_int8_is_held_to_what_it_said_at_export(int8_folder: Path, tmp_path: Path) -> None:
     """Three layers at 0.85 of themselves stay within what INT8 may differ from float, and are another INT8 model."""
     if problem := engines.engines()["openvino"].problem("int8"):
@@ -71,6 +72,7 @@ def test_int8_is_held_to_what_it_said_at_export(int8_folder: Path, tmp_path: Pat
     assert {name.rpartition(" to that ")[2] for name in found} == {"at export"}
 
 
+@pytest.mark.slow
 def test_an_int8_target_without_its_answers_is_refused(int8_folder: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(int8_folder, tmp_path / "copy.bundle"))
     with np.load(folder / "golden/golden.npz") as vectors:

@@ -80,6 +80,7 @@ def test_a_spread_is_the_interquartile_range() -> None:
     assert spread([1, 2, 3, 4, 100], digits=0) == "3 (2 to 4)"
 
 
+@pytest.mark.slow
 def test_processes_take_turns_and_their_first_line_counts(tmp_path: Path) -> None:
     log, prepared = tmp_path / "log", list[str]()
 

@@ -64,6 +64,7 @@ def check(pipeline: Any, cases: Any, rows: slice = slice(None)) -> dict[str, flo
 # ---------------------------------------------------------------- the same answer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("graphs", [True, False])
 @pytest.mark.parametrize("engine", ["tensorrt-rtx", "tensorrt"])
 def test_every_batch_says_what_the_processor_says(
@@ -87,6 +88,7 @@ def test_every_batch_says_what_the_processor_says(
     assert (pipeline.batches.not_captured is None) == graphs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_feature_maps_in_half_precision(plug: Plug, target: Any, cases: Any, precision: str) -> None:
     machine = plug(target("tensorrt-rtx", precision))
@@ -95,6 +97,7 @@ def test_feature_maps_in_half_precision(plug: Plug, target: Any, cases: Any, pre
     assert [one["ELEMENT"] for one in machine.cupy.launched] == [element]
 
 
+@pytest.mark.slow
 def test_a_bundle_as_the_export_writes_it(plug: Plug, exported: Any, cases: Any) -> None:
     """With engines that TensorRT-RTX really built, though what runs is the graph that they were built from."""
     few = cases(40)  # beyond the profile's largest batch
@@ -105,6 +108,7 @@ def test_a_bundle_as_the_export_writes_it(plug: Plug, exported: Any, cases: Any)
         assert pipeline.batches.captured == (8, 32)
 
 
+@pytest.mark.slow
 def test_the_predictor_says_what_it_says_on_onnx_runtime(plug: Plug, target: Any, cases: Any) -> None:
     machine = plug(target())
     bundle, few = machine.target.bundle, cases(7)
@@ -124,6 +128,7 @@ def test_the_predictor_says_what_it_says_on_onnx_runtime(plug: Plug, target: Any
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_feature_maps_in_bfloat16_come_back_as_float32(plug: Plug, target: Any, cases: Any) -> None:
     """NumPy has no bfloat16: what it holds them in must not be taken for numbers."""
     machine = plug(target("tensorrt-rtx", "bf16"))
@@ -141,6 +146,7 @@ def test_feature_maps_in_bfloat16_come_back_as_float32(plug: Plug, target: Any, 
 # ---------------------------------------------------------------- in every order
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("graphs", [True, False])
 def test_every_order_that_the_device_may_choose(plug: Plug, cases: Any, graphs: bool) -> None:
     few, orders = cases(5), set()
@@ -613,6 +619,7 @@ class Starts:
 NO_ENGINE = "there is no {0}.engine beside it"
 
 
+@pytest.mark.slow
 def test_what_was_built_here_is_not_built_again_at_the_next_start(
     plug: Plug, bare: Any, cases: Any, cache: BlobCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -637,6 +644,7 @@ def test_what_was_built_here_is_not_built_again_at_the_next_start(
     assert pipeline.batches.captured == (2, 5), "the profile of the bundle: up to 5 at once, and no fewer than 2"
 
 
+@pytest.mark.slow
 def test_with_the_cache_off_engines_are_built_at_every_start(
     plug: Plug, bare: Any, cases: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -648,6 +656,7 @@ def test_with_the_cache_off_engines_are_built_at_every_start(
         check_whole(pipeline, cases(3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["altered", "refused"])
 def test_a_kept_engine_that_can_not_be_used_is_dropped_and_built_again(
     plug: Plug, bare: Any, cases: Any, cache: BlobCache, monkeypatch: pytest.MonkeyPatch, fault: str
@@ -673,6 +682,7 @@ def test_a_kept_engine_that_can_not_be_used_is_dropped_and_built_again(
     assert pipeline.remarks[0].startswith("the engine of model was built here before, and kept: ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["profile", "device", "capability", "graph", "library"])
 def test_what_was_built_for_something_else_is_not_taken(
     plug: Plug, bare: Any, cache: BlobCache, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, what: str
@@ -699,6 +709,7 @@ def test_what_was_built_for_something_else_is_not_taken(
     assert len(cache.entries()) == 2
 
 
+@pytest.mark.slow
 def test_the_engine_of_the_bundle_comes_before_one_that_is_kept(
     plug: Plug, target: Any, cases: Any, cache: BlobCache, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -718,6 +729,7 @@ def test_the_engine_of_the_bundle_comes_before_one_that_is_kept(
     assert (starts.built, pipeline.rebuilt) == ([], {})
 
 
+@pytest.mark.slow
 def test_an_engine_that_a_bundle_for_tensorrt_rtx_lacks_is_missed(
     plug: Plug, target: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -741,6 +753,7 @@ def test_a_graph_that_no_engine_belongs_to_is_built_without_a_warning(
     assert cache.entries() == {}
 
 
+@pytest.mark.slow
 def test_without_platformdirs_engines_are_built_and_it_is_said(
     plug: Plug, bare: Any, cases: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

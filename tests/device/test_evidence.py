@@ -54,6 +54,7 @@ def report_of(bundle: Bundle, found: Mapping[str, Any], expected: str = "here") 
     return dict(json.loads(json.dumps(report)))
 
 
+@pytest.mark.slow
 def test_every_variant_is_compared_and_measured(plug: Callable[..., Any], answers: Cases) -> None:
     bundle = plug().target.bundle
     kept: list[int] = []
@@ -91,6 +92,7 @@ def test_every_variant_is_compared_and_measured(plug: Callable[..., Any], answer
     assert device_report.problems(report) == ["tensorrt:fp16: not_run: no TensorRT"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["pixels of the first call", "every part is the first", "other embeddings"])
 def test_what_is_fast_but_wrong_is_found(
     plug: Callable[..., Any], answers: Cases, monkeypatch: pytest.MonkeyPatch, fault: str
@@ -136,6 +138,7 @@ def few(cases: Cases, count: int) -> Cases:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["", "the case before", "one row is another's"])
 def test_a_coarse_precision_is_told_by_its_own_cases(
     plug: Callable[..., Any],
@@ -191,6 +194,7 @@ def test_without_the_kernel_the_report_says_so(plug: Callable[..., Any], answers
     assert "**the whole graph ran instead" in device_report.markdown(report_of(bundle, {str(RTX): found}))
 
 
+@pytest.mark.slow
 def test_a_graph_that_was_not_captured_is_no_success(plug: Callable[..., Any], answers: Cases) -> None:
     machine = plug()
     machine.trt.capturable = False
@@ -370,6 +374,7 @@ def test_answers_travel_in_a_file(bundle_folder: Path, answers: Cases, tmp_path:
         device_answers.read_expected(file, bundle, answers.pixels)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("program", "seconds", "words"),
     [

@@ -52,6 +52,7 @@ def test_every_engine_has_its_export_side() -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_toy")
 def test_a_toy_engine_is_exported_verified_and_run(
     finished: Callable[[Wanted], Bundle], few: Data, phantom_manifest: Path, tmp_path: Path
@@ -84,6 +85,7 @@ def test_a_toy_engine_is_exported_verified_and_run(
     assert set(pixels) == set(MODALITIES)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_toy")
 def test_a_toy_that_changes_decisions_is_taken_away_again(
     finished: Callable[[Wanted], Bundle], few: Data, monkeypatch: pytest.MonkeyPatch

@@ -153,6 +153,7 @@ def test_the_bundle_says_what_it_is(bundle_folder: Path) -> None:
     assert str(bundle.tensors["mammography_pixels"]) == "mammography_pixels uint8[N, 1, 48, 48]"
 
 
+@pytest.mark.slow
 def test_a_head_that_differs_leaves_no_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The parity gate against a real defect: the graph of another head than the one it is checked against."""
     other = LogisticRegression(max_iter=1000)
@@ -204,6 +205,7 @@ def test_nan_never_passes() -> None:
     assert not all(check.passed for check in checks)
 
 
+@pytest.mark.slow
 def test_bring_your_own(tmp_path: Path) -> None:
     arguments = custom()
     bundle = export_bundle(tmp_path / "own.bundle", **arguments, name="thumbnails", threshold=0.3)
@@ -219,6 +221,7 @@ def test_bring_your_own(tmp_path: Path) -> None:
     np.testing.assert_allclose(got.probability, arguments["head"].predict_proba(embedding)[:, 1], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_your_modules_are_left_as_they_were(tmp_path: Path) -> None:
     arguments = custom()
     arguments["mammography"].train()
@@ -229,6 +232,7 @@ def test_your_modules_are_left_as_they_were(tmp_path: Path) -> None:
     assert bundle.entry["parity"]["source"] == "eight"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
@@ -269,6 +273,7 @@ def test_an_existing_folder_is_refused_before_any_work(checkpoint_folder: Path, 
         build.export_checkpoint(checkpoint_folder / "absent", tmp_path / "mine")
 
 
+@pytest.mark.slow
 def test_parity_on_a_manifest(checkpoint_folder: Path, phantom_manifest: Path, tmp_path: Path) -> None:
     output = tmp_path / "small.bundle"
     bundle = build.export_checkpoint(checkpoint_folder, output, parity_manifest=phantom_manifest, wanted=Wanted(()))
@@ -277,6 +282,7 @@ def test_parity_on_a_manifest(checkpoint_folder: Path, phantom_manifest: Path, t
     assert bundle.entry["parity"]["auc_original"] == pytest.approx(bundle.entry["parity"]["auc_exported"])
 
 
+@pytest.mark.slow
 def test_two_exports_are_the_same_but_for_nothing(checkpoint_folder: Path, bundle_folder: Path, tmp_path: Path) -> None:
     again = build.export_checkpoint(checkpoint_folder, tmp_path / "again.bundle", wanted=Wanted(()))
     first, second = (json.loads((p / "bundle.json").read_text())["files"] for p in (bundle_folder, again.path))
@@ -300,6 +306,7 @@ def test_threshold_must_be_a_probability(tmp_path: Path) -> None:
         export_bundle(tmp_path / "own.bundle", **custom(), threshold=1.5)
 
 
+@pytest.mark.slow
 def test_a_reference_bundle_is_marked_untrained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of bottlenecks with CBAM and ECA, as the reference model is, and small."""
     encoder = EncoderConfig(arch="resnet50", width=8)

@@ -111,6 +111,7 @@ def test_breast_cancer(breast_cancer: tuple[Any, Array, Array], engine: HeadEngi
     assert roc_auc_score(y, want) > 0.97
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Attribute `prob[AB]_` was deprecated:FutureWarning")
 def test_skl2onnx_as_referee(breast_cancer: tuple[Any, Array, Array]) -> None:
     """Another compiler's graph of the same head agrees with ours, and is no nearer to scikit-learn."""
@@ -309,6 +310,7 @@ def test_base_probability_has_the_learners_of_votes_and_stacks() -> None:
     np.testing.assert_allclose(probability, want @ [0.75, 0.25], rtol=0, atol=SMOOTH)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("rows", [1, 2, 33])
 def test_any_number_of_rows(engine: HeadEngine, rows: int) -> None:

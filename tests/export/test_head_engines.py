@@ -145,6 +145,7 @@ def test_the_onnxruntime_form_has_one_operator_for_all_trees(everything: Any) ->
     assert forest["trees"] == [40, 40, 20, 10, 1, 1]
 
 
+@pytest.mark.slow
 def test_large_forests_are_operators_of_their_own() -> None:
     learners = [
         ("small", RandomForestClassifier(5, random_state=0)),

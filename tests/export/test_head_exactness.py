@@ -315,6 +315,7 @@ def fit(steps: Sequence[Any], estimator: Any, x: Array, y: Array) -> tuple[list[
 # ---------------------------------------------------------------- the proof
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("before", PREPROCESSING)
 @pytest.mark.parametrize("kind", ESTIMATORS)
 def test_every_tree_takes_the_leaf_of_scikit_learn(kind: str, before: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -323,6 +324,7 @@ def test_every_tree_takes_the_leaf_of_scikit_learn(kind: str, before: str, monke
     assert prove(monkeypatch, steps, estimator, x) > len(x) + 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("scale", "offset"), [(1e-30, 0.0), (1e-37, 0.0), (1e30, 0.0), (1e-3, 1e4), (1.0, 1e4), (1.0, -1e7), (3e36, 0.0)]
 )
@@ -333,6 +335,7 @@ def test_extreme_scales(scale: float, offset: float, before: str, monkeypatch: p
     prove(monkeypatch, steps, estimator, x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ESTIMATORS)
 def test_the_whole_range_of_float32(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Denormals, both zeros, the largest values: as inputs, and as thresholds."""
@@ -360,6 +363,7 @@ def _with_thresholds(estimator: Any, value: float) -> Any:
     return changed
 
 
+@pytest.mark.slow
 def test_a_single_wrong_leaf_of_three_hundred_trees_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """The proof can fail: a threshold that is one ulp off in one tree."""
     x, y = data(120, 20, seed=1)
@@ -381,6 +385,7 @@ def test_a_single_wrong_leaf_of_three_hundred_trees_is_seen(monkeypatch: pytest.
         prove(monkeypatch, steps, forest, x, strategies=("traversal",))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("depth", [1, 2, 7, None])
 @pytest.mark.parametrize("trees", [1, 2, 33])
 def test_depths(depth: int | None, trees: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -412,6 +417,7 @@ def test_constant_features_and_single_leaves(monkeypatch: pytest.MonkeyPatch) ->
             assert got[1].shape == (9, 3 if head.steps[-1][0] == "stack" else 1)
 
 
+@pytest.mark.slow
 def test_trees_of_very_different_depth_in_any_order(monkeypatch: pytest.MonkeyPatch) -> None:
     """The traversal cuts the table as trees arrive: leaves at the root, stumps and deep trees, mixed."""
     x, y = data(400, 6, seed=2)

@@ -597,6 +597,7 @@ def check(case: Case, head: Any, bounds: list[Value], engine: HeadEngine) -> Non
         assert all(forest["exact"] for forest in report(model)["forests"])
 
 
+@pytest.mark.slow
 @settings(
     max_examples=EXAMPLES,
     deadline=None,

@@ -389,6 +389,7 @@ def test_the_largest_codes_do_not_saturate(channels: int, group: int, kernel: in
     np.testing.assert_allclose(on_openvino(model, x), want, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("modality", MODALITIES)
 def test_openvino_says_the_same_every_time(
     graphs: Mapping[Modality, onnx.ModelProto],
@@ -409,6 +410,7 @@ def test_openvino_says_the_same_every_time(
     assert all(np.array_equal(one, found[0]) for one in found[1:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("modality", MODALITIES)
 def test_openvino_runs_every_layer_in_float_and_the_rest_in_8_bits(
     graphs: Mapping[Modality, onnx.ModelProto],
@@ -476,6 +478,7 @@ def built(data: bytes) -> int:
     return size
 
 
+@pytest.mark.slow
 def test_plain_residual_blocks() -> None:
     """Without attention: one operand of each addition is quantized, so that the other convolution takes it in."""
     from mpmmu_rt.export.encoders import Encoders

@@ -194,6 +194,7 @@ def test_int8_passes_and_is_reported(
     assert onnx.TensorProto.UINT8 in kinds
 
 
+@pytest.mark.slow
 def test_the_search_keeps_the_sabotaged_layer_in_float(
     model: Model, ranges: Mapping[Modality, Ranges], calibration: Pixels, cases: tuple[Pixels, Array]
 ) -> None:
@@ -212,6 +213,7 @@ def test_the_search_keeps_the_sabotaged_layer_in_float(
     assert entry["reason"].startswith("INT8 here alone adds ")
 
 
+@pytest.mark.slow
 def test_limits_that_cannot_be_kept_are_refused_with_the_numbers(
     model: Model, ranges: Mapping[Modality, Ranges], calibration: Pixels, cases: tuple[Pixels, Array]
 ) -> None:

@@ -51,6 +51,7 @@ def grey(size: int) -> torch.Tensor:
     return torch.rand(3, 1, size, size, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("subset", SUBSETS, ids=lambda subset: "+".join(subset) or "none")
 @pytest.mark.parametrize(("arch", "size"), [("resnet18", 61), ("resnet50", 61), ("resnet50", 224)])
 @pytest.mark.parametrize("attention", ["eca", "cbam", "none"])
@@ -97,6 +98,7 @@ def test_a_gate_that_is_wrong_by_one_channel_would_be_seen() -> None:
     assert float((got - want).abs().max() / want.abs().max()) > 1e6 * EXACT
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attention", ["eca", "cbam"])
 def test_the_graph_has_the_rewritten_gates(attention: AttentionKind) -> None:
     """In the traced graph every sigmoid follows a convolution, and CBAM's MLP ends once per block."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import onnxruntime
+import pytest
 import torch
 from torch import nn
 
@@ -38,6 +39,7 @@ def on_onnxruntime(model: onnx.ModelProto, pixels: Array) -> Array:
     return found
 
 
+@pytest.mark.slow
 def test_every_gate_has_the_precision_of_float32() -> None:
     graph = graph_of(Gated())
     exact = exact_sigmoids(graph)
@@ -52,6 +54,7 @@ def test_every_gate_has_the_precision_of_float32() -> None:
     assert (got >= 0).all()
 
 
+@pytest.mark.slow
 def test_the_given_graph_is_left_alone() -> None:
     graph = graph_of(Gated())
     before = graph.SerializeToString()
@@ -59,6 +62,7 @@ def test_the_given_graph_is_left_alone() -> None:
     assert graph.SerializeToString() == before
 
 
+@pytest.mark.slow
 def test_an_activation_is_no_gate() -> None:
     graph = graph_of(Activated())
     assert "Sigmoid" in {node.op_type for node in graph.graph.node}

@@ -53,6 +53,7 @@ def calibration(manifest: Path, small_model: Checkpoint) -> tuple[Data, Data]:
     return halves(*of_manifest(manifest, small_model.config.preprocessing, silent))
 
 
+@pytest.mark.slow
 def test_int8_is_in_the_bundle_with_what_was_measured(int8_folder: Path) -> None:
     bundle = Bundle.open(int8_folder)
     assert bundle.targets == ("onnxruntime:fp32", "openvino:int8")
@@ -67,6 +68,7 @@ def test_int8_is_in_the_bundle_with_what_was_measured(int8_folder: Path) -> None
         assert bundle.graph(modality, "int8") != bundle.graph(modality)
 
 
+@pytest.mark.slow
 def test_int8_runs_and_is_near_float_but_not_float(int8_folder: Path) -> None:
     golden = Bundle.open(int8_folder).golden()
     cases = {modality: golden[f"{modality}.pixels"] for modality in MODALITIES}
@@ -84,6 +86,7 @@ def test_int8_without_images_to_calibrate_on(checkpoint_folder: Path, tmp_path: 
     assert not (tmp_path / "b").exists()
 
 
+@pytest.mark.slow
 def test_a_target_that_is_asked_for_and_changes_decisions_leaves_no_bundle(
     checkpoint_folder: Path, manifest: Path, tmp_path: Path
 ) -> None:
@@ -96,6 +99,7 @@ def test_a_target_that_is_asked_for_and_changes_decisions_leaves_no_bundle(
     assert not (tmp_path / "b").exists()
 
 
+@pytest.mark.slow
 def test_int8_that_is_left_out_leaves_no_graphs(finished: Finish, calibration: tuple[Data, Data]) -> None:
     limits = replace(WIDE, mean_difference=1e-9)
     bundle = finished(Wanted(calibration=calibration[0], gate=calibration[1], limits=limits))
@@ -104,6 +108,7 @@ def test_int8_that_is_left_out_leaves_no_graphs(finished: Finish, calibration: t
     assert [name for name in (*bundle.entry["files"], *bundle.entry["graphs"]) if "int8" in name] == []
 
 
+@pytest.mark.slow
 def test_a_target_that_is_not_asked_for_is_left_out_with_its_reason(finished: Finish, few: Data) -> None:
     if problem := ENGINE.problem("bf16"):
         pytest.skip(str(problem))
@@ -132,6 +137,7 @@ def test_a_calibration_manifest_is_halved_by_patient() -> None:
         halves(Data(pixels, None, "x"), cases[:3])
 
 
+@pytest.mark.slow
 def test_tensorrt_engines_are_built_and_listed_as_not_run(finished: Finish, few: Data) -> None:
     if RTX.problem() is None:
         pytest.skip("TensorRT-RTX runs here: its engines are proven, not only built")
@@ -159,6 +165,7 @@ def test_tensorrt_engines_are_built_and_listed_as_not_run(finished: Finish, few:
         load(bundle.path, "tensorrt-rtx:fp16")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("profile", [Profile(2, 4, 5), Profile(8, 8, 8)], ids=str)
 def test_engines_are_for_the_batches_that_were_asked_for(finished: Finish, few: Data, profile: Profile) -> None:
     """Also those that a device builds itself, which finds the profile beside the graphs."""
@@ -179,6 +186,7 @@ def test_engines_are_for_the_batches_that_were_asked_for(finished: Finish, few: 
     assert not list((bundle.path / "engines/tensorrt-fp32").glob("*.engine*"))
 
 
+@pytest.mark.slow
 def test_onnxruntime_cuda_is_written_proven_and_listed_as_not_run(finished: Finish, few: Data) -> None:
     wanted = tuple(Target("onnxruntime-cuda", precision) for precision in ("fp32", "fp16"))
     if CUDA.problem("fp16") is None:
@@ -251,6 +259,7 @@ def both_int8(finished: Finish, calibration: tuple[Data, Data]) -> Bundle:
     return bundle
 
 
+@pytest.mark.slow
 def test_int8_for_tensorrt_has_its_own_signed_graphs(both_int8: Bundle) -> None:
     assert both_int8.targets == ("onnxruntime:fp32", "tensorrt-rtx:int8", "tensorrt:int8", "openvino:int8")
     kinds: dict[str, set[int]] = {}
@@ -265,6 +274,7 @@ def test_int8_for_tensorrt_has_its_own_signed_graphs(both_int8: Bundle) -> None:
     assert kinds == {"openvino": unsigned, "tensorrt-rtx": signed, "tensorrt": signed}
 
 
+@pytest.mark.slow
 def test_what_int8_said_of_the_golden_cases_travels_along(both_int8: Bundle) -> None:
     """Of TensorRT, without a GPU, what its graph says on the CPU."""
     golden = both_int8.golden()
@@ -278,6 +288,7 @@ def test_what_int8_said_of_the_golden_cases_travels_along(both_int8: Bundle) -> 
     assert not np.allclose(openvino["embedding"], rtx["embedding"], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_int8_for_tensorrt_says_what_was_proven(both_int8: Bundle) -> None:
     for name in ("tensorrt-rtx:int8", "tensorrt:int8"):
         report = both_int8.entry["precision"][name]
@@ -298,18 +309,21 @@ def test_int8_for_tensorrt_says_what_was_proven(both_int8: Bundle) -> None:
     assert both_int8.entry["precision"]["tensorrt:int8"]["engines"] == {}
 
 
+@pytest.mark.slow
 def test_int8_for_tensorrt_that_changes_decisions_is_refused(finished: Finish, calibration: tuple[Data, Data]) -> None:
     limits = Limits(mean_difference=1e-9, float_share=0.01)
     with pytest.raises(ParityError, match="INT8 changes decisions more than allowed"):
         finished(Wanted((RTX_INT8,), calibration[0], calibration[1], limits))
 
 
+@pytest.mark.slow
 def test_a_half_graph_that_changes_decisions_is_refused(finished: Finish, few: Data) -> None:
     limits = replace(WIDE, mean_difference=1e-9)
     with pytest.raises(ParityError, match="tensorrt-rtx:bf16@86 changes decisions: probability, mean"):
         finished(Wanted((Target("tensorrt-rtx", "bf16", (86,)),), gate=few, limits=limits))
 
 
+@pytest.mark.slow
 def test_bf16_of_encoders_that_are_quantized_is_refused(int8_folder: Path, tmp_path: Path) -> None:
     """Modules that bring Q/DQ along: OpenVINO fails in 8-bit convolutions of a model that it runs in BF16."""
     folder = Path(shutil.copytree(int8_folder, tmp_path / "b"))

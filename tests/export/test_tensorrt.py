@@ -109,6 +109,7 @@ def written(
     return get
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_every_graph_builds_for_every_gpu(
     typed: dict[str, Graphs], written: Callable[[str], tuple[Path, dict[str, Sidecar]]], precision: str
@@ -212,6 +213,7 @@ def test_an_island_at_the_end_of_one_encoder_makes_both_leave_in_float32(
     assert {border(graphs[modality])["feature_map"] for modality in MODALITIES} == {TensorProto.BFLOAT16}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_the_folder_that_the_runtime_reads(
     typed: dict[str, Graphs],

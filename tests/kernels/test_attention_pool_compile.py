@@ -65,6 +65,7 @@ def test_the_parts_cover_every_option() -> None:
         assert {one.channels_last for one in part} == {False, True}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_nvcc(architecture: int) -> None:
     if shutil.which("nvcc") is None:
@@ -72,6 +73,7 @@ def test_nvcc(architecture: int) -> None:
     check(with_nvcc(architecture, chosen(architecture)), architecture)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", [80, 120])
 def test_nvrtc(architecture: int) -> None:
     library = find_nvrtc()

@@ -15,6 +15,8 @@ from mpmmu_rt.kernels.check import LARGE, SMALL, TOLERANCE, Shape
 from mpmmu_rt.kernels.plan import ELEMENT_BYTES, Device, ElementType, Exchange, Strategy, candidates, with_tile
 from mpmmu_rt.kernels.weights import Array
 
+pytestmark = pytest.mark.slow  # the kernel's source is compiled for the CPU first
+
 # Room for everything: the tests choose the strategy and not the device.
 ROOMY = Device((9, 0), 64, 1 << 20, 1 << 21, 1 << 25)
 HOPPER = Device((9, 0), 132, 227 << 10, 228 << 10, 50 << 20)

@@ -14,6 +14,8 @@ from mpmmu_rt.kernels.attention_pool import SOURCE, Pool
 from mpmmu_rt.kernels.check import TOLERANCE, Shape
 from mpmmu_rt.kernels.plan import Device, Exchange, Strategy, candidates, with_tile
 
+pytestmark = pytest.mark.slow  # the kernel's source is compiled for the CPU first
+
 ROOMY = Device((9, 0), 64, 1 << 20, 1 << 21, 1 << 25)
 # Fewer and more positions than threads: both ways in which threads share rows. 3 cases, 2 at once: one group not full.
 SHAPES = {

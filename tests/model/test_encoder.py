@@ -39,6 +39,7 @@ def test_backbone_has_torchvisions_names_and_size(arch: str) -> None:
     assert counted + 2 * 64 * 49 == BACKBONE_PARAMETERS[arch]  # a grey stem lacks two of three colours
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", ["resnet18", "resnet50"])
 def test_grey_stem_gives_what_the_rgb_stem_gives_on_grey(arch: str) -> None:
     state = torchvision_state(arch)

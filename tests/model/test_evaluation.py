@@ -103,6 +103,7 @@ def test_what_cannot_be_estimated_is_none_with_a_reason(
     assert reason in auc.reason
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(scored(), st.sampled_from([0.0, 0.25, 0.5, 0.97, 1.5]))
 def test_the_operating_point_is_scikit_learns(case: Scored, threshold: float) -> None:

@@ -60,6 +60,7 @@ def test_images_are_grey_uint8_with_content() -> None:
             assert (image == 255).mean() < 0.25, "saturated"
 
 
+@pytest.mark.slow
 def test_the_proportions_are_those_of_the_constants(facts: tuple[np.ndarray, np.ndarray]) -> None:
     label, bits = facts
     malignant, benign = bits[label == 1], bits[label == 0]
@@ -105,6 +106,7 @@ def test_a_useless_sign_has_no_ceiling_above_chance(monkeypatch: pytest.MonkeyPa
     assert ceilings()["mammography"] == pytest.approx(0.5)
 
 
+@pytest.mark.slow
 def test_the_signs_are_in_the_images() -> None:
     """Simple measures of the image, which know nothing of the label, tell sign from no sign."""
     shadow, spicules, is_shadow, is_spiculated = [], [], [], []

@@ -24,6 +24,7 @@ def cohort(patients: int, rows_each: int = 2, seed: int = 0) -> tuple[Array, Arr
     return embedding.astype(np.float32), np.repeat(of_patient, rows_each), groups
 
 
+@pytest.mark.slow
 def test_the_papers_learners_on_out_of_fold_probabilities() -> None:
     embedding, label, groups = cohort(60)
     head = fit_head(embedding, label, groups, CONFIG, seed=1)
@@ -37,6 +38,7 @@ def test_the_papers_learners_on_out_of_fold_probabilities() -> None:
     assert roc_auc_score(truth, head.predict_proba(fresh)[:, 1]) > 0.85
 
 
+@pytest.mark.slow
 def test_a_dead_channel_has_no_say() -> None:
     embedding, label, groups = cohort(60)
     head = fit_head(embedding, label, groups, CONFIG, seed=1)
@@ -45,6 +47,7 @@ def test_a_dead_channel_has_no_say() -> None:
     np.testing.assert_array_equal(head.predict_proba(shaken), head.predict_proba(embedding))
 
 
+@pytest.mark.slow
 def test_deterministic_and_free_of_row_numbers() -> None:
     embedding, label, groups = cohort(40)
     first, second = (fit_head(embedding, label, groups, CONFIG, seed=3) for _ in range(2))

@@ -78,6 +78,7 @@ def assert_same_bits(one: TrainedModel, other: TrainedModel, data: TrainingData)
     assert np.array_equal(*probabilities)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("killed_at", [1, STEPS, STEPS + 2, 2 * STEPS + 1, 3 * STEPS])
 def test_a_continued_training_is_the_uninterrupted_one_bit_for_bit(
     data: TrainingData, model: ModelConfig, whole: TrainedModel, tmp_path: Path, killed_at: int
@@ -97,6 +98,7 @@ def test_a_continued_training_is_the_uninterrupted_one_bit_for_bit(
     assert_same_bits(again, whole, data)
 
 
+@pytest.mark.slow
 def test_the_same_call_on_a_finished_training_trains_nothing(
     data: TrainingData, model: ModelConfig, whole: TrainedModel, tmp_path: Path
 ) -> None:
@@ -117,6 +119,7 @@ def test_the_global_generators_are_left_alone(data: TrainingData, model: ModelCo
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
+@pytest.mark.slow
 def test_another_seed_is_another_training(
     data: TrainingData, model: ModelConfig, whole: TrainedModel, tmp_path: Path
 ) -> None:
@@ -124,6 +127,7 @@ def test_another_seed_is_another_training(
     assert other.history["ultrasound"][0] != whole.history["ultrasound"][0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changed", ["learning rate", "pixel", "damaged", "empty"])
 def test_a_state_of_another_training_is_refused(
     data: TrainingData, model: ModelConfig, tmp_path: Path, changed: str
@@ -148,6 +152,7 @@ def test_a_state_of_another_training_is_refused(
     assert caught.value.hint
 
 
+@pytest.mark.slow
 def test_the_best_weights_are_kept_and_patience_ends_it(data: TrainingData, model: ModelConfig, tmp_path: Path) -> None:
     split = split_patients(data.label, data.groups, seed=0)
     config = replace(CONFIG, epochs=30, patience=2, schedule="constant")
@@ -166,6 +171,7 @@ def test_the_best_weights_are_kept_and_patience_ends_it(data: TrainingData, mode
     assert torch.equal(state["best/fc.weight"], encoder.fc.weight)
 
 
+@pytest.mark.slow
 def test_what_a_trained_model_says(data: TrainingData, whole: TrainedModel) -> None:
     assert json.loads(json.dumps([whole.metrics, whole.history], allow_nan=False)) == [whole.metrics, whole.history]
     assert set(whole.metrics["test"]) == {"mammography", "ultrasound", "fused"}

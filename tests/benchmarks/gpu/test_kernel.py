@@ -360,6 +360,7 @@ def test_without_cupy_or_gpu_two_lines(monkeypatch: pytest.MonkeyPatch, capsys: 
     assert len(capsys.readouterr().err.splitlines()) == 2
 
 
+@pytest.mark.slow
 def test_every_row_is_compiled_by_torch_anew() -> None:
     """More rows than dynamo recompiles a function for: 8, after which it runs eagerly without a word."""
     torch = pytest.importorskip("torch", reason="torch is not installed")

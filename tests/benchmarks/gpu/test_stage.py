@@ -17,6 +17,7 @@ def alive(pid: int) -> bool:
     return status.exists() and "State:\tZ" not in status.read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("nested", [False, True], ids=["its children", "a stage and its processes"])
 def test_what_hangs_is_ended_with_all_it_began(tmp_path: Path, nested: bool) -> None:
     """A process of a stage has a group of its own: the stage ends it when it is told to end."""
