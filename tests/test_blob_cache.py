@@ -207,7 +207,8 @@ def test_a_whole_entry_that_is_no_int8_model_is_not_run(int8_folder: Path, cache
 
     want, _ = answer(int8_folder)
     header = json.loads(only(cache).read_bytes()[:4096])
-    float_model = openvino.Core().compile_model(str(Bundle.open(int8_folder).graph("ultrasound")), "CPU")
+    graph, hint = str(Bundle.open(int8_folder).graph("ultrasound")), {"INFERENCE_PRECISION_HINT": "f32"}
+    float_model = openvino.Core().compile_model(graph, "CPU", hint)
     for blob, reason in ((float_model.export_model().getvalue(), "no layer"), (b"not a model", "can't be used")):
         cache.store(header["facts"], blob)
         with pytest.warns(CacheWarning, match=reason):

@@ -41,6 +41,16 @@ def needs(precision: str) -> None:
         pytest.skip(str(problem))
 
 
+@pytest.mark.parametrize(("isa", "refused"), [("AVX2", True), ("avx512_core_vnni", True), ("AVX512_CORE_BF16", False)])
+def test_bf16_is_refused_where_onednn_is_held_to_less(isa: str, refused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    needs("bf16")
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", isa)
+    problem = ENGINE.problem("bf16")
+    assert (problem is not None) == refused
+    assert problem is None or f"holds this processor to {isa}, expected BF16" in str(problem)
+    assert ENGINE.problem("fp32") is None
+
+
 def test_it_says_what_onnxruntime_says(bundle_folder: Path, pixels: Pixels) -> None:
     with load(bundle_folder) as reference, load(bundle_folder, FP32) as predictor:
         want, got = reference.predict(pixels), predictor.predict(pixels)

@@ -12,6 +12,7 @@ reads a stored FP32 model back in BF16, where the processor has it, unless it is
 from __future__ import annotations
 
 import contextlib
+import os
 import queue
 import threading
 import time
@@ -38,6 +39,8 @@ _PURPOSE = "the targets openvino:fp32, openvino:bf16 and openvino:int8"
 INFERENCE_PRECISION = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
 # Where a stored model is read faster than compiled: INT8 in half the time, FP32 and BF16 not (benchmarks/NOTES.md).
 _STORED = ("int8",)
+_MAX_ISA = "ONEDNN_MAX_CPU_ISA"
+_WITHOUT_BF16 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_CORE_VNNI")
 _LANES_PER_STREAM = 2  # one runs, one waits: a stream never idles while Python collects the other's result
 
 
@@ -226,6 +229,7 @@ class OpenVinoEmbedder:
             "processor": str(self._core.get_property("CPU", "FULL_DEVICE_NAME")),
             "features": " ".join(processor["cpu_features"]),
             "capabilities": " ".join(self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")),
+            "held to": _held_to(),
             **{name: str(value) for name, value in _settings(self._precision, self._threads, count).items()},
             "precision": self._precision,
         }
@@ -255,6 +259,12 @@ class OpenVino:
                 f"this processor computes {', '.join(able)}, expected BF16 (AVX-512 BF16 or AMX)",
                 hint="use openvino:fp32 or openvino:int8",
             )
+        # What OpenVINO says it is able to do is the processor's word, whatever oneDNN was told to leave unused.
+        if precision == "bf16" and _held_to().upper() in _WITHOUT_BF16:
+            return EngineError(
+                f"{_MAX_ISA} holds this processor to {_held_to()}, expected BF16 (AVX512_CORE_BF16 or later)",
+                hint=f"unset {_MAX_ISA}, or use openvino:fp32 or openvino:int8",
+            )
         return None
 
     def version(self) -> str:
@@ -278,6 +288,11 @@ class OpenVino:
 
     def _embedder(self, bundle: Bundle, precision: str, threads: int) -> OpenVinoEmbedder:
         return OpenVinoEmbedder(require("openvino", _PURPOSE), bundle, precision, threads)
+
+
+def _held_to() -> str:
+    """The instruction set that oneDNN was told not to go beyond; empty where it was told nothing."""
+    return os.environ.get(_MAX_ISA, "")
 
 
 def _join(runtime: Any, core: Any, bundle: Bundle, precision: str) -> Any:
