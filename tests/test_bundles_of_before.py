@@ -16,6 +16,7 @@ from mpmmu_rt import load
 from mpmmu_rt.bundle import Bundle
 from mpmmu_rt.cli import app
 from mpmmu_rt.engines import known_engine
+from mpmmu_rt.facts import AS_PROVEN_PROBABILITY
 from mpmmu_rt.spec import MODALITIES, Target
 from mpmmu_rt.verify import verify
 
@@ -42,7 +43,8 @@ def test_it_verifies_and_answers_as_before(target: str) -> None:
         golden = predictor.bundle.golden()
         said = predictor.predict({modality: golden[f"{modality}.pixels"] for modality in MODALITIES})
         want = golden if target.endswith("fp32") else predictor.bundle.golden_of(predictor.target, golden)
-    tolerance = 1e-5 if target.endswith("fp32") else 0.1
+    # INT8: as far as single codes may go that lie next to a step, on a processor that sums in another order.
+    tolerance = 1e-5 if target.endswith("fp32") else AS_PROVEN_PROBABILITY
     np.testing.assert_allclose(said.probability, want["probability"], atol=tolerance)
 
 
