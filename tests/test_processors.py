@@ -46,3 +46,18 @@ def test_a_bundle_verifies_on_a_lesser_processor(isa: str, target: str) -> None:
     assert said["kernels"]
     strangers = [kernel for kernel in said["kernels"] if any(word in kernel for word in LESSER[isa])]
     assert strangers == [], "it was not held to the lesser processor"
+
+
+@pytest.mark.slow
+def test_no_sum_saturates_without_vnni() -> None:
+    """With 8 bits for weights, twelve of these fail: AVX2 adds products of 8-bit codes in 16 bits."""
+    pytest.importorskip("openvino")
+    own = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}  # no worker of this run
+    environment = own | {"ONEDNN_MAX_CPU_ISA": "AVX2"}
+    tests = ["tests/export/test_quantization.py", "-k", "test_the_largest_codes_do_not_saturate"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-p", "no:cacheprovider", *tests]
+    ran = subprocess.run(
+        command, env=environment, cwd=BUNDLE.parents[2], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert ran.returncode == 0, ran.stdout[-3000:]
+    assert "16 passed" in ran.stdout
