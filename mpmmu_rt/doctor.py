@@ -10,7 +10,7 @@ from typing import Any
 from .engines import engines
 from .engines.shared.blob_cache import VARIABLE, BlobCache, CacheWarning
 from .errors import MissingPackage
-from .facts import AS_PROVEN, FASTER_HEAD, KNOWN_BAD, SATURATES, TOLERANCES, VNNI, Fact
+from .facts import AS_PROVEN, FASTER_HEAD, KNOWN_BAD, SATURATES, TOLERANCES, VNNI, X86, Fact
 from .machine import describe, package_versions
 from .spec import Target
 
@@ -51,12 +51,12 @@ def examine() -> tuple[list[Finding], list[Finding]]:
 def advise(targets: list[Finding]) -> list[Advisory]:
     """What is known of the versions and the processor that are here, and of the targets that work."""
     usable = [Target.parse(finding.name) for finding in targets if finding.usable]
-    advisories = []
-    for name, releases in KNOWN_BAD.items():
-        installed = package_versions((name, f"{name}-gpu")).values()
-        for version, fact in releases.items():
-            state = "is installed, and refused" if version in installed else "would be refused"
-            advisories.append(_advisory(f"{name} {version}", fact, f"{state}: {fact.says}"))
+    advisories = [
+        _advisory(f"{name} {version}", fact, f"refused: {fact.says}")
+        for name, releases in KNOWN_BAD.items()
+        for version, fact in releases.items()
+        if version in package_versions((name, f"{name}-gpu")).values()
+    ]
     for engine in dict.fromkeys(target.engine for target in usable):
         if engine in FASTER_HEAD:
             faster, fact = FASTER_HEAD[engine]
@@ -67,7 +67,8 @@ def advise(targets: list[Finding]) -> list[Advisory]:
         advisories.append(_advisory(str(target), held.fact, f"{limits}: {held.fact.says}"))
     if any(target.precision == "int8" for target in usable):
         advisories.append(_advisory("int8", AS_PROVEN, AS_PROVEN.says))
-        if not set(VNNI) & set(describe()["cpu_features"]):
+        features = set(describe()["cpu_features"])  # unknown, and empty, on processors of other kinds
+        if X86 in features and not features & set(VNNI):
             advisories.append(_advisory("int8", SATURATES, SATURATES.says))
     return advisories
 

@@ -13,6 +13,7 @@
     ├── EngineError               an engine that can't run here, or failed while running
     ├── UnsupportedEstimator      a scikit-learn estimator that the head exporter does not know
     ├── ExportError               a graph that could not be made
+    │   └── UnfitTarget           a model that a target can't have
     └── ParityError               the exported model differs from the original            exit code 3
 
 An error says in its message what was got and what was expected, in one sentence; `hint` says what to do.
@@ -83,6 +84,10 @@ class UnsupportedEstimator(MpmmuError):
 
 
 class ExportError(MpmmuError):
+    pass
+
+
+class UnfitTarget(ExportError):
     pass
 
 

@@ -13,7 +13,8 @@ from .spec import Target
 
 @dataclass(frozen=True)
 class Fact:
-    """says: in a sentence. found: ISO date. source: a report, or the file that holds the figures."""
+    """says: in a sentence. found: ISO date. source: a report, the file that holds the figures, or the commit that gives
+    them; "not measured" where there are none."""
 
     says: str
     found: str
@@ -40,9 +41,9 @@ FASTER_HEAD: Mapping[str, tuple[Target, Fact]] = {
     "onnxruntime-cuda": (
         Target("onnxruntime", "fp32"),
         Fact(
-            "its embeddings come back to the host, where the head costs what it costs there; not measured",
-            "2026-11-24",
-            "mpmmu_rt/engines/onnxruntime_cuda.py",
+            "its embeddings come back to the host, where the head costs what it costs there",
+            "2026-11-25",
+            "not measured",
         ),
     ),
 }
@@ -73,7 +74,7 @@ TOLERANCES: Mapping[str, Tolerance] = {
         RELATIVE_TOLERANCE,
         PROBABILITY_TOLERANCE,
         0.0,
-        Fact("10 times what sums of 10⁴ terms differ by in another order", "2026-11-23", "mpmmu_rt/facts.py"),
+        Fact("10 times what sums of 10⁴ terms differ by in another order", "2026-11-23", "commit 7ccc7d3"),
     ),
     "bf16": Tolerance(
         0.1,
@@ -82,11 +83,11 @@ TOLERANCES: Mapping[str, Tolerance] = {
         Fact(
             "8 bits, an error that grows through 50 layers, and a forest's steps",
             "2026-11-24",
-            "benchmarks/results/decisions_tiny_epyc-2cores.md",
+            "commit c38cff9",
         ),
     ),
     "fp16": Tolerance(
-        0.02, 0.2, 0.2, Fact("11 bits, by graphs run on the CPU; no GPU has run it", "2026-11-24", "export/rounding.py")
+        0.02, 0.2, 0.2, Fact("11 bits, by graphs run on the CPU; no GPU has run it", "2026-11-24", "not measured")
     ),
     "int8": Tolerance(
         0.4,
@@ -95,7 +96,7 @@ TOLERANCES: Mapping[str, Tolerance] = {
         Fact(
             "8 bits, an error that grows through 50 layers, and a forest's steps",
             "2026-11-24",
-            "benchmarks/results/decisions_tiny_epyc-avx2-2cores.md",
+            "commit c38cff9",
         ),
     ),
 }
@@ -107,14 +108,15 @@ AS_PROVEN_RELATIVE = 0.1
 AS_PROVEN_PROBABILITY = 0.3
 AS_PROVEN = Fact(
     "INT8 is also held to what the same graphs said at export: 0.1 of the embedding, 0.3 in probability",
-    "2026-11-26",
-    "mpmmu_rt/facts.py",
+    "2026-11-25",
+    "commit 3d1deda",
 )
 
-# Processor extensions, any of which multiplies 8-bit codes in 32 bits.
+# x86 extensions, any of which adds 8-bit products in 32 bits; with `X86` and none of them they are added in 16.
+X86 = "avx2"
 VNNI = ("avx512_vnni", "avx_vnni", "amx_int8")
 SATURATES = Fact(
     "this processor adds 8-bit products in 16 bits, which saturates: INT8 weights have 7 bits, so that two always fit",
-    "2026-11-26",
+    "2026-11-25",
     "benchmarks/results/weight_codes_epyc-avx2-2cores.md",
 )

@@ -61,25 +61,25 @@ def usable_threads() -> int:
     if quota := _cgroup_quota():
         bounds.append(math.ceil(quota))
     granted = os.environ.get(THREADS_VARIABLE, "").partition(",")[0].strip()  # a list is one number a level
-    if granted.isascii() and granted.isdigit():
+    if granted.isascii() and granted.isdigit() and int(granted):
         bounds.append(int(granted))
     return max(1, min(bounds))
 
 
-def own_threads() -> int:
+def own_threads() -> None:
     """Have every OpenMP library that is loaded from here on use `usable_threads`, and wait for them with patience.
 
     OpenMP's threads spin for each other's work, libgomp's for 300,000 reads: where other processes want the cores too,
-    each spins for one that has none. Beside two busy processes on two cores that cost training 3 to 24 times its time
-    alone; with 1,000 reads it is 3 times at the most, and nothing alone, where to sleep at once would cost a quarter
-    (benchmarks/NOTES.md, 2026-11-26). Has no effect on libraries that are loaded already, and none where the user has
-    said how to wait. Called where torch and scikit-learn are about to be imported. Returns the number of threads.
+    each spins for one that has none. Beside two busy processes on two cores training took about 3 times its time alone
+    in two rounds of three, and 24 times in the other; with 1,000 reads 2.3 to 3 times, and nothing more alone, where to
+    sleep at once would cost a quarter (benchmarks/NOTES.md, 2026-11-26).
+
+    What the user's environment says stands. Has no effect on libraries that are loaded already; child processes get it
+    too. Called where torch and scikit-learn are about to be imported.
     """
-    threads = usable_threads()
-    os.environ.setdefault(THREADS_VARIABLE, str(threads))
+    os.environ.setdefault(THREADS_VARIABLE, str(usable_threads()))
     if not any(name in os.environ for name in ("OMP_WAIT_POLICY", *_PATIENCE)):
         os.environ.update(_PATIENCE)
-    return threads
 
 
 def _cgroup_quota() -> float | None:

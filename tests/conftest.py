@@ -149,11 +149,12 @@ def int8_folder(checkpoint_folder: Path, tmp_path_factory: pytest.TempPathFactor
     The model is untrained, and its cases lie close together: the limits are open, it proves the way, not the model.
     """
 
+    cases = once(tmp_path_factory, "int8.cases", lambda path: write_phantoms(24, path, seed=9))
+
     def make(path: Path) -> None:
         limits = Limits(auc_loss=1, sensitivity_loss=1, flips=1, mean_difference=1)
         wanted = Wanted((Target("openvino", "int8"),), limits=limits)
-        calibration = write_phantoms(24, path.with_name("int8.cases"), seed=9)
-        export_checkpoint(checkpoint_folder, path, calibration_manifest=calibration, wanted=wanted)
+        export_checkpoint(checkpoint_folder, path, calibration_manifest=cases / "manifest.csv", wanted=wanted)
 
     return once(tmp_path_factory, "int8.bundle", make)
 

@@ -1,7 +1,7 @@
 """Bundles of earlier versions open, verify and answer as they did.
 
 `data/bundle_613dfc9` was exported at that commit: ResNet-18 with 4 channels at 32 × 32, untrained, on a processor with
-VNNI; `expected` is what that commit's golden vectors say, and they are in the bundle.
+VNNI. What that commit said is in its golden vectors.
 """
 
 from __future__ import annotations

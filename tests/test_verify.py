@@ -16,7 +16,7 @@ from mpmmu_rt import engines, load, verify
 from mpmmu_rt.bundle import seal
 from mpmmu_rt.checks import Check, probability_difference, relative_difference
 from mpmmu_rt.errors import BundleError
-from mpmmu_rt.spec import Array
+from mpmmu_rt.spec import Array, Target
 from mpmmu_rt.verify import BATCHES
 
 
@@ -237,3 +237,14 @@ def test_a_feature_map_that_is_not_finite_is_a_failed_check_and_no_crash(folder:
         np.savez(file, **golden)  # type: ignore[arg-type]
     reseal(folder)
     assert failed(folder) == {"golden mammography feature map, relative"}
+
+
+@pytest.mark.parametrize("target", ["onnxruntime:fp32", "openvino:fp32", "openvino:int8"])
+@pytest.mark.slow
+def test_it_holds_on_two_threads(int8_folder: Path, target: str) -> None:
+    """The workers of these tests have one each; the threads of an engine must not change what it says."""
+    wanted = Target.parse(target)
+    if problem := engines.known_engine(wanted).problem(wanted.precision):
+        pytest.skip(str(problem))
+    with load(int8_folder, target, threads=2) as predictor:
+        assert [check.name for check in verify.verify(predictor) if not check.passed] == []

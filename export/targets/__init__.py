@@ -22,7 +22,7 @@ from dataclasses import replace
 from typing import Any, Protocol, cast
 
 from mpmmu_rt.engines import engine_module, engines, known_engine
-from mpmmu_rt.errors import ExportError, ParityError, UsageError
+from mpmmu_rt.errors import ParityError, UnfitTarget, UsageError
 from mpmmu_rt.export.draft import FIRST, Draft, Wanted
 from mpmmu_rt.spec import Target
 
@@ -40,7 +40,7 @@ class Family(Protocol):
     def make(self, draft: Draft, target: Target) -> dict[str, Any]:
         """Write what `target` needs into the draft, and list it there; returns what is to be said of it.
 
-        Raises `ParityError` for graphs that are not the same model, `ExportError` for graphs that it can't have.
+        Raises `ParityError` for graphs that are not the same model, `UnfitTarget` for a model that it can't have.
         """
         ...
 
@@ -93,7 +93,7 @@ def resolve(wanted: Wanted) -> tuple[Target, ...]:
 def prove(draft: Draft) -> None:
     """Make and prove the first target, then every wanted one, and enter what was found into the draft.
 
-    A target that was asked for by name and fails raises `ParityError` or `ExportError`; one that was not is left out,
+    A target that was asked for by name and fails raises `ParityError` or `UnfitTarget`; one that was not is left out,
     and `entry["precision"]` says why.
     """
     draft.entry["parity"] = family(FIRST.engine).prove(draft, FIRST)
@@ -103,7 +103,7 @@ def prove(draft: Draft) -> None:
             report = side.make(draft, target)
             draft.seal()
             report |= side.prove(draft, target)
-        except (ExportError, ParityError) as error:
+        except (UnfitTarget, ParityError) as error:
             if draft.wanted.targets is not None:
                 raise
             side.forget(draft, target)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mpmmu_rt.engines import engine
-from mpmmu_rt.errors import ExportError
+from mpmmu_rt.errors import UnfitTarget
 from mpmmu_rt.export.draft import Draft
 from mpmmu_rt.spec import MODALITIES, Target
 
@@ -39,7 +39,7 @@ def _require_float(draft: Draft, target: Target) -> None:
     for modality in MODALITIES:
         operators = [node.op_type for node in draft.graph(modality).graph.node]
         if codes := [kind for kind in operators if kind in ("QuantizeLinear", "DequantizeLinear")]:
-            raise ExportError(
+            raise UnfitTarget(
                 f"the {modality} encoder is quantized already ({len(codes)} of QuantizeLinear and DequantizeLinear), "
                 f"expected float for {target}: OpenVINO does not compute 8 bits among BF16 reliably",
                 hint="use openvino:fp32, which runs its quantized layers in 8 bits",

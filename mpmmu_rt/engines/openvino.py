@@ -39,8 +39,9 @@ _PURPOSE = "the targets openvino:fp32, openvino:bf16 and openvino:int8"
 INFERENCE_PRECISION = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
 # Where a stored model is read faster than compiled: INT8 in half the time, FP32 and BF16 not (benchmarks/NOTES.md).
 _STORED = ("int8",)
-_MAX_ISA = "ONEDNN_MAX_CPU_ISA"
-_WITHOUT_BF16 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_CORE_VNNI")
+_MAX_ISA = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")  # by both names
+# Seen to fail with OpenVINO 2026.4.1; with AVX-512 and without its BF16 instructions it still computes in BF16.
+_WITHOUT_BF16 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2")
 _LANES_PER_STREAM = 2  # one runs, one waits: a stream never idles while Python collects the other's result
 
 
@@ -262,8 +263,8 @@ class OpenVino:
         # What OpenVINO says it is able to do is the processor's word, whatever oneDNN was told to leave unused.
         if precision == "bf16" and _held_to().upper() in _WITHOUT_BF16:
             return EngineError(
-                f"{_MAX_ISA} holds this processor to {_held_to()}, expected BF16 (AVX512_CORE_BF16 or later)",
-                hint=f"unset {_MAX_ISA}, or use openvino:fp32 or openvino:int8",
+                f"{_MAX_ISA[0]} holds this processor to {_held_to()}, expected AVX512_CORE or later for BF16",
+                hint=f"unset {' and '.join(_MAX_ISA)}, or use openvino:fp32 or openvino:int8",
             )
         return None
 
@@ -292,7 +293,7 @@ class OpenVino:
 
 def _held_to() -> str:
     """The instruction set that oneDNN was told not to go beyond; empty where it was told nothing."""
-    return os.environ.get(_MAX_ISA, "")
+    return next((os.environ[name] for name in _MAX_ISA if os.environ.get(name)), "")
 
 
 def _join(runtime: Any, core: Any, bundle: Bundle, precision: str) -> Any:

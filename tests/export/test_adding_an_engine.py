@@ -92,6 +92,7 @@ def test_a_toy_that_changes_decisions_is_taken_away_again(
 ) -> None:
     for name in ("openvino", "onnxruntime-cuda", "tensorrt", "tensorrt-rtx"):
         monkeypatch.delitem(engines._MODULES, name)
+    # FP16 comes first, and FP32 opens what is left when it has been taken away.
     limits = Limits(auc_loss=1, sensitivity_loss=1, flips=1, mean_difference=0)
     bundle = finished(Wanted(gate=few, limits=limits))
     assert bundle.targets == ("onnxruntime:fp32", "toy:fp32")

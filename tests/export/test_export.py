@@ -212,6 +212,8 @@ def test_bring_your_own(tmp_path: Path) -> None:
     assert bundle.name == "thumbnails"
     assert bundle.tensors["mammography_feature_map"].shape == ("N", 5)
     assert bundle.entry["attention_pool"] is None
+    rounded = [report for name, report in bundle.entry["precision"].items() if name.endswith(":bf16")]
+    assert [report["cases"] for report in rounded] == [build.GATE_CASES] * len(rounded), "more than parity needs"
     pixels, _ = labelled(32, 9)
     with predictors.load(tmp_path / "own.bundle") as predictor:
         got = predictor.predict(pixels)

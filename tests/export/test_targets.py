@@ -23,7 +23,7 @@ from mpmmu_rt.engines.openvino import ENGINE
 from mpmmu_rt.engines.shared.gpu import gpu
 from mpmmu_rt.engines.tensorrt import RTX, TENSORRT, TensorRt
 from mpmmu_rt.engines.tensorrt.sidecar import Profile, Sidecar, read_profile
-from mpmmu_rt.errors import EngineError, ExportError, MissingPackage, ParityError, UsageError
+from mpmmu_rt.errors import EngineError, MissingPackage, ParityError, UnfitTarget, UsageError
 from mpmmu_rt.export import Data, Limits, Wanted, export_checkpoint, targets
 from mpmmu_rt.export.cases import halves, of_manifest
 from mpmmu_rt.export.draft import Draft
@@ -31,6 +31,7 @@ from mpmmu_rt.export.parity import Original
 from mpmmu_rt.export.quantization import Ranges, calibrate
 from mpmmu_rt.model.checkpoint import Checkpoint
 from mpmmu_rt.model.phantom import write_phantoms
+from mpmmu_rt.predictor import Predictor
 from mpmmu_rt.progress import Progress, silent
 from mpmmu_rt.spec import MODALITIES, Array, Target
 from mpmmu_rt.verify import verify
@@ -118,6 +119,23 @@ def test_a_target_that_is_not_asked_for_is_left_out_with_its_reason(finished: Fi
     assert "changes decisions" in bundle.entry["precision"]["openvino:bf16"]["reason"]
     with pytest.raises(ParityError, match="openvino:bf16 changes decisions: probability, mean"):
         finished(Wanted((BF16,), gate=few, limits=limits))
+
+
+@pytest.mark.slow
+def test_bf16_is_judged_against_fp32_on_its_own_engine(
+    finished: Finish, few: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if problem := ENGINE.problem("bf16"):
+        pytest.skip(str(problem))
+    opened: list[str] = []
+
+    def noted(draft: Draft, target: Target) -> Predictor:
+        opened.append(str(target))
+        return Predictor(Bundle.open(draft.folder), target)
+
+    monkeypatch.setattr(Draft, "open", noted)
+    finished(Wanted((BF16,), gate=few, limits=WIDE))
+    assert opened == ["onnxruntime:fp32", "openvino:fp32", "openvino:bf16"]
 
 
 def test_an_unknown_target_is_refused_before_the_work(checkpoint_folder: Path, tmp_path: Path) -> None:
@@ -331,7 +349,7 @@ def test_bf16_of_encoders_that_are_quantized_is_refused(int8_folder: Path, tmp_p
     entry["graphs"]["ultrasound"] = entry["graphs"]["ultrasound.int8"]
     nobody = Data({}, None, "nobody")
     draft = Draft(folder, entry, None, Original({}), nobody, Wanted())
-    with pytest.raises(ExportError, match="the ultrasound encoder is quantized already") as caught:
+    with pytest.raises(UnfitTarget, match="the ultrasound encoder is quantized already") as caught:
         targets.family("openvino").make(draft, BF16)
     assert "openvino:fp32" in caught.value.hint
     assert targets.family("openvino").make(draft, Target("openvino", "fp32")) == {}

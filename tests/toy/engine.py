@@ -38,7 +38,7 @@ class Embedder:
 
 class Toy:
     name = "toy"
-    precisions = ("fp32", "fp16")
+    precisions = ("fp16", "fp32")
     head: HeadGraph = "head"
     traits = Traits(licence="A toy.")
 
