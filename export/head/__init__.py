@@ -53,6 +53,10 @@ def lower(
         )
     embedding = ir.Embedding(n_features)
     probability, base = _translate(estimator, embedding, "head")
+    if not _within(probability):  # a probability that rounds to more than 1 would be refused as none
+        clipped = ir.Clip(1, probability, 0.0, 1.0)
+        base = tuple(clipped if node is probability else node for node in base)
+        probability = clipped
     graph = Graph()
     emitter = Emitter(graph, products)
     emitter.names[id(embedding)] = "embedding"
@@ -67,6 +71,16 @@ def lower(
     entry = {"engine": engine, "products": products, "forests": strategies, "notes": notes}
     model.metadata_props.add(key=REPORT_KEY, value=json.dumps(entry))
     return model
+
+
+def _within(probability: ir.Node) -> bool:
+    """Whether an expression is in 0..1 whatever is rounded."""
+    match probability:
+        case ir.Product():
+            return probability.activation == "logistic"
+        case ir.Share() | ir.Clip():
+            return (probability.low, probability.high) == (0.0, 1.0)
+    return False
 
 
 def _finite(graph: Graph, n_features: int) -> str:
@@ -95,7 +109,9 @@ def _translate(estimator: Any, x: ir.Node, path: str) -> tuple[ir.Node, tuple[ir
     if kind == "StackingClassifier":
         return stacking.stack(estimator, x, path)
     whole = families.probability(estimator, x, path)
-    return whole, whole.parts if kind == "VotingClassifier" and isinstance(whole, ir.Mean) else (whole,)
+    if kind == "VotingClassifier" and isinstance(whole, ir.Share) and isinstance(whole.x, ir.Sum):
+        return whole, whole.x.parts
+    return whole, (whole,)
 
 
 def _write_forests(
@@ -106,16 +122,16 @@ def _write_forests(
     computed: list[tuple[ir.Forest, _Folding]] = []
     for node in ir.walk(*roots):
         if isinstance(node, ir.Forest):
-            folding = _fold(node, embedding.width)
-            (exact if folding.exact else computed).append((node, folding))
+            folding = _fold(node, embedding)
+            plain = all(isinstance(source, ir.Embedding) for source in folding.sources)
+            (exact if plain else computed).append((node, folding))
     chosen = []
     if exact:
         merged = emit_forest.merge([(node.trees, f.feature, f.threshold, node.bias) for node, f in exact])
         chosen.append(_write_forest(emitter, "embedding", merged, [node for node, _ in exact], engine, exact=True))
     for node, f in computed:
-        x = emitter.write(node.x)
-        if f.columns:
-            x = emitter.graph.op("Concat", "embedding", x, axis=1)
+        sources = [emitter.write(source) for source in f.sources]
+        x = sources[0] if len(sources) == 1 else emitter.graph.op("Concat", *sources, axis=1)
         merged = emit_forest.merge([(node.trees, f.feature, f.threshold, node.bias)])
         chosen.append(_write_forest(emitter, x, merged, [node], engine, exact=False))
     return chosen
@@ -123,30 +139,32 @@ def _write_forests(
 
 @dataclass(frozen=True)
 class _Folding:
-    """Where a forest's decisions are taken: on the first `columns` features the embedding's own, after them those of
-    the forest's input. Thresholds are float32; both arrays are as long as the forest's nodes."""
+    """Where a forest's decisions are taken: on the columns of `sources`, side by side. Thresholds are float32; both
+    arrays are as long as the forest's nodes."""
 
     feature: Array
     threshold: Array
-    columns: int
-    exact: bool
+    sources: tuple[ir.Node, ...]
 
 
-def _fold(node: ir.Forest, n_features: int) -> _Folding:
-    """Every decision on the embedding itself where a feature comes from one column of it."""
+def _fold(node: ir.Forest, embedding: ir.Embedding) -> _Folding:
+    """Every decision on the embedding itself where a feature comes from one column of it, or on the votes of one
+    ensemble; any other on the forest's input, as it is computed."""
     trees = node.trees
     inner = np.flatnonzero(trees.feature >= 0)
     routes = {int(feature): thresholds.route(node.x, int(feature)) for feature in np.unique(trees.feature[inner])}
+    origin = {one: (node.x, one) if route is None else (route.source, route.column) for one, route in routes.items()}
+    sources = tuple(dict.fromkeys(source for source, _ in origin.values())) or (embedding,)
+    starts = dict(zip(sources, np.cumsum([0, *(source.width for source in sources)])[:-1], strict=True))
     feature, threshold = trees.feature.copy(), np.zeros(len(trees.feature), np.float32)
+    feature[inner] = [starts[origin[int(one)][0]] + origin[int(one)][1] for one in trees.feature[inner]]
     direct = inner[[routes[int(one)] is not None for one in trees.feature[inner]]]
     found = [route for one in trees.feature[direct] if (route := routes[int(one)]) is not None]
-    feature[direct] = [route.column for route in found]
-    threshold[direct] = thresholds.fold(found, trees.threshold[direct])
+    threshold[direct] = thresholds.fold(found, trees.threshold[direct], double=node.double)
     rest = np.setdiff1d(inner, direct)
-    columns = n_features if direct.size or not rest.size else 0
-    feature[rest] = columns + trees.feature[rest]
-    threshold[rest] = thresholds.round_down(trees.threshold[rest])
-    return _Folding(feature, threshold, columns, exact=not rest.size)
+    rounded = thresholds.nearest if node.double else thresholds.round_down
+    threshold[rest] = rounded(trees.threshold[rest])
+    return _Folding(feature, threshold, sources)
 
 
 def _write_forest(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .families import PROBABILITIES, column, refuse, respond
-from .ir import Clip, Interpolate, Mean, Node, sigmoid
+from .ir import Clip, Interpolate, Node, mean, sigmoid
 
 
 def _probability(calibrated: Any, x: Node, path: str) -> Node:
@@ -16,7 +16,7 @@ def _probability(calibrated: Any, x: Node, path: str) -> Node:
         method = "decision_function" if hasattr(learner, "decision_function") else "predict_proba"
         raw = respond(learner, x, f"{path}.calibrated_classifiers_[{number}]", method)
         parts.append(_calibrate(calibrator, raw, path))
-    return parts[0] if len(parts) == 1 else Mean(1, tuple(parts), (1 / len(parts),) * len(parts))
+    return parts[0] if len(parts) == 1 else mean(tuple(parts), low=0.0, high=1.0)
 
 
 def _calibrate(calibrator: Any, raw: Node, path: str) -> Node:

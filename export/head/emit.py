@@ -69,11 +69,16 @@ class Emitter:
             case ir.Coupling():
                 return self._coupling(self._of(node.x))
             case ir.Above():
-                above = graph.op("Greater", self._of(node.x), graph.scalar(node.threshold))
+                kind = "GreaterOrEqual" if node.inclusive else "Greater"
+                above = graph.op(kind, self._of(node.x), graph.scalar(node.threshold))
                 return graph.op("Cast", above, to=1)
-            case ir.Mean():
-                parts = graph.op("Concat", *(self._of(part) for part in node.parts), axis=1)
-                return self._affine(parts, np.array(node.weights)[:, None])
+            case ir.Sum():
+                return self._sum(node)
+            case ir.Share():
+                x = self._of(node.x)
+                if node.count != 1:
+                    x = graph.op("Div", x, graph.scalar(node.count))
+                return self._clip(x, node.low, node.high)
         raise TypeError(f"no operator for {type(node).__name__}")
 
     def _of(self, node: ir.Node) -> str:
@@ -173,6 +178,12 @@ class Emitter:
             if bit == "1":
                 power = graph.op("Mul", power, x)
         return power
+
+    def _sum(self, node: ir.Sum) -> str:
+        parts = self.graph.op("Concat", *(self._of(part) for part in node.parts), axis=1)
+        if set(node.weights) == {1.0}:  # of whole votes exact in any order
+            return self.graph.op("ReduceSum", parts, self.graph.constant(np.array([1])))
+        return self._affine(parts, np.array(node.weights)[:, None])
 
     def _coupling(self, one: str) -> str:
         """libsvm's multiclass_probability of two classes. With s Platt's probability of class 1, p its estimate and

@@ -46,7 +46,7 @@ def decision(estimator: Any, x: Node, path: str) -> Node:
 
 def label(estimator: Any, x: Node, path: str) -> Node:
     """predict, as 0.0 or 1.0, [N, 1]: by the sign of the decision where scikit-learn predicts by it, else by the
-    larger probability."""
+    larger probability. A tie is class 0, but for those in `LABELS`."""
     estimator = unwrap(estimator)
     kind = type(estimator).__name__
     if kind in LABELS:

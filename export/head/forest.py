@@ -9,16 +9,15 @@ import numpy as np
 
 from mpmmu_rt.spec import Array
 
-from .families import DECISIONS, PROBABILITIES, refuse
-from .ir import Forest, Node, Product, Trees
+from .families import DECISIONS, LABELS, PROBABILITIES, refuse
+from .ir import Above, Forest, Node, Product, Share, Trees
 
 
 def _forest(forest: Any, x: Node, path: str) -> Node:
     """The trees' sum, then divided: the votes of pure leaves are whole numbers, whose float32 sum is exact. Of 1000
     thousandths it is 1e-5 off."""
-    count = len(forest.estimators_)
     votes = Forest(1, x, join([_classifier_tree(tree.tree_) for tree in forest.estimators_]))
-    return Product(1, votes, np.array([[1 / count]]), np.zeros(1))
+    return Share(1, votes, len(forest.estimators_), 0.0, 1.0)
 
 
 def _tree(classifier: Any, x: Node, path: str) -> Node:
@@ -70,6 +69,11 @@ def _boosting_raw(boosting: Any, x: Node, path: str) -> Node:
     return Forest(1, x, join(parts), float(np.ravel(start)[0]))
 
 
+def _boosting_label(boosting: Any, x: Node, path: str) -> Node:
+    """Class 1 at a tie."""
+    return Above(1, _boosting_raw(boosting, x, path), 0.0, inclusive=True)
+
+
 def _boosting(boosting: Any, x: Node, path: str) -> Node:
     factor = 2.0 if boosting.loss == "exponential" else 1.0
     return Product(1, _boosting_raw(boosting, x, path), np.array([[factor]]), np.zeros(1), "logistic")
@@ -79,7 +83,7 @@ def _histogram_raw(boosting: Any, x: Node, path: str) -> Node:
     if getattr(boosting, "is_categorical_", None) is not None:
         refuse(boosting, path, "with categorical features, expected numbers only")
     parts = [_histogram_tree(predictor.nodes) for (predictor,) in boosting._predictors]
-    return Forest(1, x, join(parts), float(np.ravel(boosting._baseline_prediction)[0]))
+    return Forest(1, x, join(parts), float(np.ravel(boosting._baseline_prediction)[0]), double=True)
 
 
 def _histogram_tree(nodes: Array) -> Trees:
@@ -107,4 +111,5 @@ PROBABILITIES.update(
     GradientBoostingClassifier=_boosting,
     HistGradientBoostingClassifier=_histogram,
 )
+LABELS.update(GradientBoostingClassifier=_boosting_label)
 DECISIONS.update(GradientBoostingClassifier=_boosting_raw, HistGradientBoostingClassifier=_histogram_raw)

@@ -19,7 +19,7 @@ from .families import (
     respond,
     transform,
 )
-from .ir import Mean, Node, concat, select
+from .ir import Node, concat, mean, select
 
 
 def learners(stack: Any, x: Node, path: str) -> tuple[Node, ...]:
@@ -60,26 +60,25 @@ def _voting(vote: Any, x: Node, path: str) -> Node:
         refuse(vote, path, "with hard voting, which has no probability; expected voting='soft'")
     names = [name for name, estimator in vote.estimators if not (isinstance(estimator, str) and estimator == "drop")]
     parts = tuple(probability(e, x, f"{path}.{n}") for n, e in zip(names, vote.estimators_, strict=True))
-    weights = np.ones(len(parts)) if vote.weights is None else np.asarray(vote._weights_not_none, np.float64)
-    return Mean(1, parts, tuple((weights / weights.sum()).tolist()))
+    weights = None if vote.weights is None else np.asarray(vote._weights_not_none, np.float64)
+    return mean(parts, weights, 0.0, 1.0)
 
 
 def _bagging(bagging: Any, x: Node, path: str) -> Node:
-    return _mean_of_bag(bagging, x, path, probability)
+    return mean(_bag(bagging, x, path, probability), low=0.0, high=1.0)
 
 
 def _bagging_decision(bagging: Any, x: Node, path: str) -> Node:
-    return _mean_of_bag(bagging, x, path, decision)
+    return mean(_bag(bagging, x, path, decision))
 
 
-def _mean_of_bag(bagging: Any, x: Node, path: str, translate: Translate) -> Node:
-    parts = tuple(
+def _bag(bagging: Any, x: Node, path: str, translate: Translate) -> tuple[Node, ...]:
+    return tuple(
         translate(estimator, select(x, features), f"{path}.estimators_[{number}]")
         for number, (estimator, features) in enumerate(
             zip(bagging.estimators_, bagging.estimators_features_, strict=True)
         )
     )
-    return Mean(1, parts, (1 / len(parts),) * len(parts))
 
 
 def before_last(pipeline: Any, x: Node, path: str) -> Node:

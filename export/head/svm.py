@@ -15,8 +15,8 @@ import numpy as np
 from mpmmu_rt.spec import Array
 
 from .calibration import backwards
-from .families import DECISIONS, PROBABILITIES, column, refuse
-from .ir import Clip, Coupling, Kernel, Node, Product, sigmoid
+from .families import DECISIONS, LABELS, PROBABILITIES, column, refuse
+from .ir import Above, Clip, Coupling, Kernel, Node, Product, sigmoid
 
 _LIBSVM_MINIMUM = 1e-7  # libsvm's svm_predict_probability keeps probabilities away from 0 and 1 by this
 
@@ -60,5 +60,11 @@ def _probability(svc: Any, x: Node, path: str) -> Node:
     return Coupling(1, Clip(1, scaled, _LIBSVM_MINIMUM, 1 - _LIBSVM_MINIMUM))
 
 
+def _label(svc: Any, x: Node, path: str) -> Node:
+    """libsvm votes for class 0 where its own decision, scikit-learn's with the sign turned, is positive: a tie is 1."""
+    return Above(1, _decision(svc, x, path), 0.0, inclusive=True)
+
+
+LABELS.update(SVC=_label)
 DECISIONS.update(SVC=_decision)
 PROBABILITIES.update(SVC=_probability)

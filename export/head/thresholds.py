@@ -14,7 +14,7 @@ import numpy as np
 
 from mpmmu_rt.spec import Array
 
-from .ir import Concat, Elementwise, Embedding, Node, Select, walk
+from .ir import Concat, Elementwise, Embedding, Node, Select, Share, walk
 
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 _CELLS = 2**20  # of the matrix in which thresholds are searched at a time, a row for each of one column: bounds memory
@@ -22,26 +22,33 @@ _CELLS = 2**20  # of the matrix in which thresholds are searched at a time, a ro
 
 @dataclass(frozen=True)
 class Route:
-    """How a feature comes from the embedding: its column, and the (map, column) pairs that it passes, in order."""
+    """How a feature comes from a column of the embedding, or of votes: the (map, column) pairs that it passes, in
+    order, the first one over `source`."""
 
+    source: Node
     column: int
-    maps: tuple[tuple[Elementwise, int], ...]
+    maps: tuple[tuple[Elementwise | Share, int], ...]
 
 
 def route(node: Node, feature: int) -> Route | None:
     """The route of a column of `node`, or None if it is computed from more than one column, or in a float type that
-    is not known: beside a computed column, scikit-learn may widen the others before it scales them."""
-    maps: list[tuple[Elementwise, int]] = []
+    is not known: beside a computed column, scikit-learn may widen the others before it scales them. A share of votes
+    is float64 in scikit-learn, and all beside it then are."""
+    maps: list[tuple[Elementwise | Share, int]] = []
+    widened = False
     while not isinstance(node, Embedding):
         if isinstance(node, Select):
             feature = int(node.index[feature])
             node = node.x
+        elif isinstance(node, Share):
+            maps.append((node, feature))
+            return Route(node.x, feature, tuple(reversed(maps)))
         elif isinstance(node, Elementwise):
             maps.append((node, feature))
             node = node.x
         elif isinstance(node, Concat):
-            if maps and not all(isinstance(below, Embedding | Select | Elementwise | Concat) for below in walk(node)):
-                return None
+            plain = all(isinstance(below, Embedding | Select | Elementwise | Concat) for below in walk(node))
+            widened |= bool(maps) and not plain
             for part in node.parts:
                 if feature < part.width:
                     node = part
@@ -49,7 +56,7 @@ def route(node: Node, feature: int) -> Route | None:
                 feature -= part.width
         else:
             return None
-    return Route(feature, tuple(reversed(maps)))
+    return None if widened else Route(node, feature, tuple(reversed(maps)))
 
 
 def round_down(threshold: Array) -> Array:
@@ -61,10 +68,16 @@ def round_down(threshold: Array) -> Array:
     return rounded
 
 
-def fold(routes: list[Route], threshold: Array) -> Array:
+def nearest(threshold: Array) -> Array:
+    """The float32 next to each float64 threshold: for values that are rounded to float32 here and compared in float64
+    by scikit-learn, of which one that equals the threshold goes left."""
+    return np.clip(threshold, -_FLOAT32_MAX, _FLOAT32_MAX).astype(np.float32)
+
+
+def fold(routes: list[Route], threshold: Array, *, double: bool = False) -> Array:
     """θ float32 [M] on the raw columns for `threshold` float64 [M] on the features of `routes`.
 
-    -inf where no finite value goes left.
+    double: scikit-learn compares in float64. -inf where no finite value goes left.
     """
     folded = np.empty(len(routes), np.float32)
     groups: dict[tuple[int, ...], list[int]] = {}
@@ -74,11 +87,11 @@ def fold(routes: list[Route], threshold: Array) -> Array:
         if not routes[positions[0]].maps:
             folded[positions] = round_down(threshold[positions])
         else:
-            folded[positions] = _fold_group([routes[p] for p in positions], threshold[positions])
+            folded[positions] = _fold_group([routes[p] for p in positions], threshold[positions], double)
     return folded
 
 
-def _fold_group(routes: list[Route], threshold: Array) -> Array:
+def _fold_group(routes: list[Route], threshold: Array, double: bool) -> Array:
     """`fold` for routes through the same maps. Each row of a matrix holds one candidate for each column."""
     # What comes from one column shares its cells in every map: such routes are searched in different rows.
     column = np.array([one.maps[0][1] for one in routes])
@@ -90,11 +103,11 @@ def _fold_group(routes: list[Route], threshold: Array) -> Array:
     for block in range(int(rank.max()) // rows + 1):
         here = np.flatnonzero(rank // rows == block)
         positions = order[here]
-        folded[positions] = _bisect([routes[p] for p in positions], rank[here] % rows, threshold[positions])
+        folded[positions] = _bisect([routes[p] for p in positions], rank[here] % rows, threshold[positions], double)
     return folded
 
 
-def _bisect(routes: list[Route], row: Array, threshold: Array) -> Array:
+def _bisect(routes: list[Route], row: Array, threshold: Array, double: bool) -> Array:
     """The largest float32 candidate per route whose mapped value is ≤ its threshold."""
     maps = [node for node, _ in routes[0].maps]
     columns = [np.array([one.maps[depth][1] for one in routes]) for depth in range(len(maps))]
@@ -107,7 +120,8 @@ def _bisect(routes: list[Route], row: Array, threshold: Array) -> Array:
             with np.errstate(over="ignore"):
                 values = node.exact(matrix)[row, column]
         with np.errstate(over="ignore"):
-            left: Array = values.astype(np.float32).astype(np.float64) <= threshold
+            compared = values if double else values.astype(np.float32)
+            left: Array = compared.astype(np.float64) <= threshold
         return left
 
     # Order-preserving integers: float32 bits, with the negatives mirrored.

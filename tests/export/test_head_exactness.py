@@ -175,7 +175,7 @@ def folded(estimator: Any, steps: Sequence[Any], width: int) -> tuple[ir.Trees, 
 
 def votes(node: ir.Node) -> ir.Forest:
     """The trees below a mean."""
-    forest = node.x if isinstance(node, ir.Product) else node
+    forest = node.x if isinstance(node, ir.Product | ir.Share) else node
     assert isinstance(forest, ir.Forest)
     return forest
 
@@ -371,8 +371,8 @@ def test_a_single_wrong_leaf_of_three_hundred_trees_is_seen(monkeypatch: pytest.
     prove(monkeypatch, steps, forest, x, strategies=("traversal",))
     fold = thresholds.fold
 
-    def off_by_one(routes: list[thresholds.Route], limits: Array) -> Array:
-        found = fold(routes, limits)
+    def off_by_one(routes: list[thresholds.Route], limits: Array, *, double: bool = False) -> Array:
+        found = fold(routes, limits, double=double)
         # Of the coded stack, whose trees are folded one by one: the 200th.
         calls.append(len(found))
         if len(calls) == 201 + 1:

@@ -402,10 +402,15 @@ def _rounding(node: ir.Node, below: list[Value], embedding: Array) -> Value:
             return x[:, node.index], error[:, node.index]
         case ir.Concat():
             return np.concatenate([v for v, _ in below], 1), np.concatenate([e for _, e in below], 1)
-        case ir.Mean():
+        case ir.Sum():
             weights = np.array(node.weights)
             value = np.sum([w * v for w, (v, _) in zip(weights, below, strict=True)], 0)
-            return value, np.sum([w * e for w, (_, e) in zip(weights, below, strict=True)], 0) + _sum(len(below))
+            size = np.sum([w * np.abs(v) for w, (v, _) in zip(weights, below, strict=True)], 0)
+            rounded = 0.0 if _whole(node) else _sum(len(below)) * size
+            return value, np.sum([w * e for w, (_, e) in zip(weights, below, strict=True)], 0) + rounded
+        case ir.Share():
+            value = node.exact(x)
+            return value, error / node.count + UNIT * np.abs(value)
         case ir.Elementwise():
             # The value is scikit-learn's own; how far that is off is seen (x · scale + min cancels far from zero), but
             # no more than rounding can explain.
@@ -432,7 +437,7 @@ def _rounding(node: ir.Node, below: list[Value], embedding: Array) -> Value:
             return _between(_coupled, x, error + 8 * UNIT)
         case ir.Above():
             near = np.abs(x - node.threshold) <= error + 2.0**-20  # what a tie is, see `families`
-            return (x > node.threshold) * 1.0, near * 1.0
+            return (x >= node.threshold if node.inclusive else x > node.threshold) * 1.0, near * 1.0
     raise TypeError(type(node).__name__)
 
 
@@ -491,10 +496,11 @@ def _kernel(node: ir.Kernel, x: Array, error: Array) -> Value:
 
 
 def _forest(node: ir.Forest, x: Array, error: Array) -> Value:
-    """Splits on columns of the embedding are exact (`test_head_exactness`). Another one that is near its threshold
-    adds what the leaves below it differ by."""
+    """Splits on columns of the embedding, and on votes that are whole numbers, are exact (`test_head_exactness`).
+    Another one that is near its threshold adds what the leaves below it differ by."""
     trees, rows = node.trees, np.arange(len(x))
-    computed = np.array([thresholds.route(node.x, feature) is None for feature in range(x.shape[1])])
+    routes = [thresholds.route(node.x, feature) for feature in range(x.shape[1])]
+    computed = np.array([route is None or not _whole(route.source) for route in routes])
     low, high = trees.value.copy(), trees.value.copy()
     for parent in np.flatnonzero(trees.feature >= 0)[::-1]:  # children have larger numbers
         children = [trees.left[parent], trees.right[parent]]
@@ -505,7 +511,7 @@ def _forest(node: ir.Forest, x: Array, error: Array) -> Value:
         at, sure = np.full(len(x), root), np.ones(len(x), bool)
         while (inner := trees.feature[at] >= 0).any():
             feature, limit = np.where(inner, trees.feature[at], 0), trees.threshold[at]
-            value = x[rows, feature].astype(np.float32)
+            value = x[rows, feature] if node.double else x[rows, feature].astype(np.float32)
             near = np.abs(value - limit) <= error[rows, feature] + UNIT * np.abs(limit)
             near &= inner & sure & computed[feature]
             crossed[near] += (high - low)[at[near]]
@@ -513,7 +519,21 @@ def _forest(node: ir.Forest, x: Array, error: Array) -> Value:
             at = np.where(inner & (value <= limit), trees.left[at], trees.right[at])  # a leaf's children are itself
         total += trees.value[at]
         size += np.abs(trees.value[at])
-    return total[:, None], (_sum(len(trees.roots)) * size + crossed)[:, None]
+    rounded = 0.0 if _whole(node) else _sum(len(trees.roots)) * size
+    return total[:, None], (rounded + crossed)[:, None]
+
+
+def _whole(node: ir.Node) -> bool:
+    """Whether a value is exact in float32: the embedding, and votes that are whole numbers."""
+    match node:
+        case ir.Embedding():
+            return True
+        case ir.Forest():
+            leaves = node.trees.value[node.trees.feature < 0]
+            return node.bias == 0 and bool((leaves == np.round(leaves)).all())
+        case ir.Sum():
+            return set(node.weights) == {1.0} and all(_whole(part) for part in node.parts)
+    return False
 
 
 def _coupled(one: Array) -> Array:
@@ -676,10 +696,11 @@ SMALL: dict[str, Callable[[], Any]] = {
 
 def breaks(node: ir.Node) -> Iterator[tuple[str, Any]]:
     """Each number of a node off by BREAK: of an array the largest one, or all of support vectors and breakpoints, of
-    which one may not matter. Of trees, two leaves swapped. Not the limits of Clip, which few values reach."""
+    which one may not matter. Of trees, two leaves swapped. Not the limits of Clip and Share, which few values reach."""
     whole = isinstance(node, ir.Kernel | ir.Interpolate)
-    for item in fields(node) if not isinstance(node, ir.Clip) else ():
-        value = getattr(node, item.name)
+    limits = ("low", "high") if isinstance(node, ir.Clip | ir.Share) else ()
+    for item in fields(node):
+        value = None if item.name in limits else getattr(node, item.name)
         if isinstance(value, float) and np.isfinite(value) and value:
             yield item.name, value * (1 + BREAK)
         elif item.name == "weights":

@@ -1,0 +1,192 @@
+"""Trees behind votes, means, and ties: where one unit in the last place of float32 is another leaf.
+
+A forest of pure leaves says k / n. A tree behind it that learned from k - 1 and k + 1 splits at k / n itself, so that
+its cases turn on how the division was rounded. Reports of the kind: posit-dev/orbital#58, onnx/sklearn-onnx#1192.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.datasets import make_classification
+from sklearn.ensemble import (
+    BaggingClassifier,
+    ExtraTreesClassifier,
+    GradientBoostingClassifier,
+    HistGradientBoostingClassifier,
+    RandomForestClassifier,
+    StackingClassifier,
+    VotingClassifier,
+)
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import MinMaxScaler, StandardScaler
+from sklearn.svm import SVC
+from sklearn.tree import DecisionTreeClassifier
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+from mpmmu_rt.export.head import HeadEngine, lower
+from mpmmu_rt.spec import Array
+
+FEATURES = 12
+Run = Callable[[onnx.ModelProto, Array], tuple[Array, Array]]
+
+
+@pytest.fixture(scope="module")
+def data() -> tuple[Array, Array]:
+    """Noisy labels: votes of every kind."""
+    x, y = make_classification(2600, FEATURES, n_informative=6, flip_y=0.25, class_sep=0.7, random_state=0)
+    return x.astype(np.float32), y
+
+
+def on_onnxruntime(model: onnx.ModelProto, x: Array) -> tuple[Array, Array]:
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    probability, base = session.run(["probability", "base_probability"], {"embedding": x})
+    return probability, base
+
+
+def on_openvino(model: onnx.ModelProto, x: Array) -> tuple[Array, Array]:
+    """It turns a division by a constant into a product with its reciprocal."""
+    openvino = pytest.importorskip("openvino")
+    core = openvino.Core()
+    compiled = core.compile_model(
+        core.read_model(model.SerializeToString()), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+    )
+    found = compiled(x)
+    return np.array(found["probability"]), np.array(found["base_probability"])
+
+
+ENGINES: list[tuple[HeadEngine, Run]] = [
+    ("portable", on_onnxruntime),
+    ("portable", on_openvino),
+    ("onnxruntime", on_onnxruntime),
+]
+LEARNERS: dict[str, Callable[[int], list[Any]]] = {
+    "forests": lambda n: [RandomForestClassifier(n, random_state=0), ExtraTreesClassifier(n, random_state=1)],
+    "bags and votes": lambda n: [
+        BaggingClassifier(DecisionTreeClassifier(random_state=0), n, random_state=0),
+        VotingClassifier([(f"t{k}", ExtraTreesClassifier(1, random_state=k)) for k in range(n)], voting="soft"),
+    ],
+}
+FINALS: dict[str, Callable[[], Any]] = {
+    "forest": lambda: RandomForestClassifier(30, random_state=0),
+    "tree": lambda: DecisionTreeClassifier(random_state=0),
+    "boosting": lambda: GradientBoostingClassifier(n_estimators=20, max_depth=4, random_state=0),
+    "histogram": lambda: HistGradientBoostingClassifier(max_iter=20, random_state=0),
+    "scaled forest": lambda: make_pipeline(StandardScaler(), MinMaxScaler(), FINALS["forest"]()),
+    "scaled histogram": lambda: make_pipeline(StandardScaler(), FINALS["histogram"]()),
+}
+STACKS = [("forests", 49, False), ("forests", 100, True), ("bags and votes", 10, False)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("final", "kind", "count", "passthrough"),
+    [
+        *((final, *stack) for final in FINALS for stack in STACKS),
+        *((final, "forests", 300, False) for final in ("forest", "histogram")),
+    ],
+)
+def test_trees_on_votes_take_the_leaf_of_scikit_learn(
+    data: tuple[Array, Array], final: str, kind: str, count: int, passthrough: bool
+) -> None:
+    x, y = data
+    named = [(f"l{k}", one) for k, one in enumerate(LEARNERS[kind](count))]
+    head = StackingClassifier(named, FINALS[final](), cv=3, passthrough=passthrough)
+    with threadpool_limits(1):
+        head.fit(x[:800], y[:800])
+        want, meta = head.predict_proba(x[800:])[:, 1], head.transform(x[800:])[:, :2]
+    assert len(np.unique(meta)) > 3
+    for form, run in ENGINES:
+        probability, base = run(lower(head, FEATURES, form), x[800:])
+        np.testing.assert_allclose(probability, want, rtol=0, atol=2e-6, err_msg=f"{form} {run.__name__}")
+        np.testing.assert_allclose(base, meta, rtol=1.2e-7, atol=0)
+
+
+def test_a_share_is_rounded_as_scikit_learn_rounds_it(data: tuple[Array, Array]) -> None:
+    """In ONNX Runtime to the last bit, for every number of trees where a product with 1 / n is not."""
+    x, y = data
+    votes = {n: np.arange(n + 1, dtype=np.float32) for n in range(1, 300)}
+    wrong = [n for n, k in votes.items() if (k * np.float32(1 / n) != np.float32(np.arange(n + 1) / n)).any()]
+    assert len(wrong) > 200
+    for count in wrong[::40]:
+        forest = RandomForestClassifier(count, random_state=0).fit(x[:300], y[:300])
+        want = forest.predict_proba(x)[:, 1].astype(np.float32)
+        for form in ("portable", "onnxruntime"):
+            np.testing.assert_array_equal(on_onnxruntime(lower(forest, FEATURES, form), x)[0], want)
+
+
+MEANS: dict[str, Callable[[], Any]] = {
+    "bagging of 10": lambda: BaggingClassifier(random_state=0),
+    "bagging of 30": lambda: BaggingClassifier(n_estimators=30, random_state=0),
+    "vote of 10": lambda: VotingClassifier(
+        [(f"t{k}", DecisionTreeClassifier(max_depth=5, random_state=k)) for k in range(10)], voting="soft"
+    ),
+    "weighted vote": lambda: VotingClassifier(
+        [(f"t{k}", DecisionTreeClassifier(max_depth=6, random_state=k)) for k in range(7)],
+        voting="soft",
+        weights=[0.1, 0.2, 0.3, 0.7, 1.1, 1.3, 0.9],
+    ),
+    "isotonic": lambda: CalibratedClassifierCV(RandomForestClassifier(30, random_state=0), method="isotonic", cv=10),
+    "impure forest": lambda: RandomForestClassifier(100, max_depth=3, random_state=0),
+}
+
+
+@pytest.mark.parametrize("name", MEANS)
+def test_no_mean_of_probabilities_exceeds_one(name: str) -> None:
+    """Where all agree, the clearest cases, a mean by weights that are rounded is 1.0000001, which is refused."""
+    x, y = make_classification(4000, FEATURES, n_informative=6, class_sep=2.5, random_state=0)
+    x = x.astype(np.float32)
+    with threadpool_limits(1):
+        head = MEANS[name]().fit(x[:600], y[:600])
+        want = head.predict_proba(x)[:, 1]
+    for form, run in ENGINES:
+        probability, base = run(lower(head, FEATURES, form), x)
+        for found in (probability, base):
+            assert found.min() >= 0
+            assert found.max() <= 1
+        np.testing.assert_allclose(probability, want, rtol=0, atol=1e-6)
+
+
+def tied(kind: str) -> Any:
+    """A fitted classifier whose decision on [0, 0] is exactly zero."""
+    x = np.array([[-1.0, 0], [-1, 0], [1, 0], [1, 0], [0, 0], [0, 0]])
+    y = np.array([0, 0, 1, 1, 0, 1])
+    if kind == "boosting":
+        return GradientBoostingClassifier(n_estimators=1, init="zero", max_depth=2, random_state=0).fit(x, y)
+    if kind == "histogram":
+        return HistGradientBoostingClassifier(max_iter=1, min_samples_leaf=1, random_state=0).fit(x, y)
+    if kind == "svc":
+        return SVC(kernel="linear").fit(x[:4], y[:4])
+    if kind == "logistic":
+        one = LogisticRegression().fit(x, y)
+        one.intercept_[:] = 0
+        return one
+    return DecisionTreeClassifier(random_state=0).fit(x, y)
+
+
+@pytest.mark.parametrize("kind", ["boosting", "histogram", "svc", "logistic", "tree"])
+def test_a_tie_is_the_class_that_scikit_learn_takes(kind: str) -> None:
+    one = tied(kind)
+    at = np.zeros((1, 2), np.float32)
+    decision = one.decision_function(at)[0] if hasattr(one, "decision_function") else one.predict_proba(at)[0, 1] - 0.5
+    assert decision == 0
+    rows = np.array([[-1.0, 0], [1, 0], [0, 0], [2, 1], [-2, 1], [0.5, 2]], np.float32)
+    final = LogisticRegression()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        head = StackingClassifier([("one", one)], final, cv="prefit", stack_method="predict").fit(
+            rows, np.array([0, 1, 0, 1, 0, 1])
+        )
+    want = head.transform(rows)[:, 0]
+    assert want[2] == one.predict(at)[0]
+    for form, run in ENGINES:
+        _, base = run(lower(head, 2, form), rows)
+        np.testing.assert_array_equal(base[:, 0], want, err_msg=f"{form} {run.__name__}")
