@@ -11,6 +11,7 @@
     ├── OutputError               an output that must not or can't be written
     ├── MissingPackage            an optional dependency that is not installed
     ├── EngineError               an engine that can't run here, or failed while running
+    │   └── AnswerError           an engine that ran, and gave no number for some of the cases
     ├── UnsupportedEstimator      a scikit-learn estimator that the head exporter does not know
     ├── ExportError               a graph that could not be made
     │   └── UnfitTarget           a model that a target can't have
@@ -77,6 +78,14 @@ class MissingPackage(MpmmuError):
 
 class EngineError(MpmmuError):
     pass
+
+
+class AnswerError(EngineError):
+    """rows: which cases of the batch, counted from 0, have no answer; the others' may be right."""
+
+    def __init__(self, message: str, *, hint: str = "", rows: tuple[int, ...] = ()) -> None:
+        super().__init__(message, hint=hint)
+        self.rows = rows
 
 
 class UnsupportedEstimator(MpmmuError):

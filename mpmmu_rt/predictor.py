@@ -12,7 +12,7 @@ import numpy as np
 
 from .bundle import Bundle, Graph
 from .engines import engine
-from .errors import EngineError, PixelsError, UsageError
+from .errors import AnswerError, PixelsError, UsageError
 from .machine import usable_threads
 from .spec import MODALITIES, Array, Modality, Target
 
@@ -58,7 +58,8 @@ class Predictor:
 
         The two are named and not positional, so that they can't be swapped unseen. embedding: float32 [N, D] to write
         the embedding to, and to return; a new array if None. Raises `PixelsError` for pixels that the model was not
-        made for, `UsageError` for another `embedding`, and `EngineError` if any probability is not a number in 0..1.
+        made for, `UsageError` for another `embedding`, `EngineError` if the engine fails, and `AnswerError`, with the
+        rows, if any probability is not a number in 0..1 or any embedding is not finite.
         """
         checked = self._check(pixels)
         shape = (len(checked["mammography"]), self._width)
@@ -73,19 +74,20 @@ class Predictor:
         said, stages_ms = self._pipeline.run(checked, embedding)
         probability = said["probability"]
         # Trees send NaN left or right and give a number that looks right: the embedding is checked on its own.
-        if not np.isfinite(embedding).all():
-            raise EngineError(
-                f"{self.target} gave embeddings that are not finite for "
-                f"{int(np.sum(~np.isfinite(embedding).all(1)))} of {len(embedding)} cases",
-                hint="`mpmmu-rt verify BUNDLE` tells whether this target computes the model correctly here",
-            )
-        if not np.all((probability >= 0) & (probability <= 1)):
-            raise EngineError(
-                f"{self.target} gave {int(np.sum(~((probability >= 0) & (probability <= 1))))} of {probability.size} "
-                "probabilities that are not numbers in 0..1",
-                hint="`mpmmu-rt verify BUNDLE` tells whether this target computes the model correctly here",
-            )
+        count = len(embedding)
+        if (bad := np.isfinite(embedding).min(axis=1) == 0).any():
+            raise self._unanswered(bad, f"embeddings that are not finite for {int(bad.sum())} of {count} cases")
+        if (bad := ~np.asarray((probability >= 0) & (probability <= 1))).any():
+            raise self._unanswered(bad, f"{int(bad.sum())} of {count} probabilities that are not numbers in 0..1")
         return Prediction(probability, said.get("base_probability"), embedding, stages_ms)
+
+    def _unanswered(self, bad: Array, what: str) -> AnswerError:
+        """bad: bool [N]."""
+        return AnswerError(
+            f"{self.target} gave {what}",
+            hint="`mpmmu-rt verify BUNDLE` tells whether this target computes the model correctly here",
+            rows=tuple(np.flatnonzero(bad).tolist()),
+        )
 
     def feature_maps(self, pixels: Mapping[Modality, Array]) -> dict[Modality, Array]:
         """The last feature map of each encoder, float32, for looking inside. Loads the encoders for this one call."""

@@ -21,7 +21,7 @@ import numpy as np
 
 from .bundle import CLASSES, Bundle
 from .cases import Case, Manifest
-from .errors import ImageError, OutputError
+from .errors import AnswerError, ImageError, OutputError
 from .files import atomic_file
 from .images import Preprocessing, read_pixels
 from .latency import Latency, summarise
@@ -90,9 +90,10 @@ def run(
 ) -> Summary:
     """Predict every case of `manifest` and write `output`, a CSV with the columns `COLUMNS`, one row per case.
 
-    A case whose images can't be read gets a row with its error. `frame` is the frame to take of files that hold
-    several. Raises `OutputError` if `output` or its journal is in the way, `EngineError` if inference fails, and
-    `MissingPackage` if a format needs a package; the journal stays, and `resume` goes on from it.
+    A case whose images can't be read, or for which the engine has no number, gets a row with its error. `frame` is the
+    frame to take of files that hold several. Raises `OutputError` if `output` or its journal is in the way,
+    `EngineError` if inference fails, and `MissingPackage` if a format needs a package; the journal stays, and `resume`
+    goes on from it.
     """
     journal = _Journal.open(output, predictor, manifest, frame=frame, resume=resume, overwrite=overwrite)
     try:
@@ -159,7 +160,12 @@ def _predict_all(
 def _predict(predictor: Predictor, items: Sequence[Decoded], ledger: _Ledger) -> list[Row]:
     start = time.perf_counter()
     pixels = {modality: np.stack([item.pixels[modality] for item in items]) for modality in MODALITIES}
-    prediction = predictor.predict(pixels)
+    try:
+        prediction = predictor.predict(pixels)
+    except AnswerError as error:
+        if not error.rows:
+            raise
+        return _predict_the_others(predictor, items, ledger, error)
     ledger.batches_ms.append((time.perf_counter() - start) * 1e3)
     ledger.predicted += len(items)
     for stage, spent in prediction.stages_ms.items():
@@ -173,6 +179,16 @@ def _predict(predictor: Predictor, items: Sequence[Decoded], ledger: _Ledger) ->
         )
         for item, value in zip(items, prediction.probability, strict=True)
     ]
+
+
+def _predict_the_others(
+    predictor: Predictor, items: Sequence[Decoded], ledger: _Ledger, error: AnswerError
+) -> list[Row]:
+    """Rows of a batch in which some cases have no answer: these with an error each, the others predicted again."""
+    text = f"{predictor.target} gave no number for this case; {error.hint}"
+    without = [(items[row].case.case_id, "", "", text) for row in error.rows]
+    others = [item for row, item in enumerate(items) if row not in error.rows]
+    return [*without, *(_predict(predictor, others, ledger) if others else [])]
 
 
 def _decide(probability: float | np.float32, bundle: Bundle) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from types import MappingProxyType
@@ -11,13 +12,16 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
+from PIL import Image
 
 from mpmmu_rt import load
 from mpmmu_rt.bundle import GRAPHS, Bundle, seal
+from mpmmu_rt.cases import read_manifest
 from mpmmu_rt.errors import BundleError, EngineError, PixelsError, UsageError
 from mpmmu_rt.images import Preprocessing
 from mpmmu_rt.model.phantom import phantom_pixels
 from mpmmu_rt.predictor import Predictor
+from mpmmu_rt.run import run
 from mpmmu_rt.spec import MODALITIES, Array, Modality
 
 # FP32 of the same graph, blocked differently by batch size: some 10 times what was measured (4e-7).
@@ -324,3 +328,31 @@ def test_an_embedding_that_can_not_hold_all_cases_is_refused(tmp_path: Path, emb
         pytest.raises(UsageError, match=r"expected float32\[4, 2\] to write to"),
     ):
         predictor.predict(levels(1, 2, 3, 4), embedding=embedding)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 32])
+def test_a_case_without_an_answer_is_a_row_and_not_the_end_of_the_run(tmp_path: Path, batch: int) -> None:
+    """Of the root of (grey - 0.5), which is no number below the middle; the rest of their batches is predicted."""
+    folder = tiny_bundle(tmp_path / "b", pool=SAME, head=ROOT)
+    greys = (250, 100, 200, 180, 90, 240, 60)
+    rows = ["case_id,mammography,ultrasound"]
+    for number, grey in enumerate(greys):
+        for offset, modality in enumerate(MODALITIES):
+            image = np.full((16, 16), grey + offset, np.uint8)
+            image[::2] += 4  # not blank
+            Image.fromarray(image).save(tmp_path / f"{number}.{modality}.png")
+        rows.append(f"c{number},{number}.mammography.png,{number}.ultrasound.png")
+    (tmp_path / "m.csv").write_text("\n".join(rows) + "\n")
+    with load(folder) as predictor:
+        summary = run(predictor, read_manifest(tmp_path / "m.csv"), tmp_path / "out.csv", batch=batch)
+    assert (summary.cases, summary.predicted, summary.failed) == (7, 4, 3), summary.first_error
+    with (tmp_path / "out.csv").open(newline="") as file:
+        found = {row["case_id"]: row for row in csv.DictReader(file)}
+    for number, grey in enumerate(greys):
+        row = found[f"c{number}"]
+        if grey < 128:
+            assert (row["probability"], row["decision"]) == ("", "")
+            assert row["error"].startswith("onnxruntime:fp32 gave no number for this case; `mpmmu-rt verify")
+        else:
+            assert float(row["probability"]) == pytest.approx(((grey + 2.5) / 255 - 0.5) ** 0.5, abs=0.01)
+            assert not row["error"]

@@ -699,8 +699,8 @@ def breaks(node: ir.Node) -> Iterator[tuple[str, Any]]:
     which one may not matter. Of trees, two leaves swapped. Not the limits of Clip and Share, which few values reach."""
     whole = isinstance(node, ir.Kernel | ir.Interpolate)
     limits = ("low", "high") if isinstance(node, ir.Clip | ir.Share) else ()
-    for item in fields(node):
-        value = None if item.name in limits else getattr(node, item.name)
+    for item in (item for item in fields(node) if item.name not in limits):
+        value = getattr(node, item.name)
         if isinstance(value, float) and np.isfinite(value) and value:
             yield item.name, value * (1 + BREAK)
         elif item.name == "weights":
