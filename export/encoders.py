@@ -2,7 +2,8 @@
 
 A module of our own (`mpmmu_rt.model.encoder.Encoder`) is cut into features and attention pool, so that the pool
 can run elsewhere; any other module that maps pixels to an embedding is exported whole, and its pool is the
-concatenation of the two embeddings.
+concatenation of the two embeddings. So is one of our own that says something else when it is called: a subclass, or one
+with hooks. What the export is held to is always what the module says when it is called.
 """
 
 from __future__ import annotations
@@ -28,17 +29,25 @@ _TRACE_BATCH = 2  # torch specialises on a batch of 1
 _MAX_BATCH = 4096
 
 
+def is_cut(module: nn.Module) -> bool:
+    """Whether calling `module` is its features and then its pool, and nothing else."""
+    hooked = module._forward_hooks or module._forward_pre_hooks
+    overridden = {"forward", "features", "features_of_grey", "pool"} & module.__dict__.keys()
+    return type(module) is Encoder and not hooked and not overridden
+
+
 class Features(nn.Module):
-    """Pixels uint8 [N, 1, S, S] to the feature map float32 [N, C, h, w], or [N, C] for a module of the user's."""
+    """Pixels uint8 [N, 1, S, S] to the feature map float32 [N, C, h, w], or [N, C] for a module that is not cut."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
+        self.cut = is_cut(module)
         # A copy: the caller's module keeps its training mode.
         self.module = copy.deepcopy(module).cpu()
         self.eval()
 
     def forward(self, pixels: Tensor) -> Tensor:
-        out: Tensor = self.module.features(pixels) if isinstance(self.module, Encoder) else self.module(pixels)
+        out: Tensor = self.module.features(pixels) if self.cut else self.module(pixels)  # type: ignore[operator]
         return out
 
 
@@ -57,7 +66,7 @@ class Pool(nn.Module):
 
 
 def _pool(module: nn.Module) -> nn.Module:
-    return copy.deepcopy(module.pool).cpu() if isinstance(module, Encoder) else nn.Identity()
+    return copy.deepcopy(module.pool).cpu() if isinstance(module, Encoder) and is_cut(module) else nn.Identity()
 
 
 class Encoders:
@@ -70,7 +79,8 @@ class Encoders:
         self.pool = Pool(modules)
         # What is traced; `features` and `pool` stay the original that the export is checked against.
         self._fast: dict[Modality, nn.Module] = {
-            modality: rewrite(module) if isinstance(module, Encoder) else module for modality, module in modules.items()
+            modality: rewrite(module) if isinstance(module, Encoder) and is_cut(module) else module
+            for modality, module in modules.items()
         }
         self._example: dict[Modality, Tensor] = {}
         for modality in MODALITIES:
@@ -89,7 +99,7 @@ class Encoders:
                 f"the {modality} module fails on pixels uint8 [2, 1, {self.size}, {self.size}]: {error}",
                 hint="it must take uint8 pixels; scaling and normalisation belong into the module",
             ) from error
-        wanted = 4 if isinstance(self.features[modality].module, Encoder) else 2
+        wanted = 4 if self.features[modality].cut else 2
         if not isinstance(out, Tensor) or out.dtype != torch.float32 or out.ndim != wanted or len(out) != _TRACE_BATCH:
             got = f"{out.dtype}{list(out.shape)}" if isinstance(out, Tensor) else type(out).__name__
             raise ExportError(
@@ -99,16 +109,22 @@ class Encoders:
         return out.clone()  # an ordinary tensor, not one of inference mode, for the tracer
 
     def run(self, pixels: Mapping[Modality, Array], batch: int = 16) -> dict[str, Array]:
-        """Feature maps and embedding of pixels uint8 [N, 1, S, S], computed by torch in FP32."""
+        """Feature maps and embedding of pixels uint8 [N, 1, S, S], computed by torch in FP32.
+
+        The embedding is what the modules say when they are called. They get copies: one that works in place changes
+        no image of the caller's.
+        """
         parts: dict[str, list[Array]] = {"embedding": [], **{f"{modality}.feature_map": [] for modality in MODALITIES}}
         count = len(pixels["mammography"])
         with torch.inference_mode():
             for start in range(0, count, batch):
-                maps = []
+                said = []
                 for modality in MODALITIES:
-                    maps.append(self.features[modality](torch.from_numpy(pixels[modality][start : start + batch])))
-                    parts[f"{modality}.feature_map"].append(maps[-1].numpy())
-                parts["embedding"].append(self.pool(*maps).numpy())
+                    few, features = pixels[modality][start : start + batch], self.features[modality]
+                    said.append(features.module(torch.from_numpy(few.copy())))
+                    found = features(torch.from_numpy(few.copy())) if features.cut else said[-1]
+                    parts[f"{modality}.feature_map"].append(found.numpy())
+                parts["embedding"].append(torch.cat(said, 1).numpy())
         return {name: np.concatenate(arrays) for name, arrays in parts.items()}
 
     def shapes(self) -> dict[str, tuple[int | str, ...]]:

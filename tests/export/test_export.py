@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,9 @@ from mpmmu_rt.images import Preprocessing
 from mpmmu_rt.model.checkpoint import Checkpoint
 from mpmmu_rt.model.config import EncoderConfig
 from mpmmu_rt.model.config import reference as reference_config
+from mpmmu_rt.model.encoder import Encoder
 from mpmmu_rt.model.phantom import phantom_pixels
-from mpmmu_rt.spec import MODALITIES, Array
+from mpmmu_rt.spec import MODALITIES, Array, Modality
 
 
 class Thumbnail(nn.Module):
@@ -232,6 +234,84 @@ def test_your_modules_are_left_as_they_were(tmp_path: Path) -> None:
     assert arguments["mammography"].training
     assert bundle.entry["parity"]["auc_original"] is None
     assert bundle.entry["parity"]["source"] == "eight"
+
+
+class Unit(Encoder):
+    """A subclass with a `forward` of its own."""
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return nn.functional.normalize(super().forward(pixels), dim=1)
+
+
+def encoder(kind: type[Encoder] = Encoder) -> Encoder:
+    torch.manual_seed(3)
+    return kind(EncoderConfig(arch="resnet18", width=4)).eval()
+
+
+def hooked() -> Encoder:
+    module = encoder()
+    module.register_forward_pre_hook(lambda _, arguments: (255 - arguments[0],))
+    return module
+
+
+def overridden() -> Encoder:
+    module = encoder()
+    module.forward = lambda pixels: 2 * Encoder.forward(module, pixels)  # type: ignore[method-assign]
+    return module
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [lambda: encoder(Unit), hooked, overridden], ids=["subclass", "hook", "override"])
+def test_an_encoder_of_ours_that_says_something_else_is_exported_as_it_is_called(
+    tmp_path: Path, make: Callable[[], Encoder]
+) -> None:
+    module, other = make(), encoder()
+    pixels, label = labelled(32)
+
+    def embed(pixels: Mapping[Modality, Array]) -> Array:
+        with torch.inference_mode():
+            parts = [module(torch.from_numpy(pixels["mammography"])), other(torch.from_numpy(pixels["ultrasound"]))]
+            return torch.cat(parts, 1).numpy()
+
+    head = make_pipeline(StandardScaler(), LogisticRegression(max_iter=500)).fit(embed(pixels), label)
+    bundle = export_bundle(
+        tmp_path / "b",
+        mammography=module,
+        ultrasound=other,
+        head=head,
+        preprocessing=Preprocessing(size=32),
+        wanted=Wanted(()),
+    )
+    assert bundle.entry["attention_pool"] is None
+    new, _ = labelled(32, 20)
+    with predictors.load(tmp_path / "b") as predictor:
+        got = predictor.predict(new)
+    np.testing.assert_allclose(got.embedding, embed(new), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(got.probability, head.predict_proba(embed(new))[:, 1], atol=1e-4)
+
+
+class Masks(Thumbnail):
+    """Blackens a corner, in place."""
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        pixels[:, :, :8, :8] = 0
+        return super().forward(pixels)
+
+
+@pytest.mark.slow
+def test_a_module_that_works_in_place_changes_no_image_of_the_users(tmp_path: Path) -> None:
+    arguments = custom() | {"mammography": Masks(5, 0)}
+    pixels, _ = labelled(32, 12)
+    before = {modality: array.copy() for modality, array in pixels.items()}
+    bundle = export_bundle(tmp_path / "b", **arguments, parity_cases=Data(pixels, None, "twelve"), wanted=Wanted(()))
+    golden = bundle.golden()
+    for modality in MODALITIES:
+        np.testing.assert_array_equal(pixels[modality], before[modality])
+        np.testing.assert_array_equal(golden[f"{modality}.pixels"], before[modality][:4])
+    with predictors.load(tmp_path / "b") as predictor:
+        got = predictor.predict(pixels).embedding
+    want = Masks(5, 0)(torch.from_numpy(before["mammography"].copy())).detach().numpy()
+    np.testing.assert_allclose(got[:, :5], want, atol=1e-6)
 
 
 @pytest.mark.slow
