@@ -10,8 +10,12 @@
     ...     predictor.predict({"mammography": pixels_mg, "ultrasound": pixels_us}).probability
 
 Importing this package imports NumPy and nothing else from outside the standard library. It is made for
-research and is not a medical device.
+research and is not a medical device. Nothing leaves the machine: what is loaded later is told to keep to itself.
 """
+
+from ._optional import silence as _silence
+
+_silence()
 
 from .errors import MpmmuError as MpmmuError
 from .predictor import Prediction as Prediction

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 
 from .errors import MissingPackage
@@ -28,6 +32,31 @@ _EXTRAS = {
 }
 
 
+# Libraries that report what is done with them, unless they are told not to before they are loaded. ONNX Runtime 1.32
+# asks for mobile.events.data.microsoft.com after some 9 s of work and keeps a device's identity in ~/.cache/Microsoft.
+_TELEMETRY = {"ORT_DISABLE_TELEMETRY": "1"}
+# OpenVINO's, which writes to ~/intel: a package of its own, which OpenVINO does without where it is not installed.
+_REPORTER = "openvino_telemetry"
+
+
+def silence() -> None:
+    """Switch off the telemetry of libraries that this process loads from here on, unless the user turns it on."""
+    for name, value in _TELEMETRY.items():
+        os.environ.setdefault(name, value)
+
+
+@contextmanager
+def _without_reporter(top: str) -> Iterator[None]:
+    if top != "openvino" or _REPORTER in sys.modules:
+        yield
+        return
+    sys.modules[_REPORTER] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[_REPORTER]
+
+
 def require(module: str, purpose: str) -> ModuleType:
     """Import `module` (a dotted name), or raise `MissingPackage` that names the extra to install.
 
@@ -36,7 +65,8 @@ def require(module: str, purpose: str) -> ModuleType:
     """
     top = module.partition(".")[0]
     try:
-        return importlib.import_module(module)
+        with _without_reporter(top):
+            return importlib.import_module(module)
     except ImportError as error:
         extra = _EXTRAS[top]
         missing = isinstance(error, ModuleNotFoundError) and error.name in (top, module)
