@@ -34,12 +34,32 @@ def exact_sigmoids(model: onnx.ModelProto) -> onnx.ModelProto:
         )
 
     found = onnx.ModelProto.FromString(model.SerializeToString())
+    gates = {node.output[0] for node in model.graph.node if is_gate(node)}
+    if not gates:
+        return found
+    types = _types(model)
+    ones: dict[int, str] = {}  # a constant of 1 in the type of each gate: a user's module may compute in double
     del found.graph.node[:]
     for node in model.graph.node:
-        found.graph.node.extend(_exact(node) if is_gate(node) else [node])
-    if any(map(is_gate, model.graph.node)):
-        found.graph.initializer.append(numpy_helper.from_array(np.float32(1), _ONE))
+        if node.output[0] in gates:
+            kind = types.get(node.input[0], onnx.TensorProto.FLOAT)
+            one = ones.setdefault(kind, f"{_ONE}/{len(ones)}" if ones else _ONE)
+            found.graph.node.extend(_exact(node, one))
+        else:
+            found.graph.node.append(node)
+    for kind, name in ones.items():
+        value = np.ones((), helper.tensor_dtype_to_np_dtype(kind))
+        found.graph.initializer.append(numpy_helper.from_array(value, name))
     return found
+
+
+def _types(model: onnx.ModelProto) -> dict[str, int]:
+    """The element type of every value that has one."""
+    graph = onnx.shape_inference.infer_shapes(model).graph
+    values = (*graph.input, *graph.output, *graph.value_info)
+    return {value.name: value.type.tensor_type.elem_type for value in values} | {
+        tensor.name: tensor.data_type for tensor in graph.initializer
+    }
 
 
 def gate_steps(model: onnx.ModelProto) -> frozenset[str]:
@@ -49,12 +69,12 @@ def gate_steps(model: onnx.ModelProto) -> frozenset[str]:
     return frozenset(name for node in exact_sigmoids(model).graph.node for name in node.output if name not in before)
 
 
-def _exact(sigmoid: onnx.NodeProto) -> list[onnx.NodeProto]:
+def _exact(sigmoid: onnx.NodeProto, one: str) -> list[onnx.NodeProto]:
     result = sigmoid.output[0]
     steps = [f"{result}/{step}" for step in ("negative", "exp", "sum")]
     return [
         helper.make_node("Neg", [sigmoid.input[0]], steps[:1]),
         helper.make_node("Exp", steps[:1], steps[1:2]),
-        helper.make_node("Add", [steps[1], _ONE], steps[2:]),
+        helper.make_node("Add", [steps[1], one], steps[2:]),
         helper.make_node("Reciprocal", steps[2:], [result]),
     ]

@@ -54,6 +54,26 @@ def test_every_gate_has_the_precision_of_float32() -> None:
     assert (got >= 0).all()
 
 
+class Mixed(nn.Module):
+    """Gates in double, in half and in single precision, as a user's module may have them."""
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        grey = pixels.flatten(1).float() / 255 - 0.5
+        gates = [torch.sigmoid(4 * grey.to(kind)).float() for kind in (torch.float64, torch.float16, torch.float32)]
+        return gates[0] * gates[1] * gates[2]
+
+
+@pytest.mark.slow
+def test_a_gate_keeps_its_type() -> None:
+    graph = graph_of(Mixed())
+    exact = exact_sigmoids(graph)
+    onnx.checker.check_model(exact, full_check=True)
+    assert not [node for node in exact.graph.node if node.op_type == "Sigmoid"]
+    pixels = np.arange(256, dtype=np.uint8).reshape(16, 1, 4, 4)
+    want = Mixed()(torch.from_numpy(pixels)).numpy()
+    np.testing.assert_allclose(on_onnxruntime(exact, pixels), want, rtol=2e-3)  # a half has 11 bits
+
+
 @pytest.mark.slow
 def test_the_given_graph_is_left_alone() -> None:
     graph = graph_of(Gated())
