@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from mpmmu_rt.bundle import GRAPHS, Bundle
 from mpmmu_rt.errors import ExportError, OutputError, ParityError, UnsupportedEstimator
 from mpmmu_rt.export import Data, Wanted, build, export_bundle, graphs, parity, reference
 from mpmmu_rt.export import head as heads
-from mpmmu_rt.export.encoders import Encoders
+from mpmmu_rt.export.encoders import Encoders, is_cut
 from mpmmu_rt.images import Preprocessing
 from mpmmu_rt.model.checkpoint import Checkpoint
 from mpmmu_rt.model.config import EncoderConfig
@@ -260,12 +260,14 @@ def overridden() -> Encoder:
     return module
 
 
+def test_what_is_not_called_as_features_and_pool_is_not_cut() -> None:
+    assert is_cut(encoder())
+    assert [is_cut(module) for module in (encoder(Unit), hooked(), overridden(), Thumbnail(3, 0))] == [False] * 4
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("make", [lambda: encoder(Unit), hooked, overridden], ids=["subclass", "hook", "override"])
-def test_an_encoder_of_ours_that_says_something_else_is_exported_as_it_is_called(
-    tmp_path: Path, make: Callable[[], Encoder]
-) -> None:
-    module, other = make(), encoder()
+def test_an_encoder_of_ours_that_says_something_else_is_exported_as_it_is_called(tmp_path: Path) -> None:
+    module, other = encoder(Unit), hooked()
     pixels, label = labelled(32)
 
     def embed(pixels: Mapping[Modality, Array]) -> Array:
@@ -390,28 +392,22 @@ def test_threshold_must_be_a_probability(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_reference_bundle_is_marked_untrained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of bottlenecks with CBAM and ECA, as the reference model is, and small."""
-    encoder = EncoderConfig(arch="resnet50", width=8)
-    config = replace(
-        reference_config(),
-        mammography=replace(encoder, attention="cbam"),
-        ultrasound=encoder,
-        preprocessing=Preprocessing(size=48),
-    )
+    """All layers and channels of the reference model, and so its rounding, on images of a sixth of the pixels."""
+    config = replace(reference_config(), preprocessing=Preprocessing(size=96))
     monkeypatch.setattr("mpmmu_rt.export.reference.reference_config", lambda: config)
+    monkeypatch.setattr(reference, "PHANTOMS", 64)
     bundle = build.export_reference(tmp_path / "reference.bundle", wanted=Wanted(()))
     assert (bundle.trained, bundle.name, bundle.threshold) == (False, "reference", 0.5)
     assert "UNTRAINED" in bundle.entry["card"]["warning"]
-
-
-@pytest.mark.slow
-def test_the_reference_model_is_of_full_size_and_passes_parity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its head is fitted on fewer phantoms, which takes half the time."""
-    monkeypatch.setattr(reference, "PHANTOMS", 64)
-    bundle = build.export_reference(tmp_path / "reference.bundle", wanted=Wanted(()))
-    assert not bundle.trained
-    assert "UNTRAINED" in bundle.entry["card"]["warning"]
     assert bundle.tensors["embedding"].shape == ("N", 4096)
-    assert bundle.tensors["mammography_feature_map"].shape == ("N", 2048, 7, 7)
+    assert bundle.tensors["mammography_feature_map"].shape == ("N", 2048, 3, 3)
     assert bundle.entry["parity"]["decisions_flipped"] == 0
-    assert bundle.threshold == 0.5
+
+
+def test_the_reference_model_is_of_full_size() -> None:
+    config = reference_config()
+    pixels = torch.zeros(1, 1, config.preprocessing.size, config.preprocessing.size, dtype=torch.uint8, device="meta")
+    for modality in MODALITIES:
+        module = Encoder(config.encoder(modality)).to("meta")
+        assert module.features(pixels).shape == (1, 2048, 7, 7)
+        assert module(pixels).shape == (1, 2048)
