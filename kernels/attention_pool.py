@@ -97,14 +97,13 @@ def device_facts() -> Device:
     cupy = require("cupy", "the attention pool kernel")
     if not cupy.cuda.is_available():
         raise EngineError("no CUDA device can be used here", hint="run the whole-graph engine instead")
-    found = cupy.cuda.Device()
-    facts = found.attributes
+    facts = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)
     return Device(
-        (facts["ComputeCapabilityMajor"], facts["ComputeCapabilityMinor"]),
-        facts["MultiProcessorCount"],
-        facts["MaxSharedMemoryPerBlockOptin"],
-        facts["MaxSharedMemoryPerMultiprocessor"],
-        facts["L2CacheSize"],
+        (facts["major"], facts["minor"]),
+        facts["multiProcessorCount"],
+        facts["sharedMemPerBlockOptin"],
+        facts["sharedMemPerMultiprocessor"],
+        facts["l2CacheSize"],
     )
 
 
