@@ -41,7 +41,7 @@ def prune(library: bytes, capability: int) -> tuple[bytes, dict[int, int]]:
             if architecture != capability:
                 data[entry + own : entry + own + payload] = bytes(payload)
             entry += own + payload
-        at = end
+        at = begin + -(-(end - begin) // 8) * 8
     if capability not in found:
         raise ValueError(f"it holds code for {sorted(found) or 'no GPU'}, expected some for {capability}")
     return bytes(data), found

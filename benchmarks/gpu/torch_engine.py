@@ -31,7 +31,7 @@ from mpmmu_rt.engines.tensorrt.device_path import DevicePath, WholeGraph
 from mpmmu_rt.engines.tensorrt.interface import Tensor
 from mpmmu_rt.engines.tensorrt.run import TensorRtSession
 from mpmmu_rt.engines.tensorrt.sidecar import Profile
-from mpmmu_rt.errors import EngineError
+from mpmmu_rt.errors import EngineError, MpmmuError
 from mpmmu_rt.spec import Target
 
 PRECISIONS = ("fp32", "fp16")
@@ -181,3 +181,40 @@ def whole(bundle: Bundle, precision: str, *, graphs: bool = True, **options: Any
         return TorchEngine(graph_of(bundle, "model", precision), **options)
 
     return WholeGraph(bundle, Target("torch", precision), TensorRtSession(load, graphs=graphs), "it was asked for")
+
+
+def problem(target: Target) -> MpmmuError | None:
+    """Why torch can't run `target` here, or None."""
+    if target.precision not in PRECISIONS:
+        return EngineError(f"torch was asked for {target.precision}, expected one of {', '.join(PRECISIONS)}")
+    if not torch.cuda.is_available():
+        return EngineError("torch can't use a GPU here, expected one", hint="install a torch that was built for CUDA")
+    return None
+
+
+def variants(
+    bundle: Bundle, target: Target, **options: Any
+) -> dict[str, tuple[Mapping[str, bool], Callable[[], DevicePath | WholeGraph]]]:
+    """By name what is asked of a variant, and what makes it: of `torch`, the device path, and torch's own operators for
+    all; of `torch-compile`, torch's compiler. All whole models run in one stream. options: of `TorchEngine`.
+
+    In FP16 each comes with its weights channels last as well, which tensor cores read without turning them. Compiled,
+    it comes only so: a compilation takes longer than all the rest.
+    """
+    set_up()
+    half = target.precision == "fp16"
+    path, model = (functools.partial(one, bundle, target.precision, **options) for one in (device_path, whole))
+    graphs, none, alone = {"graphs": True}, {"graphs": False}, {"graphs": True, "whole_graph": True}
+    if target.engine == "torch-compile":
+        compiled = functools.partial(torch.compile, fullgraph=True, dynamic=False)
+        name = "torch.compile, CUDA graph" + ", channels last" * half
+        return {name: (alone, functools.partial(model, compiled=compiled, channels_last=half))}
+    found: dict[str, tuple[Mapping[str, bool], Callable[[], DevicePath | WholeGraph]]] = {
+        "device path, CUDA graph": (graphs, path),
+        "device path, no graph": (none, functools.partial(path, graphs=False)),
+        "torch eager, CUDA graph": (alone, model),
+    }
+    if half:
+        found["device path, CUDA graph, channels last"] = (graphs, functools.partial(path, channels_last=True))
+        found["torch eager, CUDA graph, channels last"] = (alone, functools.partial(model, channels_last=True))
+    return found
