@@ -5,8 +5,8 @@
     .gpu-pack/bundle/       the full-size reference bundle, with what the processor says of its cases. Its larger
                             weights are drawn again there, from their names: only their scales travel, and every file
                             is held to its digest
-    .gpu-pack/onnxruntime/  onnxruntime-gpu for the Python and the GPU there, without code for other GPUs, and without
-                            what no session needs
+    .gpu-pack/onnxruntime/  onnxruntime-gpu for the Python and the GPU there, without code for other GPUs, or for
+                            language models, and without what no session needs
 
 Each is one archive; `benchmarks.gpu.unpack` is the other end. Takes some 10 minutes of two cores.
 """
@@ -17,6 +17,7 @@ import argparse
 import io
 import json
 import lzma
+import re
 import subprocess
 import sys
 import tarfile
@@ -51,6 +52,8 @@ _PROVIDER = "onnxruntime/capi/libonnxruntime_providers_cuda.so"
 # Of the wheel, what a session on CUDA never loads.
 _UNUSED = ("onnxruntime/transformers/", "onnxruntime/quantization/", "onnxruntime/tools/", "onnxruntime/datasets/")
 _UNUSED_LIBRARIES = ("onnxruntime/capi/libonnxruntime.so", "onnxruntime/capi/libonnxruntime_providers_tensorrt.so")
+# Kernels of language models, nine tenths of the device code: no convolutional network calls them.
+_LANGUAGE = re.compile("flash|cutlass|3llm|fused_moe|fmha|[mM]oe|MoE|[aA]ttention|matmul_nbits|Beam|[rR]otary|[pP]aged")
 _X86 = [{"id": lzma.FILTER_X86}, {"id": lzma.FILTER_LZMA2, "preset": 6}]
 
 
@@ -183,7 +186,7 @@ def pack_onnxruntime(wheel: Path, out: Path, capability: int = CAPABILITY) -> in
             for name in opened.namelist():
                 if not name.endswith("/") and not name.startswith((*_UNUSED, *_UNUSED_LIBRARIES)):
                     data = opened.read(name)
-                    yield name, prune(data, capability)[0] if name == _PROVIDER else data
+                    yield name, prune(data, capability, _LANGUAGE.search)[0] if name == _PROVIDER else data
 
     return archive(out, dict(kept()))
 

@@ -120,16 +120,17 @@ def _symmetric(attributes: Attributes, dims: int) -> list[int]:
     return pads[:dims]
 
 
+def conv(x: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> Tensor:
+    """Along as many axes as the weights have: a graph need not say how many."""
+    found: Tensor = (F.conv1d, F.conv2d)[weight.ndim - 3](x, weight, bias, *options)
+    return found
+
+
 def _conv(attributes: Attributes, parameters: Sequence[list[int] | None], count: int) -> Emitted:
-    dims = len(attributes["kernel_shape"])
-    function = {1: F.conv1d, 2: F.conv2d}[dims]
-    extra = (
-        list(attributes.get("strides", [1] * dims)),
-        _symmetric(attributes, dims),
-        list(attributes.get("dilations", [1] * dims)),
-        int(attributes.get("group", 1)),
-    )
-    return function, extra if count == 3 else (None, *extra)
+    strides, dilations = (list(attributes[name]) if name in attributes else 1 for name in ("strides", "dilations"))
+    pads = _symmetric(attributes, len(attributes["pads"]) // 2) if "pads" in attributes else 0
+    extra = (strides, pads, dilations, int(attributes.get("group", 1)))
+    return conv, extra if count == 3 else (None, *extra)
 
 
 def _max_pool(attributes: Attributes, parameters: Sequence[list[int] | None], count: int) -> Emitted:

@@ -129,6 +129,16 @@ OPERATORS: dict[str, tuple[list[Any], list[int], dict[str, Array]]] = {
         [1, 4, 5, 6],
         {"w": np.linspace(-1, 1, 6 * 2 * 6, dtype=np.float32).reshape(6, 2, 2, 3)},
     ),
+    "a convolution that says nothing": (
+        [helper.make_node("Conv", ["x", "w", "b"], ["y"])],
+        [2, 3, 1, 1],
+        {"w": np.arange(6, dtype=np.float32).reshape(2, 3, 1, 1), "b": np.ones(2, np.float32)},
+    ),
+    "a convolution along one axis": (
+        [helper.make_node("Conv", ["x", "w"], ["y"], pads=[1, 1])],
+        [2, 1, 5],
+        {"w": np.arange(3, dtype=np.float32).reshape(1, 1, 3)},
+    ),
     "a pool that rounds up": (
         [helper.make_node("MaxPool", ["x"], ["y"], kernel_shape=[3, 3], strides=[2, 2], ceil_mode=1)],
         [1, 2, 6, 6],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import struct
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import zstandard
 
 from benchmarks.gpu import full_size, pack, unpack
 from benchmarks.gpu.drawn import drawn
@@ -138,18 +140,31 @@ def library(*binaries: list[tuple[int, bytes]], section: bytes = b".nv_fatbin") 
 
 
 def test_the_code_of_other_gpus_becomes_zeros_and_nothing_else_moves() -> None:
-    one, other = b"ninety!" * 9, b"eighty.." * 5
-    before = library([(80, other), (90, one)], [(90, one[:13]), (120, other), (75, b"old")])
+    one, other = b"ninety." * 9, b"eighty.." * 5
+    before = library([(80, other), (90, one)], [(90, b"ninety again!"), (120, other), (75, b"old")])
     after, found = prune(before, 90)
     assert found == {80: 40, 90: 63 + 13, 120: 40, 75: 3}
     assert len(after) == len(before)
     assert after.count(one) == 1
-    assert after.count(one[:13]) == 2
+    assert after.count(b"ninety again!") == 1
     assert other not in after
     assert b"old" not in after
     changed = [index for index in range(len(before)) if before[index] != after[index]]
     assert len(changed) == 40 + 40 + 3
     assert prune(after, 90)[0] == after
+
+
+def test_code_whose_kernels_are_all_needless_goes_too() -> None:
+    def code(*kernels: str) -> bytes:
+        plain = b"".join(b"\0.text." + name.encode() + b"\0" for name in kernels) + b"machine code"
+        return zstandard.ZstdCompressor().compress(plain)
+
+    kept = [code("_Z4reluPf"), code("_Z4flashPf", "_Z4castPf"), b"no kernel is named here", code()]
+    gone = [code("_Z5flashPf"), code("_Z5flashPf", "_Z5flashPh")]
+    plain = b"\0.text.flash_plain\0"
+    after, _ = prune(library([(90, one) for one in (*kept, *gone, plain)]), 90, re.compile("flash").search)
+    assert all(one in after for one in kept)
+    assert not any(one in after for one in (*gone, plain))
 
 
 @pytest.mark.parametrize(
