@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,13 @@ import pytest
 import torch
 from onnx import helper, numpy_helper
 
-from benchmarks.gpu import torch_engine, torch_graph
+from benchmarks.gpu import device_path, torch_engine, torch_graph
+from benchmarks.gpu.device_answers import Cases
+from mpmmu_rt.bundle import Bundle
 from mpmmu_rt.checks import relative_difference
 from mpmmu_rt.engines.tensorrt.cuda import Stream
 from mpmmu_rt.errors import EngineError
-from mpmmu_rt.spec import MODALITIES, Array
+from mpmmu_rt.spec import MODALITIES, Array, Target
 
 
 def simulated(machine: Any) -> dict[str, Any]:
@@ -193,3 +196,74 @@ def test_what_is_not_known_is_refused(nodes: list[Any], words: str, tmp_path: Pa
     onnx.save(graph(nodes, [1, 1, 4, 4], {"o": ints(1), "t": ints(2)}), str(path))
     with pytest.raises(EngineError, match=words):
         torch_graph.load(path, "cpu")
+
+
+# ------------------------------------------------------------ measured, as on a GPU
+
+
+@pytest.fixture
+def measured(
+    plug: Callable[..., Any], target: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, bundle_folder: Path
+) -> Callable[[str], Any]:
+    """What the script of the GPU says of a target of torch, on the simulated device."""
+
+    def measure(name: str) -> Any:
+        wanted = Target.parse(name)
+        machine = plug(target("tensorrt", wanted.precision))
+        for option, value in {"ROUNDS": 2, "WARM_UP": 1, "ENOUGH_ROUNDS": 1}.items():
+            monkeypatch.setattr(device_path, option, value)
+        monkeypatch.setattr(torch_engine, "problem", lambda target: None)
+        monkeypatch.setattr(torch_engine, "variants", functools.partial(torch_engine.variants, **simulated(machine)))
+        return device_path.of_target(
+            machine.target.bundle, wanted, Cases.drawn(Bundle.open(bundle_folder)), batches=(2, 1)
+        )
+
+    return measure
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["torch:fp32", "torch:fp16"])
+def test_every_variant_of_torch_is_judged_and_measured(measured: Callable[[str], Any], name: str) -> None:
+    found = measured(name)
+    assert "failed" not in found
+    assert list(found["batches"]) == ["2", "1"]
+    names = ["device path, CUDA graph", "device path, no graph", "torch eager, CUDA graph"]
+    names += [f"{names[0]}, channels last", f"{names[2]}, channels last"] if name == "torch:fp16" else []
+    for rows in found["batches"].values():
+        assert list(rows) == names
+        for variant, row in rows.items():
+            assert "failed" not in row, row["failed"]
+            assert row["graph"] == ("no graph" not in variant)
+            assert row["strangers"] == 0
+        assert set(rows["device path, no graph"]["stages_ms"]) >= {
+            "mammography",
+            "ultrasound",
+            "attention_pool",
+            "head",
+        }
+    for variant, facts in found["variants"].items():
+        assert facts["problem"] is None
+        assert facts["ran"] == ("device path" if variant.startswith("device") else "whole graph")
+
+
+@pytest.mark.slow
+def test_the_whole_model_is_one_graph_for_torchs_compiler(
+    measured: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the compiler's own back end, which takes minutes."""
+    compiler = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda module, **options: compiler(module, backend="eager", **options))
+    found = measured("torch-compile:fp32")
+    for rows in found["batches"].values():
+        assert list(rows) == ["torch.compile, CUDA graph"]
+        assert "failed" not in rows["torch.compile, CUDA graph"], rows["torch.compile, CUDA graph"]["failed"]
+
+
+def test_where_torch_has_no_gpu_the_reason_is_told(target: Callable[..., Any], bundle_folder: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    cases = Cases({}, None, "")
+    found = device_path.of_target(target().bundle, Target("torch", "fp32"), cases)
+    assert found == {"not_run": "torch can't use a GPU here, expected one"}
+    found = device_path.of_target(target().bundle, Target("torch", "bf16"), cases)
+    assert found == {"not_run": "torch was asked for bf16, expected one of fp32, fp16"}
