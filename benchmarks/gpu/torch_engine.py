@@ -5,9 +5,9 @@ itself is measured in the same way: the whole model by torch, eager or compiled,
 is. Not in the product, whose runtime is free of torch.
 
 torch puts its work on the stream that it is handed. Inputs and outputs lie in memory of the device path. What lies
-between comes from torch's allocator, which keeps blocks by stream: a replay may find in them what another batch size
-left there, and nothing else, as batch sizes take turns. They are given back to CUDA only when memory runs out, and then
-graphs that were captured are worthless: `close` raises if that ever happened.
+between comes from a pool of torch's for each engine: its blocks belong to a stream and stay where they are, also when
+torch gives memory back, so that a graph finds in them what another batch size left there and nothing else. Batch sizes
+take turns.
 """
 
 from __future__ import annotations
@@ -54,8 +54,15 @@ def _foreign(address: int) -> torch.cuda.ExternalStream:
 
 
 def on_cuda(stream: Stream, context: TorchContext) -> None:
+    engine = context.engine
     with torch.cuda.stream(_foreign(stream.address)):
-        context.compute()
+        if not context.prepared:  # what is compiled, loaded or raced for takes memory of which nothing is kept
+            context.compute()
+            torch.cuda.current_stream().synchronize()
+            torch.cuda.empty_cache()
+            context.prepared = True
+        with torch.cuda.use_mem_pool(engine.pool):
+            context.compute()
 
 
 class TorchEngine:
@@ -81,18 +88,17 @@ class TorchEngine:
         self.inputs = tuple(one.name for one in source.input)
         self.outputs = tuple(one.name for one in source.output)
         self.run = compiled(torch_graph.load(graph, device, channels_last=channels_last))
+        self.pool: Any = None
+        if device == "cuda":
+            self.pool = torch.cuda.MemPool()
+            torch.cuda.synchronize()  # streams of the device path do not wait for the one that has loaded the weights
 
     def context(self, batch: int, addresses: Mapping[str, int]) -> TorchContext:
         return TorchContext(self, batch, addresses)
 
     def close(self) -> None:
-        """Raises `EngineError` if torch gave memory back that a CUDA graph may have held."""
         del self.run
-        if self.device == "cuda" and torch.cuda.memory_stats().get("num_alloc_retries", 0):
-            raise EngineError(
-                "torch ran out of memory and gave some back to CUDA, which captured graphs may have used",
-                hint="use smaller batches, or another GPU",
-            )
+        self.pool = None
 
 
 def _tensor(value: onnx.ValueInfoProto, is_input: bool) -> Tensor:
@@ -110,7 +116,7 @@ class TorchContext:
     """One batch size of an engine, with torch's view of the memory that it reads and writes."""
 
     def __init__(self, engine: TorchEngine, batch: int, addresses: Mapping[str, int]) -> None:
-        self.engine = engine
+        self.engine, self.prepared = engine, False
         self.views = {
             name: view(tensor, batch, addresses[name], engine.device) for name, tensor in engine.tensors.items()
         }
@@ -151,7 +157,10 @@ def view(tensor: Tensor, batch: int, address: int, device: str) -> torch.Tensor:
             "strides": None,
         }
     )
-    return torch.as_tensor(described, device=device)
+    found = torch.as_tensor(described, device=device)
+    if found.data_ptr() != address:
+        raise EngineError("torch has copied foreign memory, expected a view of it", hint="use another release of torch")
+    return found
 
 
 # ------------------------------------------------------------ a bundle
