@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -269,3 +271,41 @@ def test_where_torch_has_no_gpu_the_reason_is_told(target: Callable[..., Any], b
     assert found == {"not_run": "torch can't use a GPU here, expected one"}
     found = device_path.of_target(target().bundle, Target("torch", "bf16"), cases)
     assert found == {"not_run": "torch was asked for bf16, expected one of fp32, fp16"}
+
+
+def test_on_cuda_what_is_raced_for_stays_out_of_the_pool(
+    target: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The order of calls alone: what torch does with them is seen on a GPU."""
+    said: list[str] = []
+
+    @contextlib.contextmanager
+    def within(name: str) -> Iterator[None]:
+        said.append(f"{name} begins")
+        yield
+        said.append(f"{name} ends")
+
+    stream = SimpleNamespace(synchronize=lambda: said.append("synchronized"))
+    monkeypatch.setattr(torch_engine, "_foreign", lambda address: f"stream {address}")
+    monkeypatch.setattr(torch.cuda, "stream", within)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: said.append("emptied"))
+    monkeypatch.setattr(torch.cuda, "use_mem_pool", within)
+    graph = torch_engine.graph_of(target().bundle, "head", "fp32")
+    engine = torch_engine.TorchEngine(graph, device="cpu")
+    engine.pool = "pool"
+    memory = {name: np.full((2, *one.shape), 0.5, one.dtype) for name, one in engine.tensors.items()}
+    context = engine.context(2, {name: array.ctypes.data for name, array in memory.items()})
+    run = engine.run
+
+    def noted(*feeds: torch.Tensor) -> Any:
+        said.append("run")
+        return run(*feeds)
+
+    engine.run = noted
+    for _ in range(2):
+        context.execute(Stream(7))
+    once = ["pool begins", "run", "pool ends", "stream 7 ends"]
+    assert said == ["stream 7 begins", "run", "synchronized", "emptied", *once, "stream 7 begins", *once]
+    assert 0 < memory["probability"][0] < 1
+    assert memory["probability"][0] != 0.5
