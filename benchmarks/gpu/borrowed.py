@@ -1,6 +1,6 @@
 """Everything that a borrowed GPU without a network can prove, in one command: `make gpu-run`.
 
-    python3 -m benchmarks.gpu.borrowed [--parts PART …] [--seconds 390] [--out FOLDER]
+    python -m benchmarks.gpu.borrowed [--parts PART …] [--seconds 390] [--out FOLDER]
 
 In this order, each in a process of its own, with a deadline in proportion to what it needs (seconds on one H100 or
 H200, guessed):
