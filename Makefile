@@ -12,7 +12,7 @@ ENGINE_TESTS = tests/test_openvino.py tests/test_engines.py tests/test_verify.py
   tests/test_bundles_of_before.py tests/test_promises.py tests/export/test_quantization.py \
   tests/export/test_quantization_gate.py tests/export/test_targets.py tests/export/test_rounding.py
 
-.PHONY: demo test quick lint types tests processors bench gpu-evidence clean
+.PHONY: demo test quick lint types tests processors bench gpu-evidence gpu-pack gpu-run clean
 
 demo: $(DEMO)/reference.bundle $(DEMO)/phantoms
 	$(BIN)/mpmmu-rt doctor
@@ -60,6 +60,14 @@ bench: $(DEMO)/reference.bundle
 gpu-evidence:
 	$(PYTHON) -m benchmarks.gpu.evidence $(BUNDLE) $(if $(RESULTS),--out $(RESULTS)) $(if $(EXPECTED),--expected $(EXPECTED)) $(if $(COMMIT),--commit $(COMMIT)) $(if $(TARGETS),--targets $(TARGETS))
 
+# For a GPU that is borrowed for minutes, on a machine without a network: make what has to travel here, which takes some
+# 10 minutes and a download of 256 MB, and run everything there. OUT: where to write; PARTS, SECONDS: see the script.
+gpu-pack: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.gpu.pack
+
+gpu-run:
+	$(PYTHON) -m benchmarks.gpu.borrowed $(if $(OUT),--out $(OUT)) $(if $(PARTS),--parts $(PARTS)) $(if $(SECONDS),--seconds $(SECONDS)) $(if $(COMMIT),--commit $(COMMIT))
+
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: this is Python " + sys.version.split()[0] + ", expected 3.11 or newer\nhint: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
@@ -67,4 +75,4 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(DEMO) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) $(DEMO) .gpu-pack .gpu-run build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

@@ -6,6 +6,8 @@ realistic size; its encoders have learned nothing and its probabilities mean not
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import nn
@@ -28,8 +30,11 @@ _STATISTICS_BATCHES = 4
 _RESIDUAL_GAIN = 0.2
 
 
-def build(progress: Progress) -> Checkpoint:
-    """Seeded encoders, batch norm statistics and a head fitted on phantoms; deterministic for a torch version."""
+def build(progress: Progress, redraw: Callable[[Modality, Encoder], object] = lambda *_: None) -> Checkpoint:
+    """Seeded encoders, batch norm statistics and a head fitted on phantoms; deterministic for a torch version.
+
+    redraw: may give an encoder other weights, before anything is fitted to them.
+    """
     config = reference_config()
     progress("drawing phantoms", 0, 1)
     pixels, label = phantom_pixels(PHANTOMS, seed=SEED, preprocessing=config.preprocessing)
@@ -40,6 +45,7 @@ def build(progress: Progress) -> Checkpoint:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(SEED + index)
             encoders[modality] = Encoder(config.encoder(modality))
+        redraw(modality, encoders[modality])
         embeddings.append(_fit_statistics(encoders[modality], pixels[modality], modality, progress))
     progress("fitting the stacking head", 0, 1)
     groups = [str(number) for number in range(PHANTOMS)]

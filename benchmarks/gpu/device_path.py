@@ -1,9 +1,11 @@
 """The whole way on a GPU: is it right, what does it take, and where does the time go.
 
-    python -m benchmarks.gpu.device_path BUNDLE [--targets TARGET …]    writes results/<gpu>/device_path.json and .md
+    python -m benchmarks.gpu.device_path BUNDLE [--targets TARGET …] [--batches N …] [--name device_path]
+                                                            writes results/<gpu>/device_path.json and .md
     python -m benchmarks.gpu.device_path BUNDLE --write-expected FILE   on any machine with onnxruntime, no GPU needed
 
-For every GPU target that BUNDLE lists: latency at batch 1, 8, 32 and 128, with CUDA graphs and without, and of the
+For every GPU target that BUNDLE lists, or that is named (`torch:fp32` and `torch-compile:fp16` are those of
+`benchmarks.gpu.torch_engine`): latency at batch 1, 8, 32 and 128, with CUDA graphs and without, and of the
 whole-graph engine. Every call gets other cases than the one before (noise, each of another grey level), and is held to
 what onnxruntime:fp32 says of them on the processor, here or in the FILE that was written elsewhere (see
 `device_answers.Judge`). A target that can't run here, or that fails, is listed with the reason, and so is a variant
@@ -38,7 +40,7 @@ import numpy as np
 
 from benchmarks.gpu.device_answers import Cases, Judge, ask_processor, draw, write_expected
 from benchmarks.gpu.device_report import markdown, problems
-from benchmarks.gpu.device_variants import Variant, variants
+from benchmarks.gpu.device_variants import Variant, problem, variants
 from benchmarks.gpu.stage import (
     NEVER,
     OUT_OF_TIME,
@@ -55,7 +57,6 @@ from benchmarks.gpu.stage import (
 from benchmarks.report import command, commit_of_tree, folder_of, save
 from mpmmu_rt import machine
 from mpmmu_rt.bundle import Bundle
-from mpmmu_rt.engines import known_engine
 from mpmmu_rt.engines.shared.gpu import gpu
 from mpmmu_rt.errors import EngineError, MpmmuError
 from mpmmu_rt.files import atomic_file
@@ -67,8 +68,9 @@ ENOUGH_ROUNDS = 10  # of them, where the time runs out
 WARM_UP = 10
 STEP = 13  # cases further on at each call: no batch size divides it
 SECONDS = 540.0
-LEAST_SECONDS = 30.0  # with less, a target is not begun
-JUDGING_SECONDS = 15.0  # of its share, in which a target measures no more and judges what it has measured
+LEAST_SECONDS = 20.0  # with less, a target is not begun
+# Of its share, a quarter at the most: a target measures no more then, and judges what it has measured.
+JUDGING_SECONDS = 15.0
 GPU_ENGINES = ("tensorrt-rtx", "tensorrt", "onnxruntime-cuda")
 Note = Callable[[Mapping[str, Any]], object]
 
@@ -139,16 +141,21 @@ def medians(stages: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def of_target(
-    bundle: Bundle, target: Target, cases: Cases, deadline: Deadline = NEVER, note: Note = lambda report: None
+    bundle: Bundle,
+    target: Target,
+    cases: Cases,
+    deadline: Deadline = NEVER,
+    note: Note = lambda report: None,
+    batches: Sequence[int] = (),
 ) -> dict[str, Any]:
     """`batches` → batch → variant → figures, and `variants` → facts; or `not_run` or `failed`, and why.
 
-    note: is given the report so far, after every batch.
+    note: is given the report so far, after every batch. batches: in that order; `BATCHES` if none are named.
     """
     report: dict[str, Any] = {"variants": {}, "batches": {}}
     try:
-        if problem := known_engine(target).problem(target.precision):
-            return {"not_run": str(problem)}
+        if reason := problem(target):
+            return {"not_run": str(reason)}
         with ExitStack() as closing:
             start = time.perf_counter()
             running, failed = variants(bundle, target, closing)
@@ -162,7 +169,7 @@ def of_target(
                     one.wrong = failure(error)
             note(report)
             report["head_check"] = judge.why_no_head or "the processor's head on the embeddings of this target"
-            for batch in BATCHES:
+            for batch in batches or BATCHES:
                 if deadline.passed:
                     report["batches"][str(batch)] = {one.name: {"not_run": OUT_OF_TIME} for one in running}
                     continue
@@ -190,7 +197,8 @@ def in_process(arguments: Sequence[str], folder: Path) -> Callable[[Target, Dead
             return found
 
         child = [sys.executable, "-m", "benchmarks.gpu.device_path", *arguments, "--targets", str(target)]
-        child += ["--part", str(part), "--seconds", f"{max(1.0, deadline.left() - JUDGING_SECONDS):.0f}"]
+        left = deadline.left()
+        child += ["--part", str(part), "--seconds", f"{left - min(JUDGING_SECONDS, left / 4):.0f}"]
         status, seconds = run_child(child, deadline.left(), log, watch=lambda: note(so_far()))
         report = so_far()
         if status is None:
@@ -256,6 +264,8 @@ def main() -> int:
     options = parser(__doc__, SECONDS)
     with_bundle(options, required=True)
     options.add_argument("--write-expected", type=Path, help="only write that file; needs no GPU")
+    options.add_argument("--batches", type=int, nargs="*", default=[], help=f"in that order; else {BATCHES}")
+    options.add_argument("--name", default="device_path", help="of the results' files")
     options.add_argument("--part", type=Path, help=argparse.SUPPRESS)  # one target, in this process; its report only
     given = options.parse_args()
     deadline = Deadline.after(given.seconds)
@@ -287,17 +297,17 @@ def evidence(given: argparse.Namespace, deadline: Deadline) -> int:
             with atomic_file(given.part) as partial:
                 partial.write_text(json.dumps(report, default=str), encoding="utf-8")
 
-        keep_part(of_target(bundle, targets[0], cases, deadline, keep_part))
+        keep_part(of_target(bundle, targets[0], cases, deadline, keep_part, given.batches))
         return 0
     folder = given.out or folder_of(here.name)
 
     def keep(report: Mapping[str, Any]) -> None:
-        save(folder, "device_path", report, markdown(report))
+        save(folder, given.name, report, markdown(report))
 
     with tempfile.TemporaryDirectory(prefix="evidence-") as scratch:
         print("asking the processor what is expected", file=sys.stderr)
         cases = Cases.drawn(bundle, given.expected)
-        arguments = [str(given.bundle.resolve())]
+        arguments = [str(given.bundle.resolve()), "--batches", *map(str, given.batches)]
         if cases.want is not None:
             file = Path(scratch) / "expected.npz"
             write_expected(file, bundle, cases.pixels, cases.want)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,8 @@ import numpy as np
 from benchmarks.gpu.device_answers import Judge, Pixels
 from benchmarks.gpu.stage import OUT_OF_TIME, Deadline, failure
 from mpmmu_rt.bundle import Bundle
-from mpmmu_rt.engines import engine
+from mpmmu_rt.engines import engine, known_engine
+from mpmmu_rt.errors import MpmmuError
 from mpmmu_rt.predictor import Predictor
 from mpmmu_rt.spec import Array, Target
 
@@ -22,6 +24,8 @@ VARIANTS: Mapping[str, Mapping[str, bool]] = {
     "device path, no graph": {"graphs": False},
     "whole graph, CUDA graph": {"graphs": True, "whole_graph": True},
 }
+TORCH = ("torch", "torch-compile")  # targets of `benchmarks.gpu.torch_engine`, which the product does not have
+Make = Callable[[], Any]  # a pipeline
 Call = Callable[[Pixels], tuple[dict[str, Array], Mapping[str, float]]]
 
 
@@ -81,6 +85,15 @@ class Variant:
         return "; ".join(found) or None
 
 
+def problem(target: Target) -> MpmmuError | None:
+    """Why nothing of `target` can run here, or None. Raises `EngineError` for a target that there is not."""
+    if target.engine in TORCH:
+        from benchmarks.gpu import torch_engine
+
+        return torch_engine.problem(target)
+    return known_engine(target).problem(target.precision)
+
+
 def variants(bundle: Bundle, target: Target, closing: ExitStack) -> tuple[list[Variant], dict[str, str]]:
     """What to run of a target, and of variants that can't be loaded the reason. Raises `MpmmuError` where none can."""
     if target.engine == "onnxruntime-cuda":
@@ -91,13 +104,12 @@ def variants(bundle: Bundle, target: Target, closing: ExitStack) -> tuple[list[V
             return {"probability": found.probability, "embedding": found.embedding}, found.stages_ms
 
         return [Variant(target.engine, predict, predictor)], {}
-    found: Any = engine(target)  # a TensorRT, whose pipelines take the options of `VARIANTS`
     loaded, failed = list[Variant](), dict[str, str]()
     width = int(bundle.tensors["embedding"].shape[1])
-    for name, asked in VARIANTS.items():
+    for name, (asked, make) in makers(bundle, target).items():
         try:
-            pipeline = found.pipeline(bundle, target.precision, 1, **asked)
-        except Exception as error:  # noqa: BLE001  # TensorRT and CUDA raise all kinds: recorded, the others go on
+            pipeline = make()
+        except Exception as error:  # noqa: BLE001  # TensorRT, torch and CUDA raise all kinds: recorded, others go on
             failed[name] = failure(error)
             continue
         closing.callback(pipeline.close)
@@ -109,3 +121,15 @@ def variants(bundle: Bundle, target: Target, closing: ExitStack) -> tuple[list[V
 
         loaded.append(Variant(name, run, pipeline, asked))
     return loaded, failed
+
+
+def makers(bundle: Bundle, target: Target) -> Mapping[str, tuple[Mapping[str, bool], Make]]:
+    """By name what is asked of a variant, and what makes it."""
+    if target.engine in TORCH:
+        from benchmarks.gpu import torch_engine
+
+        return torch_engine.variants(bundle, target)
+    found: Any = engine(target)  # a TensorRT, whose pipelines take the options of `VARIANTS`
+    return {
+        name: (asked, partial(found.pipeline, bundle, target.precision, 1, **asked)) for name, asked in VARIANTS.items()
+    }

@@ -2,14 +2,14 @@
 
     python -m benchmarks.gpu.evidence [BUNDLE] [--out FOLDER] [--seconds 570] [--expected FILE] [--targets TARGET …]
 
-Two stages, each in a process of its own, both run whatever becomes of the other:
+Two parts, each in a process of its own, both run whatever becomes of the other:
 
-    whole path   `benchmarks.gpu.device_path`, with a BUNDLE: all but `KERNEL_SECONDS` of the time
-    kernel       `benchmarks.gpu.kernel --gpu`, which needs CuPy: what is left
+    device_path      `benchmarks.gpu.device_path`, with a BUNDLE: two thirds of the time
+    attention_pool   `benchmarks.gpu.kernel --gpu`, which needs CuPy: what is left
 
 Each writes its results to results/<gpu>/, or to FOLDER, after every step, and leaves out what no longer fits; one that
-does not end by itself is ended. `evidence.json` and `evidence.md` there say what became of both, and `<stage>.log`,
-which is kept for a stage that failed, what it printed. The exit code is 0 if both have run and proven everything. No
+does not end by itself is ended. `evidence.json` and `evidence.md` there say what became of each, and `<part>.log`,
+which is kept for a part that failed, what it printed. The exit code is 0 if both have run and proven everything. No
 network is needed; a machine without onnxruntime needs FILE, which `benchmarks.gpu.device_path --write-expected` makes
 on another. **No GPU has run this yet.**
 """
@@ -18,7 +18,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -35,57 +36,70 @@ from benchmarks.gpu.stage import (
     with_bundle,
 )
 from benchmarks.report import command, commit_of_tree, folder_of, save, table
-from mpmmu_rt.engines.shared.gpu import gpu
+from mpmmu_rt.engines.shared.gpu import Gpu, gpu
 from mpmmu_rt.errors import EngineError, MpmmuError
 
 SECONDS = 570.0
-KERNEL_SECONDS = 200.0  # kept for the kernel: its own plan without what is of least value
-LEAST_SECONDS = 15.0  # with less, a stage is not begun
-GRACE_SECONDS = 10.0  # after its own deadline, by which a stage ends by itself
-NO_BUNDLE = "not run: no BUNDLE was given: make gpu-evidence BUNDLE=model.bundle"
+LEAST_SECONDS = 15.0  # with less, a part is not begun
+GRACE_SECONDS = 10.0  # after its own deadline, by which a part ends by itself
+NO_BUNDLE = "no BUNDLE was given: make gpu-evidence BUNDLE=model.bundle"
 Run = Callable[[list[str], float, Path], tuple[int | None, float]]
 
 
-def stages(given: argparse.Namespace, folder: Path, commit: str) -> dict[str, list[str] | None]:
-    """The command of each stage without its `--seconds`, the more valuable one first; None for one not asked for."""
+@dataclass(frozen=True)
+class Part:
+    """name: of its log. command: of a module, without its `--seconds`, or why there is none, which is a failure if it
+    is `required`. weight: its share of the time; what it does not use goes to those that follow."""
+
+    name: str
+    command: list[str] | str
+    weight: float
+    required: bool = True
+
+
+def parts(given: argparse.Namespace, folder: Path, commit: str) -> list[Part]:
+    """The more valuable one first."""
     common = ["--out", str(folder), "--commit", commit]
-    whole: list[str] | None = None
+    whole: list[str] | str = NO_BUNDLE
     if given.bundle is not None:
-        whole = ["benchmarks.gpu.device_path", str(given.bundle.resolve()), *common]
+        whole = [sys.executable, "-m", "benchmarks.gpu.device_path", str(given.bundle.resolve()), *common]
         whole += ["--expected", str(given.expected.resolve())] if given.expected else []
         whole += ["--targets", *given.targets] if given.targets else []
-    return {"device_path": whole, "attention_pool": ["benchmarks.gpu.kernel", "--gpu", *common]}
+    kernel = [sys.executable, "-m", "benchmarks.gpu.kernel", "--gpu", *common]
+    return [Part("device_path", whole, 370, required=given.bundle is not None), Part("attention_pool", kernel, 200)]
 
 
 def run_all(
-    asked: Mapping[str, list[str] | None],
+    asked: Sequence[Part],
     folder: Path,
     report: dict[str, Any],
     deadline: Deadline,
     run: Run = run_child,
+    keep: Callable[[], object] = lambda: None,
 ) -> bool:
-    """Run the stages in turn, and write the summary after each. True if none failed."""
-    found: dict[str, Any] = {name: {"result": "not yet"} for name in asked}
+    """Run the parts in turn, and write the summary after each; keep: called then. True if none failed."""
+    found: dict[str, Any] = {part.name: {"result": "not yet"} for part in asked}
     report["stages"] = found
-    for name, stage in asked.items():
+    for index, part in enumerate(asked):
         save(folder, "evidence", report, markdown(report))
-        # The last has all that is left, less what it takes to end it.
-        left = deadline.left() - GRACE_SECONDS - (KERNEL_SECONDS if name == "device_path" else 0)
-        if stage is None:
-            found[name] = {"result": NO_BUNDLE}
-        elif left < LEAST_SECONDS:
-            found[name] = {"result": f"not run: {OUT_OF_TIME}", "failed": True}
+        later = [one.weight for one in asked[index + 1 :] if not isinstance(one.command, str)]
+        share = deadline.left() * part.weight / (part.weight + sum(later)) - GRACE_SECONDS
+        if isinstance(part.command, str):
+            found[part.name] = {"result": f"not run: {part.command}", "failed": part.required}
+        elif share < LEAST_SECONDS:
+            found[part.name] = {"result": f"not run: {OUT_OF_TIME}", "failed": True}
         else:
-            found[name] = one_stage(name, [*stage, "--seconds", f"{left:.0f}"], left, folder, run)
-        print(f"{name}: {found[name]['result']}", file=sys.stderr)
+            found[part.name] = one_part(part.name, [*part.command, "--seconds", f"{share:.0f}"], share, folder, run)
+        print(f"{part.name}: {found[part.name]['result']}", file=sys.stderr)
         save(folder, "evidence", report, markdown(report))
+        keep()
     return not any(one.get("failed") for one in found.values())
 
 
-def one_stage(name: str, command: list[str], seconds: float, folder: Path, run: Run) -> dict[str, Any]:
+def one_part(name: str, command: list[str], seconds: float, folder: Path, run: Run) -> dict[str, Any]:
     print(f"{name}: at most {seconds:.0f} s, its output in {folder / name}.log", file=sys.stderr)
     log = folder / f"{name}.log"
-    status, spent = run([sys.executable, "-m", *command], seconds + GRACE_SECONDS / 2, log)
+    status, spent = run(command, seconds + GRACE_SECONDS / 2, log)
     said = log.read_text(encoding="utf-8", errors="replace")
     print(said, file=sys.stderr)
     if status == 0:
@@ -106,10 +120,10 @@ def markdown(report: Mapping[str, Any]) -> str:
             "",
             f"Made by `{report['command']}`.",
             "",
-            f"{report['date']}, commit {report['commit']}. What each stage found is in `device_path.md` and "
-            "`attention_pool.md`; what did not run is *not measured*.",
+            f"{report['date']}, commit {report['commit']}. What each part found is in a page of its own; what did not "
+            "run is *not measured*.",
             "",
-            table("stage | result | seconds | last word", rows),
+            table("part | result | seconds | last word", rows),
             *(f"- {name}: {version}" for name, version in report["versions"].items()),
             "",
         ]
@@ -142,16 +156,20 @@ def evidence(given: argparse.Namespace, deadline: Deadline) -> bool:
     folder = (given.out or folder_of(here.name)).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     commit = given.commit or commit_of_tree()
-    report: dict[str, Any] = {
+    report = conditions(here, commit, given.seconds)
+    return run_all(parts(given, folder, commit), folder, report, deadline)
+
+
+def conditions(here: Gpu, commit: str, seconds: float) -> dict[str, Any]:
+    return {
         "gpu": here.name,
         "capability": here.capability,
         "command": command(),
         "commit": commit,
         "date": datetime.now(UTC).isoformat(),
-        "seconds": given.seconds,
+        "seconds": seconds,
         "versions": versions(),
     }
-    return run_all(stages(given, folder, commit), folder, report, deadline)
 
 
 if __name__ == "__main__":

@@ -150,13 +150,15 @@ class SimulatedCupy(ModuleType):
         self.current = threading.local()
         self.launched: list[dict[str, str]] = []
         self.broken: Exception | None = None  # what the compiler says
-        facts = {
-            "ComputeCapabilityMajor": device.capability[0],
-            "ComputeCapabilityMinor": device.capability[1],
-            "MultiProcessorCount": device.multiprocessors,
-            "MaxSharedMemoryPerBlockOptin": device.shared_per_block,
-            "MaxSharedMemoryPerMultiprocessor": device.shared_per_multiprocessor,
-            "L2CacheSize": device.l2_bytes,
+        # As much as CuPy 14 tells of a device: its `attributes` know no compute capability.
+        properties = {
+            "name": b"simulated",
+            "major": device.capability[0],
+            "minor": device.capability[1],
+            "multiProcessorCount": device.multiprocessors,
+            "sharedMemPerBlockOptin": device.shared_per_block,
+            "sharedMemPerMultiprocessor": device.shared_per_multiprocessor,
+            "l2CacheSize": device.l2_bytes,
         }
         stream = (
             SimpleNamespace()
@@ -165,10 +167,10 @@ class SimulatedCupy(ModuleType):
         )
         self.cuda = SimpleNamespace(
             is_available=lambda: True,
-            Device=lambda: SimpleNamespace(attributes=facts, synchronize=lambda: None),
+            Device=lambda: SimpleNamespace(id=0, synchronize=lambda: None),
             Stream=stream,
             ExternalStream=lambda address: CupyStream(self, address),
-            runtime=SimpleNamespace(CUDARuntimeError=CUDARuntimeError),
+            runtime=SimpleNamespace(CUDARuntimeError=CUDARuntimeError, getDeviceProperties=lambda device: properties),
             driver=SimpleNamespace(CUDADriverError=CUDADriverError),
             compiler=SimpleNamespace(CompileException=CompileException),
         )

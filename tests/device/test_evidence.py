@@ -316,10 +316,11 @@ def test_fp32_is_judged_as_parity_does(judge: Callable[..., Judge], answers: Cas
     figures, wrong = one.call(got, ROWS)
     assert not wrong
     assert figures["max_embedding"] < 1e-4
-    figures, wrong = one.call(got | {"probability": got["probability"] + np.float32(3e-4)}, ROWS)
+    raised = got["probability"] + np.float32(3e-4)
+    figures, wrong = one.call(got | {"probability": raised}, ROWS)
     assert len(wrong) == 1
     assert wrong[0].startswith("on the same embedding the processor's head differs by 0.0003")
-    assert figures["crossings"] == 32
+    assert 30 <= figures["crossings"] == sum(abs(raised - said(answers)["probability"]) > 1e-4)
     one.head = None
     figures, wrong = one.call(said(answers) | {"probability": said(answers)["probability"] + np.float32(0.03)}, ROWS)
     assert wrong[0].startswith("probabilities differ by 0.03, expected at most 0.02")

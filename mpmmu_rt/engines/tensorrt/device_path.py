@@ -23,7 +23,8 @@ from mpmmu_rt.errors import BundleError, EngineError, MissingPackage, UsageError
 from mpmmu_rt.spec import MODALITIES, Array, Modality, Target
 
 from .cuda import ALIGNMENT, Resources, Stream, align, on_device
-from .run import POISON, Batches, Clock, LoadedEngine, Pixels, Results, Tensor, TensorRtSession, Work
+from .interface import DeviceEngine, Tensor
+from .run import POISON, Batches, Clock, Pixels, Results, TensorRtSession, Work
 from .sidecar import Profile
 
 _EXPORT = "export the bundle again with `mpmmu-rt export`"
@@ -78,7 +79,7 @@ class DevicePath:
         self,
         bundle: Bundle,
         target: Target,
-        load: Callable[[str, Resources], LoadedEngine],
+        load: Callable[[str, Resources], DeviceEngine],
         *,
         graphs: bool = True,
         rebuilt: Mapping[str, str] | None = None,
@@ -100,7 +101,7 @@ class DevicePath:
         with ExitStack() as made, on_device():
             resources = Resources()
             made.callback(resources.close)
-            self._engines: dict[str, LoadedEngine] = {}
+            self._engines: dict[str, DeviceEngine] = {}
             for name in (*MODALITIES, "head"):
                 self._engines[name] = load(name, resources)
                 made.callback(self._engines[name].close)
@@ -303,7 +304,7 @@ def check_embedding(embedding: Array, shape: tuple[int, ...]) -> None:
         )
 
 
-def answers(engine: LoadedEngine | TensorRtSession) -> bool:
+def answers(engine: DeviceEngine | TensorRtSession) -> bool:
     """Whether it gives `probability` float32 [N], and `base_probability` float32 [N, learners] or none."""
     found = {name: engine.tensors[name] for name in _OUTPUTS if name in engine.outputs}
     return (
@@ -314,7 +315,7 @@ def answers(engine: LoadedEngine | TensorRtSession) -> bool:
     )
 
 
-def common(engines: Mapping[str, LoadedEngine]) -> Profile:
+def common(engines: Mapping[str, DeviceEngine]) -> Profile:
     """The batches that all engines take. Raises `EngineError` if there are none."""
     least = max(one.profile.min for one in engines.values())
     most = min(one.profile.max for one in engines.values())

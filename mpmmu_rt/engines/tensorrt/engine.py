@@ -104,7 +104,7 @@ class TensorRt:
 
             def engine(name: str, resources: Resources) -> LoadedEngine:
                 def make(data: bytes, profile: Profile, why: str | None) -> LoadedEngine:
-                    made = LoadedEngine(library(self.flavour), data, profile, resources)
+                    made = self._loading(data, profile)(resources)
                     if why:
                         rebuilt[name] = why
                     return made
@@ -122,7 +122,7 @@ class TensorRt:
                 )
 
         def session(data: bytes, profile: Profile, why: str | None) -> TensorRtSession:
-            return TensorRtSession(library(self.flavour), data, profile, graphs=graphs, rebuilt=why)
+            return TensorRtSession(self._loading(data, profile), graphs=graphs, rebuilt=why)
 
         whole = self._find(self._graph(bundle, "model", precision), precision, session, bundle=bundle)
         return WholeGraph(bundle, target, whole, reason)
@@ -148,9 +148,12 @@ class TensorRt:
         """
 
         def session(data: bytes, profile: Profile, why: str | None) -> TensorRtSession:
-            return TensorRtSession(library(self.flavour), data, profile, rebuilt=why)
+            return TensorRtSession(self._loading(data, profile), rebuilt=why)
 
         return self._find(graph, precision, session, batches)
+
+    def _loading(self, data: bytes, profile: Profile) -> Callable[[Resources], LoadedEngine]:
+        return lambda resources: LoadedEngine(library(self.flavour), data, profile, resources)
 
     def _find(
         self,

@@ -22,23 +22,12 @@ from mpmmu_rt.spec import Array
 
 from .build import log
 from .cuda import Event, Graph, Resources, Stream, align, capture, on_device
+from .interface import ELEMENTS, DeviceContext, DeviceEngine, Tensor, as_host
 from .sidecar import Profile
 
 CAPTURED_SIZES = 8  # batch sizes that are kept ready; the one not used for longest gives way
 POISON = 0xFF  # the byte that fills results before a run: NaN in every float type
 _HINT = "`mpmmu-rt verify BUNDLE` tells whether the bundle or the input is at fault"
-
-# TensorRT's name of a type: ours, and what holds it in NumPy, which has no bfloat16.
-_ELEMENTS = {
-    "FLOAT": ("float32", np.float32),
-    "HALF": ("float16", np.float16),
-    "BF16": ("bfloat16", np.uint16),
-    "UINT8": ("uint8", np.uint8),
-    "INT8": ("int8", np.int8),
-    "INT32": ("int32", np.int32),
-    "INT64": ("int64", np.int64),
-    "BOOL": ("bool", np.bool_),
-}
 
 
 class EngineRefused(EngineError):
@@ -47,34 +36,6 @@ class EngineRefused(EngineError):
 
 class NotCaptured(RuntimeWarning):
     """An engine can't be captured into a CUDA graph: its batches are enqueued one by one."""
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """An input or output of an engine. shape: without the batch, which comes first."""
-
-    name: str
-    element: str
-    shape: tuple[int, ...]
-    is_input: bool
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """What holds it in host memory: uint16 for bfloat16."""
-        return next(np.dtype(held) for element, held in _ELEMENTS.values() if element == self.element)
-
-    def bytes(self, batch: int) -> int:
-        return batch * int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
-
-    def __str__(self) -> str:
-        return f"{self.name} {self.element}[{', '.join(('N', *map(str, self.shape)))}]"
-
-
-def as_host(tensor: Tensor, array: Array) -> Array:
-    """A new array, of float32 where `array` holds bfloat16 as uint16: exact."""
-    if tensor.element == "bfloat16":
-        return (array.astype(np.uint32) << 16).view(np.float32)
-    return array.copy()
 
 
 def need(trt: Any, value: Any, what: str) -> Any:
@@ -107,13 +68,13 @@ class LoadedEngine:
         engine = self._engine
         kind = engine.get_tensor_dtype(name).name
         shape = tuple(int(length) for length in engine.get_tensor_shape(name))
-        if kind not in _ELEMENTS or len(shape) < 1 or min(shape[1:], default=1) < 1:
+        if kind not in ELEMENTS or len(shape) < 1 or min(shape[1:], default=1) < 1:
             raise EngineError(
                 f"the engine's `{name}` is {kind.lower()}{list(shape)}, expected a batch and fixed sizes, "
-                f"of one of {', '.join(element for element, _ in _ELEMENTS.values())}",
+                f"of one of {', '.join(element for element, _ in ELEMENTS.values())}",
                 hint=_HINT,
             )
-        return Tensor(name, _ELEMENTS[kind][0], shape[1:], engine.get_tensor_mode(name) == self.trt.TensorIOMode.INPUT)
+        return Tensor(name, ELEMENTS[kind][0], shape[1:], engine.get_tensor_mode(name) == self.trt.TensorIOMode.INPUT)
 
     def context(self, batch: int, addresses: Mapping[str, int]) -> Context:
         """An execution context of its own, set to `batch` and bound to device memory; both stay as they are."""
@@ -281,7 +242,7 @@ class Work:
     inputs: Mapping[str, Array]
     outputs: Mapping[str, Array]
     enqueue: Callable[[], None]
-    contexts: Sequence[tuple[Context, Stream]]
+    contexts: Sequence[tuple[DeviceContext, Stream]]
 
 
 @dataclass
@@ -427,16 +388,16 @@ class TensorRtSession:
     """
 
     def __init__(
-        self, trt: Any, engine: bytes, profile: Profile, *, graphs: bool = False, rebuilt: str | None = None
+        self, load: Callable[[Resources], DeviceEngine], *, graphs: bool = False, rebuilt: str | None = None
     ) -> None:
-        """engine: bytes whose digest was checked. rebuilt: how the engine came about, and why, if it is not the one
-        that lies beside its graph."""
+        """rebuilt: how the engine that `load` gives came about, and why, if it is not the one beside its graph."""
         self.rebuilt = rebuilt
         with ExitStack() as made, on_device():
             resources = Resources()
             made.callback(resources.close)
-            self._engine = LoadedEngine(trt, engine, profile, resources)
+            self._engine = load(resources)
             made.callback(self._engine.close)
+            profile = self._engine.profile
             self.inputs, self.outputs = self._engine.inputs, self._engine.outputs
             tensors = self._engine.tensors
             self._stream = resources.stream()

@@ -1,4 +1,4 @@
-"""`make gpu-evidence`: both stages run whatever becomes of the other, in time, and nothing is lost."""
+"""`make gpu-evidence`: both parts run whatever becomes of the other, in time, and nothing is lost."""
 
 from __future__ import annotations
 
@@ -37,12 +37,13 @@ def run_with(
     ran: list[tuple[str, float, float]] = []
 
     def run(command: list[str], limit: float, log: Path) -> tuple[int | None, float]:
+        assert command[1] == "-m"
         name = MODULES[command[2]]
         ran.append((name, limit, float(command[command.index("--seconds") + 1])))
         log.write_text(f"{name} says\nits last word\n")
         return statuses[name], 1.0
 
-    asked = evidence.stages(given(**options), folder, "c")
+    asked = evidence.parts(given(**options), folder, "c")
     passed = evidence.run_all(asked, folder, dict(REPORT), Deadline.after(seconds), run)
     return passed, json.loads((folder / "evidence.json").read_text()), ran
 
@@ -65,14 +66,13 @@ def test_both_run_and_both_results_count(tmp_path: Path, whole: int | None, kern
 def test_time_is_shared_out(tmp_path: Path) -> None:
     _, _, ran = run_with(tmp_path, {"device_path": 0, "attention_pool": 0})
     (_, whole, told), (_, kernel, kernel_told) = ran
-    assert whole + evidence.KERNEL_SECONDS < 570
-    assert kernel < 570
-    assert 300 < told < whole
-    assert kernel_told < kernel
+    assert 300 < told < whole < 400
+    assert whole + told < kernel_told + 570  # the whole path took a second: the kernel has the rest
+    assert 500 < kernel_told < kernel < 570
 
 
 def test_what_no_longer_fits_is_recorded(tmp_path: Path) -> None:
-    passed, summary, ran = run_with(tmp_path, {"attention_pool": 0}, seconds=100)
+    passed, summary, ran = run_with(tmp_path, {"attention_pool": 0}, seconds=30)
     assert [name for name, _, _ in ran] == ["attention_pool"]
     assert not passed
     assert summary["stages"]["device_path"]["result"] == "not run: out of time"
@@ -82,13 +82,11 @@ def test_without_a_bundle_the_kernel_alone(tmp_path: Path) -> None:
     passed, summary, ran = run_with(tmp_path, {"attention_pool": 0}, bundle=None)
     assert [name for name, _, _ in ran] == ["attention_pool"]
     assert passed
-    assert summary["stages"]["device_path"]["result"] == evidence.NO_BUNDLE
+    assert summary["stages"]["device_path"]["result"] == f"not run: {evidence.NO_BUNDLE}"
 
 
 def test_options_reach_the_whole_path(tmp_path: Path) -> None:
-    asked = evidence.stages(given(expected=Path("e.npz"), targets=["tensorrt:fp16"]), tmp_path, "abc")
-    whole = asked["device_path"]
-    assert whole is not None
+    whole = evidence.parts(given(expected=Path("e.npz"), targets=["tensorrt:fp16"]), tmp_path, "abc")[0].command
     assert whole[-4:] == ["--expected", str(Path("e.npz").resolve()), "--targets", "tensorrt:fp16"]
     assert whole[whole.index("--commit") + 1] == "abc"
 
