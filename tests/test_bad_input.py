@@ -171,7 +171,7 @@ def bad_arch(place: Place) -> None:
 
 
 def journal_of_another(place: Place) -> None:
-    (place.path / "out.csv.partial").write_text('{"schema": "mpmmu-run/1"}\nok,0.5,malignant,\n')
+    (place.path / "out.csv.partial").write_text('{"schema": "mpmmu-run/2"}\nok,0.5,malignant,,\n')
 
 
 # name: (what makes it, command, exit code)
