@@ -1,6 +1,7 @@
 """DICOM images to grey, the standard's way (PS3.3 C.7.6.3, C.11.1, C.11.2). See `images` for what grey means.
 
-pydicom decodes the pixel data; what it would do silently wrong is checked or done here.
+pydicom reads the header and uncompressed pixel data; `streams` decodes what is compressed. What pydicom would do
+silently wrong is checked or done here.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from ._optional import require
 from .errors import ImageError
 from .grey import check_content, check_sides, choose_frame, stretch, to_uint8
 from .spec import Array
+from .streams.dicom import decode_frame
+from .streams.frames import split
 
 # Only these are looked at: a defect in a name, a date or a private element has no say in the pixels,
 # and pydicom, which checks an element when it is converted, has no occasion to warn about it.
@@ -27,6 +30,7 @@ _HEADER_KEYWORDS = """
     SegmentedRedPaletteColorLookupTableData SegmentedGreenPaletteColorLookupTableData
     SegmentedBluePaletteColorLookupTableData
     SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence
+    ExtendedOffsetTable ExtendedOffsetTableLengths
 """
 _PURPOSE = "reading a DICOM image"
 _PIXEL_ELEMENTS = (0x7FE00008, 0x7FE00009, 0x7FE00010)  # float, double float, integer
@@ -34,11 +38,6 @@ _UNDEFINED_LENGTH = 0xFFFFFFFF
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
 _MONOCHROME = ("MONOCHROME1", "MONOCHROME2")
 _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")  # pydicom decodes all of these to RGB
-_DECODERS = {  # part of a transfer syntax's name -> what reads it; the first that fits
-    "JPEG-LS": "pyjpegls",
-    "JPEG 2000": "pylibjpeg pylibjpeg-openjpeg",
-    "JPEG": "pylibjpeg pylibjpeg-libjpeg",
-}
 
 
 def read_dicom(stream: BinaryIO, frame: int | None) -> Array:
@@ -54,9 +53,9 @@ def read_dicom(stream: BinaryIO, frame: int | None) -> Array:
             hint="export it again, or correct it with dcmconv",
         )
     if syntax.is_encapsulated:
-        stored = _decompress(stream, frame, syntax)
+        stored = decode_frame(_frame_stream(stream, header, frame), header)
     else:
-        _check_length(header, pixel_bytes)
+        _check_length(header, pixel_bytes, stream)
         stored = pixels.pixel_array(stream, index=frame, transfer_syntax_uid=syntax)
     if header.SamplesPerPixel == 3:
         return _luma(stored, header.BitsStored)
@@ -155,11 +154,12 @@ def _check_layout(header: Any) -> None:
         )
 
 
-def _check_length(header: Any, pixel_bytes: int) -> None:
+def _check_length(header: Any, pixel_bytes: int, stream: BinaryIO) -> None:
     """Uncompressed pixel data must have the length that the header states, but for padding at the end.
 
     A row or column more than stated says that Rows, Columns or NumberOfFrames is wrong: part of an image
-    looks like an image.
+    looks like an image. PS3.5 pads with one zero to an even length; writers that pad with more are known, with
+    zeros all the same.
     """
     utils = require("pydicom.pixels.utils", _PURPOSE)
     expected = utils.get_expected_length(header)
@@ -169,20 +169,26 @@ def _check_length(header: Any, pixel_bytes: int) -> None:
             f"holds {pixel_bytes} bytes of pixel data, expected {expected} by its Rows, Columns and frames",
             hint="the file is truncated or its header is wrong: export it again",
         )
-
-
-def _decompress(stream: BinaryIO, frame: int, syntax: Any) -> Array:
-    pixels = require("pydicom.pixels", _PURPOSE)
-    packages = next((names for part, names in _DECODERS.items() if part in syntax.name), "")
-    hint = "decompress it first, for example with `dcmdjpeg` (DCMTK) or `gdcmconv --raw`"
-    try:
-        decoded: Array = pixels.pixel_array(stream, index=frame, transfer_syntax_uid=syntax)
-    except RuntimeError as error:  # also NotImplementedError: no decoder, or every decoder failed
+    stream.seek(_head_bytes(header) + expected, 1)
+    if stream.read(pixel_bytes - expected).strip(b"\0"):
         raise ImageError(
-            f"can't be decompressed ({' '.join(str(error).split())[:200]}), expected readable {syntax.name}",
-            hint=f"pip install {packages}, if the file is whole; or {hint}" if packages else hint,
-        ) from error
-    return decoded
+            f"holds {pixel_bytes} bytes of pixel data, expected {expected} by its Rows, Columns and frames, and zeros "
+            "after them",
+            hint="its header is wrong: export it again",
+        )
+
+
+def _head_bytes(header: Any) -> int:
+    """Bytes before the value of the pixel data element: tag, VR where it is explicit, length (PS3.5 7.1.2, 7.1.3)."""
+    return 8 if header.original_encoding[0] else 12
+
+
+def _frame_stream(stream: BinaryIO, header: Any, frame: int) -> bytes:
+    """The coded bytes of one frame. `stream` stands before the pixel data element, as `_read_header` leaves it."""
+    stream.seek(_head_bytes(header), 1)
+    tables = [header.get("ExtendedOffsetTable"), header.get("ExtendedOffsetTableLengths")]
+    extended = (tables[0] or b"", tables[1] or b"") if any(tables) else None
+    return split(stream.read(), _frames(header), extended)[frame]
 
 
 def _luma(rgb: Array, bits: int) -> Array:

@@ -18,6 +18,7 @@ Deterministic, and safe to call from several threads: no state of Pillow, pydico
 
 from __future__ import annotations
 
+import io
 import stat
 import struct
 import sys
@@ -33,6 +34,7 @@ from .dicom import read_dicom
 from .errors import ImageError, PixelsError, UsageError
 from .grey import check_content, check_sides, choose_frame, stretch
 from .spec import Array
+from .streams import jpeg, jpeg_header, png
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -194,6 +196,10 @@ def _read_raster(plugin: str, stream: BinaryIO, frame: int | None) -> Array:
     from PIL import BmpImagePlugin, ImageOps, JpegImagePlugin, PngImagePlugin, TiffImagePlugin
     from PIL import Image as images
 
+    data = stream.read() if plugin in ("Png", "Jpeg") else b""
+    coded = jpeg_header.parse_file(data) if plugin == "Jpeg" else None
+    if data:
+        stream = io.BytesIO(png.prove(data) if plugin == "Png" else data)
     # The plugin's class and not Image.open: no other decoder can ever run, and Image.open warns above
     # 89 million pixels, which only global state could silence; `check_sides` is the bound here.
     plugins: dict[str, Callable[[BinaryIO], ImageFile]] = {
@@ -213,11 +219,26 @@ def _read_raster(plugin: str, stream: BinaryIO, frame: int | None) -> Array:
             # Given its memory (unrotated), the plugin skips the same warning as in Image.open.
             extent = tags[TiffImagePlugin.IMAGEWIDTH], tags[TiffImagePlugin.IMAGELENGTH]
             image.im = images.new(image.mode, extent).im
-        image.load()
-        grey = _raster_grey(ImageOps.exif_transpose(image), white_is_zero)
+        if coded is None:
+            image.load()
+            decoded: Image = image
+        else:
+            decoded = _jpeg_image(data, coded)
+            decoded.info = image.info  # its orientation
+        grey = _raster_grey(ImageOps.exif_transpose(decoded), white_is_zero)
     if deep_colour:
         _check_range(grey)
     return grey
+
+
+def _jpeg_image(data: bytes, coded: jpeg_header.Jpeg) -> Image:
+    """What Pillow would give of a JPEG file that is whole: L, RGB or CMYK, of Adobe's inverted values."""
+    from PIL import Image as images
+
+    samples = jpeg.decode(data, coded, coded.stream.colour)
+    if samples.ndim == 3 and samples.shape[-1] == 4:
+        return images.fromarray(255 - samples, "CMYK")
+    return images.fromarray(samples)
 
 
 def _is_deep_colour(image: ImageFile) -> bool:
