@@ -1,6 +1,7 @@
 """DICOM images to grey, the standard's way (PS3.3 C.7.6.3, C.11.1, C.11.2). See `images` for what grey means.
 
-pydicom decodes the pixel data; what it would do silently wrong is checked or done here.
+pydicom reads the header and uncompressed pixel data; `streams` decodes what is compressed. What pydicom would do
+silently wrong is checked or done here.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from .dicom_values import text
 from .errors import ImageError
 from .grey import GreyImage, check_depth, check_sides, choose_frame, luma
 from .spec import Array, Modality
+from .streams.dicom import decode_frame
+from .streams.frames import split
 
 # Only these are looked at: a defect in a name, a date or a private element has no say in the pixels,
 # and pydicom, which checks an element when it is converted, has no occasion to warn about it.
@@ -29,6 +32,7 @@ _HEADER_KEYWORDS = f"""
     SegmentedRedPaletteColorLookupTableData SegmentedGreenPaletteColorLookupTableData
     SegmentedBluePaletteColorLookupTableData
     SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence
+    ExtendedOffsetTable ExtendedOffsetTableLengths
 """
 _PURPOSE = "reading a DICOM image"
 _INTEGER_PIXELS = 0x7FE00010
@@ -37,11 +41,6 @@ _UNDEFINED_LENGTH = 0xFFFFFFFF
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
 _MONOCHROME = ("MONOCHROME1", "MONOCHROME2")
 _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")  # pydicom decodes all of these to RGB
-_DECODERS = {  # part of a transfer syntax's name -> what reads it; the first that fits
-    "JPEG-LS": "pyjpegls",
-    "JPEG 2000": "pylibjpeg pylibjpeg-openjpeg",
-    "JPEG": "pylibjpeg pylibjpeg-libjpeg",
-}
 
 
 def read_dicom(stream: BinaryIO, frame: int | None, modality: Modality | None) -> GreyImage:
@@ -67,8 +66,8 @@ def _stored(stream: BinaryIO, header: Any, pixel_bytes: int, frame: int) -> Arra
             hint="export it again, or correct it with dcmconv",
         )
     if syntax.is_encapsulated:
-        return _in_stored_bits(header, _decompress(stream, frame, syntax))
-    _check_length(header, pixel_bytes)
+        return decode_frame(_frame_stream(stream, header, frame), header)
+    _check_length(header, pixel_bytes, stream)
     stored: Array = pixels.pixel_array(stream, index=frame, transfer_syntax_uid=syntax)
     return stored
 
@@ -84,25 +83,6 @@ def _grey(header: Any, stored: Array, frame: int) -> Array:
     if header.PhotometricInterpretation == "PALETTE COLOR":
         return palette_grey(header, stored)
     return monochrome_grey(header, stored, frame)
-
-
-def _in_stored_bits(header: Any, decoded: Array) -> Array:
-    """Decompressed integers [H, W, …] by BitsStored, whose sign some codecs can't carry; what exceeds it is refused.
-
-    Uncompressed, the bits beyond are to be ignored (PS3.5 8.1.1). Here they are an overlay, or another image's header.
-    """
-    bits, signed = header.BitsStored, header.PixelRepresentation == 1
-    low, high = int(decoded.min()), int(decoded.max())
-    if high >= 2**bits or low < (-(2 ** (bits - 1)) if signed else 0):
-        raise ImageError(
-            f"holds compressed values from {low} to {high}, expected {bits} bits, as its BitsStored says",
-            hint="export it again uncompressed: its header and its pixels contradict each other",
-        )
-    if not signed or high < 2 ** (bits - 1):
-        return decoded
-    unused = 8 * decoded.itemsize - bits
-    extended: Array = (decoded << unused) >> unused
-    return extended
 
 
 def _read_header(stream: BinaryIO) -> tuple[Any, int, int]:
@@ -172,11 +152,12 @@ def _check_layout(header: Any) -> None:
         )
 
 
-def _check_length(header: Any, pixel_bytes: int) -> None:
+def _check_length(header: Any, pixel_bytes: int, stream: BinaryIO) -> None:
     """Uncompressed pixel data must have the length that the header states, but for padding at the end.
 
     A row or column more than stated says that Rows, Columns or NumberOfFrames is wrong: part of an image
-    looks like an image.
+    looks like an image. PS3.5 pads with one zero to an even length; writers that pad with more are known, with
+    zeros all the same.
     """
     utils = require("pydicom.pixels.utils", _PURPOSE)
     expected = utils.get_expected_length(header)
@@ -186,17 +167,23 @@ def _check_length(header: Any, pixel_bytes: int) -> None:
             f"holds {pixel_bytes} bytes of pixel data, expected {expected} by its Rows, Columns and frames",
             hint="the file is truncated or its header is wrong: export it again",
         )
-
-
-def _decompress(stream: BinaryIO, frame: int, syntax: Any) -> Array:
-    pixels = require("pydicom.pixels", _PURPOSE)
-    packages = next((names for part, names in _DECODERS.items() if part in syntax.name), "")
-    hint = "decompress it first, for example with `dcmdjpeg` (DCMTK) or `gdcmconv --raw`"
-    try:
-        decoded: Array = pixels.pixel_array(stream, index=frame, transfer_syntax_uid=syntax, correct_unused_bits=False)
-    except RuntimeError as error:  # also NotImplementedError: no decoder, or every decoder failed
+    stream.seek(_head_bytes(header) + expected, 1)
+    if stream.read(pixel_bytes - expected).strip(b"\0"):
         raise ImageError(
-            f"can't be decompressed ({' '.join(str(error).split())[:200]}), expected readable {syntax.name}",
-            hint=f"pip install {packages}, if the file is whole; or {hint}" if packages else hint,
-        ) from error
-    return decoded
+            f"holds {pixel_bytes} bytes of pixel data, expected {expected} by its Rows, Columns and frames, and zeros "
+            "after them",
+            hint="its header is wrong: export it again",
+        )
+
+
+def _head_bytes(header: Any) -> int:
+    """Bytes before the value of the pixel data element: tag, VR where it is explicit, length (PS3.5 7.1.2, 7.1.3)."""
+    return 8 if header.original_encoding[0] else 12
+
+
+def _frame_stream(stream: BinaryIO, header: Any, frame: int) -> bytes:
+    """The coded bytes of one frame. `stream` stands before the pixel data element, as `_read_header` leaves it."""
+    stream.seek(_head_bytes(header), 1)
+    tables = [header.get("ExtendedOffsetTable"), header.get("ExtendedOffsetTableLengths")]
+    extended = (tables[0] or b"", tables[1] or b"") if any(tables) else None
+    return split(stream.read(), _frames(header), extended)[frame]

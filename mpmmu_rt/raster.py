@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -11,6 +12,7 @@ from .errors import ImageError
 from .geometry import Stated, pixel_aspect
 from .grey import GreyImage, check_depth, check_sides, check_spread, choose_frame, stretch
 from .spec import Array
+from .streams import jpeg, jpeg_header, png
 
 if TYPE_CHECKING:
     from PIL.Image import Exif, Image
@@ -23,6 +25,10 @@ def read_raster(plugin: str, stream: BinaryIO, frame: int | None) -> GreyImage:
     """One frame of a PNG, JPEG or BMP ("Png", "Jpeg", "Bmp"). Raises `ImageError` and what Pillow raises."""
     from PIL import BmpImagePlugin, ImageOps, JpegImagePlugin, PngImagePlugin
 
+    data = stream.read() if plugin in ("Png", "Jpeg") else b""
+    coded = jpeg_header.parse_file(data) if plugin == "Jpeg" else None
+    if data:
+        stream = io.BytesIO(png.prove(data) if plugin == "Png" else data)
     # The plugin's class and not Image.open: no other decoder can ever run, and Image.open warns above
     # 89 million pixels, which only global state could silence; `check_sides` is the bound here.
     plugins: dict[str, Callable[[BinaryIO], ImageFile]] = {
@@ -37,12 +43,27 @@ def read_raster(plugin: str, stream: BinaryIO, frame: int | None) -> GreyImage:
         deep_colour = ";16" in layout and not image.mode.startswith("I") and plugin != "Bmp"
         if plugin == "Png":
             _scale_transparency(image, deep_colour)
-        image.load()
         aspect = _aspect(image)
-        grey = _raster_grey(ImageOps.exif_transpose(image))
+        decoded: Image = image
+        if coded is None:
+            image.load()
+        else:
+            decoded = _jpeg_image(data, coded)
+            decoded.info = image.info  # its orientation
+        grey = _raster_grey(ImageOps.exif_transpose(decoded))
     if deep_colour:
         check_depth(grey)
     return GreyImage(grey, aspect)
+
+
+def _jpeg_image(data: bytes, coded: jpeg_header.Jpeg) -> Image:
+    """What Pillow would give of a JPEG file that is whole: L, RGB or CMYK, of Adobe's inverted values."""
+    from PIL import Image as images
+
+    samples = jpeg.decode(data, coded, coded.stream.colour)
+    if samples.ndim == 3 and samples.shape[-1] == 4:
+        return images.fromarray(255 - samples, "CMYK")
+    return images.fromarray(samples)
 
 
 def _scale_transparency(image: ImageFile, deep_colour: bool) -> None:
