@@ -10,7 +10,7 @@ import io
 import struct
 import zlib
 from collections.abc import Callable
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 
@@ -18,10 +18,9 @@ from . import tiff_layout as tags
 from .errors import ImageError
 from .grey import GreyImage, check_depth, check_spread, choose_frame, luma, stretch
 from .spec import Array
+from .streams import jpeg, jpeg_header
+from .streams.stream import Colour
 from .tiff_layout import Layout
-
-if TYPE_CHECKING:
-    from PIL.TiffImagePlugin import TiffImageFile
 
 _DAMAGED = "the file is damaged, truncated or was written wrongly: export it again from its source"
 _TURNS: dict[int, Callable[[Array], Array]] = {  # TIFF 6.0, Orientation
@@ -43,29 +42,8 @@ def read_tiff(stream: BinaryIO, frame: int | None) -> GreyImage:
     pages = tags.pages(stream, file_bytes)
     index = choose_frame(len(pages), frame)
     layout = tags.layout(pages[index], file_bytes)
-    if layout.compression == tags.JPEG or layout.compression in tags.CCITT:
-        grey = _of_pillow(stream, index, layout)
-    else:
-        grey = _TURNS[layout.orientation](_grey(layout, _samples(stream, layout)))
+    grey = _TURNS[layout.orientation](_grey(layout, _samples(stream, layout)))
     return GreyImage(np.ascontiguousarray(grey), layout.aspect)
-
-
-def _of_pillow(stream: BinaryIO, index: int, layout: Layout) -> Array:
-    """JPEG and CCITT, in the few layouts that `tiff_layout` allows for them; Pillow turns them itself."""
-    from PIL import TiffImagePlugin
-
-    stream.seek(0)
-    with TiffImagePlugin.TiffImageFile(stream) as image:
-        image.seek(index)
-        return np.array(_loaded(image, layout.width, layout.height).convert("L"))
-
-
-def _loaded(image: TiffImageFile, width: int, height: int) -> TiffImageFile:
-    from PIL import Image
-
-    image.im = Image.new(image.mode, (width, height)).im  # given its memory, Pillow does not warn of large images
-    image.load()
-    return image
 
 
 def _samples(stream: BinaryIO, layout: Layout) -> Array:
@@ -81,10 +59,12 @@ def _samples(stream: BinaryIO, layout: Layout) -> Array:
 
 
 def _plane(layout: Layout, chunks: list[bytes], samples: int) -> Array:
-    row_bytes = -(-layout.chunk_width * samples * layout.bits // 8)
     rows = layout.chunk_height * len(chunks) if layout.tiled else layout.height
-    flat = _decompressed(layout, chunks, rows, row_bytes)
-    values = _values(layout, flat, samples)
+    if layout.compression == tags.JPEG:
+        values = _of_jpeg(layout, chunks, rows)
+    else:
+        row_bytes = -(-layout.chunk_width * samples * layout.bits // 8)
+        values = _values(layout, _decompressed(layout, chunks, rows, row_bytes), samples)
     if layout.tiled:
         across = -(-layout.width // layout.chunk_width)
         shape = len(chunks) // across, across, layout.chunk_height, layout.chunk_width, samples
@@ -94,19 +74,20 @@ def _plane(layout: Layout, chunks: list[bytes], samples: int) -> Array:
 
 def _decompressed(layout: Layout, chunks: list[bytes], rows: int, row_bytes: int) -> Array:
     """The bytes of all strips or tiles, uint8 [rows, row_bytes]."""
+    whole = layout.chunk_height * row_bytes
+    sizes = [min(whole, rows * row_bytes - index * whole) for index in range(len(chunks))]
     if layout.compression not in (tags.RAW, *tags.DEFLATE):
-        return _of_libtiff(layout, chunks, rows, row_bytes)
+        return _of_libtiff(layout, chunks, sizes).reshape(rows, row_bytes)
     flat = bytearray()
-    for index, chunk in enumerate(chunks):
-        here = min(layout.chunk_height, rows - index * layout.chunk_height) * row_bytes
-        data = chunk if layout.compression == tags.RAW else _inflated(chunk, layout.chunk_height * row_bytes)
-        # The last strip may be as high as the others, and writers fill up to a word; a row more is another image.
-        if len(data) != layout.chunk_height * row_bytes and not here <= len(data) < here + max(2, row_bytes):
+    for chunk, size in zip(chunks, sizes, strict=True):
+        data = chunk if layout.compression == tags.RAW else _inflated(chunk, whole)
+        # The last strip may be as high as the others, and writers fill up to a word; more is of another width.
+        if len(data) != whole and not (size <= len(data) <= size + 3 and not any(data[size:])):
             raise ImageError(
-                f"has a strip or tile of {len(data)} bytes, expected {here} by its width, length, samples and bits",
+                f"has a strip or tile of {len(data)} bytes, expected {size} by its width, length, samples and bits",
                 hint=_DAMAGED,
             )
-        flat += data[:here]
+        flat += data[:size]
     return np.frombuffer(flat, np.uint8).reshape(rows, row_bytes)
 
 
@@ -124,15 +105,59 @@ def _inflated(chunk: bytes, most: int) -> bytes:
     return data
 
 
-def _of_libtiff(layout: Layout, chunks: list[bytes], rows: int, row_bytes: int) -> Array:
-    """LZW, PackBits, LZMA and Zstandard: the same strips as 8-bit grey, so that libtiff gives back their bytes."""
-    from PIL import TiffImagePlugin
+def _of_jpeg(layout: Layout, chunks: list[bytes], rows: int) -> Array:
+    """Strips or tiles that are a JPEG stream each (TIFF Technical Note 2), uint8 [rows, chunk_width, samples]."""
+    colour: Colour = "grey" if layout.colours == 1 else "RGB" if layout.photometric == tags.RGB else "YCbCr"
+    parts = []
+    for index, chunk in enumerate(chunks):
+        data = b"\xff\xd8" + layout.jpeg_tables[2:-2] + chunk[2:]
+        image = jpeg_header.parse(data)
+        here = layout.chunk_width, min(layout.chunk_height, rows - index * layout.chunk_height)
+        got = image.width, image.height, len(image.components)
+        if got != (*here, layout.colours) or data[image.end :].strip(b"\0"):
+            raise ImageError(
+                f"has a strip or tile of {got[0]} x {got[1]} pixels of {got[2]} components in JPEG, expected "
+                f"{here[0]} x {here[1]} of {layout.colours} and nothing after them",
+                hint=_DAMAGED,
+            )
+        parts.append(jpeg.decode(data, image, colour).reshape(here[1], here[0], layout.colours))
+    return np.concatenate(parts)
+
+
+def _of_libtiff(layout: Layout, chunks: list[bytes], sizes: list[int]) -> Array:
+    """LZW, PackBits, LZMA and Zstandard: the bytes of all strips, by libtiff, uint8 [sum of `sizes`].
+
+    It stops where it has enough: the first strip is asked for a byte more, and the last, which may be as high as the
+    others. An image of another width or length would give it.
+    """
+    height = len(chunks) if sizes[-1] == sizes[0] else len(chunks) - 1
+    parts = [_libtiff(layout.compression, chunks[:height], sizes[0])]
+    if height < len(chunks):
+        parts.append(_libtiff(layout.compression, chunks[height:], sizes[-1]))
+    ends = [(chunks[0], {sizes[0]}), (chunks[-1], {sizes[-1], sizes[0]})]
+    for part in parts:
+        if part is None:
+            raise ImageError("has a strip or tile that can't be decompressed, expected all of its bytes", hint=_DAMAGED)
+    for chunk, allowed in ends:
+        longer = [size for size in sorted(allowed) if _libtiff(layout.compression, [chunk], size + 1) is not None]
+        if len(longer) == len(allowed):
+            raise ImageError(
+                f"has a strip or tile of more than {max(allowed)} bytes, expected so many by its width, length, "
+                "samples and bits",
+                hint=_DAMAGED,
+            )
+    return np.concatenate([part.ravel() for part in parts if part is not None])
+
+
+def _libtiff(compression: int, chunks: list[bytes], size: int) -> Array | None:
+    """Strips that hold `size` bytes each at least, uint8 [strips, size]: rows of 8-bit grey. None if one holds less."""
+    from PIL import Image, TiffImagePlugin
 
     count = len(chunks)
     values = {
-        tags.WIDTH: [row_bytes], tags.LENGTH: [rows], tags.BITS: [8], tags.COMPRESSION: [layout.compression],
+        tags.WIDTH: [size], tags.LENGTH: [count], tags.BITS: [8], tags.COMPRESSION: [compression],
         tags.PHOTOMETRIC: [1], tags.STRIP_OFFSETS: [0] * count, tags.SAMPLES: [1],
-        tags.ROWS_PER_STRIP: [layout.chunk_height], tags.STRIP_BYTES: [len(chunk) for chunk in chunks],
+        tags.ROWS_PER_STRIP: [1], tags.STRIP_BYTES: [len(chunk) for chunk in chunks],
     }  # fmt: skip
     directory = 8 + 2 + 12 * len(values) + 4  # then both lists of strips, then the strips
     places = {tags.STRIP_OFFSETS: directory, tags.STRIP_BYTES: directory + 4 * count}
@@ -147,12 +172,12 @@ def _of_libtiff(layout: Layout, chunks: list[bytes], rows: int, row_bytes: int) 
     lists = struct.pack(f"<{2 * count}I", *values[tags.STRIP_OFFSETS], *values[tags.STRIP_BYTES])
     head = struct.pack("<2sHIH", b"II", 42, 8, len(values)) + entries + bytes(4)
     with TiffImagePlugin.TiffImageFile(io.BytesIO(b"".join([head, lists, *chunks]))) as image:
+        image.im = Image.new(image.mode, (size, count)).im  # given its memory, Pillow does not warn of large images
         try:
-            return np.array(_loaded(image, row_bytes, rows))
-        except OSError as error:
-            raise ImageError(
-                "has a strip or tile that can't be decompressed, expected all of its bytes", hint=_DAMAGED
-            ) from error
+            image.load()
+        except OSError:
+            return None
+        return np.array(image)
 
 
 def _values(layout: Layout, flat: Array, samples: int) -> Array:
@@ -193,7 +218,7 @@ def _grey(layout: Layout, samples: Array) -> Array:
     if layout.photometric == tags.CMYK:
         grey = _cmyk_grey(rgb)
     else:
-        grey = luma(np.ascontiguousarray(rgb), 8) if layout.photometric == tags.RGB else rgb[..., 0]
+        grey = luma(np.ascontiguousarray(rgb), 8) if layout.colours == 3 else rgb[..., 0]
     grey = 255 - grey if white_is_zero else grey
     grey = _over_black(layout, grey, samples[..., layout.colours :])
     if layout.bits == 16:

@@ -18,19 +18,28 @@ from .grey import check_sides
 WIDTH, LENGTH, BITS, COMPRESSION, PHOTOMETRIC, FILL_ORDER = 256, 257, 258, 259, 262, 266
 STRIP_OFFSETS, ORIENTATION, SAMPLES, ROWS_PER_STRIP, STRIP_BYTES = 273, 274, 277, 278, 279
 X_RESOLUTION, Y_RESOLUTION, PLANAR, PREDICTOR, COLOUR_MAP = 282, 283, 284, 317, 320
-TILE_WIDTH, TILE_LENGTH, TILE_OFFSETS, TILE_BYTES, INK_SET, EXTRA, FORMAT = 322, 323, 324, 325, 332, 338, 339
+TILE_WIDTH, TILE_LENGTH, TILE_OFFSETS, TILE_BYTES, INK_SET, EXTRA, FORMAT, JPEG_TABLES = (
+    322,
+    323,
+    324,
+    325,
+    332,
+    338,
+    339,
+    347,
+)
 _USED = frozenset(value for name, value in globals().copy().items() if name.isupper())
 _ONE_VALUE = {  # tag: what it is where it is absent (None: it must be there)
     WIDTH: None, LENGTH: None, COMPRESSION: 1, PHOTOMETRIC: None, FILL_ORDER: 1, ORIENTATION: 1, SAMPLES: 1,
     ROWS_PER_STRIP: 2**32 - 1, PLANAR: 1, PREDICTOR: 1, TILE_WIDTH: 0, TILE_LENGTH: 0, INK_SET: 1,
 }  # fmt: skip
 _NAMES = {WIDTH: "ImageWidth", LENGTH: "ImageLength", PHOTOMETRIC: "PhotometricInterpretation"}
-_TYPES = {1: "B", 3: "H", 4: "I", 5: "II", 6: "b", 8: "h", 9: "i", 13: "I", 16: "Q", 17: "q", 18: "Q"}
+_TYPES = {1: "B", 7: "B", 3: "H", 4: "I", 5: "II", 6: "b", 8: "h", 9: "i", 13: "I", 16: "Q", 17: "q", 18: "Q"}
 
 GREY, RGB, PALETTE, CMYK, YCBCR = (0, 1), 2, 3, 5, 6
-RAW, CCITT, LZW, JPEG, DEFLATE, PACKBITS = 1, (2, 3, 4), 5, 7, (8, 32946), 32773
+RAW, LZW, JPEG, DEFLATE, PACKBITS = 1, 5, 7, (8, 32946), 32773
 LZMA, ZSTD = 34925, 50000
-_COMPRESSIONS = {RAW, *CCITT, LZW, JPEG, *DEFLATE, PACKBITS, LZMA, ZSTD}
+_COMPRESSIONS = {RAW, LZW, JPEG, *DEFLATE, PACKBITS, LZMA, ZSTD}
 _PREDICTABLE = {LZW, *DEFLATE, LZMA, ZSTD}
 _COLOURS = {0: 1, 1: 1, RGB: 3, PALETTE: 1, CMYK: 4, YCBCR: 3}
 _KINDS = {1: "u", 2: "i", 3: "f"}
@@ -67,6 +76,7 @@ class Layout:
     chunk_height: int
     aspect: float
     colour_map: tuple[int, ...]
+    jpeg_tables: bytes
 
     @property
     def samples(self) -> int:
@@ -153,7 +163,7 @@ def layout(page: tuple[Tags, str, int, int], file_bytes: int) -> Layout:
     return Layout(
         order, one[WIDTH], one[LENGTH], kind, bits, one[PHOTOMETRIC], colours, extra, planar, one[COMPRESSION],
         one[PREDICTOR], one[FILL_ORDER], one[ORIENTATION], chunks, tiled, chunk_width, chunk_height,
-        _aspect(tags, one[ORIENTATION]), tags.get(COLOUR_MAP, ()),
+        _aspect(tags, one[ORIENTATION]), tags.get(COLOUR_MAP, ()), bytes(tags.get(JPEG_TABLES, ())),
     )  # fmt: skip
 
 
@@ -184,9 +194,7 @@ def _check_known(one: dict[int, int]) -> None:
         return ImageError(f"is a TIFF with {what}, expected {expected}", hint=_UNSUPPORTED)
 
     if one[COMPRESSION] not in _COMPRESSIONS:
-        raise refuse(
-            f"the compression {one[COMPRESSION]}", "none, LZW, Deflate, PackBits, JPEG, CCITT, LZMA or Zstandard"
-        )
+        raise refuse(f"the compression {one[COMPRESSION]}", "none, LZW, Deflate, PackBits, JPEG, LZMA or Zstandard")
     if one[PHOTOMETRIC] not in _COLOURS or one[INK_SET] != 1:
         raise refuse(
             f"the photometric interpretation {one[PHOTOMETRIC]}" + ("" if one[INK_SET] == 1 else " and other inks"),
@@ -237,7 +245,6 @@ def _check_sample(one: dict[int, int], kind: str, bits: int, extra: tuple[int, .
         bits not in known
         or (one[PHOTOMETRIC] in (CMYK, PALETTE) and (bits > 8 or extra))
         or (one[COMPRESSION] == JPEG and (bits != 8 or extra or one[PLANAR] != 1))
-        or (one[COMPRESSION] in CCITT and not (grey and bits == 1))
         or (one[FILL_ORDER] == 2 and bits != 1)
         or (one[PREDICTOR] != 1 and (one[PREDICTOR] != (3 if kind == "f" else 2) or not whole))
     ):
