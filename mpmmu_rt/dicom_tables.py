@@ -109,7 +109,9 @@ def _in_stored_bits(header: Any, value: int) -> int:
     bits, signed = header.BitsStored, header.PixelRepresentation == 1
     low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
     pattern = value % 2**header.BitsAllocated
-    readings = [value, pattern - 2**header.BitsAllocated, value - 2**bits] if signed else [value, pattern]
+    readings = [value, pattern - 2**header.BitsAllocated] if signed else [value, pattern]
+    if signed and high < value < 2**bits:
+        readings.append(value - 2**bits)
     found: int | None = next((reading for reading in readings if low <= reading <= high), None)
     if found is None:
         # Cells that hold it lose their upper bits when they are read, and become the brightest tissue of all.
