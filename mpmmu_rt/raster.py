@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from PIL.Image import Exif, Image
     from PIL.ImageFile import ImageFile
 
+_BIT_DEPTH = 24  # where a PNG file has it
 _ORIENTATION, _X_RESOLUTION, _Y_RESOLUTION = 0x0112, 0x011A, 0x011B  # of Exif
 
 
@@ -42,7 +44,7 @@ def read_raster(plugin: str, stream: BinaryIO, frame: int | None) -> GreyImage:
         layout = str(image.tile)  # in BMP, ";16" is 16 bits for all three channels
         deep_colour = ";16" in layout and not image.mode.startswith("I") and plugin != "Bmp"
         if plugin == "Png":
-            _scale_transparency(image, deep_colour)
+            _scale_transparency(image, data, deep_colour)
         aspect = _aspect(image)
         decoded: Image = image
         if coded is None:
@@ -66,27 +68,33 @@ def _jpeg_image(data: bytes, coded: jpeg_header.Jpeg) -> Image:
     return images.fromarray(samples)
 
 
-def _scale_transparency(image: ImageFile, deep_colour: bool) -> None:
+def _scale_transparency(image: ImageFile, data: bytes, deep_colour: bool) -> None:
     """Make tRNS comparable to the samples that Pillow gives: it scales these to 8 bits, and leaves tRNS as stored.
 
-    Its bits beyond the depth of the samples are to be ignored (PNG 11.3.2.1).
+    Bits of tRNS beyond the depth of the samples are to be ignored (PNG 11.3.2.1).
     """
-    transparent = image.info.get("transparency")
-    if image.mode == "P" or transparent is None:
+    if image.mode == "P" or "transparency" not in image.info:
         return
-    if isinstance(transparent, tuple):
+    stated = _transparent(data)
+    if len(stated) == 3:
         if deep_colour:
             raise ImageError(
                 "has 16 bits per colour channel and one transparent colour, expected an alpha channel or none",
                 hint="save it as 16-bit grey, which is read in full, or as 8-bit colour",
             )
-        image.info["transparency"] = tuple(value & 0xFF for value in transparent)
+        image.info["transparency"] = tuple(value & 0xFF for value in stated)
     elif not image.mode.startswith("I"):
-        raw_mode = image.tile[0].args if image.tile else image.mode
-        name = raw_mode[0] if isinstance(raw_mode, tuple) else raw_mode
-        bits = {"1": 1, "L;2": 2, "L;4": 4}.get(str(name), 8)
-        top = 2**bits - 1
-        image.info["transparency"] = (transparent & top) * 255 // top
+        top = 2 ** data[_BIT_DEPTH] - 1
+        image.info["transparency"] = (stated[0] & top) * 255 // top
+
+
+def _transparent(data: bytes) -> tuple[int, ...]:
+    """The grey value or the colour of the chunk tRNS of a PNG without a palette, which is proven to be whole."""
+    at = 8
+    while data[at + 4 : at + 8] != b"tRNS":
+        at += 12 + int.from_bytes(data[at : at + 4], "big")
+    count = int.from_bytes(data[at : at + 4], "big") // 2
+    return struct.unpack_from(f">{count}H", data, at + 8)
 
 
 def _aspect(image: ImageFile) -> float:
