@@ -84,7 +84,7 @@ def check_depth(grey: Array) -> None:
         raise ImageError(
             f"has 16 bits per colour channel and grey values up to {bulk} in the upper 8, but for less than 1 % of its "
             "pixels, expected 128 or more: fine detail would be lost",
-            hint="save it as 16-bit grey, which is read in full, or as 8-bit colour",
+            hint="map its values to the whole range and save it as 8-bit colour; or, without markers, save it as 16-bit grey",
         )
 
 
@@ -130,7 +130,9 @@ def stretch(values: Array, valid: Array | None = None) -> Array:
     inside = values if valid is None else values[valid]
     if inside.size == 0:
         return np.zeros(values.shape, np.uint8)
-    low, high = inside.min(), inside.max()
+    low, high = float(inside.min()), float(inside.max())
+    if not np.isfinite(high - low):
+        raise ImageError(f"holds values from {low:g} to {high:g}, expected a finite range", hint="export it again")
     values -= low
     values /= (high - low) or 1.0  # constant: becomes 0 everywhere, and is refused as blank
     grey = to_uint8(values)

@@ -80,7 +80,7 @@ def _scale_transparency(image: ImageFile, data: bytes, deep_colour: bool) -> Non
         if deep_colour:
             raise ImageError(
                 "has 16 bits per colour channel and one transparent colour, expected an alpha channel or none",
-                hint="save it as 16-bit grey, which is read in full, or as 8-bit colour",
+                hint="save it with an alpha channel, or as 8-bit grey with its transparent parts black",
             )
         image.info["transparency"] = tuple(value & 0xFF for value in stated)
     elif not image.mode.startswith("I"):

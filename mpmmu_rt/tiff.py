@@ -1,12 +1,13 @@
 """TIFF to grey: the layout is proven first (`tiff_layout`), then samples are taken for what its tags say.
 
-Pillow's libtiff only decompresses here, into bytes: which kind of sample they are, Pillow guesses for many layouts.
-tifffile would read them right, but fills strips that are missing, and its codecs (imagecodecs) weigh 26 MB.
+Pillow guesses the kind of sample for many layouts; here, its libtiff only decompresses LZW, into bytes. tifffile would
+read them right, but fills strips that are missing with zeros.
 """
 
 from __future__ import annotations
 
 import io
+import lzma
 import struct
 import zlib
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from .spec import Array
 from .streams import jpeg, jpeg_header
 from .streams.stream import Colour
 from .tiff_layout import Layout
+from .tiff_lzw import decoded_bytes
 
 _DAMAGED = "the file is damaged, truncated or was written wrongly: export it again from its source"
 _TURNS: dict[int, Callable[[Array], Array]] = {  # TIFF 6.0, Orientation
@@ -76,11 +78,9 @@ def _decompressed(layout: Layout, chunks: list[bytes], rows: int, row_bytes: int
     """The bytes of all strips or tiles, uint8 [rows, row_bytes]."""
     whole = layout.chunk_height * row_bytes
     sizes = [min(whole, rows * row_bytes - index * whole) for index in range(len(chunks))]
-    if layout.compression not in (tags.RAW, *tags.DEFLATE):
-        return _of_libtiff(layout, chunks, sizes).reshape(rows, row_bytes)
     flat = bytearray()
     for chunk, size in zip(chunks, sizes, strict=True):
-        data = chunk if layout.compression == tags.RAW else _inflated(chunk, whole)
+        data = _DECODERS[layout.compression](chunk, whole)
         # The last strip may be as high as the others, and writers fill up to a word; more is of another width.
         if len(data) != whole and not (size <= len(data) <= size + 3 and not any(data[size:])):
             raise ImageError(
@@ -124,60 +124,59 @@ def _of_jpeg(layout: Layout, chunks: list[bytes], rows: int) -> Array:
     return np.concatenate(parts)
 
 
-def _of_libtiff(layout: Layout, chunks: list[bytes], sizes: list[int]) -> Array:
-    """LZW, PackBits, LZMA and Zstandard: the bytes of all strips, by libtiff, uint8 [sum of `sizes`].
-
-    It stops where it has enough: the first strip is asked for a byte more, and the last, which may be as high as the
-    others. An image of another width or length would give it.
-    """
-    height = len(chunks) if sizes[-1] == sizes[0] else len(chunks) - 1
-    parts = [_libtiff(layout.compression, chunks[:height], sizes[0])]
-    if height < len(chunks):
-        parts.append(_libtiff(layout.compression, chunks[height:], sizes[-1]))
-    ends = [(chunks[0], {sizes[0]}), (chunks[-1], {sizes[-1], sizes[0]})]
-    for part in parts:
-        if part is None:
-            raise ImageError("has a strip or tile that can't be decompressed, expected all of its bytes", hint=_DAMAGED)
-    for chunk, allowed in ends:
-        longer = [size for size in sorted(allowed) if _libtiff(layout.compression, [chunk], size + 1) is not None]
-        if len(longer) == len(allowed):
-            raise ImageError(
-                f"has a strip or tile of more than {max(allowed)} bytes, expected so many by its width, length, "
-                "samples and bits",
-                hint=_DAMAGED,
-            )
-    return np.concatenate([part.ravel() for part in parts if part is not None])
+def _unpacked_bits(chunk: bytes, most: int) -> bytes:
+    """PackBits (TIFF 6.0, section 9)."""
+    parts, at, size = [], 0, 0
+    while at < len(chunk) and size <= most:
+        head = chunk[at]
+        if head < 128:
+            parts.append(chunk[at + 1 : at + 2 + head])
+            at += 2 + head
+        else:
+            parts.append(chunk[at + 1 : at + 2] * (257 - head if head > 128 else 0))
+            at += 2 if head > 128 else 1
+        size += len(parts[-1])
+    return b"".join(parts)
 
 
-def _libtiff(compression: int, chunks: list[bytes], size: int) -> Array | None:
-    """Strips that hold `size` bytes each at least, uint8 [strips, size]: rows of 8-bit grey. None if one holds less."""
+def _of_lzw(chunk: bytes, most: int) -> bytes:
+    """LZW by libtiff, which is given the strip as a row of 8-bit grey. It fills what is missing, so that is counted."""
     from PIL import Image, TiffImagePlugin
 
-    count = len(chunks)
+    size = decoded_bytes(chunk)
+    if size is None:
+        raise ImageError("has a strip or tile that is no LZW from its first code to its last", hint=_DAMAGED)
+    if not 0 < size <= most + 3:
+        return bytes(size)  # of the wrong length, whatever they are
     values = {
-        tags.WIDTH: [size], tags.LENGTH: [count], tags.BITS: [8], tags.COMPRESSION: [compression],
-        tags.PHOTOMETRIC: [1], tags.STRIP_OFFSETS: [0] * count, tags.SAMPLES: [1],
-        tags.ROWS_PER_STRIP: [1], tags.STRIP_BYTES: [len(chunk) for chunk in chunks],
+        tags.WIDTH: size, tags.LENGTH: 1, tags.BITS: 8, tags.COMPRESSION: tags.LZW, tags.PHOTOMETRIC: 1,
+        tags.STRIP_OFFSETS: 8, tags.SAMPLES: 1, tags.ROWS_PER_STRIP: 1, tags.STRIP_BYTES: len(chunk),
     }  # fmt: skip
-    directory = 8 + 2 + 12 * len(values) + 4  # then both lists of strips, then the strips
-    places = {tags.STRIP_OFFSETS: directory, tags.STRIP_BYTES: directory + 4 * count}
-    at = directory + 8 * count
-    for index, chunk in enumerate(chunks):
-        values[tags.STRIP_OFFSETS][index] = at
-        at += len(chunk)
-    entries = b"".join(
-        struct.pack("<HHII", tag, 4, len(of_tag), places[tag] if tag in places and count > 1 else of_tag[0])
-        for tag, of_tag in sorted(values.items())
-    )
-    lists = struct.pack(f"<{2 * count}I", *values[tags.STRIP_OFFSETS], *values[tags.STRIP_BYTES])
-    head = struct.pack("<2sHIH", b"II", 42, 8, len(values)) + entries + bytes(4)
-    with TiffImagePlugin.TiffImageFile(io.BytesIO(b"".join([head, lists, *chunks]))) as image:
-        image.im = Image.new(image.mode, (size, count)).im  # given its memory, Pillow does not warn of large images
-        try:
-            image.load()
-        except OSError:
-            return None
-        return np.array(image)
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in sorted(values.items()))
+    directory = struct.pack("<H", len(values)) + entries + bytes(4)
+    strip = chunk + b"\0" * (len(chunk) % 2)
+    with TiffImagePlugin.TiffImageFile(
+        io.BytesIO(struct.pack("<2sHI", b"II", 42, 8 + len(strip)) + strip + directory)
+    ) as image:
+        image.im = Image.new(image.mode, (size, 1)).im  # given its memory, Pillow does not warn of large images
+        image.load()
+        return image.tobytes()
+
+
+def _of_lzma(chunk: bytes, most: int) -> bytes:
+    try:
+        return lzma.LZMADecompressor().decompress(chunk, most + 4)
+    except lzma.LZMAError as error:
+        raise ImageError("has a strip or tile that can't be decompressed, expected LZMA", hint=_DAMAGED) from error
+
+
+_DECODERS: dict[int, Callable[[bytes, int], bytes]] = {
+    tags.RAW: lambda chunk, most: chunk,
+    tags.LZW: _of_lzw,
+    tags.PACKBITS: _unpacked_bits,
+    tags.LZMA: _of_lzma,
+    **dict.fromkeys(tags.DEFLATE, _inflated),
+}
 
 
 def _values(layout: Layout, flat: Array, samples: int) -> Array:

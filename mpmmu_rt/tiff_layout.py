@@ -38,9 +38,9 @@ _TYPES = {1: "B", 7: "B", 3: "H", 4: "I", 5: "II", 6: "b", 8: "h", 9: "i", 13: "
 
 GREY, RGB, PALETTE, CMYK, YCBCR = (0, 1), 2, 3, 5, 6
 RAW, LZW, JPEG, DEFLATE, PACKBITS = 1, 5, 7, (8, 32946), 32773
-LZMA, ZSTD = 34925, 50000
-_COMPRESSIONS = {RAW, LZW, JPEG, *DEFLATE, PACKBITS, LZMA, ZSTD}
-_PREDICTABLE = {LZW, *DEFLATE, LZMA, ZSTD}
+LZMA = 34925
+_COMPRESSIONS = {RAW, LZW, JPEG, *DEFLATE, PACKBITS, LZMA}
+_PREDICTABLE = {LZW, *DEFLATE, LZMA}
 _COLOURS = {0: 1, 1: 1, RGB: 3, PALETTE: 1, CMYK: 4, YCBCR: 3}
 _KINDS = {1: "u", 2: "i", 3: "f"}
 _UNSUPPORTED = "save it as 8-bit or 16-bit grey, TIFF or PNG, without loss"
@@ -194,7 +194,7 @@ def _check_known(one: dict[int, int]) -> None:
         return ImageError(f"is a TIFF with {what}, expected {expected}", hint=_UNSUPPORTED)
 
     if one[COMPRESSION] not in _COMPRESSIONS:
-        raise refuse(f"the compression {one[COMPRESSION]}", "none, LZW, Deflate, PackBits, JPEG, LZMA or Zstandard")
+        raise refuse(f"the compression {one[COMPRESSION]}", "none, LZW, Deflate, PackBits, JPEG or LZMA")
     if one[PHOTOMETRIC] not in _COLOURS or one[INK_SET] != 1:
         raise refuse(
             f"the photometric interpretation {one[PHOTOMETRIC]}" + ("" if one[INK_SET] == 1 else " and other inks"),

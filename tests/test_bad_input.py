@@ -8,8 +8,10 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import struct
 import sys
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from typer.testing import CliRunner
 
 from mpmmu_rt import bundle as bundles
 from mpmmu_rt.cli import app
+from mpmmu_rt.spec import Array
 
 TABLE = Path(__file__).with_name("bad_input.md")
 REGENERATE = "regenerate-bad-input"
@@ -132,6 +135,107 @@ def image(data: bytes, name: str = "x.png") -> Maker:
     return make
 
 
+NO_PALETTES: Mapping[str, object] = {}
+STORAGE = "1.2.840.10008.5.1.4.1.1."
+
+
+def deep_picture(top: int, marker: int) -> Array:
+    values = np.asarray(picture(), np.uint16) * (top // 255)
+    values[:3, :3] = marker
+    return values
+
+
+def dicom(stored: Array | None = None, palettes: Mapping[str, object] = NO_PALETTES, **elements: object) -> Maker:
+    """A mammogram in DICOM, but for the other elements; None leaves one out."""
+
+    def make(place: Place) -> None:
+        import pydicom
+
+        pixels = np.asarray(picture()) if stored is None else stored
+        bits = pixels.itemsize * 8
+        ds = pydicom.Dataset()
+        usual: dict[str, object] = {
+            "SOPClassUID": STORAGE + "1.2", "SOPInstanceUID": "1.2.3", "Modality": "MG", "Rows": 40, "Columns": 50,
+            "SamplesPerPixel": 1 if pixels.ndim == 2 else 3, "BitsAllocated": bits, "BitsStored": bits,
+            "PhotometricInterpretation": "MONOCHROME2" if pixels.ndim == 2 else "RGB", "PixelRepresentation": 0,
+            "PlanarConfiguration": None if pixels.ndim == 2 else 0,
+        }  # fmt: skip
+        for keyword, value in (usual | elements | dict(palettes)).items():
+            if value is not None:
+                setattr(ds, keyword, value)
+        ds.HighBit = ds.BitsStored - 1
+        ds.add_new("PixelData", "OB" if bits == 8 else "OW", pixels.tobytes())
+        ds.file_meta = pydicom.dataset.FileMetaDataset()
+        ds.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.1"
+        ds.file_meta.MediaStorageSOPClassUID, ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPClassUID, "1.2.3"
+        ds.save_as(place.path / "x.dcm", enforce_file_format=True)
+        place.cases("x.dcm")
+
+    return make
+
+
+def lut(count: int, entries: int, top: int) -> object:
+    import pydicom
+
+    item = pydicom.Dataset()
+    item.add_new("LUTDescriptor", "US", [count, 0, 16])
+    item.add_new("LUTData", "OW", np.linspace(0, top, entries).astype("<u2").tobytes())
+    return [item]
+
+
+def palette(first: int, bits: int, green: int = 256) -> dict[str, object]:
+    found: dict[str, object] = {}
+    for colour, count in (("Red", 256), ("Green", green), ("Blue", 256)):
+        found[f"{colour}PaletteColorLookupTableDescriptor"] = [count, first, bits]
+        found[f"{colour}PaletteColorLookupTableData"] = np.arange(count).astype("<u2").tobytes()
+    return found
+
+
+def tiff(tag: int, value: int | None, mode: str = "L") -> Maker:
+    """A TIFF with another value of a tag of one value, or (None) without it."""
+
+    def make(place: Place) -> None:
+        picture().convert(mode).save(place.path / "x.tif", tiffinfo={277: len(mode)})
+        data = bytearray((place.path / "x.tif").read_bytes())
+        (directory,) = struct.unpack_from("<I", data, 4)
+        (count,) = struct.unpack_from("<H", data, directory)
+        entries = [directory + 2 + 12 * index for index in range(count)]
+        at = next(entry for entry in entries if struct.unpack_from("<H", data, entry)[0] == tag)
+        if value is None:
+            struct.pack_into("<H", data, at, 65000)
+        else:
+            struct.pack_into("<HII", data, at + 2, 4, 1, value)
+        (place.path / "x.tif").write_bytes(data)
+        place.cases("x.tif")
+
+    return make
+
+
+def saved(kind: str, array: Array, at: int = 0, value: bytes = b"", **options: Any) -> Maker:
+    """An image that Pillow writes, with `value` instead of the bytes from `at` on."""
+
+    def make(place: Place) -> None:
+        path = place.path / f"x.{kind}"
+        Image.fromarray(array).save(path, **options)
+        data = path.read_bytes()
+        path.write_bytes(data[:at] + value + data[at + len(value) :])
+        place.cases(path.name)
+
+    return make
+
+
+def png_of_deep_colour(*chunks: tuple[bytes, bytes]) -> Maker:
+    """16-bit RGB, which Pillow does not write: 12-bit values and a white marker."""
+    rows = np.repeat(deep_picture(4095, 65535)[..., None], 3, axis=-1).astype(">u2")
+    head = struct.pack(">IIBBBBB", 50, 40, 16, 2, 0, 0, 0)
+    coded = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
+    parts = [(b"IHDR", head), *chunks, (b"IDAT", coded), (b"IEND", b"")]
+    data = [
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in parts
+    ]
+    return image(b"\x89PNG\r\n\x1a\n" + b"".join(data))
+
+
 def truncated_png(place: Place) -> None:
     shutil.copy(place.path / "mg.png", place.path / "x.png")
     cut(place.path / "x.png")
@@ -202,6 +306,54 @@ CASES: dict[str, tuple[Maker, str, int]] = {
     "image: a folder": (lambda p: p.cases("c"), RUN, 1),
     "image: two pages": (frames, RUN, 1),
     "image: DICOM cut off after its preamble": (image(bytes(128) + b"DICM", "x.dcm"), RUN, 1),
+    "header: ultrasound as mammography": (dicom(SOPClassUID=STORAGE + "6.1", Modality="US"), RUN, 1),
+    "header: a segmentation": (dicom(SOPClassUID=STORAGE + "66.4", Modality="SEG"), RUN, 1),
+    "header: a CT image called MG": (dicom(SOPClassUID=STORAGE + "2"), RUN, 1),
+    "header: raw detector data": (dicom(PresentationIntentType="FOR PROCESSING"), RUN, 1),
+    "header: a test object": (dicom(QualityControlImage="YES"), RUN, 1),
+    "header: no Rows": (dicom(Rows=None), RUN, 1),
+    "header: more bits stored than allocated": (dicom(BitsStored=12), RUN, 1),
+    "header: spacings that contradict": (dicom(PixelSpacing=[0.2, 0.1], PixelAspectRatio=[1, 1]), RUN, 1),
+    "header: pixels 9 times as high as wide": (dicom(PixelAspectRatio=[9, 1]), RUN, 1),
+    "header: a spacing of one value": (dicom(PixelSpacing="0.1"), RUN, 1),
+    "header: MONOCHROME2 that is inverse": (dicom(PresentationLUTShape="INVERSE"), RUN, 1),
+    "header: a presentation LUT": (dicom(PresentationLUTSequence=lut(256, 256, 255)), RUN, 1),
+    "header: grey and colours": (dicom(PixelPresentation="COLOR"), RUN, 1),
+    "header: values that are colours": (dicom(palettes=palette(200, 16)), RUN, 1),
+    "header: a VOI LUT of fewer bits": (dicom(VOILUTSequence=lut(256, 256, 4095)), RUN, 1),
+    "header: a LUT that is cut off": (dicom(VOILUTSequence=lut(256, 100, 65535)), RUN, 1),
+    "header: a palette of fewer bits": (
+        dicom(PhotometricInterpretation="PALETTE COLOR", palettes=palette(0, 16)),
+        RUN,
+        1,
+    ),
+    "header: palettes of different shapes": (
+        dicom(PhotometricInterpretation="PALETTE COLOR", palettes=palette(0, 16, 128)),
+        RUN,
+        1,
+    ),
+    "header: padding beyond the stored bits": (
+        dicom(deep_picture(4095, 65535), BitsStored=12, PixelPaddingValue=65535),
+        RUN,
+        1,
+    ),
+    "depth: a marker far above 12 bits, no window": (dicom(deep_picture(4095, 65535)), RUN, 1),
+    "depth: 12 bits in 16-bit colour, a white marker": (png_of_deep_colour(), RUN, 1),
+    "depth: one transparent 16-bit colour": (png_of_deep_colour((b"tRNS", bytes(6))), RUN, 1),
+    "aspect: a PNG with one resolution of 0": (saved("png", np.asarray(picture()), dpi=(0, 300)), RUN, 1),
+    "format: a BMP of a compression that isn't known": (saved("bmp", np.asarray(picture()), 30, b"\x09"), RUN, 1),
+    "tiff: no photometric interpretation": (tiff(262, None), RUN, 1),
+    "tiff: Lab": (tiff(262, 8, "RGB"), RUN, 1),
+    "tiff: YCbCr that isn't JPEG": (tiff(262, 6, "RGB"), RUN, 1),
+    "tiff: a strip at 0": (tiff(273, 0), RUN, 1),
+    "tiff: a strip over the tags": (tiff(273, 10), RUN, 1),
+    "tiff: another width": (tiff(256, 49), RUN, 1),
+    "tiff: another length": (tiff(257, 80), RUN, 1),
+    "tiff: rows of a strip": (tiff(278, 7), RUN, 1),
+    "tiff: fax": (tiff(259, 4), RUN, 1),
+    "tiff: 24 bits of grey": (tiff(258, 24), RUN, 1),
+    "tiff: an extra sample that is not named": (tiff(277, 2), RUN, 1),
+    "tiff: planes in an order of its own": (tiff(284, 3, "RGB"), RUN, 1),
     "bundle: not there": (lambda p: shutil.rmtree(p.bundle), RUN, 1),
     "bundle: a file": (nothing, "inspect {m}", 1),
     "bundle: another folder": (nothing, "inspect {p}", 1),

@@ -204,6 +204,14 @@ def test_non_finite_values_are_refused(tmp_path: Path, value: float) -> None:
     refused(tmp_path / "a.tif", "holds NaN or infinity, expected finite values")
 
 
+def test_a_range_beyond_float64_is_refused(tmp_path: Path) -> None:
+    values = pattern().astype(np.float64)
+    values[3, 4], values[5, 6] = 1.7e308, -1.7e308
+    tifffile = pytest.importorskip("tifffile", reason="tifffile is not installed: pip install 'mpmmu-rt[dev]'")
+    tifffile.imwrite(tmp_path / "a.tif", values, photometric="minisblack")
+    refused(tmp_path / "a.tif", "holds values from .*, expected a finite range")
+
+
 @pytest.mark.parametrize(("channels", "colour_type"), [(2, 4), (3, 2), (4, 6)])
 def test_16_bit_colour_keeps_its_upper_8_bits(tmp_path: Path, channels: int, colour_type: int) -> None:
     samples = np.repeat(257 * pattern()[..., None], channels, axis=-1).astype(np.uint16)

@@ -16,6 +16,7 @@ from PIL import Image
 from mpmmu_rt.errors import ImageError
 from mpmmu_rt.images import Preprocessing, read_grey, read_image, read_pixels
 from mpmmu_rt.spec import Array
+from mpmmu_rt.tiff_lzw import decoded_bytes
 
 H, W = 40, 52
 SHORT, LONG, RATIONAL, UNDEFINED, LONG8 = 3, 4, 5, 7, 16
@@ -245,7 +246,7 @@ def test_tiles(write: Write, width: int, height: int, compression: int) -> None:
     np.testing.assert_array_equal(read_grey(write(tiff(chunks, tags, tiled=True))), pattern())
 
 
-@pytest.mark.parametrize("compression", ["tiff_lzw", "packbits", "tiff_adobe_deflate", "lzma", "zstd"])
+@pytest.mark.parametrize("compression", ["tiff_lzw", "packbits", "tiff_adobe_deflate", "lzma"])
 @pytest.mark.parametrize("rows", [3, 40])
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32, np.float32])
 def test_compressed_by_libtiff(tmp_path: Path, compression: str, rows: int, dtype: Any) -> None:
@@ -255,7 +256,7 @@ def test_compressed_by_libtiff(tmp_path: Path, compression: str, rows: int, dtyp
     np.testing.assert_array_equal(read_grey(tmp_path / "a.tif"), expected)
 
 
-@pytest.mark.parametrize("compression", ["tiff_lzw", "packbits", "tiff_adobe_deflate", "zstd"])
+@pytest.mark.parametrize("compression", ["tiff_lzw", "packbits", "tiff_adobe_deflate"])
 def test_a_strip_that_ends_early_is_refused(tmp_path: Path, compression: str) -> None:
     Image.fromarray(pattern()).save(tmp_path / "a.tif", compression=compression)
     data = (tmp_path / "a.tif").read_bytes()
@@ -265,7 +266,7 @@ def test_a_strip_that_ends_early_is_refused(tmp_path: Path, compression: str) ->
     old, new = (struct.pack("<HHII", 279, kind, 1, bytes_) for bytes_ in (size, size // 2))
     assert data.count(old) == 1
     (tmp_path / "a.tif").write_bytes(data.replace(old, new))
-    refused(tmp_path / "a.tif", "has a strip or tile that (can't be|inflates|ends)")
+    refused(tmp_path / "a.tif", "has a strip or tile (of 10|that inflates)")
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "YCbCr"])
@@ -330,6 +331,7 @@ BROKEN: dict[str, tuple[Tags, str]] = {
     "other inks": ({258: (SHORT, [8] * 4), 262: (SHORT, [5]), 277: (SHORT, [4]), 332: (SHORT, [2])}, "and other inks"),
     "fax": ({258: (SHORT, [1]), 259: (SHORT, [4])}, "the compression 4"),
     "old JPEG": ({259: (SHORT, [6])}, "the compression 6"),
+    "Zstandard": ({259: (SHORT, [50000])}, "the compression 50000"),
     "WebP": ({259: (SHORT, [50001])}, "the compression 50001"),
     "a predictor without compression": ({317: (SHORT, [2])}, "the predictor 2 and the compression 1"),
     "a predictor of floats for integers": ({259: (SHORT, [8]), 317: (SHORT, [3])}, "compression 8, predictor 3"),
@@ -380,7 +382,7 @@ def test_pages_need_a_choice(write: Write, big: bool) -> None:
     np.testing.assert_array_equal(read_grey(path, frame=2), pattern())
 
 
-@pytest.mark.parametrize("compression", ["tiff_lzw", "packbits", "tiff_adobe_deflate", "lzma", "zstd"])
+@pytest.mark.parametrize("compression", ["tiff_lzw", "packbits", "tiff_adobe_deflate", "lzma"])
 @pytest.mark.parametrize(("tag", "length"), [(256, W - 1), (256, W // 2), (257, H - 11), (278, 7)])
 def test_compressed_strips_of_another_shape_are_refused(
     tmp_path: Path, compression: str, tag: int, length: int
@@ -442,3 +444,23 @@ def test_nothing_but_memory_is_read(write: Write) -> None:
         with pytest.raises(ImageError):
             read_grey(path)
     assert io.BytesIO(data).read(4) == b"II*\0"
+
+
+@pytest.mark.parametrize("size", [1, 2, 255, 256, 257, 4000, 60_000, 300_000])
+@pytest.mark.parametrize("kind", ["noise", "steps", "zeros", "few"])
+def test_how_many_bytes_lzw_holds(size: int, kind: str) -> None:
+    """Noise fills the table again and again; zeros make strings of every length."""
+    imagecodecs = pytest.importorskip("imagecodecs", reason="imagecodecs is not installed: pip install 'mpmmu-rt[dev]'")
+    random = np.random.default_rng(size)
+    data = {
+        "noise": random.integers(0, 256, size, dtype=np.uint8),
+        "steps": (np.arange(size) // 7 % 256).astype(np.uint8),
+        "zeros": np.zeros(size, np.uint8),
+        "few": random.integers(0, 3, size, dtype=np.uint8),
+    }[kind]
+    coded = imagecodecs.lzw_encode(data.tobytes())
+    assert decoded_bytes(coded) == size
+    for cut in (len(coded) // 2, len(coded) - 3):
+        fewer = decoded_bytes(coded[:cut])
+        assert fewer is None or fewer < size
+    assert decoded_bytes(b"\x00\x01" + coded) is None  # does not begin with Clear
