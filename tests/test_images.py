@@ -417,9 +417,9 @@ def test_damaged_bytes_never_escape_as_another_error(tmp_path: Path, kind: str) 
 
 
 def test_the_cause_is_kept(tmp_path: Path) -> None:
-    Image.fromarray(grey8()).save(tmp_path / "a.png")
-    (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes()[:-200])
-    error = refused(tmp_path / "a.png", r"can't be read \(OSError: image file is truncated", "damaged, truncated")
+    Image.fromarray(grey8()).save(tmp_path / "a.bmp")
+    (tmp_path / "a.bmp").write_bytes((tmp_path / "a.bmp").read_bytes()[:-200])
+    error = refused(tmp_path / "a.bmp", r"can't be read \(OSError: image file is truncated", "damaged, truncated")
     assert isinstance(error.__cause__, OSError)
 
 

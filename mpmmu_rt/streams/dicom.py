@@ -60,7 +60,7 @@ def decode_frame(data: bytes, header: Any) -> Array:
         unsupported(
             f"has the transfer syntax {syntax.name}",
             "an uncompressed one, RLE, JPEG, JPEG-LS or JPEG 2000",
-            DECOMPRESS,
+            "export it uncompressed, in the transfer syntax Explicit VR Little Endian",
         )
     if header.SamplesPerPixel == 1:
         return _stored(samples, stream, header)
@@ -111,7 +111,7 @@ def _check_rest(data: bytes, end: int, stream: Stream) -> None:
     if data[end:].strip(b"\0"):
         damaged(
             f"holds {len(data) - end} bytes after the end of its {stream.form} stream",
-            "nothing: the frame, and the next one in its own fragment",
+            "nothing: several frames need NumberOfFrames and a fragment each",
         )
 
 

@@ -16,7 +16,7 @@ from mpmmu_rt.spec import Array
 
 from .stream import DECOMPRESS, Colour, Stream, damaged, unsupported
 
-_MAIN = range(0xFF51, 0xFF65)  # markers of the main and tile-part headers (table A.1)
+_MAIN = range(0xFF50, 0xFF65)  # markers of the main and tile-part headers (table A.1)
 
 
 @dataclass(frozen=True)

@@ -133,6 +133,7 @@ def parse(data: bytes) -> Jpeg:
 def parse_file(data: bytes) -> Jpeg:
     """`parse` of a file that is one picture of known colours. What follows is looked at only if it is one too."""
     jpeg = parse(data)
+    check_8_bits(jpeg)
     if data[jpeg.end :].lstrip(b"\0").startswith(b"\xff\xd8\xff"):
         unsupported("is a JPEG file of several pictures", "one", "save the one that is meant as a file of its own")
     if jpeg.stream.colour == "unknown":
@@ -142,7 +143,13 @@ def parse_file(data: bytes) -> Jpeg:
     return jpeg
 
 
-_CONVERT = "save it as baseline JPEG, or without loss as PNG; in DICOM, decompress it with `gdcmconv --raw`"
+def check_8_bits(jpeg: Jpeg) -> None:
+    """What libjpeg's 8-bit decoder reads."""
+    if jpeg.process == 0xC3 or jpeg.bits != 8:
+        unsupported(f"has a {jpeg.name} stream of {jpeg.bits} bits", "a lossy one of 8 bits", _CONVERT)
+
+
+_CONVERT = "save it as baseline JPEG, or without loss as PNG; export DICOM uncompressed"
 
 
 def _next_marker(data: bytes, at: int) -> tuple[int, int]:

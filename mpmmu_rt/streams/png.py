@@ -76,7 +76,9 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes, bytes]]:
         if len(crc) < 4:
             damaged("is a PNG file that ends before its chunk IEND")
         if struct.pack(">I", zlib.crc32(body, zlib.crc32(kind))) != crc:
-            damaged(f"is a PNG file with a chunk {kind!r} whose checksum is wrong", "what was written")
+            damaged(
+                f"is a PNG file with a chunk {kind.decode('latin-1')!r} whose checksum is wrong", "what was written"
+            )
         if (at == len(SIGNATURE)) != (kind == b"IHDR"):
             damaged("is a PNG file with a header that is not first, or twice", "IHDR once, before all else")
         yield kind, body, crc

@@ -330,6 +330,17 @@ def search(seeds: range, folder: Path) -> dict[tuple[str, str, str], list[int]]:
     return found
 
 
+@pytest.mark.slow
+def test_random_streams(tmp_path: Path) -> None:
+    found = search(range(COUNT), tmp_path)
+    counted = collections.Counter[str]()
+    for (_, _, what), seeds in found.items():
+        counted[what] += len(seeds)
+    assert not {key: seeds for key, seeds in found.items() if key[2] not in ("right", "refused", "unseen")}
+    assert counted["refused"] > COUNT // 3
+    assert counted["right"] > COUNT // 8
+
+
 if __name__ == "__main__":
     first = int(sys.argv[2]) if len(sys.argv) > 2 else 0
     with tempfile.TemporaryDirectory() as name:
