@@ -84,7 +84,7 @@ def check_depth(grey: Array) -> None:
         raise ImageError(
             f"has 16 bits per colour channel and grey values up to {bulk} in the upper 8, but for less than 1 % of its "
             "pixels, expected 128 or more: fine detail would be lost",
-            hint="map its values to the whole range and save it as 8-bit colour; or, without markers, save it as 16-bit grey",
+            hint="map its values to the whole range and save it in 8 bits; without markers, 16-bit grey will do too",
         )
 
 

@@ -5,6 +5,7 @@ The table in bad_input.md is what was reviewed by a person. `python tests/test_b
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shutil
@@ -145,7 +146,7 @@ def deep_picture(top: int, marker: int) -> Array:
     return values
 
 
-def dicom(stored: Array | None = None, palettes: Mapping[str, object] = NO_PALETTES, **elements: object) -> Maker:
+def mammogram(stored: Array | None = None, palettes: Mapping[str, object] = NO_PALETTES, **elements: object) -> Maker:
     """A mammogram in DICOM, but for the other elements; None leaves one out."""
 
     def make(place: Place) -> None:
@@ -247,6 +248,74 @@ def flat_png(place: Place) -> None:
     place.cases("x.png")
 
 
+def jpeg(change: Callable[[bytes], bytes], **options: Any) -> Maker:
+    return lambda place: image(change(coded("jpeg", **options)), "x.jpg")(place)
+
+
+def coded(kind: str, mode: str = "L", **options: Any) -> bytes:
+    out = io.BytesIO()
+    picture().convert(mode).save(out, kind, **options)
+    return out.getvalue()
+
+
+def half_scan(data: bytes) -> bytes:
+    start = data.index(b"\xff\xda")
+    return data[: (start + len(data)) // 2].rstrip(b"\xff") + data[-2:]
+
+
+def dicom(stream: bytes, syntax: str, **elements: Any) -> Maker:
+    """A DICOM file of 40 x 50 pixels around a coded stream, or around several, of `elements` that may contradict it."""
+
+    def make(place: Place) -> None:
+        import pydicom
+        from pydicom.encaps import encapsulate
+
+        ds = pydicom.Dataset()
+        ds.file_meta = pydicom.dataset.FileMetaDataset()
+        ds.file_meta.TransferSyntaxUID = f"1.2.840.10008.1.2.{syntax}"
+        ds.SOPClassUID = ds.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.1.2"
+        ds.SOPInstanceUID = ds.file_meta.MediaStorageSOPInstanceUID = "1.2.3.4"
+        header = {
+            "Modality": "MG",
+            "Rows": 40,
+            "Columns": 50,
+            "SamplesPerPixel": 1,
+            "PhotometricInterpretation": "MONOCHROME2",
+            "BitsAllocated": 8,
+            "BitsStored": 8,
+            "PixelRepresentation": 0,
+        }
+        for keyword, value in (header | elements).items():
+            setattr(ds, keyword, value)
+        ds.HighBit = ds.BitsStored - 1
+        ds.PixelData = encapsulate([stream])
+        ds["PixelData"].VR = "OB"
+        ds["PixelData"].is_undefined_length = True
+        ds.save_as(place.path / "x.dcm", enforce_file_format=True)
+        place.cases("x.dcm")
+
+    return make
+
+
+def png_of_two_checksums(place: Place) -> None:
+    data = bytearray(coded("png"))
+    data[data.index(b"IDAT") + 30] ^= 1
+    image(bytes(data))(place)
+
+
+def resized_png(data: bytes, height: int) -> bytes:
+    head = data[12:20] + height.to_bytes(4, "big") + data[24:29]
+    return data[:12] + head + zlib.crc32(head).to_bytes(4, "big") + data[33:]
+
+
+def tile_missing(data: bytes) -> bytes:
+    start = data.index(b"\xff\x90\0\x0a")
+    return data[:start] + data[data.index(b"\xff\x90\0\x0a", start + 1) :]
+
+
+RGB: dict[str, Any] = {"SamplesPerPixel": 3, "PlanarConfiguration": 0, "PhotometricInterpretation": "RGB"}
+
+
 def manifest(text: str | bytes) -> Maker:
     return lambda place: place.manifest(text)
 
@@ -306,38 +375,38 @@ CASES: dict[str, tuple[Maker, str, int]] = {
     "image: a folder": (lambda p: p.cases("c"), RUN, 1),
     "image: two pages": (frames, RUN, 1),
     "image: DICOM cut off after its preamble": (image(bytes(128) + b"DICM", "x.dcm"), RUN, 1),
-    "header: ultrasound as mammography": (dicom(SOPClassUID=STORAGE + "6.1", Modality="US"), RUN, 1),
-    "header: a segmentation": (dicom(SOPClassUID=STORAGE + "66.4", Modality="SEG"), RUN, 1),
-    "header: a CT image called MG": (dicom(SOPClassUID=STORAGE + "2"), RUN, 1),
-    "header: raw detector data": (dicom(PresentationIntentType="FOR PROCESSING"), RUN, 1),
-    "header: a test object": (dicom(QualityControlImage="YES"), RUN, 1),
-    "header: no Rows": (dicom(Rows=None), RUN, 1),
-    "header: more bits stored than allocated": (dicom(BitsStored=12), RUN, 1),
-    "header: spacings that contradict": (dicom(PixelSpacing=[0.2, 0.1], PixelAspectRatio=[1, 1]), RUN, 1),
-    "header: pixels 9 times as high as wide": (dicom(PixelAspectRatio=[9, 1]), RUN, 1),
-    "header: a spacing of one value": (dicom(PixelSpacing="0.1"), RUN, 1),
-    "header: MONOCHROME2 that is inverse": (dicom(PresentationLUTShape="INVERSE"), RUN, 1),
-    "header: a presentation LUT": (dicom(PresentationLUTSequence=lut(256, 256, 255)), RUN, 1),
-    "header: grey and colours": (dicom(PixelPresentation="COLOR"), RUN, 1),
-    "header: values that are colours": (dicom(palettes=palette(200, 16)), RUN, 1),
-    "header: a VOI LUT of fewer bits": (dicom(VOILUTSequence=lut(256, 256, 4095)), RUN, 1),
-    "header: a LUT that is cut off": (dicom(VOILUTSequence=lut(256, 100, 65535)), RUN, 1),
+    "header: ultrasound as mammography": (mammogram(SOPClassUID=STORAGE + "6.1", Modality="US"), RUN, 1),
+    "header: a segmentation": (mammogram(SOPClassUID=STORAGE + "66.4", Modality="SEG"), RUN, 1),
+    "header: a CT image called MG": (mammogram(SOPClassUID=STORAGE + "2"), RUN, 1),
+    "header: raw detector data": (mammogram(PresentationIntentType="FOR PROCESSING"), RUN, 1),
+    "header: a test object": (mammogram(QualityControlImage="YES"), RUN, 1),
+    "header: no Rows": (mammogram(Rows=None), RUN, 1),
+    "header: more bits stored than allocated": (mammogram(BitsStored=12), RUN, 1),
+    "header: spacings that contradict": (mammogram(PixelSpacing=[0.2, 0.1], PixelAspectRatio=[1, 1]), RUN, 1),
+    "header: pixels 9 times as high as wide": (mammogram(PixelAspectRatio=[9, 1]), RUN, 1),
+    "header: a spacing of one value": (mammogram(PixelSpacing="0.1"), RUN, 1),
+    "header: MONOCHROME2 that is inverse": (mammogram(PresentationLUTShape="INVERSE"), RUN, 1),
+    "header: a presentation LUT": (mammogram(PresentationLUTSequence=lut(256, 256, 255)), RUN, 1),
+    "header: grey and colours": (mammogram(PixelPresentation="COLOR"), RUN, 1),
+    "header: values that are colours": (mammogram(palettes=palette(200, 16)), RUN, 1),
+    "header: a VOI LUT of fewer bits": (mammogram(VOILUTSequence=lut(256, 256, 4095)), RUN, 1),
+    "header: a LUT that is cut off": (mammogram(VOILUTSequence=lut(256, 100, 65535)), RUN, 1),
     "header: a palette of fewer bits": (
-        dicom(PhotometricInterpretation="PALETTE COLOR", palettes=palette(0, 16)),
+        mammogram(PhotometricInterpretation="PALETTE COLOR", palettes=palette(0, 16)),
         RUN,
         1,
     ),
     "header: palettes of different shapes": (
-        dicom(PhotometricInterpretation="PALETTE COLOR", palettes=palette(0, 16, 128)),
+        mammogram(PhotometricInterpretation="PALETTE COLOR", palettes=palette(0, 16, 128)),
         RUN,
         1,
     ),
     "header: padding beyond the stored bits": (
-        dicom(deep_picture(4095, 65535), BitsStored=12, PixelPaddingValue=65535),
+        mammogram(deep_picture(4095, 65535), BitsStored=12, PixelPaddingValue=65535),
         RUN,
         1,
     ),
-    "depth: a marker far above 12 bits, no window": (dicom(deep_picture(4095, 65535)), RUN, 1),
+    "depth: a marker far above 12 bits, no window": (mammogram(deep_picture(4095, 65535)), RUN, 1),
     "depth: 12 bits in 16-bit colour, a white marker": (png_of_deep_colour(), RUN, 1),
     "depth: one transparent 16-bit colour": (png_of_deep_colour((b"tRNS", bytes(6))), RUN, 1),
     "aspect: a PNG with one resolution of 0": (saved("png", np.asarray(picture()), dpi=(0, 300)), RUN, 1),
@@ -354,6 +423,43 @@ CASES: dict[str, tuple[Maker, str, int]] = {
     "tiff: 24 bits of grey": (tiff(258, 24), RUN, 1),
     "tiff: an extra sample that is not named": (tiff(277, 2), RUN, 1),
     "tiff: planes in an order of its own": (tiff(284, 3, "RGB"), RUN, 1),
+    "image: a JPEG scan that ends half way": (jpeg(half_scan), RUN, 1),
+    "image: a JPEG scan with bytes left over": (jpeg(lambda d: d[:-2] + b"\x55" * 3 + d[-2:]), RUN, 1),
+    "image: a JPEG scan with a hole": (
+        jpeg(lambda d: d[:-300] + bytes(100) + d[-200:], quality=100),
+        RUN,
+        1,
+    ),
+    "image: a progressive JPEG without its last scan": (
+        jpeg(lambda d: d[: d.rindex(b"\xff\xda")] + d[-2:], progressive=True),
+        RUN,
+        1,
+    ),
+    "image: JPEG with arithmetic coding": (jpeg(lambda d: d.replace(b"\xff\xc0", b"\xff\xc9")), RUN, 1),
+    "image: JPEG of 12 bits": (jpeg(lambda d: d.replace(b"\xff\xc0\0\x0b\x08", b"\xff\xc1\0\x0b\x0c")), RUN, 1),
+    "image: two JPEG pictures in a file": (jpeg(lambda d: d + d), RUN, 1),
+    "image: PNG pixels whose checksum is wrong": (png_of_two_checksums, RUN, 1),
+    "image: PNG of more rows than its header": (
+        lambda p: image(resized_png(coded("png"), 30))(p),
+        RUN,
+        1,
+    ),
+    "image: DICOM with Rows and Columns exchanged": (dicom(coded("jpeg"), "4.50", Rows=50, Columns=40), RUN, 1),
+    "image: DICOM with other bits than its stream": (
+        dicom(coded("jpeg"), "4.50", BitsAllocated=16, BitsStored=12),
+        RUN,
+        1,
+    ),
+    "image: DICOM of several frames and no number of them": (dicom(coded("jpeg") * 2, "4.50"), RUN, 1),
+    "image: DICOM in YCbCr that says RGB": (dicom(coded("jpeg", "RGB"), "4.50", **RGB), RUN, 1),
+    "image: DICOM in JPEG that is cut": (dicom(half_scan(coded("jpeg")), "4.50"), RUN, 1),
+    "image: DICOM in JPEG 2000 without a tile": (
+        dicom(tile_missing(coded("jpeg2000", no_jp2=True, tile_size=(25, 20))), "4.90"),
+        RUN,
+        1,
+    ),
+    "image: DICOM in High-Throughput JPEG 2000": (dicom(coded("jpeg2000", no_jp2=True), "4.201"), RUN, 1),
+    "image: DICOM in RLE that is cut": (dicom(b"\1\0\0\0\x40" + bytes(59) + b"\xd0\7" * 9, "5"), RUN, 1),
     "bundle: not there": (lambda p: shutil.rmtree(p.bundle), RUN, 1),
     "bundle: a file": (nothing, "inspect {m}", 1),
     "bundle: another folder": (nothing, "inspect {p}", 1),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import struct
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from pydicom.uid import (  # noqa: E402
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
+    HTJ2KLossless,
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
     JPEGBaseline8Bit,
@@ -468,19 +470,48 @@ def test_rle(save: Save) -> None:
 
 
 @pytest.mark.parametrize(
-    ("syntax", "packages"),
+    ("syntax", "message", "hint"),
     [
-        (JPEGLosslessSV1, "pip install pylibjpeg pylibjpeg-libjpeg,"),
-        (JPEGExtended12Bit, "pip install pylibjpeg pylibjpeg-libjpeg,"),
-        (JPEGLSLossless, "pip install pyjpegls,"),
-        (JPEG2000Lossless, "pip install pylibjpeg pylibjpeg-openjpeg,"),
-        (RLELossless, "dcmdjpeg"),
-        (MPEG2MPML, "dcmdjpeg"),
+        (JPEGLosslessSV1, "has a JPEG stream with a segment that is cut off", "damaged"),
+        (JPEGExtended12Bit, "has a JPEG stream with a segment that is cut off", "damaged"),
+        (JPEGLSLossless, "has a JPEG-LS stream", "damaged"),
+        (JPEG2000Lossless, "has a JPEG 2000 stream that begins with", "damaged"),
+        (RLELossless, "has an RLE frame of 16 bytes", "damaged"),
+        (
+            MPEG2MPML,
+            "has the transfer syntax MPEG2 Main Profile / Main Level, expected an uncompressed one",
+            "Explicit VR",
+        ),
+        (HTJ2KLossless, "has the transfer syntax High-Throughput JPEG 2000", "Explicit VR"),
     ],
 )
-def test_what_can_not_be_decompressed_names_the_packages(save: Save, syntax: UID, packages: str) -> None:
-    ds = encapsulated(ramp(0, 4000), syntax, b"\xff\xd8\xff\xc3 no such image", BitsStored=12)
-    refused(save(ds), r"can't be decompressed \(.*\), expected readable ", packages)
+def test_what_can_not_be_decompressed(save: Save, syntax: UID, message: str, hint: str) -> None:
+    if syntax == JPEGLSLossless:
+        pytest.importorskip("imagecodecs", reason="pip install 'mpmmu-rt[codecs]'")
+    ds = encapsulated(ramp(0, 4000), syntax, b"\xff\xd8\xff\xc3 no picture!", BitsStored=12)
+    refused(save(ds), message, hint)
+
+
+@pytest.mark.parametrize("syntax", [JPEGLosslessSV1, JPEGLSLossless])
+def test_without_its_decoder_the_extra_is_named(save: Save, monkeypatch: pytest.MonkeyPatch, syntax: UID) -> None:
+    imagecodecs = pytest.importorskip("imagecodecs", reason="pip install 'mpmmu-rt[codecs]'")
+    stored = ramp(0, 255, np.uint8)
+    stream = imagecodecs.jpeg8_encode(stored, lossless=True) if syntax == JPEGLosslessSV1 else None
+    path = save(encapsulated(stored, syntax, stream or imagecodecs.jpegls_encode(stored)))
+    assert read_grey(path).max() == 255
+    monkeypatch.setitem(sys.modules, "imagecodecs", None)
+    with pytest.raises(MissingPackage, match="reading JPEG Lossless or JPEG-LS in DICOM needs the package") as caught:
+        read_grey(path)
+    assert caught.value.hint == "pip install 'mpmmu-rt[codecs]'"
+
+
+@pytest.mark.parametrize("extra", [b"\1\0", b"\0\0\0\7"])
+def test_what_follows_uncompressed_pixels_is_zero(save: Save, extra: bytes) -> None:
+    ds = dataset(ramp(0, 1000))
+    ds.PixelData += extra
+    refused(
+        save(ds), r"holds 310\d bytes of pixel data, expected 3102 by its Rows, Columns and frames, and zeros after"
+    )
 
 
 def test_deflated_is_refused_before_it_inflates(save: Save) -> None:

@@ -7,7 +7,7 @@ decoder has already turned into RGB, and cuts or repeats a picture that is not o
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -46,8 +46,11 @@ def decode_frame(data: bytes, header: Any) -> Array:
         samples, stream = _decode_jpeg2000(data, header)
     elif syntax == _RLE:
         bytes_per_sample = header.BitsAllocated // 8
-        if header.BitsAllocated not in (8, 16, 32):
-            unsupported(f"has BitsAllocated {header.BitsAllocated} in RLE", "8, 16 or 32", DECOMPRESS)
+        if header.BitsAllocated not in (8, 16, 32) or not 1 <= header.BitsStored <= header.BitsAllocated:
+            damaged(
+                f"has BitsAllocated {header.BitsAllocated} and BitsStored {header.BitsStored} in RLE",
+                "8, 16 or 32 and at most as many",
+            )
         stream = Stream(
             "RLE", header.Columns, header.Rows, header.SamplesPerPixel, header.BitsAllocated, None, "unknown"
         )
@@ -57,9 +60,13 @@ def decode_frame(data: bytes, header: Any) -> Array:
         unsupported(
             f"has the transfer syntax {syntax.name}",
             "an uncompressed one, RLE, JPEG, JPEG-LS or JPEG 2000",
-            DECOMPRESS,
+            "export it uncompressed, in the transfer syntax Explicit VR Little Endian",
         )
-    return samples if header.SamplesPerPixel == 3 else _stored(samples, stream, header)
+    if header.SamplesPerPixel == 1:
+        return _stored(samples, stream, header)
+    if header.BitsStored < stream.bits and samples.max() >> header.BitsStored:
+        _too_many_bits(stream, header)
+    return samples
 
 
 def _decode_jpeg(data: bytes, header: Any) -> tuple[Array, Stream]:
@@ -104,7 +111,7 @@ def _check_rest(data: bytes, end: int, stream: Stream) -> None:
     if data[end:].strip(b"\0"):
         damaged(
             f"holds {len(data) - end} bytes after the end of its {stream.form} stream",
-            "nothing: the frame, and the next one in its own fragment",
+            "nothing: several frames need NumberOfFrames and a fragment each",
         )
 
 
@@ -185,6 +192,13 @@ def _stored(samples: Array, stream: Stream, header: Any) -> Array:
         values = samples
         beyond = bits < stream.bits and bool(samples.max() >> bits)
     if beyond:
-        damaged(f"has values of more than {bits} bits in its {stream.form} stream", f"BitsStored, which is {bits}")
+        _too_many_bits(stream, header)
     stored: Array = values.astype(f"{'i' if header.PixelRepresentation else 'u'}{allocated // 8}", copy=False)
     return stored
+
+
+def _too_many_bits(stream: Stream, header: Any) -> NoReturn:
+    stored = header.BitsStored
+    damaged(
+        f"has values of more than {stored} bits in its {stream.form} stream", f"at most BitsStored, which is {stored}"
+    )

@@ -10,8 +10,8 @@ from __future__ import annotations
 from mpmmu_rt.errors import ImageError
 from mpmmu_rt.spec import Array
 
-from .jpeg_header import Jpeg, Scan
-from .stream import AGAIN, DECOMPRESS, Colour, damaged, unsupported
+from .jpeg_header import Jpeg, Scan, check_8_bits
+from .stream import AGAIN, Colour, damaged
 
 _OUTPUT: dict[Colour, str] = {"grey": "GRAY", "RGB": "RGB", "YCbCr": "RGB", "CMYK": "CMYK"}
 
@@ -22,8 +22,7 @@ def decode(data: bytes, jpeg: Jpeg, colour: Colour) -> Array:
     `colour` is what the components are, and counts: markers that say otherwise are not looked at. The CMYK values are
     as coded. Raises `ImageError` unless every MCU of every scan is coded and nothing is left over.
     """
-    if jpeg.process == 0xC3 or jpeg.bits != 8:
-        unsupported(f"has a JPEG stream ({jpeg.name}) of {jpeg.bits} bits", "8 bits", DECOMPRESS)
+    check_8_bits(jpeg)
     import simplejpeg
 
     plain = _without_applications(data, jpeg, colour)

@@ -16,7 +16,7 @@ from mpmmu_rt.spec import Array
 
 from .stream import DECOMPRESS, Colour, Stream, damaged, unsupported
 
-_MAIN = range(0xFF51, 0xFF65)  # markers of the main and tile-part headers (table A.1)
+_MAIN = range(0xFF50, 0xFF65)  # markers of the main and tile-part headers (table A.1)
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,8 @@ def decode(data: bytes, code: Codestream) -> Array:
             unsupported(f"has a JPEG 2000 stream that decodes to {image.mode}", expected, DECOMPRESS)
         samples: Array = np.asarray(image)
     # Pillow fills 8 or 16 bits from the top, and moves signed values up by half of their range.
-    samples = samples >> (samples.itemsize * 8 - code.bits)
+    if unused := samples.itemsize * 8 - code.bits:
+        samples = samples >> unused
     if code.signed:
         samples = (samples.astype(np.int32) - (1 << (code.bits - 1))).astype(f"i{samples.itemsize}")
     return samples

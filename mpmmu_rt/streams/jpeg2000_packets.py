@@ -16,8 +16,9 @@ from .jpeg2000 import Codestream, Coding, TilePart
 from .stream import DECOMPRESS, damaged, unsupported
 
 _BYPASS, _TERMINATE_ALL, _HIGH_THROUGHPUT = 1, 4, 0x40
-_HOLE = b"\0" * 32  # by chance once in 2**256
+_HOLE = b"\0" * 16  # by chance once in 2**128
 _NO_CODE = re.compile(rb"\xff[\x90-\xff]")
+_MOST_PLANES = 80  # bit-planes that a code-block may lack
 _MOST_BLOCKS = 4_000_000  # a header of a few bytes may claim more than memory holds
 
 
@@ -32,55 +33,62 @@ def check_packets(data: bytes, code: Codestream) -> None:
 
 
 class _Bits:
-    """Bits of a packet header: after FF, a byte has 7 (B.10.1)."""
+    """Bits of a packet header: after FF, a byte has 7 (B.10.1). `end` is where a header ends that ends here."""
 
     def __init__(self, data: bytes, at: int) -> None:
-        self.data, self.at, self.byte, self.left = data, at, 0, 0
+        self.end = at
+        self.bit: Callable[[], int] = self._read(data, at).__next__
 
-    def bit(self) -> int:
-        if not self.left:
-            self.left = 7 if self.byte == 0xFF else 8
-            self.byte = self.data[self.at]
-            self.at += 1
-        self.left -= 1
-        return (self.byte >> self.left) & 1
+    def _read(self, data: bytes, at: int) -> Iterator[int]:
+        byte = 0
+        while True:
+            stuffed = byte == 0xFF
+            byte = data[at]
+            at += 1
+            self.end = at + (byte == 0xFF)
+            if not stuffed:
+                yield byte >> 7
+            yield byte >> 6 & 1
+            yield byte >> 5 & 1
+            yield byte >> 4 & 1
+            yield byte >> 3 & 1
+            yield byte >> 2 & 1
+            yield byte >> 1 & 1
+            yield byte & 1
 
     def number(self, count: int) -> int:
-        value = 0
+        value, bit = 0, self.bit
         for _ in range(count):
-            value = value << 1 | self.bit()
+            value = value << 1 | bit()
         return value
-
-    def end(self) -> int:
-        """Where the header ends, on a whole byte."""
-        return self.at + (self.byte == 0xFF)
 
 
 class _TagTree:
     """B.10.2: the values of a grid of leaves, of which a header tells as much as is asked for."""
 
     def __init__(self, wide: int, high: int) -> None:
-        self.levels = []  # of each: width, lower bounds, whether they are the value
+        self.levels: list[tuple[int, int, list[int], list[bool]]] = []  # root first: shift, width, lower bounds, known
+        shift = 0
         while True:
-            self.levels.append((wide, [0] * (wide * high), [False] * (wide * high)))
+            self.levels.insert(0, (shift, wide, [0] * (wide * high), [False] * (wide * high)))
             if wide * high <= 1:
                 break
-            wide, high = (wide + 1) // 2, (high + 1) // 2
+            wide, high, shift = (wide + 1) // 2, (high + 1) // 2, shift + 1
 
-    def below(self, bits: _Bits, x: int, y: int, limit: int) -> bool:
+    def below(self, bit: Callable[[], int], x: int, y: int, limit: int) -> bool:
         """Read on until it is known whether the leaf's value is less than `limit`."""
         low = 0
-        for level in range(len(self.levels) - 1, -1, -1):
-            wide, bounds, known = self.levels[level]
-            at = (y >> level) * wide + (x >> level)
+        for shift, wide, bounds, known in self.levels:
+            at = (y >> shift) * wide + (x >> shift)
             low = max(low, bounds[at])
-            while low < limit and not known[at]:
-                if bits.bit():
-                    known[at] = True
-                else:
+            if not known[at]:
+                while low < limit:
+                    if bit():
+                        known[at] = True
+                        break
                     low += 1
-            bounds[at] = low
-        return low < limit and self.levels[0][2][y * self.levels[0][0] + x]
+                bounds[at] = low
+        return low < limit
 
 
 @dataclass
@@ -202,10 +210,10 @@ class _Tile:
             precinct.built = [_Band(wide, high) for wide, high in precinct.bands if wide * high]
         bits = _Bits(coded, at)
         lengths: list[int] = []
-        if bits.bit():
+        if bits.bit():  # else it is empty
             for band in precinct.built:
                 _read_band(bits, band, layer, precinct.style, lengths)
-        at = bits.end()
+        at = bits.end
         if layer + 1 == self.layers:
             precinct.built = []
         if coded.startswith(b"\xff\x92", at):  # EPH
@@ -214,16 +222,12 @@ class _Tile:
         if end > len(coded):
             raise IndexError
         if suspect:
+            hole = _HOLE in coded[at:end] and not precinct.style & _BYPASS  # bits that are bypassed may all be 0
             for length in lengths:
-                _check_code(coded[at : at + length], precinct.style)
+                if hole or _NO_CODE.search(coded, at, at + length):
+                    damaged("has a JPEG 2000 stream with bytes that no coder writes, such as a run of zeros")
                 at += length
         return end
-
-
-def _check_code(part: bytes, style: int) -> None:
-    """What one packet holds of one code-block. Unless bypassed, its bits are all the coder's."""
-    if _NO_CODE.search(part) or (_HOLE in part and not style & _BYPASS):
-        damaged("has a JPEG 2000 stream with bytes that no coder writes, such as a run of zeros")
 
 
 _ORDERS: dict[int, Callable[[_Precinct], tuple[int, ...]]] = {
@@ -235,23 +239,20 @@ _ORDERS: dict[int, Callable[[_Precinct], tuple[int, ...]]] = {
 
 def _read_band(bits: _Bits, band: _Band, layer: int, style: int, lengths: list[int]) -> None:
     """What a packet header says of the code-blocks of one sub-band; appends the length of what each contributes."""
-    wide = band.wide
+    wide, bit = band.wide, bits.bit
     for index, block in enumerate(band.blocks):
         if block.included:
-            if not bits.bit():
+            if not bit():
                 continue
         else:
             y, x = divmod(index, wide)
-            if not band.inclusion.below(bits, x, y, layer + 1):
+            if not band.inclusion.below(bit, x, y, layer + 1):
                 continue
             block.included = True
-            planes = 1
-            while not band.planes.below(bits, x, y, planes):
-                planes += 1
-                if planes > 80:
-                    raise IndexError
-        passes = _pass_count(bits)
-        while bits.bit():
+            if not band.planes.below(bit, x, y, _MOST_PLANES):
+                raise IndexError
+        passes = _pass_count(bits) if bit() else 1
+        while bit():
             block.length_bits += 1
             if block.length_bits > 32:
                 raise IndexError
@@ -273,9 +274,7 @@ def _read_band(bits: _Bits, band: _Band, layer: int, style: int, lengths: list[i
 
 
 def _pass_count(bits: _Bits) -> int:
-    """Table B.4."""
-    if not bits.bit():
-        return 1
+    """Table B.4, after its first bit."""
     if not bits.bit():
         return 2
     if (count := bits.number(2)) < 3:

@@ -45,6 +45,7 @@ class Scan:
 
     components: tuple[int, ...]
     tables: tuple[int, ...]  # DC (or lossless) table of each component
+    ac_tables: tuple[int, ...]
     spectral: tuple[int, int]
     approximation: tuple[int, int]  # Ah, Al
     start: int
@@ -109,6 +110,7 @@ def parse(data: bytes) -> Jpeg:
             scan = _read_scan(jpeg, body, data, at, interval, dict(tables))
             jpeg.scans.append(scan)
             _check_restarts(jpeg, scan, data)
+            _check_holes(jpeg, scan, data)
             at = scan.end
         elif marker in (0xCC, 0xDC, 0xDE, 0xDF):
             what = {0xCC: "arithmetic coding", 0xDC: "its height after the scan (DNL)"}.get(
@@ -129,8 +131,9 @@ def parse(data: bytes) -> Jpeg:
 
 
 def parse_file(data: bytes) -> Jpeg:
-    """`parse` of a file that is one picture of known colours. What follows it is not looked at, unless it is one too."""
+    """`parse` of a file that is one picture of known colours. What follows is looked at only if it is one too."""
     jpeg = parse(data)
+    check_8_bits(jpeg)
     if data[jpeg.end :].lstrip(b"\0").startswith(b"\xff\xd8\xff"):
         unsupported("is a JPEG file of several pictures", "one", "save the one that is meant as a file of its own")
     if jpeg.stream.colour == "unknown":
@@ -140,7 +143,13 @@ def parse_file(data: bytes) -> Jpeg:
     return jpeg
 
 
-_CONVERT = "save it as baseline JPEG, or without loss as PNG; in DICOM, decompress it with `gdcmconv --raw`"
+def check_8_bits(jpeg: Jpeg) -> None:
+    """What libjpeg's 8-bit decoder reads."""
+    if jpeg.process == 0xC3 or jpeg.bits != 8:
+        unsupported(f"has a {jpeg.name} stream of {jpeg.bits} bits", "a lossy one of 8 bits", _CONVERT)
+
+
+_CONVERT = "save it as baseline JPEG, or without loss as PNG; export DICOM uncompressed"
 
 
 def _next_marker(data: bytes, at: int) -> tuple[int, int]:
@@ -217,6 +226,7 @@ def _read_scan(jpeg: Jpeg, body: bytes, data: bytes, at: int, interval: int, tab
     return Scan(
         components=tuple(names.index(name) for name in chosen),
         tables=tuple(selector >> 4 for selector in body[2 : 2 + 2 * count : 2]),
+        ac_tables=tuple(selector & 15 for selector in body[2 : 2 + 2 * count : 2]),
         spectral=(body[-3], body[-2]),
         approximation=(body[-1] >> 4, body[-1] & 15),
         start=at,
@@ -256,6 +266,25 @@ def _check_restarts(jpeg: Jpeg, scan: Scan, data: bytes) -> None:
     seen = [data[found.end() - 1] & 7 for found in _RESTART.finditer(data, scan.start, scan.end)]
     if seen != [index % 8 for index in range(expected)]:
         damaged(f"has a JPEG scan with {len(seen)} restart markers, or not in turn", f"{expected}, by its frame header")
+
+
+def _check_holes(jpeg: Jpeg, scan: Scan, data: bytes) -> None:
+    """Refuse a run of zero bytes that says what no picture says: a sector of a disk that was never written.
+
+    Codes are canonical, so zeros are the first code of a table. Where that is "no change" and "end of block", blank
+    blocks are zeros; where it is a coefficient, dozens of equal ones would follow each other.
+    """
+    hole = 64 if jpeg.process == 0xC3 else 32
+    if data.find(bytes(hole), scan.start, scan.end) < 0 or jpeg.process == 0xC2:  # progressive: blank for many blocks
+        return
+    selected = [scan.huffman.get(table, b"")[16:17] for table in scan.tables]
+    if jpeg.process == 0xC3:  # a change by -1 from sample to sample may be a ramp
+        blank = all(first in (b"\0", b"\1") for first in selected)
+    else:
+        selected += [scan.huffman.get(16 + table, b"")[16:17] for table in scan.ac_tables]
+        blank = all(first == b"\0" for first in selected)
+    if not blank:
+        damaged("has a JPEG scan with a hole, a run of zeros")
 
 
 def _check_scans(jpeg: Jpeg) -> None:

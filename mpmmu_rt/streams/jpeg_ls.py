@@ -14,7 +14,7 @@ from mpmmu_rt.spec import Array
 from .stream import DECOMPRESS, Colour, Stream, damaged, unsupported
 
 _PURPOSE = "reading JPEG Lossless or JPEG-LS in DICOM"
-_SPIFF_COLOURS: dict[int, Colour] = {1: "YCbCr", 2: "unknown", 3: "YCbCr", 4: "YCbCr", 8: "grey", 10: "RGB"}  # T.84 F.2
+_SPIFF_COLOURS: dict[int, Colour] = {1: "YCbCr", 2: "unknown", 3: "YCbCr", 4: "YCbCr", 10: "RGB"}  # T.84 F.2
 
 
 @dataclass(frozen=True)
@@ -117,8 +117,10 @@ def _end_of_scan(data: bytes, at: int) -> int:
 
 def _with_spiff(head: Stream, spiff: bytes) -> Stream:
     """Held against the SPIFF header (T.84 annex F), which names the colours."""
-    size = int.from_bytes(spiff[9:13], "big"), int.from_bytes(spiff[13:17], "big")
-    colour = _SPIFF_COLOURS.get(spiff[17] if len(spiff) > 18 else -1)
-    if size != (head.height, head.width) or colour is None or (colour == "grey") != (head.components == 1):
+    size = int.from_bytes(spiff[10:14], "big"), int.from_bytes(spiff[14:18], "big")
+    colour = _SPIFF_COLOURS.get(spiff[18] if len(spiff) > 18 else -1)
+    if head.components == 1:  # of grey, writers are known that say RGB
+        colour = "grey"
+    if size != (head.height, head.width) or colour is None:
         damaged("has a JPEG-LS stream whose SPIFF header says otherwise than its frame header", "the same of both")
     return Stream(head.form, head.width, head.height, head.components, head.bits, None, colour)

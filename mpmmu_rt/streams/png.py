@@ -5,7 +5,6 @@ Pillow checks neither the CRC of the chunks that hold the pixels nor, once it ha
 
 from __future__ import annotations
 
-import io
 import struct
 import zlib
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from .stream import damaged
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+_SLICE, _BLOCK = 2**14, 2**16 - 1  # inflated in pieces that stay in a cache
 _ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 
 
@@ -49,22 +49,20 @@ def prove(data: bytes) -> bytes:
     """
     chunks = list(_chunks(data))
     header = _header(*chunks[0][:2])
-    rows = _inflate([body for kind, body, _ in chunks if kind == b"IDAT"], header.length(header.width, header.height))
+    parts = [body for kind, body, _ in chunks if kind == b"IDAT"]
+    rows = _inflate(parts, header.length(header.width, header.height))
     _check_frames(header, chunks)
-    out = io.BytesIO()
-    out.write(SIGNATURE)
-    written = False
+    out, checksum = [SIGNATURE], 0
     for kind, body, crc in chunks:
         if kind != b"IDAT":
-            out.write(struct.pack(">I", len(body)) + kind + body + crc)
-        elif not written:
-            stored = zlib.compress(rows, 0)
-            for at in range(0, len(stored), 2**30):
-                part = stored[at : at + 2**30]
-                out.write(struct.pack(">I", len(part)) + kind + part)
-                out.write(struct.pack(">I", zlib.crc32(part, zlib.crc32(kind))))
-            written = True
-    return out.getvalue()
+            out += [struct.pack(">I", len(body)), kind, body, crc]
+        elif rows:
+            for block in (kind, *rows):
+                checksum = zlib.crc32(block, checksum)
+            length = sum(len(block) for block in rows)
+            out += [struct.pack(">I", length), kind, *rows, struct.pack(">I", checksum)]
+            rows = []
+    return b"".join(out)
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes, bytes]]:
@@ -78,7 +76,9 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes, bytes]]:
         if len(crc) < 4:
             damaged("is a PNG file that ends before its chunk IEND")
         if struct.pack(">I", zlib.crc32(body, zlib.crc32(kind))) != crc:
-            damaged(f"is a PNG file with a chunk {kind!r} whose checksum is wrong", "what was written")
+            damaged(
+                f"is a PNG file with a chunk {kind.decode('latin-1')!r} whose checksum is wrong", "what was written"
+            )
         if (at == len(SIGNATURE)) != (kind == b"IHDR"):
             damaged("is a PNG file with a header that is not first, or twice", "IHDR once, before all else")
         yield kind, body, crc
@@ -98,17 +98,31 @@ def _header(kind: bytes, body: bytes) -> _Header:
     return _Header(width, height, depth, colour, interlace)
 
 
-def _inflate(parts: list[bytes], expected: int) -> bytes:
-    """What zlib's stream in `parts` holds, which is exactly `expected` bytes; its own checksum holds."""
-    inflate = zlib.decompressobj()
+def _inflate(parts: list[bytes], expected: int) -> list[bytes]:
+    """Refuse zlib's stream in `parts` unless it holds exactly `expected` bytes and its own checksum (RFC 1950).
+
+    The same bytes as a stream of stored blocks (RFC 1951, 3.2.4), which costs next to nothing to inflate again.
+    """
+    inflate, length, tail = zlib.decompressobj(), 0, b""
+    blocks = [b"\x78\x01"]
     try:
-        rows = inflate.decompress(b"".join(parts), expected + 1)
+        for part in parts:
+            for at in range(0, len(part), _SLICE):
+                tail = part[at : at + _SLICE]
+                rows = b""
+                while (tail or len(rows) == _BLOCK) and length <= expected and not inflate.eof:
+                    rows = inflate.decompress(tail, _BLOCK)
+                    tail = inflate.unconsumed_tail
+                    length += len(rows)
+                    blocks += [struct.pack("<BHH", 0, len(rows), len(rows) ^ 0xFFFF), rows]
     except zlib.error as error:
         damaged(f"is a PNG file with damaged pixels ({error})")
-    if len(rows) != expected or not inflate.eof or inflate.unused_data:
-        seen = f"{len(rows)} or more" if len(rows) > expected or not inflate.eof else str(len(rows))
-        damaged(f"is a PNG file with {seen} bytes of pixels", f"exactly {expected}, by its header")
-    return rows
+    if length != expected or not inflate.eof:
+        seen = f"{length} bytes or more" if length > expected else f"{length} bytes"
+        damaged(f"is a PNG file with {seen} of pixels", f"exactly {expected}, by its header")
+    if tail or inflate.unused_data:
+        damaged("is a PNG file with data after its pixels")
+    return [*blocks, b"\1\0\0\xff\xff", b"".join(parts)[-4:]]
 
 
 def _check_frames(header: _Header, chunks: list[tuple[bytes, bytes, bytes]]) -> None:

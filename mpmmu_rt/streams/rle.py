@@ -20,7 +20,7 @@ def decode(data: bytes, height: int, width: int, samples: int, bytes_per_sample:
     expected = samples * bytes_per_sample
     offsets = _offsets(data, expected)
     planes = [
-        np.frombuffer(_unpack(data[start:end], height * width, number), np.uint8)
+        np.frombuffer(_unpack(data[start:end], height, width, number), np.uint8)
         for number, (start, end) in enumerate(zip(offsets, [*offsets[1:], len(data)], strict=True), 1)
     ]
     stacked = np.stack(planes, axis=-1).reshape(height, width, samples, bytes_per_sample)
@@ -40,27 +40,43 @@ def _offsets(data: bytes, expected: int) -> list[int]:
     return used
 
 
-def _unpack(segment: bytes, expected: int, number: int) -> bytes:
+def _unpack(segment: bytes, height: int, width: int, number: int) -> bytes:
     """PackBits (G.3): a count n, then n + 1 bytes (n ≤ 127) or one byte 257 - n times; 128 says nothing."""
     parts: list[bytes] = []
     at = length = 0
-    end = len(segment)
+    end, expected, row, crossed = len(segment), height * width, width, False
     while length < expected and at < end:
         count = segment[at]
         if count < 128:
-            part = segment[at + 1 : at + 2 + count]
-            at += 2 + count
+            after = at + 2 + count
+            parts.append(segment[at + 1 : after])
+            at = after
+            length += count + 1
         elif count > 128:
-            part = segment[at + 1 : at + 2] * (257 - count)
+            parts.append(segment[at + 1 : at + 2] * (257 - count))
             at += 2
+            length += 257 - count
         else:
             at += 1
-            continue
-        parts.append(part)
-        length += len(part)
+        if length >= row:
+            crossed |= length > row
+            row = (length // width + 1) * width
     if length != expected or at > end:
         damaged(f"has an RLE segment {number} that gives {length} bytes", f"{expected}, by its Rows and Columns")
     rest = segment[at:]
     if len(rest) > 1 or rest.strip(b"\0\x80"):
         damaged(f"has an RLE segment {number} with {len(rest)} bytes left over", "at most one of padding")
+    if crossed:
+        _check_rows([len(part) for part in parts], height * width, width)
     return b"".join(parts)
+
+
+def _check_rows(runs: list[int], whole: int, width: int) -> None:
+    """Refuse runs that keep to rows of another length than `width`: no run crosses the end of a row (G.3.1).
+
+    Writers that let runs cross anywhere are read.
+    """
+    ends = set(np.cumsum(runs).tolist())
+    for other in range(2, whole // 2):
+        if whole % other == 0 and ends.issuperset(range(other, whole + 1, other)):
+            damaged(f"has RLE runs that keep to rows of {other} pixels", f"rows of {width}, by its Columns")

@@ -10,7 +10,7 @@ from mpmmu_rt.errors import ImageError
 Colour = Literal["grey", "RGB", "YCbCr", "CMYK", "unknown"]
 
 AGAIN = "the file is damaged, truncated or not conformant: export it again from its source"
-DECOMPRESS = "decompress it first, for example with `dcmdjpeg` (DCMTK) or `gdcmconv --raw`"
+DECOMPRESS = "decompress it with `dcmdjpeg` or `dcmdjpls` (DCMTK) or `gdcmconv --raw`, or export it uncompressed"
 
 
 @dataclass(frozen=True)
