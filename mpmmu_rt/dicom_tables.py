@@ -15,7 +15,7 @@ from . import dicom_values
 from ._optional import require
 from .dicom_values import group, number, text
 from .errors import ImageError
-from .grey import check_content, check_spread, luma, stretch, to_uint8
+from .grey import as_float64, check_content, check_spread, luma, stretch, to_uint8
 from .spec import Array
 
 _COLOURS = ("Red", "Green", "Blue")
@@ -138,7 +138,7 @@ def _may_be_negative(header: Any, transformation: Any) -> bool:
 
 def _rescale(header: Any, transformation: Any, stored: Array) -> Array:
     """Modality LUT, else rescale slope and intercept: float64 [H, W]."""
-    values = stored.astype(np.float64)
+    values = as_float64(stored)
     if transformation.get("ModalityLUTSequence"):
         signed = header.get("PixelRepresentation") == 1
         mapped, _ = _look_up(transformation.ModalityLUTSequence[0], values, signed=signed)

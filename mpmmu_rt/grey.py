@@ -120,6 +120,12 @@ def choose_frame(frames: int, frame: int | None) -> int:
     return frame or 0
 
 
+def as_float64(values: Array) -> Array:
+    """A copy in float64. No warning of signalling NaN: `stretch` refuses every NaN."""
+    with np.errstate(invalid="ignore"):
+        return values.astype(np.float64)
+
+
 def stretch(values: Array, valid: Array | None = None) -> Array:
     """Map min..max of float64 [H, W], which is overwritten, to uint8 0..255.
 

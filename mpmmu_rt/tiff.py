@@ -17,7 +17,7 @@ import numpy as np
 
 from . import tiff_layout as tags
 from .errors import ImageError
-from .grey import GreyImage, check_depth, check_spread, choose_frame, luma, stretch
+from .grey import GreyImage, as_float64, check_depth, check_spread, choose_frame, luma, stretch
 from .spec import Array
 from .streams import jpeg, jpeg_header
 from .streams.stream import Colour
@@ -228,7 +228,7 @@ def _grey(layout: Layout, samples: Array) -> Array:
 def _stretched(values: Array, white_is_zero: bool) -> Array:
     if values.dtype.kind in "iu" and values.itemsize == 8:  # float64 has 53 bits
         values = values.astype(np.uint64) - values.min().astype(np.uint64)
-    shown = values.astype(np.float64)
+    shown = as_float64(values)
     grey = stretch(-shown if white_is_zero else shown)
     check_spread(grey)
     return grey

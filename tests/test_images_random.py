@@ -180,7 +180,7 @@ def pydicoms_grey(path: Path) -> Array | None:
         if name in ds and (ds.original_encoding != (False, True) or ds[name][0].LUTDescriptor[2] != 16):
             return None
     stored = ds.pixel_array
-    if np.ptp(stored.astype(int)) > 32767:  # it subtracts in the type of the pixels
+    if np.ptp(stored.astype(int)) > np.iinfo(stored.dtype).max:  # it subtracts in the type of the pixels
         return None
     values = apply_modality_lut(stored, ds)
     low, high = float(values.min()), float(values.max())

@@ -161,6 +161,13 @@ def test_one_bit_in_the_other_fill_order(write: Write) -> None:
     np.testing.assert_array_equal(grey, bits * 255)
 
 
+def test_signalling_nan_is_refused_in_our_words(write: Write) -> None:
+    values = pattern(-5, 5, np.float32).view(np.uint32)
+    values[3, 4] = 0x7FA00000
+    tags: Tags = {258: (SHORT, [32]), 339: (SHORT, [3])}
+    refused(write(tiff([values.tobytes()], tags)), "holds NaN or infinity, expected finite values")
+
+
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("planar", [1, 2])
 @pytest.mark.parametrize("depth", [8, 16])
