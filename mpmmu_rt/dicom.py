@@ -37,6 +37,7 @@ _HEADER_KEYWORDS = f"""
 _PURPOSE = "reading a DICOM image"
 _INTEGER_PIXELS = 0x7FE00010
 _PIXEL_ELEMENTS = (0x7FE00008, 0x7FE00009, _INTEGER_PIXELS)  # float, double float, integer
+_OVERLAY_BITS_ALLOCATED = tuple(0x60000100 + (group << 16) for group in range(0, 0x20, 2))
 _UNDEFINED_LENGTH = 0xFFFFFFFF
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
 _MONOCHROME = ("MONOCHROME1", "MONOCHROME2")
@@ -52,12 +53,14 @@ def read_dicom(stream: BinaryIO, frame: int | None, modality: Modality | None) -
     check_sides(header.Columns, header.Rows)
     _check_layout(header)
     aspect = dicom_header.aspect(header, frame)
-    stored = _stored(stream, header, pixel_bytes, frame)
+    stored, beyond = _stored(stream, header, pixel_bytes, frame)
+    if beyond and not _has_overlay(header):
+        warnings.append(f"it has bits above its {header.BitsStored} bits stored that no overlay accounts for")
     return GreyImage(_grey(header, stored, frame), aspect, tuple(warnings))
 
 
-def _stored(stream: BinaryIO, header: Any, pixel_bytes: int, frame: int) -> Array:
-    """The decoded samples of one frame, [H, W] or [H, W, 3]."""
+def _stored(stream: BinaryIO, header: Any, pixel_bytes: int, frame: int) -> tuple[Array, bool]:
+    """The decoded samples of one frame, [H, W] or [H, W, 3], and whether bits beyond those that are stored are set."""
     pixels = require("pydicom.pixels", _PURPOSE)
     syntax = _transfer_syntax(header)
     if syntax.is_encapsulated != (pixel_bytes == _UNDEFINED_LENGTH):
@@ -66,10 +69,28 @@ def _stored(stream: BinaryIO, header: Any, pixel_bytes: int, frame: int) -> Arra
             hint="export it again, or correct it with dcmconv",
         )
     if syntax.is_encapsulated:
-        return decode_frame(_frame_stream(stream, header, frame), header)
+        return decode_frame(_frame_stream(stream, header, frame), header), False
     _check_length(header, pixel_bytes, stream)
-    stored: Array = pixels.pixel_array(stream, index=frame, transfer_syntax_uid=syntax)
-    return stored
+    cells: Array = pixels.pixel_array(stream, index=frame, transfer_syntax_uid=syntax, correct_unused_bits=False)
+    return _without_unused_bits(header, cells)
+
+
+def _without_unused_bits(header: Any, cells: Array) -> tuple[Array, bool]:
+    """Uncompressed cells, integers of BitsAllocated bits, without the bits beyond BitsStored, and whether any was set.
+
+    These are to be ignored (PS3.5 8.1.1): once, overlays were kept there. A sign may fill them or not.
+    """
+    unused = 0 if cells.dtype.kind == "f" else header.BitsAllocated - header.BitsStored
+    if unused == 0 or (cells.dtype.kind == "u" and cells.max() < 2**header.BitsStored):
+        return cells, False
+    stored: Array = (cells << unused) >> unused
+    filled = (stored != cells) & (cells >> header.BitsStored != 0)
+    return stored, bool(filled.any())
+
+
+def _has_overlay(header: Any) -> bool:
+    """Whether an overlay says that it is kept in the bits of the pixels (PS3.3 C.9.2, retired)."""
+    return any(tag in header and header[tag].value not in (None, 1) for tag in _OVERLAY_BITS_ALLOCATED)
 
 
 def _grey(header: Any, stored: Array, frame: int) -> Array:
@@ -103,7 +124,10 @@ def _read_header(stream: BinaryIO) -> tuple[Any, int, int]:
         return bool(found)
 
     header = filereader.read_partial(
-        stream, at_pixel_data, force=True, specific_tags=[tag(name) for name in _HEADER_KEYWORDS.split()]
+        stream,
+        at_pixel_data,
+        force=True,
+        specific_tags=[tag(name) for name in (*_HEADER_KEYWORDS.split(), *_OVERLAY_BITS_ALLOCATED)],
     )
     if not found:
         modality = text(header, "Modality") or "unknown"

@@ -46,6 +46,7 @@ _MODALITIES: dict[str, Modality | None] = {"MG": "mammography", "US": "ultrasoun
 _NAMES = {"mammography": "a mammogram (modality MG)", "ultrasound": "an ultrasound image (modality US)"}
 _DAMAGED = "the file is damaged: export it again"
 _REQUIRED = ("SamplesPerPixel", "PhotometricInterpretation", "Rows", "Columns", "BitsAllocated")
+_ALLOWED = {"BitsAllocated": (1, 8, 16, 32, 64), "PixelRepresentation": (0, 1), "PlanarConfiguration": (0, 1)}
 _OF_INTEGERS = ("BitsStored", "PixelRepresentation")
 
 
@@ -58,17 +59,24 @@ def check_object(header: Any, modality: Modality | None) -> list[str]:
 
 def check_attributes(header: Any, *, integers: bool) -> None:
     """Raise `ImageError` unless the header has what every image needs (PS3.3 C.7.6.3, C.7.6.24)."""
-    for keyword in (*_REQUIRED, *(_OF_INTEGERS if integers else ())):
+    colour = ("PlanarConfiguration",) if header.get("SamplesPerPixel") == 3 else ()
+    for keyword in (*_REQUIRED, *colour, *(_OF_INTEGERS if integers else ())):
         value = header.get(keyword)
         if value is None or value == "":
             raise ImageError(f"lacks {keyword}, expected an image's header", hint=_DAMAGED)
         if keyword != "PhotometricInterpretation" and not isinstance(value, int):
             raise ImageError(f"has {keyword} `{str(value)[:40]}`, expected one integer", hint=_DAMAGED)
+        if keyword in _ALLOWED and value not in _ALLOWED[keyword]:
+            allowed = ", ".join(map(str, _ALLOWED[keyword]))
+            raise ImageError(f"has {keyword} {value}, expected one of {allowed}", hint=_DAMAGED)
     if integers and not 1 <= header.BitsStored <= header.BitsAllocated:
         raise ImageError(
             f"has {header.BitsStored} bits stored of {header.BitsAllocated} allocated, expected 1 to all of them",
             hint=_DAMAGED,
         )
+    for keyword in ("PixelPaddingValue", "PixelPaddingRangeLimit"):
+        if not isinstance(header.get(keyword), (int, type(None))):
+            raise ImageError(f"has {keyword} `{str(header.get(keyword))[:40]}`, expected one integer", hint=_DAMAGED)
 
 
 def aspect(header: Any, frame: int) -> float:

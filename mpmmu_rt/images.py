@@ -168,7 +168,7 @@ def _reason(error: Exception) -> tuple[str, str]:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror, "check the path and its permissions"
     words = str(error).lower()
-    if isinstance(error, NotImplementedError) or any(word in words for word in _UNSUPPORTED):
+    if not isinstance(error, TypeError) and any(word in words for word in _UNSUPPORTED):
         return "a kind of its format that is not supported", "save it as 8-bit or 16-bit grey PNG, without loss"
     if "\0" in words or "null" in words:
         return "no such name is possible", "check the path and its permissions"

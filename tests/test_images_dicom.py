@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from mpmmu_rt.errors import ImageError, MissingPackage
-from mpmmu_rt.images import read_grey
+from mpmmu_rt.images import read_grey, read_image
 from mpmmu_rt.spec import Array
 
 pydicom = pytest.importorskip("pydicom", reason="pydicom is not installed: pip install 'mpmmu-rt[dicom]'")
@@ -125,7 +125,21 @@ def test_12_bits_in_16_signed(save: Save) -> None:
 def test_unused_upper_bits_do_not_count(save: Save) -> None:
     stored = ramp(0, 4000)
     overlaid = stored | np.where(stored % 2 == 0, 0x1000, 0).astype(np.uint16)  # an old overlay in bit 12
-    np.testing.assert_array_equal(read_grey(save(dataset(overlaid, BitsStored=12))), to_255(stored, 0, 4000))
+    ds = dataset(overlaid, BitsStored=12)
+    np.testing.assert_array_equal(read_grey(save(ds)), to_255(stored, 0, 4000))
+    doubt = "it has bits above its 12 bits stored that no overlay accounts for"
+    assert read_image(save(ds)).warnings == (doubt,)
+    ds.add_new(0x60000100, "US", 16)
+    ds.add_new(0x60000102, "US", 12)
+    assert read_image(save(ds)).warnings == ()
+
+
+@pytest.mark.parametrize("filled", [False, True])
+def test_a_sign_may_fill_the_upper_bits_or_not(save: Save, filled: bool) -> None:
+    stored = ramp(-1500, 2000, np.int16)
+    path = save(dataset(stored if filled else stored & 0xFFF, BitsStored=12))
+    assert read_image(path).warnings == ()
+    np.testing.assert_array_equal(read_grey(path), to_255(stored, -1500, 2000))
 
 
 def test_monochrome1_is_inverted(save: Save) -> None:
@@ -568,6 +582,25 @@ def test_missing_attributes(save: Save, keyword: str) -> None:
     ds = dataset(ramp(0, 9))
     delattr(ds, keyword)
     refused(save(ds), f"lacks {keyword}, expected an image's header")
+
+
+@pytest.mark.parametrize(
+    ("keyword", "value", "expected"),
+    [
+        ("BitsAllocated", 12, "one of 1, 8, 16, 32, 64"),
+        ("BitsAllocated", 24, "one of 1, 8, 16, 32, 64"),
+        ("PixelRepresentation", 2, "one of 0, 1"),
+        ("Rows", [33, 33], "one integer"),
+        ("PixelPaddingValue", [1, 2], "one integer"),
+    ],
+)
+def test_impossible_attributes(save: Save, keyword: str, value: Any, expected: str) -> None:
+    refused(save(dataset(ramp(0, 9), **{keyword: value})), rf"has {keyword} `?.*, expected {expected}")
+
+
+@pytest.mark.parametrize(("value", "message"), [(None, "lacks PlanarConfiguration"), (2, "expected one of 0, 1")])
+def test_impossible_planes(save: Save, value: int | None, message: str) -> None:
+    refused(save(dataset(rgb8(), PlanarConfiguration=value)), message)
 
 
 def test_sides_are_checked_before_decoding(save: Save) -> None:

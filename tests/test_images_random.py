@@ -94,7 +94,7 @@ class Made:
         else:
             data = table.astype(f"{order}u2").tobytes()
         item.add_new("LUTData", "OW", data)
-        if one(random, *[False] * 30, True):
+        if bits > 8 and one(random, *[False] * 30, True):  # of 8 bits it would be whole, in bytes
             item["LUTData"].value = data[: len(data) // 2 // 2 * 2]
             self.faults.append("half a LUT")
         return pydicom.Sequence([item]), table, first, bits
