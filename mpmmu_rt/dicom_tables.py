@@ -141,8 +141,7 @@ def _rescale(header: Any, transformation: Any, stored: Array) -> Array:
     values = as_float64(stored)
     if transformation.get("ModalityLUTSequence"):
         signed = header.get("PixelRepresentation") == 1
-        mapped, _ = _look_up(transformation.ModalityLUTSequence[0], values, signed=signed)
-        return mapped
+        return _look_up(transformation.ModalityLUTSequence[0], values, signed=signed)
     slope, intercept = number(transformation, "RescaleSlope"), number(transformation, "RescaleIntercept")
     values *= 1.0 if slope is None else slope
     values += intercept or 0.0
@@ -152,9 +151,7 @@ def _rescale(header: Any, transformation: Any, stored: Array) -> Array:
 def _apply_voi(dataset: Any, values: Array, *, signed: bool) -> Array | None:
     """VOI LUT, else first window (PS3.3 C.11.2.1), else None: share of the output range, float64 [H, W]."""
     if dataset.get("VOILUTSequence"):
-        mapped, bits = _look_up(dataset.VOILUTSequence[0], values, signed=signed, fills=True)
-        share: Array = mapped / (2**bits - 1)
-        return share
+        return _look_up(dataset.VOILUTSequence[0], values, signed=signed, share=True)
     center, width = number(dataset, "WindowCenter"), number(dataset, "WindowWidth")
     if center is None or width is None:
         return None
@@ -173,18 +170,23 @@ def _apply_voi(dataset: Any, values: Array, *, signed: bool) -> Array | None:
     return (values - (center - width / 2.0)) / width
 
 
-def _look_up(item: Any, values: Array, *, signed: bool, fills: bool = False) -> tuple[Array, int]:
-    """Values, float64 [H, W], through the LUT of a sequence item: float64 [H, W] and the bits of its entries.
+def _look_up(item: Any, values: Array, *, signed: bool, share: bool = False) -> Array:
+    """Values, float64 [H, W], which are overwritten, through the LUT of a sequence item: float64 [H, W].
 
-    `fills`: its output range is the display's, so that entries of 12 bits that are stated as 16 would be black. Not
-    pydicom's functions: they index in the type of the LUT, so that values beyond it wrap around.
+    `share`: its output range is the display's, and becomes 0..1, so that entries of 12 bits that are stated as 16 would
+    be black. Not pydicom's functions: they index in the type of the LUT, so that values beyond it wrap around.
     """
     count, first, bits = dicom_values.descriptor(item, "LUTDescriptor", signed=signed)
-    table = dicom_values.entries(item, "LUTData", count, bits)
-    if fills and table.max() < 2 ** (bits - 1):
-        raise _too_narrow("VOI LUT", int(table.max()), bits)
-    index = np.rint(values - first).clip(0, count - 1).astype(np.intp)
-    return table[index].astype(np.float64), bits
+    table = dicom_values.entries(item, "LUTData", count, bits).astype(np.float64)
+    if share:
+        if table.max() < 2 ** (bits - 1):
+            raise _too_narrow("VOI LUT", int(table.max()), bits)
+        table /= 2**bits - 1
+    values -= first
+    np.rint(values, out=values)
+    values.clip(0, count - 1, out=values)
+    mapped: Array = table[values.astype(np.intp)]
+    return mapped
 
 
 def _too_narrow(kind: str, top: int, bits: int) -> ImageError:

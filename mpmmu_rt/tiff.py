@@ -78,15 +78,14 @@ def _decompressed(layout: Layout, chunks: list[bytes], rows: int, row_bytes: int
     """The bytes of all strips or tiles, uint8 [rows, row_bytes]."""
     whole = layout.chunk_height * row_bytes
     sizes = [min(whole, rows * row_bytes - index * whole) for index in range(len(chunks))]
+    if layout.compression == tags.LZW:
+        return _of_lzw(chunks, sizes, whole).reshape(rows, row_bytes)
     flat = bytearray()
     for chunk, size in zip(chunks, sizes, strict=True):
         data = _DECODERS[layout.compression](chunk, whole)
         # The last strip may be as high as the others, and writers fill up to a word; more is of another width.
         if len(data) != whole and not (size <= len(data) <= size + 3 and not any(data[size:])):
-            raise ImageError(
-                f"has a strip or tile of {len(data)} bytes, expected {size} by its width, length, samples and bits",
-                hint=_DAMAGED,
-            )
+            raise _of_another_size(len(data), size)
         flat += data[:size]
     return np.frombuffer(flat, np.uint8).reshape(rows, row_bytes)
 
@@ -127,7 +126,7 @@ def _of_jpeg(layout: Layout, chunks: list[bytes], rows: int) -> Array:
 def _unpacked_bits(chunk: bytes, most: int) -> bytes:
     """PackBits (TIFF 6.0, section 9)."""
     parts, at, size = [], 0, 0
-    while at < len(chunk) and size <= most:
+    while at < len(chunk) and size <= most + 3:
         head = chunk[at]
         if head < 128:
             parts.append(chunk[at + 1 : at + 2 + head])
@@ -139,28 +138,60 @@ def _unpacked_bits(chunk: bytes, most: int) -> bytes:
     return b"".join(parts)
 
 
-def _of_lzw(chunk: bytes, most: int) -> bytes:
-    """LZW by libtiff, which is given the strip as a row of 8-bit grey. It fills what is missing, so that is counted."""
+def _of_another_size(got: int, expected: int) -> ImageError:
+    return ImageError(
+        f"has a strip or tile of {got} bytes, expected {expected} by its width, length, samples and bits", hint=_DAMAGED
+    )
+
+
+def _of_lzw(chunks: list[bytes], sizes: list[int], whole: int) -> Array:
+    """The bytes of LZW strips by libtiff, uint8 [sum of `sizes`].
+
+    It takes as many as it is asked for. The first and the last strip are counted: all are of one width, and the last
+    may be as high as the others.
+    """
+    for chunk, size in ((chunks[0], sizes[0]), (chunks[-1], sizes[-1])):
+        got = decoded_bytes(chunk)
+        if got is None:
+            raise ImageError("has a strip or tile that is no LZW from its first code to its last", hint=_DAMAGED)
+        if got not in (size, whole):
+            raise _of_another_size(got, size)
+    equal = len(chunks) if sizes[-1] == sizes[0] else len(chunks) - 1
+    parts = [_of_libtiff(chunks[:equal], sizes[0])]
+    if equal < len(chunks):
+        parts.append(_of_libtiff(chunks[equal:], sizes[-1]))
+    return np.concatenate(parts)
+
+
+def _of_libtiff(chunks: list[bytes], size: int) -> Array:
+    """LZW strips that hold `size` bytes each at least, given to libtiff as rows of 8-bit grey: flat uint8."""
     from PIL import Image, TiffImagePlugin
 
-    size = decoded_bytes(chunk)
-    if size is None:
-        raise ImageError("has a strip or tile that is no LZW from its first code to its last", hint=_DAMAGED)
-    if not 0 < size <= most + 3:
-        return bytes(size)  # of the wrong length, whatever they are
+    count = len(chunks)
     values = {
-        tags.WIDTH: size, tags.LENGTH: 1, tags.BITS: 8, tags.COMPRESSION: tags.LZW, tags.PHOTOMETRIC: 1,
-        tags.STRIP_OFFSETS: 8, tags.SAMPLES: 1, tags.ROWS_PER_STRIP: 1, tags.STRIP_BYTES: len(chunk),
+        tags.WIDTH: [size], tags.LENGTH: [count], tags.BITS: [8], tags.COMPRESSION: [tags.LZW], tags.PHOTOMETRIC: [1],
+        tags.STRIP_OFFSETS: [0] * count, tags.SAMPLES: [1], tags.ROWS_PER_STRIP: [1],
+        tags.STRIP_BYTES: [len(chunk) for chunk in chunks],
     }  # fmt: skip
-    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in sorted(values.items()))
-    directory = struct.pack("<H", len(values)) + entries + bytes(4)
-    strip = chunk + b"\0" * (len(chunk) % 2)
-    with TiffImagePlugin.TiffImageFile(
-        io.BytesIO(struct.pack("<2sHI", b"II", 42, 8 + len(strip)) + strip + directory)
-    ) as image:
-        image.im = Image.new(image.mode, (size, 1)).im  # given its memory, Pillow does not warn of large images
-        image.load()
-        return image.tobytes()
+    directory = 8 + 2 + 12 * len(values) + 4  # then both lists of strips, then the strips
+    places = {tags.STRIP_OFFSETS: directory, tags.STRIP_BYTES: directory + 4 * count}
+    at = directory + 8 * count
+    for index, chunk in enumerate(chunks):
+        values[tags.STRIP_OFFSETS][index] = at
+        at += len(chunk)
+    entries = b"".join(
+        struct.pack("<HHII", tag, 4, len(of_tag), places[tag] if tag in places and count > 1 else of_tag[0])
+        for tag, of_tag in sorted(values.items())
+    )
+    lists = struct.pack(f"<{2 * count}I", *values[tags.STRIP_OFFSETS], *values[tags.STRIP_BYTES])
+    head = struct.pack("<2sHIH", b"II", 42, 8, len(values)) + entries + bytes(4)
+    with TiffImagePlugin.TiffImageFile(io.BytesIO(b"".join([head, lists, *chunks]))) as image:
+        image.im = Image.new(image.mode, (size, count)).im  # given its memory, Pillow does not warn of large images
+        try:
+            image.load()
+        except OSError as error:
+            raise ImageError("has a strip or tile that can't be decompressed, expected LZW", hint=_DAMAGED) from error
+        return np.asarray(image).ravel()
 
 
 def _of_lzma(chunk: bytes, most: int) -> bytes:
@@ -172,7 +203,6 @@ def _of_lzma(chunk: bytes, most: int) -> bytes:
 
 _DECODERS: dict[int, Callable[[bytes, int], bytes]] = {
     tags.RAW: lambda chunk, most: chunk,
-    tags.LZW: _of_lzw,
     tags.PACKBITS: _unpacked_bits,
     tags.LZMA: _of_lzma,
     **dict.fromkeys(tags.DEFLATE, _inflated),

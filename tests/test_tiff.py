@@ -276,6 +276,14 @@ def test_a_strip_that_ends_early_is_refused(tmp_path: Path, compression: str) ->
     refused(tmp_path / "a.tif", "has a strip or tile (of 10|that inflates)")
 
 
+def test_packbits_that_goes_on_is_refused(write: Write) -> None:
+    """Found at random: the first packet ends in zeros, as padding would, and there are more."""
+    row = pattern()[0].tobytes()
+    packet = bytes([W + 1]) + row + b"\0\0"
+    tags: Tags = {259: (SHORT, [32773]), 278: (LONG, [1])}
+    refused(write(tiff([packet + packet] * H, tags)), "has a strip or tile of 108 bytes, expected 52")
+
+
 @pytest.mark.parametrize("mode", ["L", "RGB", "YCbCr"])
 def test_jpeg_strips(tmp_path: Path, mode: str) -> None:
     y, x = np.mgrid[:H, :W]
