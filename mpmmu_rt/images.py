@@ -12,6 +12,10 @@ DICOM file without its preamble needs the suffix .dcm or .dicom. What grey means
 - DICOM goes the standard's way: modality LUT or rescale, then VOI LUT or the first window, whose output
   range becomes 0..255, then MONOCHROME1 is inverted. Padding is black and never takes part in a range.
 
+Pixels that are not square, by whichever header says so, become so where the aspect ratio is kept. A DICOM header that
+says that its image is not what was asked for is a refusal; what it says against an image that can be read is a warning
+of `GreyImage`. No other format tells a mammogram from an ultrasound image.
+
 Anything that can't be shown to be right is refused with `ImageError`; nothing is repaired or guessed.
 Deterministic, and safe to call from several threads: no state of Pillow, pydicom or Python is changed.
 """
