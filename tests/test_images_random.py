@@ -185,6 +185,8 @@ def pydicoms_grey(path: Path) -> Array | None:
     values = apply_modality_lut(stored, ds)
     low, high = float(values.min()), float(values.max())
     if "VOILUTSequence" in ds:
+        if high - ds.VOILUTSequence[0].LUTDescriptor[1] > 65535:  # it indexes in 16 bits
+            return None
         shown = apply_voi_lut(values, ds, prefer_lut=True).astype(np.float64)
         low, high = 0, 2.0 ** ds.VOILUTSequence[0].LUTDescriptor[2] - 1
     elif "WindowCenter" in ds:
