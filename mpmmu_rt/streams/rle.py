@@ -10,6 +10,8 @@ from mpmmu_rt.spec import Array
 
 from .stream import damaged
 
+_HOLE = bytes(16)
+
 
 def decode(data: bytes, height: int, width: int, samples: int, bytes_per_sample: int) -> Array:
     """One frame: unsigned integers [H, W], or [H, W, samples] of colour.
@@ -66,9 +68,28 @@ def _unpack(segment: bytes, height: int, width: int, number: int) -> bytes:
     rest = segment[at:]
     if len(rest) > 1 or rest.strip(b"\0\x80"):
         damaged(f"has an RLE segment {number} with {len(rest)} bytes left over", "at most one of padding")
+    if _HOLE in segment:
+        _check_hole(segment[:at], number)
     if crossed:
         _check_rows([len(part) for part in parts], height * width, width)
     return b"".join(parts)
+
+
+def _check_hole(segment: bytes, number: int) -> None:
+    """Refuse zeros that are coded one by one by a writer that codes runs: a sector of a disk that was never written."""
+    literal: list[bytes] = []
+    runs, at = False, 0
+    while at < len(segment):
+        count = segment[at]
+        if count < 128:
+            literal.append(segment[at + 1 : at + 2 + count])
+            at += 2 + count
+        else:
+            runs |= 128 < count < 255
+            literal.append(b"\1")
+            at += 2 if count > 128 else 1
+    if runs and _HOLE in b"".join(literal):
+        damaged(f"has an RLE segment {number} with a hole, a run of zeros that isn't coded as one")
 
 
 def _check_rows(runs: list[int], whole: int, width: int) -> None:
