@@ -289,7 +289,7 @@ def _check_holes(jpeg: Jpeg, scan: Scan, data: bytes) -> None:
     blocks are zeros; where it is a coefficient, dozens of equal ones would follow each other.
     """
     lossless, progressive = jpeg.process == 0xC3, jpeg.process == 0xC2
-    if data.find(bytes(400 if lossless else 32), scan.start, scan.end) < 0:
+    if data.find(bytes(128 if lossless else 32), scan.start, scan.end) < 0:
         return
     dc = [scan.huffman.get(table, b"")[16:17] for table in scan.tables]
     ac = [scan.huffman.get(16 + table, b"")[16:17] for table in scan.ac_tables]

@@ -239,6 +239,8 @@ def damage(drawn: Drawn, chance: random.Random) -> None:
         data[at : len(data) - 2 - chance.randrange(2) * chance.randrange(len(data) - at)] = b""
     elif kind == "hole":
         size = min(chance.choice([64, 128, 512]), len(data) - 2 - begin)
+        if drawn.form == "JPEG lossless":  # of which a ramp may be zeros
+            size = min(max(size, 128), len(data) - 2 - begin)
         at = chance.randrange(begin, len(data) - 1 - size)
         data[at : at + size] = bytes(size)
     elif kind == "flip":

@@ -118,7 +118,7 @@ def test_a_hole_that_reads_as_zeros(wrap: Wrap, refused: Refused, at: int) -> No
     values = np.concatenate([values, np.repeat(np.arange(40, 80, dtype=np.uint8)[:, None], 50, axis=1)])
     np.testing.assert_array_equal(read_grey(wrap(frame([one_by_one + runs]), values, RLE)), stretched(values))
     holed = one_by_one[:at] + bytes(64) + one_by_one[at + 64 :]
-    refused(wrap(frame([holed + runs]), values, RLE), "segment 1 with a hole")
+    refused(wrap(frame([holed + runs]), values, RLE), "RLE frame with a hole")
     assert not read_grey(wrap(frame([holed]), values[:40], RLE))[7, 1:30].any()
 
 
