@@ -149,11 +149,15 @@ def _agreed_colour(stream: Stream, header: Any) -> Colour:
     photometric = header.PhotometricInterpretation
     says: Colour = "RGB" if photometric == "RGB" else "YCbCr" if photometric in _YBR else "unknown"
     if says == "unknown" or stream.colour not in (says, "unknown"):
+        hint = "the colours can't be told: export it again, or as MONOCHROME2, uncompressed"
+        if stream.colour != "unknown":  # decoders go by the stream; some writers name what they were given
+            right = "RGB" if stream.colour == "RGB" else "YBR_FULL_422" if stream.subsampled else "YBR_FULL"
+            hint = f"on a copy, `dcmodify -m PhotometricInterpretation={right}` (DCMTK), and look at its colours"
         raise ImageError(
             f"has the photometric interpretation {photometric} in its header and "
             f"{'components' if stream.colour == 'unknown' else stream.colour} in its {stream.form} stream, expected "
             "the same",
-            hint="the colours can't be told: export it again, or as MONOCHROME2, uncompressed",
+            hint=hint,
         )
     return says
 

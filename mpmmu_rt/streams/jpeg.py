@@ -10,8 +10,8 @@ from __future__ import annotations
 from mpmmu_rt.errors import ImageError
 from mpmmu_rt.spec import Array
 
-from .jpeg_header import Jpeg, Scan, check_8_bits
-from .stream import AGAIN, Colour, damaged
+from .jpeg_header import CONVERT, Jpeg, Scan, check_8_bits
+from .stream import AGAIN, Colour, damaged, unsupported
 
 _OUTPUT: dict[Colour, str] = {"grey": "GRAY", "RGB": "RGB", "YCbCr": "RGB", "CMYK": "CMYK"}
 
@@ -29,6 +29,11 @@ def decode(data: bytes, jpeg: Jpeg, colour: Colour) -> Array:
     try:
         samples: Array = simplejpeg.decode_jpeg(plain, _OUTPUT[colour], strict=True)
     except ValueError as error:
+        if "subsampling" in str(error):  # libjpeg-turbo's own word for factors that its API has no name for
+            factors = ", ".join(f"{c.horizontal} x {c.vertical}" for c in jpeg.components)
+            unsupported(
+                f"has a JPEG stream with the sampling factors {factors}", "4:4:4, 4:2:2, 4:2:0 or 4:1:1", CONVERT
+            )
         raise ImageError(
             f"has a JPEG stream that is not whole ({error}), expected every part of its {jpeg.width} x {jpeg.height} "
             "pixels",

@@ -311,6 +311,8 @@ def _precincts(area: tuple[int, int, int, int], component: int, how: Coding) -> 
             continue
         columns = range(x0 >> wide, -((-x1) >> wide))
         rows = range(y0 >> high, -((-y1) >> high))
+        if len(columns) * len(rows) > _MOST_BLOCKS:
+            unsupported("has a JPEG 2000 stream of too many precincts", f"at most {_MOST_BLOCKS}", DECOMPRESS)
         bands = [(0, 0)] if resolution == 0 else [(1, 0), (0, 1), (1, 1)]
         half = resolution > 0
         block = (min(how.block[0], wide - half), min(how.block[1], high - half))

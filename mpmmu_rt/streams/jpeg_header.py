@@ -102,6 +102,8 @@ def parse(data: bytes) -> Jpeg:
             _read_frame(jpeg, marker, body)
         elif marker == 0xC4:
             _read_huffman(tables, body)
+        elif marker == 0xDB:
+            _check_quantisation(body)
         elif marker == 0xDD:
             if len(body) != 2:
                 damaged("has a JPEG stream with a restart interval of the wrong length")
@@ -116,12 +118,12 @@ def parse(data: bytes) -> Jpeg:
             what = {0xCC: "arithmetic coding", 0xDC: "its height after the scan (DNL)"}.get(
                 marker, "several resolutions"
             )
-            unsupported(f"has a JPEG stream with {what}", "baseline, extended, progressive or lossless", _CONVERT)
+            unsupported(f"has a JPEG stream with {what}", "baseline, extended, progressive or lossless", CONVERT)
         elif marker == 0xE0 and body.startswith(b"JFIF\0"):
             jpeg.jfif = True
         elif marker == 0xEE and body.startswith(b"Adobe") and len(body) >= 12:
             jpeg.adobe = body[11]
-        elif not (0xE0 <= marker <= 0xEF or marker in (0xDB, 0xFE)):
+        elif not (0xE0 <= marker <= 0xEF or marker == 0xFE):
             damaged(f"has a JPEG stream with the marker FF{marker:02X} where none may be", "the segments of T.81")
         jpeg.segments.append((marker, begin, at))
     if not jpeg.scans:
@@ -146,10 +148,10 @@ def parse_file(data: bytes) -> Jpeg:
 def check_8_bits(jpeg: Jpeg) -> None:
     """What libjpeg's 8-bit decoder reads."""
     if jpeg.process == 0xC3 or jpeg.bits != 8:
-        unsupported(f"has a {jpeg.name} stream of {jpeg.bits} bits", "a lossy one of 8 bits", _CONVERT)
+        unsupported(f"has a {jpeg.name} stream of {jpeg.bits} bits", "a lossy one of 8 bits", CONVERT)
 
 
-_CONVERT = "save it as baseline JPEG, or without loss as PNG; export DICOM uncompressed"
+CONVERT = "save it as baseline JPEG, or without loss as PNG; export DICOM uncompressed"
 
 
 def _next_marker(data: bytes, at: int) -> tuple[int, int]:
@@ -177,7 +179,7 @@ def _segment(data: bytes, marker: int, at: int) -> tuple[bytes, int, int]:
 def _read_frame(jpeg: Jpeg, marker: int, body: bytes) -> None:
     if marker not in _READ:
         unsupported(
-            f"has a JPEG stream with {SOF_NAMES[marker]}", "baseline, extended, progressive or lossless", _CONVERT
+            f"has a JPEG stream with {SOF_NAMES[marker]}", "baseline, extended, progressive or lossless", CONVERT
         )
     if jpeg.process:
         damaged("has a JPEG stream with two frame headers", "one")
@@ -189,7 +191,7 @@ def _read_frame(jpeg: Jpeg, marker: int, body: bytes) -> None:
     if jpeg.bits not in _BITS[marker]:
         damaged(f"has a JPEG stream ({SOF_NAMES[marker]}) of {jpeg.bits} bits", "a precision of T.81")
     if jpeg.height == 0:
-        unsupported("has a JPEG stream with its height after the scan (DNL)", "it in the frame header", _CONVERT)
+        unsupported("has a JPEG stream with its height after the scan (DNL)", "it in the frame header", CONVERT)
     if jpeg.width == 0 or not jpeg.components:
         damaged("has a JPEG stream without pixels or components")
     if any(not 1 <= side <= 4 for c in jpeg.components for side in (c.horizontal, c.vertical)):
@@ -198,11 +200,23 @@ def _read_frame(jpeg: Jpeg, marker: int, body: bytes) -> None:
         damaged("has a JPEG stream with two components of one name", "distinct ones")
 
 
+def _check_quantisation(body: bytes) -> None:
+    """Tables of 64 numbers of one or two bytes, none of them 0 (B.2.4.1)."""
+    while body:
+        width = 1 + (body[0] >> 4)
+        numbers = [body[i : i + width] for i in range(1, min(len(body), 1 + 64 * width), width)]
+        if width > 2 or len(b"".join(numbers)) != 64 * width or not all(map(any, numbers)):
+            damaged("has a JPEG stream with a malformed quantisation table", "64 numbers from 1 on")
+        body = body[1 + 64 * width :]
+
+
 def _read_huffman(tables: dict[int, bytes], body: bytes) -> None:
     while body:
         count = sum(body[1:17])
         if len(body) < 17 + count or count > 256 or body[0] >> 4 > 1 or body[0] & 15 > 3:
             damaged("has a JPEG stream with a malformed Huffman table")
+        if len(set(body[17 : 17 + count])) != count:
+            damaged("has a JPEG stream with a Huffman table that has two codes for one symbol")
         tables[body[0]] = body[1 : 17 + count]
         body = body[17 + count :]
 
@@ -274,15 +288,19 @@ def _check_holes(jpeg: Jpeg, scan: Scan, data: bytes) -> None:
     Codes are canonical, so zeros are the first code of a table. Where that is "no change" and "end of block", blank
     blocks are zeros; where it is a coefficient, dozens of equal ones would follow each other.
     """
-    hole = 64 if jpeg.process == 0xC3 else 32
-    if data.find(bytes(hole), scan.start, scan.end) < 0 or jpeg.process == 0xC2:  # progressive: blank for many blocks
+    lossless, progressive = jpeg.process == 0xC3, jpeg.process == 0xC2
+    if data.find(bytes(128 if lossless else 32), scan.start, scan.end) < 0:
         return
-    selected = [scan.huffman.get(table, b"")[16:17] for table in scan.tables]
-    if jpeg.process == 0xC3:  # a change by -1 from sample to sample may be a ramp
-        blank = all(first in (b"\0", b"\1") for first in selected)
-    else:
-        selected += [scan.huffman.get(16 + table, b"")[16:17] for table in scan.ac_tables]
-        blank = all(first == b"\0" for first in selected)
+    dc = [scan.huffman.get(table, b"")[16:17] for table in scan.tables]
+    ac = [scan.huffman.get(16 + table, b"")[16:17] for table in scan.ac_tables]
+    if lossless:  # a change by -1 from sample to sample may be a ramp
+        blank = all(first in (b"\0", b"\1") for first in dc)
+    elif not progressive:
+        blank = all(first == b"\0" for first in [*dc, *ac])
+    elif scan.spectral[0] == 0:  # a refinement of DC is not coded but one bit per block
+        blank = scan.approximation[0] > 0 or all(first == b"\0" for first in dc)
+    else:  # a run of blocks that end at once is one code, and in a refinement half of the bits are 1
+        blank = scan.approximation[0] == 0 and all(first and first[0] & 15 == 0 for first in ac)
     if not blank:
         damaged("has a JPEG scan with a hole, a run of zeros")
 

@@ -37,6 +37,8 @@ def decode(data: bytes, jpeg: Jpeg) -> Array:
         samples: Array = codec.jpeg8_decode(_plain(data, jpeg), colorspace=kind, outcolorspace=kind)
     except codec.Jpeg8Error as error:
         damaged(f"has a JPEG stream that can't be decoded ({error})")
+    if jpeg.bits < 8 * samples.itemsize and samples.max() >> jpeg.bits:
+        damaged(f"has a lossless JPEG stream of {jpeg.bits} bits whose values need more")
     for scan in jpeg.scans:
         _check_bits(data, jpeg, scan, samples)
     return samples

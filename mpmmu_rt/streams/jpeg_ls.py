@@ -34,18 +34,15 @@ def parse(data: bytes) -> JpegLs:
     spiff: bytes | None = None
     coded, near, at = 0, 0, 2
     while True:
+        while data[at : at + 2] == b"\xff\xff":  # a fill byte
+            at += 1
+        if data[at : at + 2] == b"\xff\xd9":
+            break
         if at + 4 > len(data):
-            if data[at : at + 2] == b"\xff\xd9":
-                break
             damaged("has a JPEG-LS stream that ends before its marker EOI")
         if data[at] != 0xFF:
             damaged(f"has a JPEG-LS stream with bytes between two segments, at byte {at}", "a marker")
         marker = data[at + 1]
-        if marker == 0xFF:
-            at += 1  # a fill byte
-            continue
-        if marker == 0xD9:
-            break
         length = int.from_bytes(data[at + 2 : at + 4], "big")
         body, at = data[at + 4 : at + 2 + length], at + 2 + length
         if length < 2 or at > len(data):

@@ -10,6 +10,8 @@ from mpmmu_rt.spec import Array
 
 from .stream import damaged
 
+_HOLE = bytes(16)
+
 
 def decode(data: bytes, height: int, width: int, samples: int, bytes_per_sample: int) -> Array:
     """One frame: unsigned integers [H, W], or [H, W, samples] of colour.
@@ -19,10 +21,12 @@ def decode(data: bytes, height: int, width: int, samples: int, bytes_per_sample:
     """
     expected = samples * bytes_per_sample
     offsets = _offsets(data, expected)
+    segments = [data[start:end] for start, end in zip(offsets, [*offsets[1:], len(data)], strict=True)]
     planes = [
-        np.frombuffer(_unpack(data[start:end], height, width, number), np.uint8)
-        for number, (start, end) in enumerate(zip(offsets, [*offsets[1:], len(data)], strict=True), 1)
+        np.frombuffer(_unpack(segment, height, width, number), np.uint8) for number, segment in enumerate(segments, 1)
     ]
+    if data.find(_HOLE, 64) >= 0:
+        _check_holes(segments)
     stacked = np.stack(planes, axis=-1).reshape(height, width, samples, bytes_per_sample)
     values = np.ascontiguousarray(stacked).view(f">u{bytes_per_sample}")[..., 0].astype(f"=u{bytes_per_sample}")
     return values[..., 0] if samples == 1 else values
@@ -69,6 +73,26 @@ def _unpack(segment: bytes, height: int, width: int, number: int) -> bytes:
     if crossed:
         _check_rows([len(part) for part in parts], height * width, width)
     return b"".join(parts)
+
+
+def _check_holes(segments: list[bytes]) -> None:
+    """Refuse zeros that are coded one by one by a writer that codes runs: a sector of a disk that was never written."""
+    runs, hole = False, False
+    for segment in segments:
+        literal: list[bytes] = []
+        at = 0
+        while at < len(segment):
+            count = segment[at]
+            if count < 128:
+                literal.append(segment[at + 1 : at + 2 + count])
+                at += 2 + count
+            else:
+                runs |= 128 < count < 255
+                literal.append(b"\1")
+                at += 2 if count > 128 else 1
+        hole |= _HOLE in b"".join(literal)
+    if runs and hole:
+        damaged("has an RLE frame with a hole, a run of zeros that isn't coded as one")
 
 
 def _check_rows(runs: list[int], whole: int, width: int) -> None:

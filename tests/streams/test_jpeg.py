@@ -75,9 +75,12 @@ def test_ycbcr_that_is_called_rgb(wrap: Wrap, refused: Refused, colours: Array, 
         data = without_application(data)
     if marker == "Adobe":
         data = data[:2] + ADOBE + b"\1" + data[2:]
-    refused(
-        wrap(data, colours, BASELINE), "photometric interpretation RGB in its header and YCbCr in its JPEG", "colour"
-    )
+    hint = refused(wrap(data, colours, BASELINE), "interpretation RGB in its header and YCbCr in its JPEG").hint
+    right = "YBR_FULL_422" if subsampling else "YBR_FULL"
+    assert f"`dcmodify -m PhotometricInterpretation={right}`" in hint
+    followed = read_grey(wrap(data, colours, BASELINE, PhotometricInterpretation=right))
+    stream = Image.open(io.BytesIO(coded(colours, subsampling=subsampling)))
+    np.testing.assert_array_equal(followed, np.asarray(stream.convert("L")))
 
 
 @pytest.mark.parametrize("photometric", ["YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT"])
@@ -105,6 +108,15 @@ def test_components_that_nothing_names(refused: Refused, tmp_path: Path, colours
         data[frame + 10 + 3 * index] = data[scan + 5 + 2 * index] = name
     (tmp_path / "a.jpg").write_bytes(data)
     refused(tmp_path / "a.jpg", "doesn't say whether it is RGB or YCbCr", "PNG")
+
+
+def test_sampling_factors_without_a_name(refused: Refused, tmp_path: Path, colours: Array) -> None:
+    data = bytearray(coded(colours))
+    data[data.index(b"\xff\xc0") + 11] = 0x42
+    (tmp_path / "a.jpg").write_bytes(data)
+    refused(
+        tmp_path / "a.jpg", "has a JPEG stream with the sampling factors 4 x 2, 1 x 1, 1 x 1, expected 4:4:4", "PNG"
+    )
 
 
 @pytest.mark.parametrize("options", [{}, {"keep_rgb": True}, {"progressive": True}, {"subsampling": 0}], ids=str)
@@ -272,6 +284,10 @@ def test_what_a_file_may_not_be(refused: Refused, tmp_path: Path, picture: Array
         (lambda d, sof, sos: d[:-2] + d[sos:], "codes a component twice"),
         (lambda d, sof, sos: d[:sos] + b"\xff\xdc\0\4\0\x30" + d[sos:], "height after the scan"),
         (lambda d, sof, sos: d[:sos] + b"\xff\xd0" + d[sos:], "FFD0 between two segments"),
+        (lambda d, sof, sos: d[: sof - 9] + b"\0" + d[sof - 8 :], "malformed quantisation table, expected 64 numbers"),
+        (lambda d, sof, sos: d[:sos] + b"\xff\xdb\0\4\0\1" + d[sos:], "malformed quantisation table"),
+        (lambda d, sof, sos: d[: sos - 1] + d[sos - 2 : sos - 1] + d[sos:], "two codes for one symbol"),
+        (lambda d, sof, sos: d[:sos] + b"\xff\xc4\0\5\0\1\1" + d[sos:], "malformed Huffman table"),
     ],
 )
 def test_malformed_streams(refused: Refused, tmp_path: Path, picture: Array, change: Any, message: str) -> None:

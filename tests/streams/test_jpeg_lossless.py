@@ -130,6 +130,12 @@ def test_values_of_more_bits_than_are_stored(wrap: Wrap, refused: Refused) -> No
     refused(path, r"has values of more than 12 bits in its JPEG \(lossless\) stream, expected at most BitsStored")
 
 
+def test_values_of_more_bits_than_the_stream_says(wrap: Wrap, refused: Refused) -> None:
+    """Differences are modulo 2**16: only a damaged stream leaves its own precision."""
+    path = wrap(coded(noise(11, 30, 40), 10), noise(11, 30, 40), LOSSLESS_SV1, BitsStored=10)
+    refused(path, "has a lossless JPEG stream of 10 bits whose values need more")
+
+
 def test_colour_is_what_the_header_says(wrap: Wrap, refused: Refused) -> None:
     values = noise(8, 24, 20, 3)
     values[..., 1:] = values[..., 1:] // 8 + 112

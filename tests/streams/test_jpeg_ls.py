@@ -38,6 +38,14 @@ def test_grey(wrap: Wrap, picture: Array, spiff: bool) -> None:
         np.testing.assert_array_equal(read_grey(path), stretched(values))
 
 
+def test_fill_bytes(wrap: Wrap, picture: Array) -> None:
+    """DCMTK makes the length of a stream even with FF in front of its EOI."""
+    data = imagecodecs.jpegls_encode(picture)
+    at = data.index(b"\xff\xf7")
+    filled = data[:at] + b"\xff" + data[at:-2] + b"\xff\xff" + data[-2:]
+    np.testing.assert_array_equal(read_grey(wrap(filled, picture, LOSSLESS)), stretched(picture))
+
+
 def test_near_lossless(wrap: Wrap, refused: Refused, picture: Array) -> None:
     data = imagecodecs.jpegls_encode(picture, level=2)
     path = wrap(data, picture, NEAR, WindowCenter=128, WindowWidth=256)

@@ -239,6 +239,8 @@ def damage(drawn: Drawn, chance: random.Random) -> None:
         data[at : len(data) - 2 - chance.randrange(2) * chance.randrange(len(data) - at)] = b""
     elif kind == "hole":
         size = min(chance.choice([64, 128, 512]), len(data) - 2 - begin)
+        if drawn.form == "JPEG lossless":  # of which a ramp may be zeros
+            size = min(max(size, 128), len(data) - 2 - begin)
         at = chance.randrange(begin, len(data) - 1 - size)
         data[at : at + size] = bytes(size)
     elif kind == "flip":
@@ -259,11 +261,18 @@ def damage(drawn: Drawn, chance: random.Random) -> None:
         else:
             kind = "none"
     elif kind == "header" and drawn.header is not None:
-        key = chance.choice(["Rows", "Columns", "exchanged", "BitsStored", "SamplesPerPixel", "frames"])
+        key = chance.choice(["Rows", "Columns", "exchanged", "BitsStored", "SamplesPerPixel", "frames", "colour"])
         if key == "exchanged":
             rows, columns = drawn.header["Rows"], drawn.header["Columns"]
             drawn.header |= {"Rows": columns, "Columns": rows}
             kind = "header" if rows != columns else "none"
+        elif key == "colour":
+            says = drawn.header["PhotometricInterpretation"]
+            others = {"RGB": ["YBR_FULL", "YBR_FULL_422", "YBR_ICT"], "YBR_FULL_422": ["RGB", "YBR_RCT", "YBR_FULL"]}
+            if drawn.form == "JPEG" and says in others:
+                drawn.header["PhotometricInterpretation"] = chance.choice(others[says])
+            else:
+                kind = "none"
         elif key == "frames":
             drawn.header["NumberOfFrames"] = 2
         elif key == "SamplesPerPixel":
@@ -309,7 +318,8 @@ def verdict(seed: int, folder: Path) -> tuple[str, str, str]:
     try:
         grey = read_grey(path)
     except ImageError:
-        return drawn.form, drawn.damage, "REFUSED" if drawn.damage == "none" else "refused"
+        whole = drawn.damage == "none" and drawn.grey.min() < drawn.grey.max()  # else it is refused as blank
+        return drawn.form, drawn.damage, "REFUSED" if whole else "refused"
     if grey.shape == drawn.grey.shape and np.abs(grey.astype(int) - drawn.grey).max() <= drawn.tolerance:
         return drawn.form, drawn.damage, "right"
     try:

@@ -109,6 +109,19 @@ def test_damaged_frames(wrap: Wrap, refused: Refused, picture: Array, change: An
     refused(wrap(change(segments(values)), values, RLE), message)
 
 
+@pytest.mark.parametrize("at", [700, 701])
+def test_a_hole_that_reads_as_zeros(wrap: Wrap, refused: Refused, at: int) -> None:
+    """Of a writer that codes runs; of one that codes every byte by itself, zeros may be right."""
+    values = np.random.default_rng(4).integers(1, 255, (40, 50), np.uint8)
+    one_by_one = b"".join(bytes([0, value]) for value in values.ravel())
+    runs = b"".join(bytes([206 + 1, row]) for row in range(40, 80))  # 40 rows of 50 times one value
+    values = np.concatenate([values, np.repeat(np.arange(40, 80, dtype=np.uint8)[:, None], 50, axis=1)])
+    np.testing.assert_array_equal(read_grey(wrap(frame([one_by_one + runs]), values, RLE)), stretched(values))
+    holed = one_by_one[:at] + bytes(64) + one_by_one[at + 64 :]
+    refused(wrap(frame([holed + runs]), values, RLE), "RLE frame with a hole")
+    assert not read_grey(wrap(frame([holed]), values[:40], RLE))[7, 1:30].any()
+
+
 def test_bits_that_do_not_fit(wrap: Wrap, refused: Refused, picture: Array) -> None:
     refused(wrap(frame(segments(picture)), picture, RLE, BitsStored=12), "BitsAllocated 8 and BitsStored 12 in RLE")
     path = wrap(frame(segments(picture)), picture, RLE, BitsAllocated=16, BitsStored=8)
