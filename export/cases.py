@@ -51,7 +51,8 @@ def of_manifest(path: Path, preprocessing: Preprocessing, progress: Progress) ->
     images: dict[Modality, list[Array]] = {modality: [] for modality in MODALITIES}
     for done, case in enumerate(manifest.cases, 1):
         for modality in MODALITIES:
-            images[modality].append(read_pixels(cast("Path", case.image(modality)), preprocessing))
+            path_of_image = cast("Path", case.image(modality))
+            images[modality].append(read_pixels(path_of_image, preprocessing, modality=modality))
         progress(f"reading {path.name}", done, len(manifest.cases))
     pixels = {modality: np.stack(arrays) for modality, arrays in images.items()}
     labels = np.array([case.label for case in manifest.cases]) if labelled else None

@@ -28,6 +28,7 @@ _EXTRAS = {
     "skops": "export",
     "safetensors": "export",
     "pydicom": "dicom",
+    "imagecodecs": "codecs",
     "matplotlib": "plot",
 }
 

@@ -20,7 +20,7 @@
     schema         "mpmmu-bundle/1"
     name           what the model is called
     trained        false for the reference model: its probabilities mean nothing
-    preprocessing  size and fit (`mpmmu_rt.images.Preprocessing`)
+    preprocessing  size, fit and aspect (`mpmmu_rt.images.Preprocessing`)
     threshold      a probability at or above it is called malignant
     classes        ["benign", "malignant"]
     tensors        name → {dtype, shape}; shape counts cases as "N"

@@ -12,6 +12,10 @@ DICOM file without its preamble needs the suffix .dcm or .dicom. What grey means
 - DICOM goes the standard's way: modality LUT or rescale, then VOI LUT or the first window, whose output
   range becomes 0..255, then MONOCHROME1 is inverted. Padding is black and never takes part in a range.
 
+Pixels that are not square, by whichever header says so, become so where the aspect ratio is kept. A DICOM header that
+says that its image is not what was asked for is a refusal; what it says against an image that can be read is a warning
+of `GreyImage`. No other format tells a mammogram from an ultrasound image.
+
 Anything that can't be shown to be right is refused with `ImageError`; nothing is repaired or guessed.
 Deterministic, and safe to call from several threads: no state of Pillow, pydicom or Python is changed.
 """
@@ -25,23 +29,22 @@ import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, get_args
+from typing import Any, BinaryIO, Literal, get_args
 
 import numpy as np
 
 from .dicom import read_dicom
 from .errors import ImageError, PixelsError, UsageError
-from .grey import check_content, check_sides, choose_frame, stretch
-from .spec import Array
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
-    from PIL.ImageFile import ImageFile
+from .grey import GreyImage, check_content
+from .raster import read_raster
+from .spec import Array, Modality
+from .tiff import read_tiff
 
 MAX_FILE_BYTES = 512 * 2**20
 MAX_SIZE = 4096
 
 Fit = Literal["pad", "stretch"]
+Aspect = Literal["physical", "stored"]
 
 
 @dataclass(frozen=True)
@@ -49,11 +52,14 @@ class Preprocessing:
     """How grey becomes pixels. Part of the model: a bundle stores what its encoders were trained with.
 
     `size` is S, the side of the square that the model sees; `fit` keeps the aspect ratio and pads with
-    black, centred ("pad"), or fills the square ("stretch"). Raises `UsageError`.
+    black, centred ("pad"), or fills the square ("stretch"). `aspect` is the ratio that "pad" keeps: that of what is
+    shown, where the header says that pixels are not square ("physical"), or that of rows and columns ("stored"), as
+    for every bundle that was made before there was a choice. Raises `UsageError`.
     """
 
     size: int = 224
     fit: Fit = "pad"
+    aspect: Aspect = "physical"
 
     def __post_init__(self) -> None:
         if type(self.size) is not int or not 1 <= self.size <= MAX_SIZE:
@@ -66,30 +72,54 @@ class Preprocessing:
                 f"preprocessing has the fit {self.fit!r}, expected one of {', '.join(get_args(Fit))}",
                 hint="`pad` keeps the aspect ratio",
             )
+        if self.aspect not in get_args(Aspect):
+            raise UsageError(
+                f"preprocessing has the aspect {self.aspect!r}, expected one of {', '.join(get_args(Aspect))}",
+                hint="`physical` is right for every new model",
+            )
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        entry = asdict(self)
+        if self.aspect == "stored":
+            del entry["aspect"]  # what an earlier version wrote is written again, to the byte
+        return entry
 
     @classmethod
     def from_json(cls, entry: Mapping[str, Any]) -> Preprocessing:
         """The inverse of `to_json`. Raises `UsageError`: a key more or less may mean other pixels."""
-        if not isinstance(entry, Mapping) or set(entry) != {"size", "fit"}:
+        if not isinstance(entry, Mapping) or set(entry) - {"aspect"} != {"size", "fit"}:
             raise UsageError(
-                f"preprocessing is {entry!r}, expected exactly the keys size and fit",
+                f"preprocessing is {entry!r}, expected exactly the keys size and fit, and aspect if new",
                 hint="take it from the bundle or checkpoint as it was written",
             )
-        return cls(entry["size"], entry["fit"])
+        return cls(entry["size"], entry["fit"], entry.get("aspect", "stored"))
 
 
-def read_pixels(path: Path, preprocessing: Preprocessing, *, frame: int | None = None) -> Array:
-    """File to pixels: uint8 [1, S, S], C-contiguous, owned by the caller. Raises like `read_grey`."""
-    return preprocess(read_grey(path, frame=frame), preprocessing)
+def read_pixels(
+    path: Path, preprocessing: Preprocessing, *, modality: Modality | None = None, frame: int | None = None
+) -> Array:
+    """File to pixels: uint8 [1, S, S], C-contiguous, owned by the caller. Raises like `read_image`."""
+    return read_with_warnings(path, preprocessing, modality=modality, frame=frame)[0]
 
 
-def preprocess(grey: Array, preprocessing: Preprocessing) -> Array:
+def read_with_warnings(
+    path: Path, preprocessing: Preprocessing, *, modality: Modality | None = None, frame: int | None = None
+) -> tuple[Array, tuple[str, ...]]:
+    """`read_pixels`, and what the file's header says against it that is no reason to refuse it."""
+    image = read_image(path, modality=modality, frame=frame)
+    warnings = image.warnings
+    if image.pixel_aspect != 1.0 and preprocessing.fit == "pad" and preprocessing.aspect == "stored":
+        warnings += (
+            f"its pixels are not square ({image.pixel_aspect:.3g}:1), and this model takes them as if they were",
+        )
+    return preprocess(image.grey, preprocessing, pixel_aspect=image.pixel_aspect), warnings
+
+
+def preprocess(grey: Array, preprocessing: Preprocessing, *, pixel_aspect: float = 1.0) -> Array:
     """Fit grey, uint8 [H, W], into the model's square: pixels, uint8 [1, S, S], C-contiguous.
 
-    Bilinear; where it shrinks, Pillow widens the filter so that nothing aliases. Raises `PixelsError`.
+    Bilinear; where it shrinks, Pillow widens the filter so that nothing aliases. `pixel_aspect` is the height of a
+    pixel over its width. Raises `PixelsError`.
     """
     from PIL import Image
 
@@ -100,8 +130,8 @@ def preprocess(grey: Array, preprocessing: Preprocessing) -> Array:
         )
     size, (height, width) = preprocessing.size, grey.shape
     if preprocessing.fit == "pad":
-        longest = max(height, width)
-        fitted = [max(1, round(side * size / longest)) for side in (height, width)]
+        shown = height * (pixel_aspect if preprocessing.aspect == "physical" else 1.0), width
+        fitted = [max(1, round(side * size / max(shown))) for side in shown]
     else:
         fitted = [size, size]
     top, left = ((size - side) // 2 for side in fitted)
@@ -112,27 +142,48 @@ def preprocess(grey: Array, preprocessing: Preprocessing) -> Array:
 
 
 def read_grey(path: Path, *, frame: int | None = None) -> Array:
+    """The grey of `read_image`: uint8 [H, W], owned by the caller."""
+    return read_image(path, frame=frame).grey
+
+
+def read_image(path: Path, *, modality: Modality | None = None, frame: int | None = None) -> GreyImage:
     """Decode one image file to grey: uint8 [H, W] in display range (0 black), owned by the caller.
 
-    A file with several frames or pages needs `frame`, counted from 0. Raises `ImageError`, for DICOM
-    without pydicom `MissingPackage`. This is the one border at which errors get their path, and at
-    which those of Pillow and pydicom become ours; inside, a message begins with its verb.
+    `modality` is what it is expected to show, which a DICOM header tells and no other: None if either will do. A file
+    with several frames or pages needs `frame`, counted from 0. Raises `ImageError`, for DICOM without pydicom
+    `MissingPackage`. This is the one border at which errors get their path, and at which those of Pillow and pydicom
+    become ours; inside, a message begins with its verb.
     """
     try:
         _check_file(path)
         with path.open("rb") as stream:
-            grey = _reader(stream, path.suffix)(stream, frame)
-        check_content(grey)
-        return grey
+            image = _reader(stream, path.suffix)(stream, frame, modality)
+        check_content(image.grey)
+        return image
     except ImageError as error:
         raise ImageError(f"{path} {error}", hint=error.hint) from error
     except _foreign_errors() as error:
-        if isinstance(error, OSError) and error.strerror:
-            reason, hint = error.strerror, "check the path and its permissions"
-        else:
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-            hint = "the file is damaged, truncated or not conformant: export it again from its source"
+        reason, hint = _reason(error)
         raise ImageError(f"{path} can't be read ({reason}), expected a whole image file", hint=hint) from error
+
+
+def _reason(error: Exception) -> tuple[str, str]:
+    """In our words, and what to do; the other library's own words are the error's cause (`--debug`)."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror, "check the path and its permissions"
+    words = str(error).lower()
+    if not isinstance(error, TypeError) and any(word in words for word in _UNSUPPORTED):
+        return "a kind of its format that is not supported", "save it as 8-bit or 16-bit grey PNG, without loss"
+    if "\0" in words or "null" in words:
+        return "no such name is possible", "check the path and its permissions"
+    early = isinstance(error, EOFError) or "truncated" in words
+    return (
+        "it ends before its image does" if early else "its content does not follow its format",
+        "the file is damaged, truncated or not conformant: export it again from its source",
+    )
+
+
+_UNSUPPORTED = ("unsupported", "not supported", "cannot handle", "not implemented", "unknown", "unrecognized")
 
 
 def _foreign_errors() -> tuple[type[Exception], ...]:
@@ -170,7 +221,7 @@ _SIGNATURES = {
     b"BM": "Bmp",
 }
 
-_Reader = Callable[[BinaryIO, int | None], Array]
+_Reader = Callable[[BinaryIO, int | None, Modality | None], GreyImage]
 
 
 def _reader(stream: BinaryIO, suffix: str) -> _Reader:
@@ -181,79 +232,12 @@ def _reader(stream: BinaryIO, suffix: str) -> _Reader:
         return read_dicom
     for signature, plugin in _SIGNATURES.items():
         if head.startswith(signature):
-            return lambda stream, frame: _read_raster(plugin, stream, frame)
+            if plugin == "Tiff":
+                return lambda stream, frame, _: read_tiff(stream, frame)
+            return lambda stream, frame, _: read_raster(plugin, stream, frame)
     if suffix.lower() in (".dcm", ".dicom"):
         return read_dicom
     raise ImageError(
         f"begins with {head[:8]!r}, expected a PNG, JPEG, TIFF, BMP or DICOM file",
         hint="convert it without loss to PNG, or export DICOM",
     )
-
-
-def _read_raster(plugin: str, stream: BinaryIO, frame: int | None) -> Array:
-    from PIL import BmpImagePlugin, ImageOps, JpegImagePlugin, PngImagePlugin, TiffImagePlugin
-    from PIL import Image as images
-
-    # The plugin's class and not Image.open: no other decoder can ever run, and Image.open warns above
-    # 89 million pixels, which only global state could silence; `check_sides` is the bound here.
-    plugins: dict[str, Callable[[BinaryIO], ImageFile]] = {
-        "Png": PngImagePlugin.PngImageFile,
-        "Jpeg": JpegImagePlugin.JpegImageFile,
-        "Tiff": TiffImagePlugin.TiffImageFile,
-        "Bmp": BmpImagePlugin.BmpImageFile,
-    }
-    with plugins[plugin](stream) as image:
-        image.seek(choose_frame(getattr(image, "n_frames", 1), frame))
-        check_sides(*image.size)
-        deep_colour = _is_deep_colour(image)
-        white_is_zero = False
-        if isinstance(image, TiffImagePlugin.TiffImageFile):
-            tags = image.tag_v2
-            white_is_zero = tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0
-            # Given its memory (unrotated), the plugin skips the same warning as in Image.open.
-            extent = tags[TiffImagePlugin.IMAGEWIDTH], tags[TiffImagePlugin.IMAGELENGTH]
-            image.im = images.new(image.mode, extent).im
-        image.load()
-        grey = _raster_grey(ImageOps.exif_transpose(image), white_is_zero)
-    if deep_colour:
-        _check_range(grey)
-    return grey
-
-
-def _is_deep_colour(image: ImageFile) -> bool:
-    """16 bits per colour or alpha channel, of which Pillow keeps the upper 8."""
-    layout = str(image.tile)  # in BMP, ";16" is 16 bits for all three channels
-    return ";16" in layout and not image.mode.startswith("I") and image.format != "BMP"
-
-
-def _check_range(grey: Array) -> None:
-    """Refuse deep colour that uses the lower half of its range only: of 12-bit data next to nothing is left."""
-    if grey.max() < 128:
-        raise ImageError(
-            f"has 16 bits per colour channel and a largest grey value of {grey.max()} in the upper 8, expected 128 "
-            "or more: fine detail would be lost",
-            hint="save it as 16-bit grey, which is read in full, or as 8-bit colour",
-        )
-
-
-def _raster_grey(image: Image, white_is_zero: bool) -> Array:
-    """A decoded image of any supported mode to uint8 [H, W]."""
-    from PIL import Image as images
-
-    if image.mode.startswith("I") or image.mode == "F":
-        # Pillow inverts WhiteIsZero up to 8 bits but not beyond, where the breast would be a negative.
-        values = np.asarray(image).astype(np.float64)
-        transparent = image.info.get("transparency")  # of a 16-bit PNG: the one value that is see-through
-        valid = None if transparent is None else values != transparent
-        return stretch(-values if white_is_zero else values, valid)
-    if image.has_transparency_data:
-        black = images.new("RGBA", image.size, (0, 0, 0, 255))
-        image = images.alpha_composite(black, image.convert("RGBA")).convert("RGB")
-    if image.mode not in ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr"):
-        raise ImageError(
-            f"has the colour mode {image.mode}, expected grey, RGB, palette or CMYK",
-            hint="save it as 8-bit grey or RGB",
-        )
-    if image.mode in ("P", "CMYK", "YCbCr"):
-        image = image.convert("RGB")
-    return np.array(image.convert("L"))

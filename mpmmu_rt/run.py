@@ -23,25 +23,29 @@ from .bundle import CLASSES, Bundle
 from .cases import Case, Manifest
 from .errors import AnswerError, ImageError, OutputError
 from .files import atomic_file
-from .images import Preprocessing, read_pixels
+from .images import Preprocessing, read_with_warnings
 from .latency import Latency, summarise
 from .machine import usable_threads
 from .predictor import Predictor
 from .progress import Progress, silent
 from .spec import MODALITIES, Array, Modality
 
-COLUMNS = ("case_id", "probability", "decision", "error")
-JOURNAL_SCHEMA = "mpmmu-run/1"
-Row = tuple[str, str, str, str]
+COLUMNS = ("case_id", "probability", "decision", "error", "warnings")
+JOURNAL_SCHEMA = "mpmmu-run/2"
+Row = tuple[str, str, str, str, str]
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """A case and its pixels (uint8 [1, S, S] per modality), or the reason why there are none."""
+    """A case and its pixels (uint8 [1, S, S] per modality), or the reason why there are none.
+
+    warnings: what the headers of its images say against them, one line; "" if nothing.
+    """
 
     case: Case
     pixels: dict[Modality, Array]
     error: str
+    warnings: str
     decode_ms: float
 
 
@@ -54,6 +58,8 @@ class Summary:
     failed: int  # in the whole output
     resumed: int  # rows found in the journal
     first_error: str
+    warned: int  # rows with warnings, in the whole output
+    first_warning: str
     wall_ms: float
     decode_ms: float  # summed over all decoding threads
     batch_latency: Latency | None
@@ -68,6 +74,7 @@ class Summary:
             "cases": self.cases,
             "predicted": self.predicted,
             "failed": self.failed,
+            "warned": self.warned,
             "resumed": self.resumed,
             "wall_ms": self.wall_ms,
             "decode_ms": self.decode_ms,
@@ -90,7 +97,8 @@ def run(
 ) -> Summary:
     """Predict every case of `manifest` and write `output`, a CSV with the columns `COLUMNS`, one row per case.
 
-    A case whose images can't be read, or for which the engine has no number, gets a row with its error. `frame` is the
+    A case whose images can't be read, or for which the engine has no number, gets a row with its error; what a DICOM
+    header says against an image that can be read stands in the row's `warnings`. `frame` is the
     frame to take of files that hold several. Raises `OutputError` if `output` or its journal is in the way,
     `EngineError` if inference fails, and `MissingPackage` if a format needs a package; the journal stays, and `resume`
     goes on from it.
@@ -108,12 +116,15 @@ def run(
     finally:
         journal.close()
     errors = [f"`{row[0]}`: {row[3]}" for row in rows if row[3]]
+    warnings = [f"`{row[0]}`: {row[4]}" for row in rows if row[4]]
     return Summary(
         cases=len(rows),
         predicted=ledger.predicted,
         failed=len(errors),
         resumed=len(rows) - len(todo),
         first_error=errors[0] if errors else "",
+        warned=len(warnings),
+        first_warning=warnings[0] if warnings else "",
         wall_ms=wall_ms,
         decode_ms=ledger.decode_ms,
         batch_latency=summarise(ledger.batches_ms) if ledger.batches_ms else None,
@@ -145,7 +156,7 @@ def _predict_all(
     for item in decoded:
         ledger.decode_ms += item.decode_ms
         if item.error:
-            journal.add([(item.case.case_id, "", "", item.error)])
+            journal.add([(item.case.case_id, "", "", item.error, item.warnings)])
         else:
             pending.append(item)
         if len(pending) == batch:
@@ -176,6 +187,7 @@ def _predict(predictor: Predictor, items: Sequence[Decoded], ledger: _Ledger) ->
             np.format_float_positional(value, unique=True, trim="0"),
             _decide(value, predictor.bundle),
             "",
+            item.warnings,
         )
         for item, value in zip(items, prediction.probability, strict=True)
     ]
@@ -186,7 +198,7 @@ def _predict_the_others(
 ) -> list[Row]:
     """Rows of a batch in which some cases have no answer: these with an error each, the others predicted again."""
     text = f"{predictor.target} gave no number for this case; {error.hint}"
-    without = [(items[row].case.case_id, "", "", text) for row in error.rows]
+    without = [(items[row].case.case_id, "", "", text, items[row].warnings) for row in error.rows]
     others = [item for row, item in enumerate(items) if row not in error.rows]
     return [*without, *(_predict(predictor, others, ledger) if others else [])]
 
@@ -226,14 +238,21 @@ def decode(case: Case, preprocessing: Preprocessing, frame: int | None) -> Decod
     """Both images of a case to pixels; what is wrong with the images becomes `error`."""
     start = time.perf_counter()
     pixels: dict[Modality, Array] = {}
+    warnings: list[str] = []
     error = ""
     try:
         for modality in MODALITIES:
-            pixels[modality] = read_pixels(_path(case, modality), preprocessing, frame=frame)
+            path = _path(case, modality)
+            pixels[modality], found = read_with_warnings(path, preprocessing, modality=modality, frame=frame)
+            warnings += [f"{modality}: {warning}" for warning in found]
     except ImageError as cause:
-        # One line: a path may hold a line break, a line of the journal may not.
-        error = " ".join(f"{cause}; {cause.hint}".split())
-    return Decoded(case, pixels, error, (time.perf_counter() - start) * 1e3)
+        error = _one_line(f"{cause}; {cause.hint}")
+    return Decoded(case, pixels, error, _one_line("; ".join(warnings)), (time.perf_counter() - start) * 1e3)
+
+
+def _one_line(text: str) -> str:
+    """A path or a header may hold a line break, a line of the journal may not."""
+    return " ".join(text.split())
 
 
 def _path(case: Case, modality: Modality) -> Path:
@@ -349,11 +368,11 @@ def _read_journal(path: Path, header: dict[str, Any], manifest: Manifest, bundle
 def _parse_row(line: str, known: Set[str], bundle: Bundle) -> Row | None:
     """A line of the journal, if it says what a run may have written: an error, or a probability and its decision."""
     try:
-        case_id, probability, decision, error = next(csv.reader([line], strict=True))
+        case_id, probability, decision, error, warnings = next(csv.reader([line], strict=True))
         if error:
             holds = not probability and not decision
         else:
             holds = 0 <= float(probability) <= 1 and decision == _decide(float(probability), bundle)
     except (ValueError, csv.Error, StopIteration):
         return None
-    return (case_id, probability, decision, error) if holds and case_id in known else None
+    return (case_id, probability, decision, error, warnings) if holds and case_id in known else None

@@ -13,6 +13,7 @@ if _WORKERS > 1:
 
 import copy
 import shutil
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -36,7 +37,7 @@ from mpmmu_rt.model.encoder import Encoder
 from mpmmu_rt.model.phantom import phantom_pixels, write_phantoms
 from mpmmu_rt.model.stacking import fit_head
 from mpmmu_rt.progress import silent
-from mpmmu_rt.spec import MODALITIES, Modality, Target
+from mpmmu_rt.spec import MODALITIES, Array, Modality, Target
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 Made = Callable[[Path], object]
@@ -163,3 +164,43 @@ def int8_folder(checkpoint_folder: Path, tmp_path_factory: pytest.TempPathFactor
 def phantom_manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The manifest of 12 phantoms on disk. Read only."""
     return once(tmp_path_factory, "phantoms", lambda path: write_phantoms(12, path, seed=5)) / "manifest.csv"
+
+
+@pytest.fixture
+def save_dicom(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a minimal DICOM image: stored values [H, W] or [H, W, 3]; an element that is None is left out."""
+    pydicom = pytest.importorskip("pydicom", reason="pydicom is not installed: pip install 'mpmmu-rt[dicom]'")
+
+    def save(stored: Array, *, name: str = "a.dcm", implicit: bool = False, **elements: object) -> Path:
+        colour = stored.ndim == 3
+        uids = {"MG": "1.2.840.10008.5.1.4.1.1.1.2", "US": "1.2.840.10008.5.1.4.1.1.6.1"}
+        ds = pydicom.Dataset()
+        usual = {
+            "SOPClassUID": uids.get(str(elements.get("Modality", "MG")), uids["MG"]),
+            "SOPInstanceUID": "1.2.3.4",
+            "Modality": "MG",
+            "SamplesPerPixel": 3 if colour else 1,
+            "PhotometricInterpretation": "RGB" if colour else "MONOCHROME2",
+            "PlanarConfiguration": 0 if colour else None,
+            "Rows": stored.shape[0],
+            "Columns": stored.shape[1],
+            "BitsAllocated": stored.itemsize * 8,
+            "BitsStored": stored.itemsize * 8,
+            "PixelRepresentation": int(stored.dtype.kind == "i"),
+        } | elements
+        usual.setdefault("HighBit", int(str(usual["BitsStored"])) - 1)
+        for keyword, value in usual.items():
+            if value is not None:
+                setattr(ds, keyword, value)
+        ds.file_meta = pydicom.dataset.FileMetaDataset()
+        ds.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2" if implicit else "1.2.840.10008.1.2.1"
+        ds.file_meta.MediaStorageSOPClassUID = usual["SOPClassUID"] or uids["MG"]
+        ds.file_meta.MediaStorageSOPInstanceUID = "1.2.3.4"
+        data = stored.tobytes()
+        ds.add_new("PixelData", "OB" if stored.itemsize == 1 else "OW", data + b"\0" * (len(data) % 2))
+        path = tmp_path / name
+        with warnings.catch_warnings(action="ignore"):  # pydicom's of what a test breaks on purpose
+            ds.save_as(path, enforce_file_format=True)
+        return path
+
+    return save

@@ -5,11 +5,14 @@ The table in bad_input.md is what was reviewed by a person. `python tests/test_b
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shutil
+import struct
 import sys
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,7 @@ from typer.testing import CliRunner
 
 from mpmmu_rt import bundle as bundles
 from mpmmu_rt.cli import app
+from mpmmu_rt.spec import Array
 
 TABLE = Path(__file__).with_name("bad_input.md")
 REGENERATE = "regenerate-bad-input"
@@ -132,6 +136,107 @@ def image(data: bytes, name: str = "x.png") -> Maker:
     return make
 
 
+NO_PALETTES: Mapping[str, object] = {}
+STORAGE = "1.2.840.10008.5.1.4.1.1."
+
+
+def deep_picture(top: int, marker: int) -> Array:
+    values = np.asarray(picture(), np.uint16) * (top // 255)
+    values[:3, :3] = marker
+    return values
+
+
+def mammogram(stored: Array | None = None, palettes: Mapping[str, object] = NO_PALETTES, **elements: object) -> Maker:
+    """A mammogram in DICOM, but for the other elements; None leaves one out."""
+
+    def make(place: Place) -> None:
+        import pydicom
+
+        pixels = np.asarray(picture()) if stored is None else stored
+        bits = pixels.itemsize * 8
+        ds = pydicom.Dataset()
+        usual: dict[str, object] = {
+            "SOPClassUID": STORAGE + "1.2", "SOPInstanceUID": "1.2.3", "Modality": "MG", "Rows": 40, "Columns": 50,
+            "SamplesPerPixel": 1 if pixels.ndim == 2 else 3, "BitsAllocated": bits, "BitsStored": bits,
+            "PhotometricInterpretation": "MONOCHROME2" if pixels.ndim == 2 else "RGB", "PixelRepresentation": 0,
+            "PlanarConfiguration": None if pixels.ndim == 2 else 0,
+        }  # fmt: skip
+        for keyword, value in (usual | elements | dict(palettes)).items():
+            if value is not None:
+                setattr(ds, keyword, value)
+        ds.HighBit = ds.BitsStored - 1
+        ds.add_new("PixelData", "OB" if bits == 8 else "OW", pixels.tobytes())
+        ds.file_meta = pydicom.dataset.FileMetaDataset()
+        ds.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.1"
+        ds.file_meta.MediaStorageSOPClassUID, ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPClassUID, "1.2.3"
+        ds.save_as(place.path / "x.dcm", enforce_file_format=True)
+        place.cases("x.dcm")
+
+    return make
+
+
+def lut(count: int, entries: int, top: int) -> object:
+    import pydicom
+
+    item = pydicom.Dataset()
+    item.add_new("LUTDescriptor", "US", [count, 0, 16])
+    item.add_new("LUTData", "OW", np.linspace(0, top, entries).astype("<u2").tobytes())
+    return [item]
+
+
+def palette(first: int, bits: int, green: int = 256) -> dict[str, object]:
+    found: dict[str, object] = {}
+    for colour, count in (("Red", 256), ("Green", green), ("Blue", 256)):
+        found[f"{colour}PaletteColorLookupTableDescriptor"] = [count, first, bits]
+        found[f"{colour}PaletteColorLookupTableData"] = np.arange(count).astype("<u2").tobytes()
+    return found
+
+
+def tiff(tag: int, value: int | None, mode: str = "L") -> Maker:
+    """A TIFF with another value of a tag of one value, or (None) without it."""
+
+    def make(place: Place) -> None:
+        picture().convert(mode).save(place.path / "x.tif", tiffinfo={277: len(mode)})
+        data = bytearray((place.path / "x.tif").read_bytes())
+        (directory,) = struct.unpack_from("<I", data, 4)
+        (count,) = struct.unpack_from("<H", data, directory)
+        entries = [directory + 2 + 12 * index for index in range(count)]
+        at = next(entry for entry in entries if struct.unpack_from("<H", data, entry)[0] == tag)
+        if value is None:
+            struct.pack_into("<H", data, at, 65000)
+        else:
+            struct.pack_into("<HII", data, at + 2, 4, 1, value)
+        (place.path / "x.tif").write_bytes(data)
+        place.cases("x.tif")
+
+    return make
+
+
+def saved(kind: str, array: Array, at: int = 0, value: bytes = b"", **options: Any) -> Maker:
+    """An image that Pillow writes, with `value` instead of the bytes from `at` on."""
+
+    def make(place: Place) -> None:
+        path = place.path / f"x.{kind}"
+        Image.fromarray(array).save(path, **options)
+        data = path.read_bytes()
+        path.write_bytes(data[:at] + value + data[at + len(value) :])
+        place.cases(path.name)
+
+    return make
+
+
+def png_of_deep_colour(*chunks: tuple[bytes, bytes]) -> Maker:
+    """16-bit RGB, which Pillow does not write: 12-bit values and a white marker."""
+    rows = np.repeat(deep_picture(4095, 65535)[..., None], 3, axis=-1).astype(">u2")
+    head = struct.pack(">IIBBBBB", 50, 40, 16, 2, 0, 0, 0)
+    coded = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
+    parts = [(b"IHDR", head), *chunks, (b"IDAT", coded), (b"IEND", b"")]
+    data = [
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in parts
+    ]
+    return image(b"\x89PNG\r\n\x1a\n" + b"".join(data))
+
+
 def truncated_png(place: Place) -> None:
     shutil.copy(place.path / "mg.png", place.path / "x.png")
     cut(place.path / "x.png")
@@ -141,6 +246,74 @@ def truncated_png(place: Place) -> None:
 def flat_png(place: Place) -> None:
     Image.new("L", (40, 50), 0).save(place.path / "x.png")
     place.cases("x.png")
+
+
+def jpeg(change: Callable[[bytes], bytes], **options: Any) -> Maker:
+    return lambda place: image(change(coded("jpeg", **options)), "x.jpg")(place)
+
+
+def coded(kind: str, mode: str = "L", **options: Any) -> bytes:
+    out = io.BytesIO()
+    picture().convert(mode).save(out, kind, **options)
+    return out.getvalue()
+
+
+def half_scan(data: bytes) -> bytes:
+    start = data.index(b"\xff\xda")
+    return data[: (start + len(data)) // 2].rstrip(b"\xff") + data[-2:]
+
+
+def dicom(stream: bytes, syntax: str, **elements: Any) -> Maker:
+    """A DICOM file of 40 x 50 pixels around a coded stream, or around several, of `elements` that may contradict it."""
+
+    def make(place: Place) -> None:
+        import pydicom
+        from pydicom.encaps import encapsulate
+
+        ds = pydicom.Dataset()
+        ds.file_meta = pydicom.dataset.FileMetaDataset()
+        ds.file_meta.TransferSyntaxUID = f"1.2.840.10008.1.2.{syntax}"
+        ds.SOPClassUID = ds.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.1.2"
+        ds.SOPInstanceUID = ds.file_meta.MediaStorageSOPInstanceUID = "1.2.3.4"
+        header = {
+            "Modality": "MG",
+            "Rows": 40,
+            "Columns": 50,
+            "SamplesPerPixel": 1,
+            "PhotometricInterpretation": "MONOCHROME2",
+            "BitsAllocated": 8,
+            "BitsStored": 8,
+            "PixelRepresentation": 0,
+        }
+        for keyword, value in (header | elements).items():
+            setattr(ds, keyword, value)
+        ds.HighBit = ds.BitsStored - 1
+        ds.PixelData = encapsulate([stream])
+        ds["PixelData"].VR = "OB"
+        ds["PixelData"].is_undefined_length = True
+        ds.save_as(place.path / "x.dcm", enforce_file_format=True)
+        place.cases("x.dcm")
+
+    return make
+
+
+def png_of_two_checksums(place: Place) -> None:
+    data = bytearray(coded("png"))
+    data[data.index(b"IDAT") + 30] ^= 1
+    image(bytes(data))(place)
+
+
+def resized_png(data: bytes, height: int) -> bytes:
+    head = data[12:20] + height.to_bytes(4, "big") + data[24:29]
+    return data[:12] + head + zlib.crc32(head).to_bytes(4, "big") + data[33:]
+
+
+def tile_missing(data: bytes) -> bytes:
+    start = data.index(b"\xff\x90\0\x0a")
+    return data[:start] + data[data.index(b"\xff\x90\0\x0a", start + 1) :]
+
+
+RGB: dict[str, Any] = {"SamplesPerPixel": 3, "PlanarConfiguration": 0, "PhotometricInterpretation": "RGB"}
 
 
 def manifest(text: str | bytes) -> Maker:
@@ -171,7 +344,7 @@ def bad_arch(place: Place) -> None:
 
 
 def journal_of_another(place: Place) -> None:
-    (place.path / "out.csv.partial").write_text('{"schema": "mpmmu-run/1"}\nok,0.5,malignant,\n')
+    (place.path / "out.csv.partial").write_text('{"schema": "mpmmu-run/2"}\nok,0.5,malignant,,\n')
 
 
 # name: (what makes it, command, exit code)
@@ -202,6 +375,91 @@ CASES: dict[str, tuple[Maker, str, int]] = {
     "image: a folder": (lambda p: p.cases("c"), RUN, 1),
     "image: two pages": (frames, RUN, 1),
     "image: DICOM cut off after its preamble": (image(bytes(128) + b"DICM", "x.dcm"), RUN, 1),
+    "header: ultrasound as mammography": (mammogram(SOPClassUID=STORAGE + "6.1", Modality="US"), RUN, 1),
+    "header: a segmentation": (mammogram(SOPClassUID=STORAGE + "66.4", Modality="SEG"), RUN, 1),
+    "header: a CT image called MG": (mammogram(SOPClassUID=STORAGE + "2"), RUN, 1),
+    "header: raw detector data": (mammogram(PresentationIntentType="FOR PROCESSING"), RUN, 1),
+    "header: a test object": (mammogram(QualityControlImage="YES"), RUN, 1),
+    "header: no Rows": (mammogram(Rows=None), RUN, 1),
+    "header: more bits stored than allocated": (mammogram(BitsStored=12), RUN, 1),
+    "header: spacings that contradict": (mammogram(PixelSpacing=[0.2, 0.1], PixelAspectRatio=[1, 1]), RUN, 1),
+    "header: pixels 9 times as high as wide": (mammogram(PixelAspectRatio=[9, 1]), RUN, 1),
+    "header: a spacing of one value": (mammogram(PixelSpacing="0.1"), RUN, 1),
+    "header: MONOCHROME2 that is inverse": (mammogram(PresentationLUTShape="INVERSE"), RUN, 1),
+    "header: a presentation LUT": (mammogram(PresentationLUTSequence=lut(256, 256, 255)), RUN, 1),
+    "header: grey and colours": (mammogram(PixelPresentation="COLOR"), RUN, 1),
+    "header: values that are colours": (mammogram(palettes=palette(200, 16)), RUN, 1),
+    "header: a VOI LUT of fewer bits": (mammogram(VOILUTSequence=lut(256, 256, 4095)), RUN, 1),
+    "header: a LUT that is cut off": (mammogram(VOILUTSequence=lut(256, 100, 65535)), RUN, 1),
+    "header: a palette of fewer bits": (
+        mammogram(PhotometricInterpretation="PALETTE COLOR", palettes=palette(0, 16)),
+        RUN,
+        1,
+    ),
+    "header: palettes of different shapes": (
+        mammogram(PhotometricInterpretation="PALETTE COLOR", palettes=palette(0, 16, 128)),
+        RUN,
+        1,
+    ),
+    "header: padding beyond the stored bits": (
+        mammogram(deep_picture(4095, 65535), BitsStored=12, PixelPaddingValue=65535),
+        RUN,
+        1,
+    ),
+    "depth: a marker far above 12 bits, no window": (mammogram(deep_picture(4095, 65535)), RUN, 1),
+    "depth: 12 bits in 16-bit colour, a white marker": (png_of_deep_colour(), RUN, 1),
+    "depth: one transparent 16-bit colour": (png_of_deep_colour((b"tRNS", bytes(6))), RUN, 1),
+    "aspect: a PNG with one resolution of 0": (saved("png", np.asarray(picture()), dpi=(0, 300)), RUN, 1),
+    "format: a BMP of a compression that isn't known": (saved("bmp", np.asarray(picture()), 30, b"\x09"), RUN, 1),
+    "tiff: no photometric interpretation": (tiff(262, None), RUN, 1),
+    "tiff: Lab": (tiff(262, 8, "RGB"), RUN, 1),
+    "tiff: YCbCr that isn't JPEG": (tiff(262, 6, "RGB"), RUN, 1),
+    "tiff: a strip at 0": (tiff(273, 0), RUN, 1),
+    "tiff: a strip over the tags": (tiff(273, 10), RUN, 1),
+    "tiff: another width": (tiff(256, 49), RUN, 1),
+    "tiff: another length": (tiff(257, 80), RUN, 1),
+    "tiff: rows of a strip": (tiff(278, 7), RUN, 1),
+    "tiff: fax": (tiff(259, 4), RUN, 1),
+    "tiff: 24 bits of grey": (tiff(258, 24), RUN, 1),
+    "tiff: an extra sample that is not named": (tiff(277, 2), RUN, 1),
+    "tiff: planes in an order of its own": (tiff(284, 3, "RGB"), RUN, 1),
+    "image: a JPEG scan that ends half way": (jpeg(half_scan), RUN, 1),
+    "image: a JPEG scan with bytes left over": (jpeg(lambda d: d[:-2] + b"\x55" * 3 + d[-2:]), RUN, 1),
+    "image: a JPEG scan with a hole": (
+        jpeg(lambda d: d[:-300] + bytes(100) + d[-200:], quality=100),
+        RUN,
+        1,
+    ),
+    "image: a progressive JPEG without its last scan": (
+        jpeg(lambda d: d[: d.rindex(b"\xff\xda")] + d[-2:], progressive=True),
+        RUN,
+        1,
+    ),
+    "image: JPEG with arithmetic coding": (jpeg(lambda d: d.replace(b"\xff\xc0", b"\xff\xc9")), RUN, 1),
+    "image: JPEG of 12 bits": (jpeg(lambda d: d.replace(b"\xff\xc0\0\x0b\x08", b"\xff\xc1\0\x0b\x0c")), RUN, 1),
+    "image: two JPEG pictures in a file": (jpeg(lambda d: d + d), RUN, 1),
+    "image: PNG pixels whose checksum is wrong": (png_of_two_checksums, RUN, 1),
+    "image: PNG of more rows than its header": (
+        lambda p: image(resized_png(coded("png"), 30))(p),
+        RUN,
+        1,
+    ),
+    "image: DICOM with Rows and Columns exchanged": (dicom(coded("jpeg"), "4.50", Rows=50, Columns=40), RUN, 1),
+    "image: DICOM with other bits than its stream": (
+        dicom(coded("jpeg"), "4.50", BitsAllocated=16, BitsStored=12),
+        RUN,
+        1,
+    ),
+    "image: DICOM of several frames and no number of them": (dicom(coded("jpeg") * 2, "4.50"), RUN, 1),
+    "image: DICOM in YCbCr that says RGB": (dicom(coded("jpeg", "RGB"), "4.50", **RGB), RUN, 1),
+    "image: DICOM in JPEG that is cut": (dicom(half_scan(coded("jpeg")), "4.50"), RUN, 1),
+    "image: DICOM in JPEG 2000 without a tile": (
+        dicom(tile_missing(coded("jpeg2000", no_jp2=True, tile_size=(25, 20))), "4.90"),
+        RUN,
+        1,
+    ),
+    "image: DICOM in High-Throughput JPEG 2000": (dicom(coded("jpeg2000", no_jp2=True), "4.201"), RUN, 1),
+    "image: DICOM in RLE that is cut": (dicom(b"\1\0\0\0\x40" + bytes(59) + b"\xd0\7" * 9, "5"), RUN, 1),
     "bundle: not there": (lambda p: shutil.rmtree(p.bundle), RUN, 1),
     "bundle: a file": (nothing, "inspect {m}", 1),
     "bundle: another folder": (nothing, "inspect {p}", 1),

@@ -17,6 +17,7 @@ from mpmmu_rt.bundle import Bundle
 from mpmmu_rt.cli import app
 from mpmmu_rt.engines import known_engine
 from mpmmu_rt.facts import AS_PROVEN_PROBABILITY
+from mpmmu_rt.images import Preprocessing
 from mpmmu_rt.spec import MODALITIES, Target
 from mpmmu_rt.verify import verify
 
@@ -29,6 +30,7 @@ def test_it_opens_and_says_the_same_of_itself() -> None:
     bundle = Bundle.open(BEFORE)
     assert bundle.digest == DIGEST
     assert bundle.targets == TARGETS
+    assert bundle.preprocessing == Preprocessing(32, "pad", "stored")  # pixels as they are stored, as it was trained
     assert (bundle.threshold, bundle.trained) == (0.4, True)
     described = CliRunner().invoke(app, ["inspect", str(BEFORE)])
     assert described.exit_code == 0, described.stderr

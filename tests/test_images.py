@@ -204,6 +204,14 @@ def test_non_finite_values_are_refused(tmp_path: Path, value: float) -> None:
     refused(tmp_path / "a.tif", "holds NaN or infinity, expected finite values")
 
 
+def test_a_range_beyond_float64_is_refused(tmp_path: Path) -> None:
+    values = pattern().astype(np.float64)
+    values[3, 4], values[5, 6] = 1.7e308, -1.7e308
+    tifffile = pytest.importorskip("tifffile", reason="tifffile is not installed: pip install 'mpmmu-rt[dev]'")
+    tifffile.imwrite(tmp_path / "a.tif", values, photometric="minisblack")
+    refused(tmp_path / "a.tif", "holds values from .*, expected a finite range")
+
+
 @pytest.mark.parametrize(("channels", "colour_type"), [(2, 4), (3, 2), (4, 6)])
 def test_16_bit_colour_keeps_its_upper_8_bits(tmp_path: Path, channels: int, colour_type: int) -> None:
     samples = np.repeat(257 * pattern()[..., None], channels, axis=-1).astype(np.uint16)
@@ -220,7 +228,7 @@ def test_12_bits_in_16_bit_colour_are_refused_not_cut(tmp_path: Path, channels: 
     if channels in (2, 4):
         samples[..., -1] = 65535
     (tmp_path / "a.png").write_bytes(png(samples, colour_type))
-    refused(tmp_path / "a.png", "has 16 bits per colour channel and a largest grey value of", "16-bit grey")
+    refused(tmp_path / "a.png", "has 16 bits per colour channel and grey values up to", "16-bit grey")
 
 
 TURNED: dict[int, Callable[[Array], Array]] = {
@@ -288,7 +296,7 @@ def test_missing_file(tmp_path: Path) -> None:
 
 
 def test_a_path_that_no_file_can_have(tmp_path: Path) -> None:
-    refused(tmp_path / "a\0.png", r"can't be read \(ValueError: embedded null")
+    refused(tmp_path / "a\0.png", r"can't be read \(no such name is possible\)")
 
 
 def test_directory_pipe_and_empty_file(tmp_path: Path) -> None:
@@ -417,9 +425,9 @@ def test_damaged_bytes_never_escape_as_another_error(tmp_path: Path, kind: str) 
 
 
 def test_the_cause_is_kept(tmp_path: Path) -> None:
-    Image.fromarray(grey8()).save(tmp_path / "a.png")
-    (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes()[:-200])
-    error = refused(tmp_path / "a.png", r"can't be read \(OSError: image file is truncated", "damaged, truncated")
+    Image.fromarray(grey8()).save(tmp_path / "a.bmp")
+    (tmp_path / "a.bmp").write_bytes((tmp_path / "a.bmp").read_bytes()[:-200])
+    error = refused(tmp_path / "a.bmp", r"can't be read \(it ends before its image does\), expected", "truncated")
     assert isinstance(error.__cause__, OSError)
 
 
@@ -429,7 +437,7 @@ def test_lab_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.tif").write_bytes(
         data.replace(struct.pack("<HHIHH", 262, 3, 1, 2, 0), struct.pack("<HHIHH", 262, 3, 1, 8, 0))
     )
-    refused(tmp_path / "a.tif", "has the colour mode LAB, expected grey, RGB, palette or CMYK")
+    refused(tmp_path / "a.tif", "is a TIFF with the photometric interpretation 8, expected 0 or 1")
 
 
 def test_several_threads_get_the_same(tmp_path: Path) -> None:
@@ -536,9 +544,21 @@ def test_read_pixels_is_both(tmp_path: Path) -> None:
 
 
 def test_preprocessing_round_trip() -> None:
-    assert Preprocessing().to_json() == {"size": 224, "fit": "pad"}
-    chosen = Preprocessing(96, "stretch")
-    assert Preprocessing.from_json(chosen.to_json()) == chosen
+    assert Preprocessing().to_json() == {"size": 224, "fit": "pad", "aspect": "physical"}
+    for chosen in (Preprocessing(96, "stretch"), Preprocessing(96, "pad", "stored")):
+        assert Preprocessing.from_json(chosen.to_json()) == chosen
+
+
+def test_what_was_written_before_there_was_an_aspect_is_kept_as_it_was() -> None:
+    before = {"size": 224, "fit": "pad"}
+    assert Preprocessing.from_json(before) == Preprocessing(224, "pad", "stored")
+    assert Preprocessing.from_json(before).to_json() == before
+
+
+@pytest.mark.parametrize("aspect", ["square", "", None, 1.0])
+def test_preprocessing_aspect(aspect: Any) -> None:
+    with pytest.raises(UsageError, match="expected one of physical, stored"):
+        Preprocessing.from_json({"size": 224, "fit": "pad", "aspect": aspect})
 
 
 @pytest.mark.parametrize("entry", [{}, {"size": 224}, {"size": 224, "fit": "pad", "mean": 0.5}, [1], None])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import struct
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 from PIL import Image
 
 from mpmmu_rt.errors import ImageError, MissingPackage
-from mpmmu_rt.images import read_grey
+from mpmmu_rt.images import read_grey, read_image
 from mpmmu_rt.spec import Array
 
 pydicom = pytest.importorskip("pydicom", reason="pydicom is not installed: pip install 'mpmmu-rt[dicom]'")
@@ -26,6 +27,7 @@ from pydicom.uid import (  # noqa: E402
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
+    HTJ2KLossless,
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
     JPEGBaseline8Bit,
@@ -123,7 +125,21 @@ def test_12_bits_in_16_signed(save: Save) -> None:
 def test_unused_upper_bits_do_not_count(save: Save) -> None:
     stored = ramp(0, 4000)
     overlaid = stored | np.where(stored % 2 == 0, 0x1000, 0).astype(np.uint16)  # an old overlay in bit 12
-    np.testing.assert_array_equal(read_grey(save(dataset(overlaid, BitsStored=12))), to_255(stored, 0, 4000))
+    ds = dataset(overlaid, BitsStored=12)
+    np.testing.assert_array_equal(read_grey(save(ds)), to_255(stored, 0, 4000))
+    doubt = "it has bits above its 12 bits stored that no overlay accounts for"
+    assert read_image(save(ds)).warnings == (doubt,)
+    ds.add_new(0x60000100, "US", 16)
+    ds.add_new(0x60000102, "US", 12)
+    assert read_image(save(ds)).warnings == ()
+
+
+@pytest.mark.parametrize("filled", [False, True])
+def test_a_sign_may_fill_the_upper_bits_or_not(save: Save, filled: bool) -> None:
+    stored = ramp(-1500, 2000, np.int16)
+    path = save(dataset(stored if filled else stored & 0xFFF, BitsStored=12))
+    assert read_image(path).warnings == ()
+    np.testing.assert_array_equal(read_grey(path), to_255(stored, -1500, 2000))
 
 
 def test_monochrome1_is_inverted(save: Save) -> None:
@@ -367,12 +383,14 @@ def test_palette_colour(save: Save, bits: int) -> None:
     assert np.abs(read_grey(save(ds)) - expected).max() <= 1.01
 
 
-def test_wide_indices_into_a_narrow_palette_are_refused(save: Save) -> None:
-    ds = dataset(ramp(0, 299), PhotometricInterpretation="PALETTE COLOR")
+def test_wide_indices_into_a_narrow_palette(save: Save) -> None:
+    """pydicom looks up in the type of the palette: index 300 would become 44."""
+    index, table = ramp(0, 320), (np.arange(300) * 7 % 251).astype(np.uint8)
+    ds = dataset(index, PhotometricInterpretation="PALETTE COLOR")
     for colour in ("Red", "Green", "Blue"):
         setattr(ds, f"{colour}PaletteColorLookupTableDescriptor", [300, 0, 8])
-        setattr(ds, f"{colour}PaletteColorLookupTableData", bytes(300))
-    refused(save(ds), "has 16-bit indices into a 8-bit palette")
+        setattr(ds, f"{colour}PaletteColorLookupTableData", table.tobytes())
+    np.testing.assert_array_equal(read_grey(save(ds)), table[np.minimum(index, 299)])
 
 
 @pytest.mark.parametrize("photometric", ["HSV", "YBR_PARTIAL_420", "MONOCHROME2", "YBR_RCT"])
@@ -466,19 +484,48 @@ def test_rle(save: Save) -> None:
 
 
 @pytest.mark.parametrize(
-    ("syntax", "packages"),
+    ("syntax", "message", "hint"),
     [
-        (JPEGLosslessSV1, "pip install pylibjpeg pylibjpeg-libjpeg,"),
-        (JPEGExtended12Bit, "pip install pylibjpeg pylibjpeg-libjpeg,"),
-        (JPEGLSLossless, "pip install pyjpegls,"),
-        (JPEG2000Lossless, "pip install pylibjpeg pylibjpeg-openjpeg,"),
-        (RLELossless, "dcmdjpeg"),
-        (MPEG2MPML, "dcmdjpeg"),
+        (JPEGLosslessSV1, "has a JPEG stream with a segment that is cut off", "damaged"),
+        (JPEGExtended12Bit, "has a JPEG stream with a segment that is cut off", "damaged"),
+        (JPEGLSLossless, "has a JPEG-LS stream", "damaged"),
+        (JPEG2000Lossless, "has a JPEG 2000 stream that begins with", "damaged"),
+        (RLELossless, "has an RLE frame of 16 bytes", "damaged"),
+        (
+            MPEG2MPML,
+            "has the transfer syntax MPEG2 Main Profile / Main Level, expected an uncompressed one",
+            "Explicit VR",
+        ),
+        (HTJ2KLossless, "has the transfer syntax High-Throughput JPEG 2000", "Explicit VR"),
     ],
 )
-def test_what_can_not_be_decompressed_names_the_packages(save: Save, syntax: UID, packages: str) -> None:
-    ds = encapsulated(ramp(0, 4000), syntax, b"\xff\xd8\xff\xc3 no such image", BitsStored=12)
-    refused(save(ds), r"can't be decompressed \(.*\), expected readable ", packages)
+def test_what_can_not_be_decompressed(save: Save, syntax: UID, message: str, hint: str) -> None:
+    if syntax == JPEGLSLossless:
+        pytest.importorskip("imagecodecs", reason="pip install 'mpmmu-rt[codecs]'")
+    ds = encapsulated(ramp(0, 4000), syntax, b"\xff\xd8\xff\xc3 no picture!", BitsStored=12)
+    refused(save(ds), message, hint)
+
+
+@pytest.mark.parametrize("syntax", [JPEGLosslessSV1, JPEGLSLossless])
+def test_without_its_decoder_the_extra_is_named(save: Save, monkeypatch: pytest.MonkeyPatch, syntax: UID) -> None:
+    imagecodecs = pytest.importorskip("imagecodecs", reason="pip install 'mpmmu-rt[codecs]'")
+    stored = ramp(0, 255, np.uint8)
+    stream = imagecodecs.jpeg8_encode(stored, lossless=True) if syntax == JPEGLosslessSV1 else None
+    path = save(encapsulated(stored, syntax, stream or imagecodecs.jpegls_encode(stored)))
+    assert read_grey(path).max() == 255
+    monkeypatch.setitem(sys.modules, "imagecodecs", None)
+    with pytest.raises(MissingPackage, match="reading JPEG Lossless or JPEG-LS in DICOM needs the package") as caught:
+        read_grey(path)
+    assert caught.value.hint == "pip install 'mpmmu-rt[codecs]'"
+
+
+@pytest.mark.parametrize("extra", [b"\1\0", b"\0\0\0\7"])
+def test_what_follows_uncompressed_pixels_is_zero(save: Save, extra: bytes) -> None:
+    ds = dataset(ramp(0, 1000))
+    ds.PixelData += extra
+    refused(
+        save(ds), r"holds 310\d bytes of pixel data, expected 3102 by its Rows, Columns and frames, and zeros after"
+    )
 
 
 def test_deflated_is_refused_before_it_inflates(save: Save) -> None:
@@ -534,7 +581,26 @@ def test_no_pixel_data(save: Save) -> None:
 def test_missing_attributes(save: Save, keyword: str) -> None:
     ds = dataset(ramp(0, 9))
     delattr(ds, keyword)
-    refused(save(ds), rf"can't be read \(AttributeError: .*{keyword[:4]}.*\), expected a whole image")
+    refused(save(ds), f"lacks {keyword}, expected an image's header")
+
+
+@pytest.mark.parametrize(
+    ("keyword", "value", "expected"),
+    [
+        ("BitsAllocated", 12, "one of 1, 8, 16, 32, 64"),
+        ("BitsAllocated", 24, "one of 1, 8, 16, 32, 64"),
+        ("PixelRepresentation", 2, "one of 0, 1"),
+        ("Rows", [33, 33], "one integer"),
+        ("PixelPaddingValue", [1, 2], "one integer"),
+    ],
+)
+def test_impossible_attributes(save: Save, keyword: str, value: Any, expected: str) -> None:
+    refused(save(dataset(ramp(0, 9), **{keyword: value})), rf"has {keyword} `?.*, expected {expected}")
+
+
+@pytest.mark.parametrize(("value", "message"), [(None, "lacks PlanarConfiguration"), (2, "expected one of 0, 1")])
+def test_impossible_planes(save: Save, value: int | None, message: str) -> None:
+    refused(save(dataset(rgb8(), PlanarConfiguration=value)), message)
 
 
 def test_sides_are_checked_before_decoding(save: Save) -> None:

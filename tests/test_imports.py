@@ -13,7 +13,19 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "mpmmu_rt"
 HEAVY = (
     *("torch", "sklearn", "skl2onnx", "skops", "safetensors", "onnx", "onnxscript", "onnxruntime", "openvino"),
-    *("tensorrt", "tensorrt_rtx", "cupy", "PIL", "pydicom", "matplotlib", "scipy", "rich", "joblib"),
+    *(
+        "tensorrt",
+        "tensorrt_rtx",
+        "cupy",
+        "PIL",
+        "pydicom",
+        "matplotlib",
+        "scipy",
+        "rich",
+        "joblib",
+        "simplejpeg",
+        "imagecodecs",
+    ),
 )
 BLOCK = f"import sys\nfor name in {HEAVY!r}:\n    sys.modules[name] = None\n"
 COMMANDS = ("train", "export", "verify", "run", "bench", "inspect", "doctor", "phantom")

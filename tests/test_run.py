@@ -61,7 +61,7 @@ def test_rows_are_what_the_predictor_says_in_the_manifests_order(
 ) -> None:
     summary = run(predictor, manifest, out, batch=5)
     rows = read(out)
-    assert tuple(rows[0]) == COLUMNS == ("case_id", "probability", "decision", "error")
+    assert tuple(rows[0]) == COLUMNS == ("case_id", "probability", "decision", "error", "warnings")
     assert [row["case_id"] for row in rows] == [case.case_id for case in manifest.cases]
     for case, row in zip(manifest.cases, rows, strict=True):
         assert case.mammography is not None
@@ -305,17 +305,17 @@ def test_another_frame_does_not_resume(predictor: Predictor, manifest: Manifest,
     "row",
     [
         b"phantom-0011,0.5\n",
-        b"phantom-0011,0.5,malignant,,\n",
-        b"stranger,0.5,malignant,\n",
-        b"phantom-0011,1.5,malignant,\n",
-        b"phantom-0011,nan,malignant,\n",
-        b"phantom-0011,half,malignant,\n",
-        b"phantom-0011,,malignant,\n",
-        b"phantom-0011,,,\n",
-        b"phantom-0011,0.5,benign,\n",  # 0.5 is above the threshold of 0.4
-        b"phantom-0011,0.3,malignant,\n",
-        b"phantom-0011,0.5,malignant,an error\n",
-        b'phantom-0011,,,"an error\n',
+        b"phantom-0011,0.5,malignant,\n",
+        b"stranger,0.5,malignant,,\n",
+        b"phantom-0011,1.5,malignant,,\n",
+        b"phantom-0011,nan,malignant,,\n",
+        b"phantom-0011,half,malignant,,\n",
+        b"phantom-0011,,malignant,,\n",
+        b"phantom-0011,,,,\n",
+        b"phantom-0011,0.5,benign,,\n",  # 0.5 is above the threshold of 0.4
+        b"phantom-0011,0.3,malignant,,\n",
+        b"phantom-0011,0.5,malignant,an error,\n",
+        b'phantom-0011,,,"an error,\n',
         b"\n",
         b"\xff\xfe\x00\x00\n",
         bytes(40) + b"\n",

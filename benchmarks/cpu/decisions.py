@@ -35,7 +35,7 @@ def read(manifest: Manifest, preprocessing: Preprocessing) -> tuple[Pixels, Arra
     pixels: Pixels = {}
     for modality in MODALITIES:
         paths = [case.image(modality) for case in manifest.cases]
-        pixels[modality] = np.stack([read_pixels(path, preprocessing) for path in paths if path])
+        pixels[modality] = np.stack([read_pixels(path, preprocessing, modality=modality) for path in paths if path])
     return pixels, np.array([case.label for case in manifest.cases])
 
 

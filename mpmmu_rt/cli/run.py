@@ -71,6 +71,11 @@ def run(
         )
         decode_ms = summary.decode_ms / max(1, summary.cases - summary.resumed)
         note(f"ms per pair: decode {decode_ms:.2f} (in other threads), {stages}")
+    if summary.warned:
+        note(
+            f"warning: {summary.warned} of {summary.cases} rows of {output} have warnings; the first is "
+            f"{summary.first_warning}"
+        )
     for remark in remarks:
         note(f"note: {remark}")
     warn_untrained(trained)

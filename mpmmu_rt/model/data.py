@@ -119,7 +119,7 @@ def _decode(
         name: np.empty((len(paths), 1, size, size), np.uint8) for name, paths in files.items()
     }
     with ThreadPoolExecutor(min(MAX_DECODERS, os.cpu_count() or 1)) as pool:
-        decoded = pool.map(lambda job: read_pixels(job[1], preprocessing), jobs)
+        decoded = pool.map(lambda job: read_pixels(job[1], preprocessing, modality=job[0]), jobs)
         try:
             for done, ((name, _, index), image) in enumerate(zip(jobs, decoded, strict=True), 1):
                 pixels[name][index] = image

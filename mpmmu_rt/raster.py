@@ -1,0 +1,137 @@
+"""PNG, JPEG and BMP to grey, decoded by Pillow. See `images` for what grey means."""
+
+from __future__ import annotations
+
+import io
+import struct
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, BinaryIO
+
+import numpy as np
+
+from .errors import ImageError
+from .geometry import Stated, pixel_aspect
+from .grey import GreyImage, check_depth, check_sides, check_spread, choose_frame, stretch
+from .spec import Array
+from .streams import jpeg, jpeg_header, png
+
+if TYPE_CHECKING:
+    from PIL.Image import Exif, Image
+    from PIL.ImageFile import ImageFile
+
+_BIT_DEPTH = 24  # where a PNG file has it
+_ORIENTATION, _X_RESOLUTION, _Y_RESOLUTION = 0x0112, 0x011A, 0x011B  # of Exif
+
+
+def read_raster(plugin: str, stream: BinaryIO, frame: int | None) -> GreyImage:
+    """One frame of a PNG, JPEG or BMP ("Png", "Jpeg", "Bmp"). Raises `ImageError` and what Pillow raises."""
+    from PIL import BmpImagePlugin, ImageOps, JpegImagePlugin, PngImagePlugin
+
+    data = stream.read() if plugin in ("Png", "Jpeg") else b""
+    coded = jpeg_header.parse_file(data) if plugin == "Jpeg" else None
+    if data:
+        stream = io.BytesIO(png.prove(data) if plugin == "Png" else data)
+    # The plugin's class and not Image.open: no other decoder can ever run, and Image.open warns above
+    # 89 million pixels, which only global state could silence; `check_sides` is the bound here.
+    plugins: dict[str, Callable[[BinaryIO], ImageFile]] = {
+        "Png": PngImagePlugin.PngImageFile,
+        "Jpeg": JpegImagePlugin.JpegImageFile,
+        "Bmp": BmpImagePlugin.BmpImageFile,
+    }
+    with plugins[plugin](stream) as image:
+        image.seek(choose_frame(getattr(image, "n_frames", 1), frame))
+        check_sides(*image.size)
+        layout = str(image.tile)  # in BMP, ";16" is 16 bits for all three channels
+        deep_colour = ";16" in layout and not image.mode.startswith("I") and plugin != "Bmp"
+        if plugin == "Png":
+            _scale_transparency(image, data, deep_colour)
+        aspect = _aspect(image)
+        decoded: Image = image
+        if coded is None:
+            image.load()
+        else:
+            decoded = _jpeg_image(data, coded)
+            decoded.info = image.info  # its orientation
+        grey = _raster_grey(ImageOps.exif_transpose(decoded))
+    if deep_colour:
+        check_depth(grey)
+    return GreyImage(grey, aspect)
+
+
+def _jpeg_image(data: bytes, coded: jpeg_header.Jpeg) -> Image:
+    """What Pillow would give of a JPEG file that is whole: L, RGB or CMYK, of Adobe's inverted values."""
+    from PIL import Image as images
+
+    samples = jpeg.decode(data, coded, coded.stream.colour)
+    if samples.ndim == 3 and samples.shape[-1] == 4:
+        return images.fromarray(255 - samples, "CMYK")
+    return images.fromarray(samples)
+
+
+def _scale_transparency(image: ImageFile, data: bytes, deep_colour: bool) -> None:
+    """Make tRNS comparable to the samples that Pillow gives: it scales these to 8 bits, and leaves tRNS as stored.
+
+    Bits of tRNS beyond the depth of the samples are to be ignored (PNG 11.3.2.1).
+    """
+    if image.mode == "P" or "transparency" not in image.info:
+        return
+    stated = _transparent(data)
+    if len(stated) == 3:
+        if deep_colour:
+            raise ImageError(
+                "has 16 bits per colour channel and one transparent colour, expected an alpha channel or none",
+                hint="save it with an alpha channel, or as 8-bit grey with its transparent parts black",
+            )
+        image.info["transparency"] = tuple(value & 0xFF for value in stated)
+    elif not image.mode.startswith("I"):
+        top = 2 ** data[_BIT_DEPTH] - 1
+        image.info["transparency"] = (stated[0] & top) * 255 // top
+
+
+def _transparent(data: bytes) -> tuple[int, ...]:
+    """The grey value or the colour of the chunk tRNS of a PNG without a palette, which is proven to be whole."""
+    at = 8
+    while data[at + 4 : at + 8] != b"tRNS":
+        at += 12 + int.from_bytes(data[at : at + 4], "big")
+    count = int.from_bytes(data[at : at + 4], "big") // 2
+    return struct.unpack_from(f">{count}H", data, at + 8)
+
+
+def _aspect(image: ImageFile) -> float:
+    """The height of a pixel over its width as it is shown: JFIF density, pHYs, Exif and BMP resolutions."""
+    exif = image.getexif()
+    aspect = pixel_aspect(_stated(image, exif))
+    return 1 / aspect if exif.get(_ORIENTATION, 1) in (5, 6, 7, 8) else aspect
+
+
+def _stated(image: ImageFile, exif: Exif) -> Iterator[Stated]:
+    """Densities: pixels per length, so that the height of a pixel goes with the horizontal one."""
+    for key, name in (("jfif_density", "JFIF density"), ("aspect", "pHYs"), ("dpi", "resolution")):
+        if key in image.info and not (key == "dpi" and "jfif_density" in image.info):
+            yield name, float(image.info[key][0]), float(image.info[key][1])
+    if _X_RESOLUTION in exif and _Y_RESOLUTION in exif:
+        yield "Exif resolution", float(exif[_X_RESOLUTION]), float(exif[_Y_RESOLUTION])
+
+
+def _raster_grey(image: Image) -> Array:
+    """A decoded image of any supported mode to uint8 [H, W]."""
+    from PIL import Image as images
+
+    if image.mode.startswith("I") or image.mode == "F":
+        values = np.asarray(image).astype(np.float64)
+        transparent = image.info.get("transparency")  # of a 16-bit PNG: the one value that is see-through
+        valid = None if transparent is None else values != transparent
+        grey = stretch(values, valid)
+        check_spread(grey if valid is None else grey[valid])
+        return grey
+    if image.has_transparency_data:
+        black = images.new("RGBA", image.size, (0, 0, 0, 255))
+        image = images.alpha_composite(black, image.convert("RGBA")).convert("RGB")
+    if image.mode not in ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr"):
+        raise ImageError(
+            f"has the colour mode {image.mode}, expected grey, RGB, palette or CMYK",
+            hint="save it as 8-bit grey or RGB",
+        )
+    if image.mode in ("P", "CMYK", "YCbCr"):
+        image = image.convert("RGB")
+    return np.array(image.convert("L"))

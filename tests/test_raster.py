@@ -1,0 +1,245 @@
+"""PNG, JPEG and BMP: transparency and depth of samples, pixels that are not square. The rest is in test_images.py."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mpmmu_rt.errors import ImageError
+from mpmmu_rt.images import Preprocessing, preprocess, read_grey, read_image, read_pixels
+from mpmmu_rt.spec import Array
+
+H, W = 40, 52
+
+
+def chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def png(samples: Array, bits: int, colour_type: int, *chunks: bytes) -> bytes:
+    """Samples [H, W, C] of `bits` bits each, packed; `chunks` before the data."""
+    height, width = samples.shape[:2]
+    flat = samples.reshape(height, -1).astype(np.uint16)
+    planes = (flat[..., None] >> np.arange(bits - 1, -1, -1) & 1).astype(np.uint8).reshape(height, -1)
+    rows = b"".join(b"\0" + row.tobytes() for row in np.packbits(planes, axis=1))
+    head = struct.pack(">IIBBBBB", width, height, bits, colour_type, 0, 0, 0)
+    parts = [chunk(b"IHDR", head), *chunks, chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def pattern(top: int, height: int = H, width: int = W) -> Array:
+    y, x = np.mgrid[:height, :width]
+    return np.asarray((x * 7 + y * 13 + x * y // 3) % 256 * top // 255)
+
+
+def refused(path: Path, message: str) -> None:
+    with pytest.raises(ImageError, match=message) as caught:
+        read_grey(path)
+    assert "\n" not in str(caught.value) + caught.value.hint
+
+
+# transparency ──────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+@pytest.mark.parametrize("beyond", [0, 0xFF00])
+def test_one_transparent_grey_value_of_any_depth(tmp_path: Path, bits: int, beyond: int) -> None:
+    """`beyond`: bits above the depth of the samples, which PNG 11.3.2.1 says are to be masked."""
+    top = 2**bits - 1
+    samples = pattern(top)
+    for see_through in {0, 1, top // 2, top}:
+        transparent = chunk(b"tRNS", struct.pack(">H", see_through | (beyond if bits == 8 else beyond >> 8 << bits)))
+        (tmp_path / "a.png").write_bytes(png(samples, bits, 0, transparent))
+        expected = np.where(samples == see_through, 0, samples * 255 // top)
+        if expected.any():
+            np.testing.assert_array_equal(read_grey(tmp_path / "a.png"), expected)
+
+
+@pytest.mark.parametrize("beyond", [0, 0x1100])
+def test_one_transparent_colour(tmp_path: Path, beyond: int) -> None:
+    rgb = np.stack([pattern(255), pattern(255)[::-1], pattern(255)[:, ::-1]], axis=-1)
+    rgb[3:9, 5:20] = (10, 200, 30)
+    transparent = chunk(b"tRNS", struct.pack(">3H", 10 | beyond, 200 | beyond, 30 | beyond))
+    (tmp_path / "a.png").write_bytes(png(rgb, 8, 2, transparent))
+    grey = read_grey(tmp_path / "a.png")
+    assert not grey[3:9, 5:20].any()
+    opaque = (rgb != (10, 200, 30)).any(-1)
+    assert np.abs(grey - rgb @ [0.299, 0.587, 0.114])[opaque].max() <= 0.51
+
+
+def test_one_transparent_colour_of_16_bits_is_refused(tmp_path: Path) -> None:
+    """Pillow compares it with the upper halves of the samples."""
+    rgb = np.repeat(pattern(65535)[..., None], 3, axis=-1)
+    (tmp_path / "a.png").write_bytes(png(rgb, 16, 2, chunk(b"tRNS", struct.pack(">3H", 1, 1, 1))))
+    refused(tmp_path / "a.png", "has 16 bits per colour channel and one transparent colour")
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_a_palette_with_transparency_of_any_depth(tmp_path: Path, bits: int) -> None:
+    index = pattern(2**bits - 1)
+    colours = np.random.default_rng(6).integers(30, 256, (2**bits, 3))
+    alpha = np.random.default_rng(7).integers(0, 256, 2**bits)
+    chunks = chunk(b"PLTE", colours.astype(np.uint8).tobytes()), chunk(b"tRNS", alpha.astype(np.uint8).tobytes())
+    (tmp_path / "a.png").write_bytes(png(index, bits, 3, *chunks))
+    expected = (colours @ [0.299, 0.587, 0.114] * alpha / 255)[index]
+    assert np.abs(read_grey(tmp_path / "a.png") - expected).max() <= 1.01
+
+
+# depth ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(("channels", "colour_type"), [(2, 4), (3, 2), (4, 6)])
+@pytest.mark.parametrize("top", [1000, 3800, 16000, 30000])
+@pytest.mark.parametrize("marker", [(1, 1), (3, 3), (10, 20)])
+def test_16_bit_colour_of_fewer_bits_with_a_white_marker_is_refused(
+    tmp_path: Path, channels: int, colour_type: int, top: int, marker: tuple[int, int]
+) -> None:
+    samples = np.repeat(pattern(top)[..., None], channels, axis=-1)
+    samples[: marker[0], : marker[1]] = 65535
+    if channels != 3:
+        samples[..., -1] = 65535
+    (tmp_path / "a.png").write_bytes(png(samples, 16, colour_type))
+    refused(tmp_path / "a.png", "has 16 bits per colour channel and grey values up to")
+
+
+@pytest.mark.parametrize("marker", [0, 3])
+def test_16_bit_colour_of_16_bits_is_read(tmp_path: Path, marker: int) -> None:
+    samples = np.repeat(pattern(40000)[..., None], 3, axis=-1)
+    samples[:marker, :marker] = 65535
+    (tmp_path / "a.png").write_bytes(png(samples, 16, 2))
+    assert np.abs(read_grey(tmp_path / "a.png").astype(int) - (samples[..., 0] >> 8)).max() <= 1
+
+
+@pytest.mark.parametrize("top", [1000, 3800, 5000])
+def test_16_bit_grey_of_fewer_bits_with_a_white_marker_is_refused(tmp_path: Path, top: int) -> None:
+    samples = pattern(top)
+    samples[:3, :3] = 65535
+    (tmp_path / "a.png").write_bytes(png(samples, 16, 0))
+    refused(tmp_path / "a.png", "has 99 % of its pixels in the grey values")
+
+
+def test_a_dark_picture_with_a_bright_lesion_is_read(tmp_path: Path) -> None:
+    """Most of it is background and dark tissue; the lesion is 3 % of what is not background."""
+    samples = np.where(pattern(99) < 40, 0, 200 + pattern(300))
+    samples[10:16, 10:22] = 3000 + pattern(900, 6, 12)
+    (tmp_path / "a.png").write_bytes(png(samples, 16, 0))
+    grey = read_grey(tmp_path / "a.png").astype(int)
+    np.testing.assert_array_equal(grey, np.rint(255 * samples / samples.max()))
+
+
+# pixels that are not square ────────────────────────────────────────────────────────────────────────
+
+
+def circle() -> Array:
+    y, x = np.mgrid[:128, :256]
+    return np.where(((y - 64) * 2.0) ** 2 + (x - 128.0) ** 2 < 80**2, 220, 20).astype(np.uint8)
+
+
+def phys(x: int, y: int, unit: int) -> bytes:
+    return chunk(b"pHYs", struct.pack(">IIB", x, y, unit))
+
+
+def jfif(path: Path, unit: int, x: int, y: int) -> None:
+    Image.fromarray(circle()).save(path, quality=95)
+    data = bytearray(path.read_bytes())
+    at = data.index(b"JFIF\0") + 7
+    data[at : at + 5] = struct.pack(">BHH", unit, x, y)
+    path.write_bytes(data)
+
+
+def write(path: Path, kind: str, numerator: int, denominator: int) -> None:
+    """`circle` with pixels of numerator:denominator."""
+    if kind.startswith("pHYs"):
+        path.write_bytes(png(circle(), 8, 0, phys(100 * numerator, 100 * denominator, int(kind[-1]))))
+    elif kind.startswith("JFIF"):
+        jfif(path, int(kind[-1]), 100 * numerator, 100 * denominator)
+    elif kind == "BMP":
+        Image.fromarray(circle()).save(path, format="BMP", dpi=(100 * numerator, 100 * denominator))
+    else:
+        exif = Image.Exif()
+        exif[0x011A], exif[0x011B] = 100.0 * numerator, 100.0 * denominator
+        Image.fromarray(circle()).save(path, format="PNG", exif=exif)
+
+
+KINDS = ["pHYs 0", "pHYs 1", "JFIF 0", "JFIF 1", "JFIF 2", "BMP", "Exif"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_circle_stays_round(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "a.jpg"
+    write(path, kind, 2, 1)
+    assert read_image(path).pixel_aspect == pytest.approx(2.0, abs=0.002)
+    seen = read_pixels(path, Preprocessing(224))[0] > 120
+    assert abs(int(seen.any(1).sum()) - int(seen.any(0).sum())) <= 2
+    write(path, kind, 1, 2)
+    assert read_image(path).pixel_aspect == pytest.approx(0.5, abs=0.002)
+    write(path, kind, 1, 1)
+    np.testing.assert_array_equal(read_pixels(path, Preprocessing(64)), preprocess(read_grey(path), Preprocessing(64)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_ratio_that_no_pixel_has_is_refused(tmp_path: Path, kind: str) -> None:
+    write(tmp_path / "a.jpg", kind, 9, 1)
+    refused(tmp_path / "a.jpg", "expected a ratio from 1:8 to 8:1")
+
+
+@pytest.mark.parametrize("kind", ["pHYs 0", "pHYs 1", "JFIF 0"])
+def test_two_zeros_state_nothing_and_one_is_refused(tmp_path: Path, kind: str) -> None:
+    write(tmp_path / "a.jpg", kind, 0, 0)
+    assert read_image(tmp_path / "a.jpg").pixel_aspect == 1.0
+    write(tmp_path / "a.jpg", kind, 0, 1)
+    refused(tmp_path / "a.jpg", "states pixels 0 high")
+
+
+def test_rounded_resolutions_are_square(tmp_path: Path) -> None:
+    for x, y in ((2834, 2835), (72, 72), (2835, 2828)):
+        (tmp_path / "a.png").write_bytes(png(circle(), 8, 0, phys(x, y, 1)))
+        assert read_image(tmp_path / "a.png").pixel_aspect == 1.0
+
+
+def test_two_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x011A], exif[0x011B] = 300.0, 150.0
+    Image.fromarray(circle()).save(tmp_path / "a.jpg", exif=exif, dpi=(72, 72))
+    refused(tmp_path / "a.jpg", "states pixels of 1:1 by its JFIF density and of 2:1 by its Exif resolution")
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_aspect_turns_with_the_orientation(tmp_path: Path, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(circle()).save(tmp_path / "a.png", exif=exif, dpi=(300, 150))
+    image = read_image(tmp_path / "a.png")
+    assert image.pixel_aspect == pytest.approx(2.0 if orientation < 5 else 0.5, abs=0.001)
+    assert image.grey.shape == ((128, 256) if orientation < 5 else (256, 128))
+
+
+# messages ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+def kinds_of_bmp() -> dict[str, Any]:
+    plain = 14 + 40
+    return {
+        "compression 9": (plain - 24, struct.pack("<I", 9)),
+        "3 bits": (28, struct.pack("<H", 3)),
+        "a header of 99 bytes": (14, struct.pack("<I", 99)),
+    }
+
+
+@pytest.mark.parametrize("name", kinds_of_bmp())
+def test_what_is_not_supported_is_not_called_damaged(tmp_path: Path, name: str) -> None:
+    at, value = kinds_of_bmp()[name]
+    Image.fromarray(circle()).save(tmp_path / "a.bmp")
+    data = bytearray((tmp_path / "a.bmp").read_bytes())
+    data[at : at + len(value)] = value
+    (tmp_path / "a.bmp").write_bytes(data)
+    with pytest.raises(ImageError, match=r"can't be read \(a kind of its format that is not supported\)") as caught:
+        read_grey(tmp_path / "a.bmp")
+    assert caught.value.hint == "save it as 8-bit or 16-bit grey PNG, without loss"
+    assert caught.value.__cause__ is not None
