@@ -189,7 +189,10 @@ def test_a_sector_of_zeros(refused: Refused, tmp_path: Path, kind: str) -> None:
         if end - start > 1000:
             at = (start + end) // 2
             (tmp_path / "a.jpg").write_bytes(data[:at] + bytes(512) + data[at + 512 :])
-            refused(tmp_path / "a.jpg", "JPEG (stream|scan)", "damaged")
+            refined = kind == "progressive" and (start, end) == scans(data)[-1]
+            # By itself, whatever the blocks after it come to; of other tables zeros may be blank blocks.
+            by_itself = kind == "baseline" or refined
+            refused(tmp_path / "a.jpg", "has a JPEG scan with a hole" if by_itself else "JPEG (stream|scan)", "damaged")
 
 
 def test_zeros_that_are_blank_blocks(tmp_path: Path) -> None:
