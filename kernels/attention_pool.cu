@@ -1,48 +1,43 @@
-// Attention pool: attention (ECA, CBAM or none) and global average pooling of two feature maps, in one launch.
+// Attention pool: attention (ECA, CBAM or none) and global average pooling of two feature maps.
 //
 //   nvcc -std=c++17 -arch=sm_90 -cubin -Xptxas -v attention_pool.cu
-//        -DELEMENT=Half -DCHANNELS_LAST=0 -DEXCHANGE=1 -DSPLIT=8 -DSAMPLES=2
+//        -DELEMENT=Half -DCHANNELS_LAST=0 -DPOSITIONS0=49 -DPOSITIONS1=49 -DSTAGES=2
 //
 //   ELEMENT        float, Half or Bfloat16: what the feature maps hold. All arithmetic is float32.
 //   CHANNELS_LAST  0: feature maps are [N, C, h, w]; 1: [N, h, w, C]
-//   EXCHANGE       how blocks that share a sample add up their parts: ALONE 0, CLUSTER 1 (sm_90 and later), GRID 2
-//   SPLIT          CLUSTER: blocks of a cluster; the others take it from the problem
-//   SAMPLES        samples that a block works on at once: the weights of CBAM's MLP are read once for all of them
-//   THREADS        threads of a block (256 unless given)
+//   POSITIONS0, 1  h * w of each modality where the kernel is made for that size, else 0 for any size; needs
+//                  [N, C, h, w] and whole groups: C a multiple of the elements of 16 bytes
+//   KNOWN0, 1      if given, numbers of a modality as constants: see `modality_of`
+//   STAGES         tiles in shared memory at once: one is worked on while the others are on their way
 //
-// One work item is SAMPLES samples of one modality and `split` blocks, each of which owns a slice of the channels. The
-// modalities take turns along the grid, so that blocks that wait for memory (ECA) run beside blocks that compute.
-// Row n of `out` is [first modality's channels | second modality's channels]: nothing is concatenated afterwards.
+// Four launches, of which each reads what it needs once; nothing waits inside a launch for another block:
 //
-// ECA    mean(x g_c) = g_c mean(x): one pass over the feature map, nothing is held and no block waits for another. The
-//        means that the 1-D convolution needs from beyond a slice are computed again (the halo).
-// CBAM   three passes over a slice. A: mean and maximum of each channel, then the MLP; its first layer is a sum over
-//        channels, so each block adds its part and the parts are exchanged; the second layer is linear and applied once
-//        to relu(mean path) + relu(max path). B: sum and maximum over channels of the gated map, exchanged; the k x k
-//        convolution is repeated by every block. C: out_c = g_c mean(x s), s the spatial gate.
+//   statistics  ECA and none: means of all channels. CBAM: means and maxima, times the slice's rows of the MLP's first
+//               layer: each slice's part of the hidden units. The only one that reads device memory; the others find
+//               the feature map in L2 where that can hold it.
+//   hidden      CBAM: the sum of the parts, in order of the slices, and ReLU. ECA: g_c mean(x_c), which is mean(x g)_c.
+//   spatial     CBAM: the channel gate of the slice, and with it each slice's part of sum and maximum over channels.
+//   embedding   CBAM: mean and maximum map of the parts, the k x k convolution, s the spatial gate, g_c mean(x_c s).
 //
-// What a strategy is made of:
-//   held      a slice fits in shared memory: device memory is read once, passes B and C read shared memory
-//   re-read   it does not: tiles are loaded again, from L2 if the slice still lies there; passes take turns in
-//             direction, so that the last tile of a pass is the first of the next
-//   ALONE     one block per sample: no exchange, least parallel
-//   CLUSTER   parts are exchanged through distributed shared memory; up to 8 blocks, sm_90 and later
-//   GRID      parts are exchanged through device memory, with a counter for each work item. A block takes its work item
-//             from a ticket counter when it starts: whatever the order in which blocks start, only the newest work item
-//             can miss blocks, so that waiting ends wherever SPLIT blocks can be resident at once (of two launches at
-//             once, 2 x SPLIT: `plan.py` sees to that)
+// A tile is `samples` samples of a slice of the channels, so that a block reads the MLP's weights of its slice once for
+// all of its tiles. For a known number of positions S a tile lies in shared memory as groups: E channels, as many as 16
+// bytes hold elements, are S units of 16 bytes; groups are S | 1 units apart, so that lanes which read the same unit of
+// successive groups meet 32 banks in turn. For any other size, and for channels last, elements are read one by one.
 //
 // A NaN in a feature map gives NaN wherever the formula does: max keeps NaN, and ReLU is written as "below 0 is 0".
 // Results do not depend on timing: every sum has a fixed order, and there are no atomics on floats.
 // No header is included: NVRTC needs no toolkit beside it, and the host build (tests) gives its own primitives.
 
-#define ALONE 0
-#define CLUSTER 1
-#define GRID 2
-
 #define KIND_NONE 0
 #define KIND_ECA 1
 #define KIND_CBAM 2
+
+#ifndef LANES
+#define LANES 32  // threads that read the same unit of successive groups
+#endif
+#ifndef THREADS
+#define THREADS 256  // of a block
+#endif
 
 struct Half {
     unsigned short bits;
@@ -50,29 +45,36 @@ struct Half {
 struct Bfloat16 {
     unsigned short bits;
 };
+struct alignas(16) Unit {
+    unsigned words[4];
+};
 
-// Mirrored by MODALITY and PROBLEM in attention_pool.py. Offsets `at_*` are bytes into dynamic shared memory.
+// Mirrored by MODALITY and PROBLEM in attention_pool.py. hidden4: the hidden units in fours, filled up with zeros.
 struct Modality {
     const void* x;          // feature map
-    const float* fc1;       // [C, hidden4 * 4]: transposed and padded with zeros
+    const float* fc1;       // [C, hidden4 * 4]: transposed
     const float* fc1_bias;  // [hidden]
     const float* fc2;       // [hidden, channels4 * 4]: transposed and padded with zeros
     const float* fc2_bias;  // [C]
     const float* kernel;    // ECA: [size]; CBAM: [2, size, size] over (mean, maximum)
+    float* means;           // ECA: [cases, C]
+    float* parts;           // CBAM: [slices, cases, 2, hidden4 * 4], of the hidden units: mean and maximum path
+    float* hidden_units;    // CBAM: [cases, hidden4 * 4]
+    float* gate;            // CBAM: [cases, C], over channels
+    float* maps;            // CBAM: [slices, cases, 2, h * w], sum and maximum over a slice
     int kind, channels, height, width, hidden, size;
-    int slice;   // channels that a block owns, a multiple of 8
-    int halo;    // ECA: channels on each side whose means are needed as well, a multiple of 8
-    int tile;    // channels that are loaded at once, a multiple of 8
-    int column;  // where this modality begins in a row of `out`
-    int at_stats, at_hidden, at_scratch, at_slot, at_maps, at_gate;
+    int slice, samples;  // of a tile: channels, a multiple of 8, and samples
+    int chunks;          // `statistics`: blocks that share the tiles of a slice
+    int spatial_chunks;  // `spatial`: likewise
+    int wide, ranges;    // `embedding`: channels of a tile, and blocks that share the tiles of a sample
+    int column;          // where this modality begins in a row of `out`
 };
 struct Problem {
     Modality modality[2];
     float* out;                 // [cases, columns]
-    float* slots;               // GRID: [work items, SPLIT, slot_floats]
-    unsigned* counters;         // GRID: ticket, blocks done, then one for each work item; all 0 between launches
-    unsigned long long* trace;  // null, or 4 counts: elements loaded of each modality, cluster and grid barriers passed
-    int cases, columns, split, slot_floats;
+    unsigned long long* trace;  // null, or the elements loaded of each modality
+    int cases, columns;
+    int first[4];  // blocks of the first modality in each launch; the others belong to the second
 };
 
 // ---------------------------------------------------------------- primitives
@@ -93,42 +95,52 @@ __device__ inline float max_or_nan(float a, float b) {
     return y;
 }
 
-// Starts to copy 16 bytes from device to shared memory; visible to this thread after copies_wait().
+__device__ inline Unit load16(const void* shared) {
+    const uint4 q = *static_cast<const uint4*>(shared);
+    return {{q.x, q.y, q.z, q.w}};
+}
+__device__ inline float bits_to_float(unsigned bits) { return __uint_as_float(bits); }
+
+// Starts to copy 16 bytes from device to shared memory. Those before a commit are a group; copies_wait<N> leaves the N
+// youngest groups on their way. Visible to this thread afterwards.
 __device__ inline void copy16(void* shared, const void* global) {
     const unsigned to = static_cast<unsigned>(__cvta_generic_to_shared(shared));
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(global) : "memory");
 }
-__device__ inline void copies_wait() { asm volatile("cp.async.wait_all;" ::: "memory"); }
-
-__device__ inline unsigned load_acquire(const unsigned* at) {
-    unsigned value;
-    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(at) : "memory");
-    return value;
+// The same, of what nobody reads again (`last`): L2 gives it up before anything else.
+__device__ inline void copy16(void* shared, const void* global, bool last) {
+    if (!last) return copy16(shared, global);
+    const unsigned to = static_cast<unsigned>(__cvta_generic_to_shared(shared));
+    unsigned long long policy;
+    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+    asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "l"(policy)
+                 : "memory");
 }
-
-__device__ inline void cluster_barrier() {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("barrier.cluster.arrive.release;\n\tbarrier.cluster.wait.acquire;" ::: "memory");
-#endif
-}
-// The float at `mine` in the shared memory of block `rank` of this cluster.
-__device__ inline float load_peer(const float* mine, int rank) {
-    float value = 0;
-#if __CUDA_ARCH__ >= 900
-    const unsigned local = static_cast<unsigned>(__cvta_generic_to_shared(mine));
-    unsigned remote;
-    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(local), "r"(rank));
-    asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(value) : "r"(remote) : "memory");
-#endif
-    return value;
+__device__ inline void copies_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int N>
+__device__ inline void copies_wait() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
 }
 
 #define DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
 #define MINUS_INFINITY __int_as_float(0xff800000)  // NVRTC knows no INFINITY
+#define BLOCK THREADS
 #define MISSING_BARRIER 0
 #define PLANTED_OVERREAD 0
 
 #endif  // the host's primitives: tests/kernels/host/cuda_shim.h
+
+// Element i of a unit; i is a constant wherever this is called.
+template <typename T>
+__device__ inline float element(const Unit& unit, int i) {
+    if constexpr (sizeof(T) == 4) {
+        return bits_to_float(unit.words[i]);
+    } else {
+        T value;
+        value.bits = static_cast<unsigned short>(unit.words[i / 2] >> i % 2 * 16);
+        return to_float(value);
+    }
+}
 
 // Every barrier has a number, so that the tests can leave out one at a time and see that it is missed.
 template <int NUMBER>
@@ -137,37 +149,85 @@ __device__ inline void block_barrier() {
 }
 
 __device__ inline float sigmoid(float x) {
-    const float small = expf(-fabsf(x));  // never overflows
+    const float small = expf(-fabsf(x));              // never overflows
     return (x >= 0 ? 1.0f : small) / (1.0f + small);  // NaN: small is NaN
 }
 
 __device__ inline float relu(float x) { return x < 0 ? 0.0f : x; }  // fmaxf would turn NaN into 0
 
-template <int J>
-struct alignas(J % 4 == 0 ? 16 : J % 2 == 0 ? 8 : 4) Vector {
-    float value[J];
-};
+__device__ inline int over(int whole, int part) { return (whole + part - 1) / part; }
 
-// ---------------------------------------------------------------- sums inside a block
+// `count` floats, a multiple of 4, to shared memory, by all threads.
+__device__ inline void copy_floats(float* shared, const float* global, int count) {
+    for (int i = 4 * threadIdx.x; i < count; i += 4 * BLOCK) copy16(shared + i, global + i);
+}
 
-// finish(row, sum, maximum) for each of `rows` rows of value(sample, row, r, x[...]), r in [0, length).
+// ---------------------------------------------------------------- small matrix products
+
+// finish(row, column, sum) of in [rows, stride] times weights [length, columns] in shared memory. The order of a sum
+// depends on how many rows there is room for, and not on how many there are. A thread has four rows
+// and four columns and, where there are more threads, a share of the length. `columns`, `length` and `stride` are
+// multiples of 4, and there is room for 4 rows at a time in `in` and for 16 floats a thread in `scratch`.
+template <typename Finish>
+__device__ inline void multiply(const float* weights, int columns, const float* in, int stride, int room, int rows,
+                                int length, float* scratch, Finish finish) {
+    const int quads = columns / 4, items = quads * over(room, 4);
+    const int shares = min(max(1, BLOCK / items), length / 4), share = threadIdx.x / items;
+    float4* sums = reinterpret_cast<float4*>(scratch);  // [share, row, quad]
+    for (int item = threadIdx.x % items; item < items && share < shares; item += BLOCK) {
+        const int quad = item % quads, row = item / quads * 4;
+        float4 sum[4];
+#pragma unroll
+        for (int r = 0; r < 4; ++r) sum[r] = {0, 0, 0, 0};
+#pragma unroll 1
+        for (int k = 4 * share; k < length; k += 4 * shares) {
+            float4 w[4];
+#pragma unroll
+            for (int j = 0; j < 4; ++j) w[j] = *reinterpret_cast<const float4*>(weights + (k + j) * columns + 4 * quad);
+#pragma unroll
+            for (int r = 0; r < 4; ++r) {
+                const float4 x = *reinterpret_cast<const float4*>(in + (row + r) * stride + k);
+                const float each[4] = {x.x, x.y, x.z, x.w};
+#pragma unroll
+                for (int j = 0; j < 4; ++j) {
+                    sum[r].x += w[j].x * each[j];
+                    sum[r].y += w[j].y * each[j];
+                    sum[r].z += w[j].z * each[j];
+                    sum[r].w += w[j].w * each[j];
+                }
+            }
+        }
+#pragma unroll
+        for (int r = 0; r < 4; ++r)
+            if (row + r < room) sums[(share * room + row + r) * quads + quad] = sum[r];
+    }
+    block_barrier<1>();
+    for (int i = threadIdx.x; i < rows * columns; i += BLOCK) {
+        float sum = 0;
+        for (int k = 0; k < shares; ++k) sum += scratch[k * room * columns + i];
+        finish(i / columns, i % columns, sum);
+    }
+}
+
+// ---------------------------------------------------------------- a tile of any size
+
+// finish(row, sum, maximum) for each row of `count` samples of value(sample, row, r, x[...]), r in [0, length).
 // ALONG: element r of row is x[row * length + r]. Otherwise a sample is a [length, rows_per_sample] matrix and its rows
 // are the columns of that: x[sample * rows_per_sample * length + r * rows_per_sample + row % rows_per_sample].
-// Where there are fewer rows than threads, several threads share a row. In both cases the threads of a warp read
-// different banks: along a row, each starts at another place. Row r is finished by thread r modulo the threads, and the
-// caller has a barrier before `scratch` is used again.
+// Where a full tile has fewer rows than threads, several threads share a row: in a tile that is not full a sum has the
+// same order. In both cases the threads of a warp read different banks: along a row, each starts at another place.
 template <bool ALONG, typename T, typename Value, typename Finish>
-__device__ inline void reduce_rows(const T* x, int rows, int rows_per_sample, int length, float* scratch, Value value,
-                                   Finish finish) {
-    const int threads = blockDim.x, t = threadIdx.x;
-    const int parts = rows >= threads ? 1 : min(threads / rows, length);
+__device__ inline void reduce_rows(const T* x, int samples, int count, int rows_per_sample, int length, float* scratch,
+                                   Value value, Finish finish) {
+    const int threads = BLOCK, t = threadIdx.x, full = samples * rows_per_sample, rows = count * rows_per_sample;
+    const int parts = full >= threads ? 1 : min(threads / full, length);
     const int step = ALONG ? 1 : rows_per_sample;
-    const int part = parts == 1 ? 0 : ALONG ? t % parts : t / rows;
+    const int part = parts == 1 ? 0 : ALONG ? t % parts : t / full;
     float sum = 0, peak = 0;
-    for (int row = parts == 1 ? t : ALONG ? t / parts : t % rows; row < rows && part < parts; row += threads) {
+    for (int row = parts == 1 ? t : ALONG ? t / parts : t % full; row < rows && part < parts; row += threads) {
         const int sample = row / rows_per_sample;
         const T* from = ALONG ? x + row * length : x + sample * rows_per_sample * (length - 1) + row;
-        const int turn = ALONG && length % 2 == 0 ? row * parts % length : 0;
+        const int turn = ALONG && length % 2 == 0 ? row % rows_per_sample * parts % length : 0;
         sum = 0;
         peak = MINUS_INFINITY;
         for (int i = part; i < length; i += parts) {
@@ -178,15 +238,16 @@ __device__ inline void reduce_rows(const T* x, int rows, int rows_per_sample, in
         }
         if (parts == 1) finish(row, sum, peak);
     }
-    if (parts == 1) return;
-    scratch[t] = sum;
-    scratch[threads + t] = peak;
-    block_barrier<1>();
-    if (t < rows) {
+    if (parts > 1) {
+        scratch[t] = sum;
+        scratch[threads + t] = peak;
+    }
+    block_barrier<2>();
+    if (parts > 1 && t < rows) {
         sum = 0;
         peak = MINUS_INFINITY;
         for (int k = 0; k < parts; ++k) {
-            const int at = ALONG ? t * parts + k : k * rows + t;
+            const int at = ALONG ? t * parts + k : k * full + t;
             sum += scratch[at];
             peak = max_or_nan(peak, scratch[threads + at]);
         }
@@ -194,317 +255,474 @@ __device__ inline void reduce_rows(const T* x, int rows, int rows_per_sample, in
     }
 }
 
-// out[column][j] = sum over k < length of weights[k][column] * in[k][j], for 4 * quads columns and J right-hand sides.
-template <int J>
-__device__ inline void multiply(const float4* weights, int stride4, int length, int quads, const Vector<J>* in,
-                                float* out) {
-    const int threads = blockDim.x, t = threadIdx.x;
-    const int width = max(1, min(quads, threads));
-    const int parts = min(threads / width, 16), part = t / width;
-    for (int first = 0; first < quads; first += width) {
-        const int quad = first + t % width;
-        const bool active = part < parts && quad < quads;
-        float sum[4][J] = {};
-        if (active) {
-#pragma unroll 4
-            for (int k = part; k < length; k += parts) {
-                const float4 w = weights[static_cast<long long>(k) * stride4 + quad];
-                const Vector<J> x = in[k];
-#pragma unroll
-                for (int j = 0; j < J; ++j) {
-                    sum[0][j] += w.x * x.value[j];
-                    sum[1][j] += w.y * x.value[j];
-                    sum[2][j] += w.z * x.value[j];
-                    sum[3][j] += w.w * x.value[j];
-                }
-            }
-        }
-        for (int turn = 0; turn < parts; ++turn) {  // one part after the other: a fixed order, and no scratch
-            if (active && part == turn) {
-                float* to = out + quad * 4 * J;
-#pragma unroll
-                for (int i = 0; i < 4; ++i)
-#pragma unroll
-                    for (int j = 0; j < J; ++j) to[i * J + j] = turn == 0 ? sum[i][j] : to[i * J + j] + sum[i][j];
-            }
-            block_barrier<2>();
-        }
-    }
-}
+// What the launches ask of a tile: `count` samples, of `samples` that there is room for, of `n` channels, at `stage`.
+// Each `over_...` has a barrier behind its last read of the stage. Gates: [sample, n] for over_channels; for
+// over_positions<GATED> [position], as `put` has written it.
+template <typename T, bool LAST>
+struct AnyTile {
+    using Element = T;
+    int positions;
 
-// ---------------------------------------------------------------- one block
+    __device__ explicit AnyTile(const Modality& m) : positions(m.height * m.width) {}
+    __device__ int bytes(int samples, int n) const { return over(samples * n * positions * (int)sizeof(T), 16) * 16; }
+    __device__ int gate_floats() const { return positions; }
+    __device__ void put(float* gate, int position, float value) const { gate[position] = value; }
 
-template <typename T, bool LAST, int HOW, int B>
-struct Block {
-    const Problem& p;
-    const Modality& m;
-    unsigned char* shared;
-    int which, item, rank;  // modality, work item, which of the blocks of that work item
-    int first, count;       // samples: the first, and how many of B exist
-    int begin, own;         // channels: the first of the slice, and how many
-    int positions;          // h * w
-    int loaded = -1;        // the first channel of the tile in shared memory
-    int barriers = 0;       // group barriers passed
-
-    __device__ T* tile() { return reinterpret_cast<T*>(shared); }
-    __device__ float* at(int offset) { return reinterpret_cast<float*>(shared + offset); }
-
-    // Channels [channel, channel + n) of the samples into shared memory: [sample, channel, position], or with channels
-    // last [sample, position, channel].
-    __device__ void load(int channel, int n) {
-        if (channel == loaded) return;
-        if (loaded >= 0) block_barrier<3>();
-        loaded = channel;
+    __device__ void load(unsigned char* stage, const Modality& m, int first, int count, int channel, int n,
+                         bool last) const {
         const int runs = LAST ? count * positions : count, length = LAST ? n : n * positions;
         const long long stride = LAST ? m.channels : static_cast<long long>(m.channels) * positions;
         const T* from = static_cast<const T*>(m.x) + static_cast<long long>(first) * m.channels * positions +
                         (LAST ? channel : static_cast<long long>(channel) * positions);
-        T* to = tile();
+        T* to = reinterpret_cast<T*>(stage);
         constexpr int CHUNK = 16 / sizeof(T);
         if (length % CHUNK == 0 && stride % CHUNK == 0 && reinterpret_cast<unsigned long long>(from) % 16 == 0) {
             const int chunks = length / CHUNK;
-            for (int i = threadIdx.x; i < runs * chunks; i += blockDim.x) {
+            for (int i = threadIdx.x; i < runs * chunks; i += BLOCK) {
                 const int run = i / chunks, offset = (i - run * chunks) * CHUNK;
-                copy16(to + run * length + offset, from + run * stride + offset);
+                copy16(to + run * length + offset, from + run * stride + offset, last);
             }
-            copies_wait();
         } else {
-            for (int i = threadIdx.x; i < runs * length + PLANTED_OVERREAD; i += blockDim.x) {
+            for (int i = threadIdx.x; i < runs * length + PLANTED_OVERREAD; i += BLOCK) {
                 const int run = i / length;
-                to[i] = from[run * stride + (i - run * length)];
+                to[min(i, runs * length - 1)] = from[run * stride + (i - run * length)];
             }
         }
-        if (p.trace && threadIdx.x == 0) atomicAdd(p.trace + which, static_cast<unsigned long long>(runs) * length);
-        block_barrier<4>();
     }
 
-    // value and finish as in reduce_rows; rows are channels of the tile (pass A and C) or positions (pass B).
-    template <typename Value, typename Finish>
-    __device__ void over_positions(int n, Value value, Finish finish) {
-        reduce_rows<!LAST>(tile(), count * n, n, positions, at(m.at_scratch), value, finish);
+    template <bool PEAK, bool GATED, typename Finish>
+    __device__ void over_positions(const unsigned char* stage, int samples, int count, int n, const float* gate,
+                                   float* scratch, Finish finish) const {
+        reduce_rows<!LAST>(
+            reinterpret_cast<const T*>(stage), samples, count, n, positions, scratch,
+            [&](int, int, int r, float x) { return GATED ? x * gate[r] : x; },
+            [&](int row, float sum, float peak) { finish(row / n, row % n, sum, peak); });
     }
-    template <typename Value, typename Finish>
-    __device__ void over_channels(int n, Value value, Finish finish) {
-        reduce_rows<LAST>(tile(), count * positions, positions, n, at(m.at_scratch), value, finish);
-    }
-
-    // Mean and maximum of channels [from, to): stats[channel - from][sample, B + sample].
-    __device__ void statistics(int from, int to) {
-        float* stats = at(m.at_stats);
-        for (int channel = from; channel < to; channel += m.tile) {
-            const int n = min(m.tile, to - channel);
-            load(channel, n);
-            over_positions(
-                n, [](int, int, int, float x) { return x; },
-                [&](int row, float sum, float peak) {
-                    const int sample = row / n, c = channel - from + row - sample * n;
-                    stats[c * 2 * B + sample] = sum / positions;
-                    stats[c * 2 * B + B + sample] = peak;
-                });
-        }
-        block_barrier<5>();
-    }
-
-    __device__ void eca_or_none() {
-        const int from = max(0, begin - m.halo), to = min(m.channels, begin + own + m.halo);
-        statistics(from, to);
-        const float* stats = at(m.at_stats);
-        const int reach = m.size / 2;
-        for (int i = threadIdx.x; i < own * count; i += blockDim.x) {
-            const int sample = i / own, c = begin + i - sample * own;
-            float logit = 0;
-            for (int j = 0; j < m.size; ++j) {
-                const int neighbour = c + j - reach;
-                if (neighbour >= 0 && neighbour < m.channels)
-                    logit += m.kernel[j] * stats[(neighbour - from) * 2 * B + sample];
-            }
-            const float mean = stats[(c - from) * 2 * B + sample];
-            write(sample, c, m.kind == KIND_ECA ? sigmoid(logit) * mean : mean);
-        }
-    }
-
-    __device__ void write(int sample, int channel, float value) {
-        p.out[static_cast<long long>(first + sample) * p.columns + m.column + channel] = value;
-    }
-
-    // ------------------------------------------------------------ between the blocks of a work item
-
-    // Floats [from, to) of this block's slot become visible to the others, and theirs to this block.
-    __device__ void exchange(int from, int to) {
-        ++barriers;
-        if (HOW == CLUSTER) {
-            if (MISSING_BARRIER != 6) cluster_barrier();
-        } else if (HOW == GRID) {
-            const float* slot = at(m.at_slot);
-            float* global = p.slots + (static_cast<long long>(item) * p.split + rank) * p.slot_floats;
-            for (int i = from + threadIdx.x; i < to; i += blockDim.x) global[i] = slot[i];
-            __threadfence();
-            block_barrier<7>();
-            if (threadIdx.x == 0 && MISSING_BARRIER != 8) {
-                unsigned* arrived = p.counters + 2 + item;
-                atomicAdd(arrived, 1u);
-                while (load_acquire(arrived) < static_cast<unsigned>(barriers * p.split)) {
-                }
-                __threadfence();
-            }
-            block_barrier<9>();
-        }
-        if (p.trace && HOW != ALONE && threadIdx.x == 0) atomicAdd(p.trace + (HOW == CLUSTER ? 2 : 3), 1ull);
-    }
-    __device__ float from_slot(int block, int i) {
-        if (HOW == CLUSTER) return load_peer(at(m.at_slot) + i, block);
-        if (HOW == GRID) return p.slots[(static_cast<long long>(item) * p.split + block) * p.slot_floats + i];
-        return at(m.at_slot)[i];
-    }
-
-    // ------------------------------------------------------------ CBAM
-
-    // Pass A: the gate of the own channels, [sample * slice + channel]. It takes the place of the statistics.
-    __device__ float* channel_gate() {
-        statistics(begin, begin + own);
-        const int hidden4 = (m.hidden + 3) / 4, channels4 = (m.channels + 3) / 4;
-        multiply<2 * B>(reinterpret_cast<const float4*>(m.fc1) + static_cast<long long>(begin) * hidden4, hidden4, own,
-                        hidden4, reinterpret_cast<const Vector<2 * B>*>(at(m.at_stats)), at(m.at_slot));
-        exchange(0, hidden4 * 4 * 2 * B);
-        float* hidden = at(m.at_hidden);
-        for (int i = threadIdx.x; i < m.hidden * B; i += blockDim.x) {
-            const int h = i / B, sample = i % B;
-            float mean = 0, peak = 0;
-            for (int block = 0; block < p.split; ++block) {
-                mean += from_slot(block, h * 2 * B + sample);
-                peak += from_slot(block, h * 2 * B + B + sample);
-            }
-            hidden[i] = relu(mean + m.fc1_bias[h]) + relu(peak + m.fc1_bias[h]);
-        }
-        block_barrier<10>();
-        float *logits = at(m.at_stats), *gate = logits + m.slice * B;
-        multiply<B>(reinterpret_cast<const float4*>(m.fc2) + begin / 4, channels4, m.hidden, (own + 3) / 4,
-                    reinterpret_cast<const Vector<B>*>(hidden), logits);
-        for (int i = threadIdx.x; i < own * B; i += blockDim.x) {
-            const int c = i / B, sample = i % B;
-            gate[sample * m.slice + c] = sigmoid(logits[i] + 2 * m.fc2_bias[begin + c]);
-        }
-        block_barrier<11>();
-        return gate;
-    }
-
-    // Pass B: the spatial gate over the number of positions, [sample, position].
-    __device__ const float* spatial_gate(const float* gate) {
-        const int per_map = count * positions, in_slot = (m.hidden + 3) / 4 * 4 * 2 * B;
-        float* sums = at(m.at_slot) + in_slot;
-        float* peaks = sums + per_map;
-        for (int i = threadIdx.x; i < per_map; i += blockDim.x) {
-            sums[i] = 0;
-            peaks[i] = MINUS_INFINITY;
-        }
-        for (int tiles = (own + m.tile - 1) / m.tile, k = tiles - 1; k >= 0; --k) {
-            const int offset = k * m.tile, n = min(m.tile, own - offset);
-            load(begin + offset, n);
-            over_channels(
-                n, [&](int sample, int, int r, float x) { return x * gate[sample * m.slice + offset + r]; },
-                [&](int row, float sum, float peak) {
-                    sums[row] += sum;
-                    peaks[row] = max_or_nan(peaks[row], peak);
-                });
-        }
-        block_barrier<12>();
-        exchange(in_slot, in_slot + 2 * per_map);
-        float* maps = at(m.at_maps);
-        for (int i = threadIdx.x; i < per_map; i += blockDim.x) {
-            float sum = 0, peak = MINUS_INFINITY;
-            for (int block = 0; block < p.split; ++block) {
-                sum += from_slot(block, in_slot + i);
-                peak = max_or_nan(peak, from_slot(block, in_slot + per_map + i));
-            }
-            maps[i] = sum / m.channels;
-            maps[per_map + i] = peak;
-        }
-        block_barrier<13>();
-        float* spatial = at(m.at_gate);
-        for (int i = threadIdx.x; i < per_map; i += blockDim.x) {
-            const int sample = i / positions, place = i - sample * positions, y = place / m.width;
-            spatial[i] = sigmoid(convolve(maps, maps + per_map, sample, y, place - y * m.width)) / positions;
-        }
-        block_barrier<14>();
-        return spatial;
-    }
-
-    __device__ float convolve(const float* mean, const float* peak, int sample, int y, int x) {
-        const int reach = m.size / 2;
-        float logit = 0;
-        for (int dy = max(0, reach - y); dy < min(m.size, m.height + reach - y); ++dy)
-            for (int dx = max(0, reach - x); dx < min(m.size, m.width + reach - x); ++dx) {
-                const int from = (sample * m.height + y + dy - reach) * m.width + x + dx - reach, k = dy * m.size + dx;
-                logit += m.kernel[k] * mean[from] + m.kernel[m.size * m.size + k] * peak[from];
-            }
-        return logit;
-    }
-
-    __device__ void cbam() {
-        const float* gate = channel_gate();
-        const float* spatial = spatial_gate(gate);
-        for (int offset = 0; offset < own; offset += m.tile) {  // pass C
-            const int n = min(m.tile, own - offset);
-            load(begin + offset, n);
-            over_positions(
-                n, [&](int sample, int, int r, float x) { return x * spatial[sample * positions + r]; },
-                [&](int row, float sum, float) {
-                    const int sample = row / n, c = offset + row - sample * n;
-                    write(sample, begin + c, gate[sample * m.slice + c] * sum);
-                });
-        }
-        // A block whose shared memory others still read must not end. GRID: the slots outlive the block.
-        if (HOW == CLUSTER && MISSING_BARRIER != 15) cluster_barrier();
+    template <typename Finish>
+    __device__ void over_channels(const unsigned char* stage, int samples, int count, int n, const float* gate,
+                                  float* scratch, Finish finish) const {
+        reduce_rows<LAST>(
+            reinterpret_cast<const T*>(stage), samples, count, positions, n, scratch,
+            [&](int sample, int, int r, float x) { return x * gate[sample * n + r]; },
+            [&](int row, float sum, float peak) { finish(row / positions, row % positions, sum, peak); });
     }
 };
 
-// The number of this block: in GRID the order in which blocks started, see above.
-template <int HOW>
-__device__ inline int block_number(const Problem& p, unsigned char* shared) {
-    if (HOW != GRID) return blockIdx.x;
-    unsigned* ticket = reinterpret_cast<unsigned*>(shared);
-    if (threadIdx.x == 0) *ticket = atomicAdd(p.counters, 1u);
-    block_barrier<16>();
-    const int number = static_cast<int>(*ticket);
-    block_barrier<17>();
-    return number;
-}
+// ---------------------------------------------------------------- a tile of S positions, in units of 16 bytes
 
-template <typename T, bool LAST, int HOW, int B>
-__device__ inline void attention_pool_block(const Problem& p) {
-    DYNAMIC_SHARED(shared);
-    const int number = block_number<HOW>(p, shared), item = number / p.split, rank = number - item * p.split;
-    const Modality& m = p.modality[item % 2];
-    const int first = item / 2 * B, begin = min(rank * m.slice, m.channels);
-    Block<T, LAST, HOW, B> block{p, m, shared, item % 2, item, rank, first, min(B, p.cases - first), begin,
-                                 min(m.slice, m.channels - begin), m.height * m.width};
-    if (m.kind == KIND_CBAM)
-        block.cbam();
-    else
-        block.eca_or_none();
-    if (HOW == GRID && threadIdx.x == 0) {
-        if (atomicAdd(p.counters + 1, 1u) + 1 == gridDim.x)  // the last block leaves the counters as it found them
-            for (unsigned i = 0; i < 2 + gridDim.x / p.split; ++i) p.counters[i] = 0;
+template <typename T, int S>
+struct FixedTile {
+    using Element = T;
+    static constexpr int E = 16 / sizeof(T), STRIDE = S | 1;
+    static constexpr int UNITS = S % E == 0 ? S / E : (S + 2 * E - 2) / E;  // that a channel reaches into, at most
+    static constexpr int GATE = UNITS * E;
+    static constexpr int positions = S;
+
+    __device__ explicit FixedTile(const Modality&) {}
+    static __device__ int bytes(int samples, int n) { return samples * n / E * STRIDE * 16; }
+    // Groups of threads that share the channels of a sample in over_channels.
+    static __device__ int shares(int samples) { return max(1, BLOCK / (samples * S)); }
+    static __device__ int gate_floats() { return E * GATE; }
+    // The spatial gate of a position, E times: once for each place in a unit at which a channel may begin.
+    static __device__ void put(float* gate, int position, float value) {
+        for (int skip = 0; skip < E; ++skip) gate[skip * GATE + skip + position] = value;
+    }
+
+    __device__ void load(unsigned char* stage, const Modality& m, int first, int count, int channel, int n,
+                         bool last) const {
+        const long long stride = static_cast<long long>(m.channels) * S;
+        const T* x = static_cast<const T*>(m.x) + first * stride + static_cast<long long>(channel) * S;
+        for (int u = threadIdx.x; u < n / E * S; u += BLOCK) {  // units of a sample: contiguous
+            const T* from = x + u * E;
+            unsigned char* to = stage + (STRIDE == S ? u : u + u / S) * 16;
+            for (int sample = 0; sample < count; ++sample, from += stride, to += n / E * STRIDE * 16)
+                copy16(to, from, last);
+        }
+    }
+
+    // A lane takes a group, and each LANES threads one channel of it, all by the same instructions. Instructions for each
+    // part of a group, with all places known, are fewer and were slower: they miss the instruction cache.
+    template <bool PEAK, bool GATED, typename Finish>
+    __device__ void over_positions(const unsigned char* stage, int, int count, int n, const float* gate, float*,
+                                   Finish finish) const {
+        const int groups = n / E, total = count * groups, lane = threadIdx.x % LANES;
+        for (int turn = threadIdx.x / LANES; turn < E * over(total, LANES); turn += BLOCK / LANES) {
+            const int c = turn % E, g = turn / E * LANES + lane;
+            if (g >= total) continue;
+            const int first = c * S / E, skip = c * S % E;  // unit, and its elements that belong to the channel before
+            const unsigned char* from = stage + g * STRIDE * 16;
+            float sum = 0, peak = MINUS_INFINITY;
+            const auto take = [&](int j, bool whole) {
+                const Unit unit = load16(from + min(first + j, S - 1) * 16);
+                float weight[E];
+                if (GATED) {
+#pragma unroll
+                    for (int i = 0; i < E; i += 4) {
+                        const float4 w = *reinterpret_cast<const float4*>(gate + skip * GATE + j * E + i);
+                        weight[i] = w.x, weight[i + 1] = w.y, weight[i + 2] = w.z, weight[i + 3] = w.w;
+                    }
+                }
+#pragma unroll
+                for (int i = 0; i < E; ++i)
+                    if (whole || (j == 0 ? i >= skip : j * E + i < skip + S)) {
+                        const float value = element<T>(unit, i);
+                        sum += GATED ? value * weight[i] : value;
+                        if (PEAK) peak = max_or_nan(peak, value);
+                    }
+            };
+            take(0, S % E == 0);
+#pragma unroll 4
+            for (int j = 1; j < S / E; ++j) take(j, true);
+#pragma unroll
+            for (int j = S / E; j < UNITS; ++j) take(j, false);
+            const int sample = g / groups;
+            finish(sample, (g - sample * groups) * E + c, sum, peak);
+        }
+        block_barrier<3>();
+    }
+
+    // A thread takes a unit and the groups of a sample, or a share of them. A unit reaches into two channels at most.
+    template <typename Finish>
+    __device__ void over_channels(const unsigned char* stage, int samples, int count, int n, const float* gate,
+                                  float* scratch, Finish finish) const {
+        static_assert(S >= E, "a unit would reach into more than two channels");
+        const int groups = n / E, share = shares(samples);
+        // [E / 4, item, 4]: items side by side, so that a store meets each bank once.
+        const int items = count * share * S;
+        float4 *sums = reinterpret_cast<float4*>(scratch), *peaks = sums + items * E / 4;
+        for (int item = threadIdx.x; item < items; item += BLOCK) {
+            const int v = item % S, q = item / S, sample = q / share;
+            const int low = v * E / S, cut = (low + 1) * S - v * E, high = min(low + 1, E - 1);
+            float sum[E], peak[E];
+#pragma unroll
+            for (int i = 0; i < E; ++i) {
+                sum[i] = 0;
+                peak[i] = MINUS_INFINITY;
+            }
+            for (int g = q - sample * share; g < groups; g += share) {
+                const Unit unit = load16(stage + ((sample * groups + g) * STRIDE + v) * 16);
+                const float before = gate[sample * n + g * E + low], after = gate[sample * n + g * E + high];
+#pragma unroll
+                for (int i = 0; i < E; ++i) {
+                    const float x = element<T>(unit, i) * (i < cut ? before : after);
+                    sum[i] += x;
+                    peak[i] = max_or_nan(peak[i], x);
+                }
+            }
+#pragma unroll
+            for (int i = 0; i < E; i += 4) {
+                sums[i / 4 * items + item] = {sum[i], sum[i + 1], sum[i + 2], sum[i + 3]};
+                peaks[i / 4 * items + item] = {peak[i], peak[i + 1], peak[i + 2], peak[i + 3]};
+            }
+        }
+        block_barrier<4>();
+        for (int i = threadIdx.x; i < count * S; i += BLOCK) {
+            const int sample = i / S, position = i - sample * S;
+            float sum = 0, peak = MINUS_INFINITY;
+            for (int part = 0; part < share; ++part)
+#pragma unroll
+                for (int c = 0; c < E; ++c) {
+                    const int place = c * S + position, item = (sample * share + part) * S + place / E, e = place % E;
+                    const int at = (e / 4 * items + item) * 4 + e % 4;
+                    sum += reinterpret_cast<const float*>(sums)[at];
+                    peak = max_or_nan(peak, reinterpret_cast<const float*>(peaks)[at]);
+                }
+            finish(sample, position, sum, peak);
+        }
+    }
+};
+
+template <typename T, bool LAST, int S>
+struct TileOf {
+    using type = FixedTile<T, S>;
+};
+template <typename T, bool LAST>
+struct TileOf<T, LAST, 0> {
+    using type = AnyTile<T, LAST>;
+};
+
+// ---------------------------------------------------------------- the launches
+
+// work(tile, stage) for tiles first, first + step, ... below `tiles`, with DEPTH - 1 loads on their way beside it. It
+// has a barrier behind its last read of the stage.
+template <int DEPTH, typename Load, typename Work>
+__device__ inline void stream(int first, int step, int tiles, Load load, Work work) {
+    for (int ahead = 0; ahead < DEPTH - 1; ++ahead) {
+        if (first + ahead * step < tiles) load(first + ahead * step, ahead);
+        copies_commit();
+    }
+    for (int tile = first, stage = 0; tile < tiles; tile += step, stage = (stage + 1) % DEPTH) {
+        const int next = tile + (DEPTH - 1) * step;
+        if (next < tiles) load(next, (stage + DEPTH - 1) % DEPTH);
+        copies_commit();
+        copies_wait<DEPTH - 1>();
+        block_barrier<5>();
+        work(tile, stage);
     }
 }
 
-// Blocks that should fit on a multiprocessor, as far as registers go: left alone, the compiler spills to fit more.
-#define RESIDENT(samples) ((samples) < 8 ? 2 : 1)
+// One block: a slice of the channels, and every chunks-th tile of it.
+struct Slice {
+    int index, begin, own, chunk, tiles;
+    __device__ Slice(const Modality& m, int block, int chunks, int cases)
+        : index(block / chunks),
+          begin(index * m.slice),
+          own(m.channels % m.slice ? min(m.slice, m.channels - begin) : m.slice),
+          chunk(block - index * chunks),
+          tiles(over(cases, m.samples)) {}
+};
+
+template <typename Tile>
+__device__ inline void load_tile(const Tile& tile, const Problem& p, const Modality& m, int which, unsigned char* stage,
+                                 int first, int count, int channel, int n, bool last) {
+    tile.load(stage, m, first, count, channel, n, last);
+    if (p.trace && threadIdx.x == 0)
+        atomicAdd(p.trace + which, static_cast<unsigned long long>(count) * n * tile.positions);
+}
+
+template <typename Tile, int DEPTH>
+__device__ inline void statistics(const Problem& p, const Modality& m, int which, int block, unsigned char* shared) {
+    const Tile tile(m);
+    const Slice slice(m, block, m.chunks, p.cases);
+    const int stage_bytes = tile.bytes(m.samples, m.slice), width = over(m.hidden, 4) * 4,
+              rows = over(2 * m.samples, 4) * 4;
+    const int stride = over(m.slice, 4) * 4 + 4;
+    float* weights = reinterpret_cast<float*>(shared + DEPTH * stage_bytes);
+    float* stats = weights + (m.kind == KIND_CBAM ? m.slice * width : 0);  // [mean and maximum of each sample, channel]
+    float* scratch = stats + rows * stride;
+    if (m.kind == KIND_CBAM)
+        copy_floats(weights, m.fc1 + static_cast<long long>(slice.begin) * width, slice.own * width);
+    if (m.kind == KIND_CBAM && slice.own % 4) {  // `multiply` takes channels in fours
+        for (int i = slice.own * width + threadIdx.x; i < over(slice.own, 4) * 4 * width; i += BLOCK) weights[i] = 0;
+        for (int i = threadIdx.x; i < rows * stride; i += BLOCK) stats[i] = 0;
+    }
+    const auto count_of = [&](int at) { return min(m.samples, p.cases - at * m.samples); };
+    stream<DEPTH>(
+        slice.chunk, m.chunks, slice.tiles,
+        [&](int at, int stage) {
+            load_tile(tile, p, m, which, shared + stage * stage_bytes, at * m.samples, count_of(at), slice.begin,
+                      slice.own, m.kind != KIND_CBAM);
+        },
+        [&](int at, int stage) {
+            const int first = at * m.samples, count = count_of(at);
+            const unsigned char* here = shared + stage * stage_bytes;
+            if (m.kind != KIND_CBAM) {
+                tile.template over_positions<false, false>(
+                    here, m.samples, count, slice.own, nullptr, scratch, [&](int sample, int c, float sum, float) {
+                        const float mean = sum / tile.positions;
+                        const long long row = first + sample;
+                        if (m.kind == KIND_ECA)
+                            m.means[row * m.channels + slice.begin + c] = mean;
+                        else
+                            p.out[row * p.columns + m.column + slice.begin + c] = mean;
+                    });
+                return;
+            }
+            tile.template over_positions<true, false>(here, m.samples, count, slice.own, nullptr, scratch,
+                                                      [&](int sample, int c, float sum, float peak) {
+                                                          stats[2 * sample * stride + c] = sum / tile.positions;
+                                                          stats[(2 * sample + 1) * stride + c] = peak;
+                                                      });
+            block_barrier<6>();
+            float* to = m.parts + (static_cast<long long>(slice.index) * p.cases + first) * 2 * width;
+            multiply(weights, width, stats, stride, 2 * m.samples, 2 * count, over(slice.own, 4) * 4, scratch,
+                     [&](int row, int h, float sum) { to[row * width + h] = sum; });
+        });
+}
+
+// blocks: of this modality.
+__device__ inline void hidden(const Problem& p, const Modality& m, int block, int blocks) {
+    const int width = over(m.hidden, 4) * 4, slices = over(m.channels, m.slice), reach = m.size / 2;
+    const int count = p.cases * (m.kind == KIND_CBAM ? width : m.channels);
+    for (int i = block * BLOCK + threadIdx.x; i < count; i += blocks * BLOCK) {
+        if (m.kind == KIND_CBAM) {
+            const int sample = i / width, h = i - sample * width;
+            float mean = 0, peak = 0;
+#pragma unroll 16
+            for (int slice = 0; slice < slices; ++slice) {
+                const float* from = m.parts + (static_cast<long long>(slice) * p.cases + sample) * 2 * width + h;
+                mean += from[0];
+                peak += from[width];
+            }
+            // What fills up the fours is 0, whatever came of its weights of 0: infinity times 0 is none.
+            m.hidden_units[i] = h < m.hidden ? relu(mean + m.fc1_bias[h]) + relu(peak + m.fc1_bias[h]) : 0;
+        } else if (m.kind == KIND_ECA) {
+            const int sample = i / m.channels, c = i - sample * m.channels;
+            const float* means = m.means + static_cast<long long>(sample) * m.channels;
+            float logit = 0;
+            for (int j = max(0, reach - c); j < min(m.size, m.channels + reach - c); ++j)
+                logit += m.kernel[j] * means[c + j - reach];
+            p.out[static_cast<long long>(sample) * p.columns + m.column + c] = sigmoid(logit) * means[c];
+        }
+    }
+}
+
+template <typename Tile, int DEPTH>
+__device__ inline void spatial(const Problem& p, const Modality& m, int which, int block, unsigned char* shared) {
+    const Tile tile(m);
+    const Slice slice(m, block, m.spatial_chunks, p.cases);
+    const int width = over(m.hidden, 4) * 4, map_bytes = tile.bytes(m.samples, m.slice);
+    // The hidden units come with the feature map; `multiply` takes rows of them in fours.
+    const int stage_bytes = map_bytes + over(m.samples, 4) * 4 * width * 4;
+    float* weights = reinterpret_cast<float*>(shared + DEPTH * stage_bytes);  // [hidden, slice]
+    float* gate = weights + width * m.slice;                                  // [sample, own]
+    float* scratch = gate + m.samples * m.slice;
+    const int columns = over(m.channels, 4) * 4;
+    for (int i = threadIdx.x; i < width * m.slice / 4; i += BLOCK) {
+        const int h = i / (m.slice / 4), c = (i - h * (m.slice / 4)) * 4;
+        float* to = weights + h * m.slice + c;
+        if (h < m.hidden && c < slice.own)
+            copy16(to, m.fc2 + static_cast<long long>(h) * columns + slice.begin + c);
+        else  // what `multiply` takes in besides
+            to[0] = to[1] = to[2] = to[3] = 0;
+    }
+    const auto count_of = [&](int at) { return min(m.samples, p.cases - at * m.samples); };
+    stream<DEPTH>(
+        slice.chunk, m.spatial_chunks, slice.tiles,
+        [&](int at, int stage) {
+            unsigned char* here = shared + stage * stage_bytes;
+            load_tile(tile, p, m, which, here, at * m.samples, count_of(at), slice.begin, slice.own, false);
+            copy_floats(reinterpret_cast<float*>(here + map_bytes),
+                        m.hidden_units + static_cast<long long>(at) * m.samples * width, count_of(at) * width);
+        },
+        [&](int at, int stage) {
+            const int first = at * m.samples, count = count_of(at);
+            const unsigned char* here = shared + stage * stage_bytes;
+            const float* units = reinterpret_cast<const float*>(here + map_bytes);
+            multiply(weights, m.slice, units, width, m.samples, count, width, scratch,
+                     [&](int sample, int c, float sum) {
+                         if (c >= slice.own) return;
+                         const float g = sigmoid(sum + 2 * m.fc2_bias[slice.begin + c]);
+                         gate[sample * slice.own + c] = g;
+                         m.gate[static_cast<long long>(first + sample) * m.channels + slice.begin + c] = g;
+                     });
+            block_barrier<7>();
+            tile.over_channels(
+                here, m.samples, count, slice.own, gate, scratch, [&](int sample, int position, float sum, float peak) {
+                    float* to = m.maps +
+                                (static_cast<long long>(slice.index) * p.cases + first + sample) * 2 * tile.positions +
+                                position;
+                    to[0] = sum;
+                    to[tile.positions] = peak;
+                });
+        });
+}
+
+// Row dy of the k x k convolution over maps (mean, maximum) at one position; kernel: [2, k, k].
+__device__ inline float convolve_row(const Modality& m, const float* maps, const float* kernel, int position, int dy) {
+    const int reach = m.size / 2, y = position / m.width, x = position - y * m.width, row = y + dy - reach;
+    if (row < 0 || row >= m.height) return 0;
+    const float *mean = maps + row * m.width - reach, *peak = mean + m.height * m.width;
+    float logit = 0;
+    for (int dx = max(0, reach - x); dx < min(m.size, m.width + reach - x); ++dx)
+        logit += kernel[dy * m.size + dx] * mean[x + dx] + kernel[(m.size + dy) * m.size + dx] * peak[x + dx];
+    return logit;
+}
+
+template <typename Tile, int DEPTH>
+__device__ inline void embedding(const Problem& p, const Modality& m, int which, int block, unsigned char* shared) {
+    const Tile tile(m);
+    const int sample = block / m.ranges, range = block - sample * m.ranges;
+    const int positions = tile.positions, slices = over(m.channels, m.slice), stage_bytes = tile.bytes(1, m.wide);
+    float* gate = reinterpret_cast<float*>(shared + DEPTH * stage_bytes);  // over positions, as the tile has it
+    float* maps = gate + over(tile.gate_floats(), 4) * 4;                  // mean and maximum
+    float* kernel = maps + over(2 * positions, 4) * 4;
+    float* rows = kernel + over(2 * m.size * m.size, 4) * 4;  // [dy, position] of the convolution
+    float* scratch = rows + over(m.size * positions, 4) * 4;
+    for (int i = threadIdx.x; i < 2 * m.size * m.size; i += BLOCK) kernel[i] = m.kernel[i];
+    for (int i = threadIdx.x; i < tile.gate_floats(); i += BLOCK) gate[i] = 0;
+    const auto channels_of = [&](int at) { return min(m.wide, m.channels - at * m.wide); };
+    bool ready = false;
+    stream<DEPTH>(
+        range, m.ranges, over(m.channels, m.wide),
+        [&](int at, int stage) {
+            load_tile(tile, p, m, which, shared + stage * stage_bytes, sample, 1, at * m.wide, channels_of(at), true);
+        },
+        [&](int at, int stage) {
+            if (!ready) {
+                for (int i = threadIdx.x; i < 2 * positions; i += BLOCK) {
+                    const bool peaks = i >= positions;
+                    float value = peaks ? MINUS_INFINITY : 0;
+#pragma unroll 16
+                    for (int slice = 0; slice < slices; ++slice) {
+                        const float part =
+                            m.maps[(static_cast<long long>(slice) * p.cases + sample) * 2 * positions + i];
+                        value = peaks ? max_or_nan(value, part) : value + part;
+                    }
+                    maps[i] = peaks ? value : value / m.channels;
+                }
+                block_barrier<8>();
+                for (int i = threadIdx.x; i < m.size * positions; i += BLOCK)
+                    rows[i] = convolve_row(m, maps, kernel, i % positions, i / positions);
+                block_barrier<9>();
+                for (int i = threadIdx.x; i < positions; i += BLOCK) {
+                    float logit = 0;
+                    for (int dy = 0; dy < m.size; ++dy) logit += rows[dy * positions + i];
+                    const float s = sigmoid(logit) / positions;
+                    tile.put(gate, i, s);
+                }
+                block_barrier<10>();
+                ready = true;
+            }
+            tile.template over_positions<false, true>(
+                shared + stage * stage_bytes, 1, 1, channels_of(at), gate, scratch, [&](int, int c, float sum, float) {
+                    const int channel = at * m.wide + c;
+                    p.out[static_cast<long long>(sample) * p.columns + m.column + channel] =
+                        m.gate[static_cast<long long>(sample) * m.channels + channel] * sum;
+                });
+        });
+}
+
+// ---------------------------------------------------------------- the entries
+
+// A modality, with the numbers that the kernel is compiled for as constants: KNOWN0 and KNOWN1, where they are given.
+template <int WHICH>
+__device__ inline Modality modality_of(const Problem& p) {
+    Modality m = p.modality[WHICH];
+    [[maybe_unused]] const auto know = [&](int kind, int channels, int height, int width, int hidden, int size,
+                                           int slice, int samples, int wide) {
+        m.kind = kind, m.channels = channels, m.height = height, m.width = width, m.hidden = hidden, m.size = size;
+        m.slice = slice, m.samples = samples, m.wide = wide;
+    };
+#ifdef KNOWN0
+    if (WHICH == 0) know(KNOWN0);
+#endif
+#ifdef KNOWN1
+    if (WHICH == 1) know(KNOWN1);
+#endif
+    return m;
+}
+
+template <typename T, bool LAST, int S, int DEPTH, int WHICH>
+__device__ inline void run(const Problem& p, int launch, int block, int blocks, unsigned char* shared) {
+    using Tile = typename TileOf<T, LAST, S>::type;
+    const Modality m = modality_of<WHICH>(p);
+    if (launch > 1 && m.kind != KIND_CBAM) return;  // no such block; where the kind is known, no such code either
+    if (launch == 0) statistics<Tile, DEPTH>(p, m, WHICH, block, shared);
+    if (launch == 1) hidden(p, m, block, blocks);
+    if (launch == 2) spatial<Tile, DEPTH>(p, m, WHICH, block, shared);
+    if (launch == 3) embedding<Tile, DEPTH>(p, m, WHICH, block, shared);
+}
+
+template <typename T, bool LAST, int S0, int S1, int DEPTH>
+__device__ inline void attention_pool_block(const Problem& p, int launch) {
+    DYNAMIC_SHARED(shared);
+    const int block = blockIdx.x, blocks = gridDim.x, first = p.first[launch];
+    if (block < first)
+        run<T, LAST, S0, DEPTH, 0>(p, launch, block, first, shared);
+    else
+        run<T, LAST, S1, DEPTH, 1>(p, launch, block - first, blocks - first, shared);
+}
 
 #ifdef ELEMENT
 
-#ifndef THREADS
-#define THREADS 256
-#endif
-#if EXCHANGE == CLUSTER
-#define CLUSTER_OF __cluster_dims__(SPLIT, 1, 1)
-#else
-#define CLUSTER_OF
-#endif
-
-extern "C" __global__ void CLUSTER_OF __launch_bounds__(THREADS, RESIDENT(SAMPLES))
-    attention_pool(const __grid_constant__ Problem p) {
-    attention_pool_block<ELEMENT, CHANNELS_LAST, EXCHANGE, SAMPLES>(p);
-}
+#define ENTRY(name, launch)                                                                            \
+    extern "C" __global__ void __launch_bounds__(THREADS, 2) name(const __grid_constant__ Problem p) { \
+        attention_pool_block<ELEMENT, CHANNELS_LAST, POSITIONS0, POSITIONS1, STAGES>(p, launch);       \
+    }
+ENTRY(attention_pool_statistics, 0)
+ENTRY(attention_pool_hidden, 1)
+ENTRY(attention_pool_spatial, 2)
+ENTRY(attention_pool_embedding, 3)
 
 #endif

@@ -1,8 +1,8 @@
-"""The fused attention pool on a GPU: both modalities' attention and average pooling in one launch, through CuPy.
+"""The fused attention pool on a GPU: attention and average pooling of both modalities at once, through CuPy.
 
 `attention_pool.cu` computes, `plan.py` decides how, `weights.py` holds the weights and the float64 reference. An
-`AttentionPool` allocates when it is made and never again: a launch writes one struct on the host and calls the kernel,
-so it can be captured into a CUDA graph. Whatever is here about speed is *not measured*.
+`AttentionPool` allocates when it is made and never again: to run it writes one struct on the host and calls up to four
+kernels, so it can be captured into a CUDA graph.
 
 CuPy compiles with `-ftz=true`: subnormal float32 numbers (below 1.2e-38, among feature maps those in float32 and
 bfloat16) count as 0; subnormals of float16 are ordinary numbers in float32, in which all is computed.
@@ -11,6 +11,7 @@ bfloat16) count as 0; subnormals of float16 are ordinary numbers in float32, in 
 from __future__ import annotations
 
 import contextlib
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,28 +21,28 @@ import numpy as np
 from mpmmu_rt._optional import require
 from mpmmu_rt.errors import EngineError, UsageError
 
-from .plan import Branch, Device, ElementType, Strategy, choose
+from .plan import KINDS, LAUNCHES, Branch, Device, ElementType, Layout, Strategy, blocks, choose
 from .weights import Array, PoolWeights
 
 SOURCE = Path(__file__).with_name("attention_pool.cu")
-KINDS = ("none", "eca", "cbam")  # their numbers in the kernel
 ARRAYS = ("fc1", "fc1_bias", "fc2", "fc2_bias", "kernel")
+SCRATCH = ("means", "parts", "hidden_units", "gate", "maps")
 
 # The kernel's parameter, passed by value: Modality and Problem of attention_pool.cu, field by field.
 MODALITY = np.dtype(
     [
-        *((name, np.uint64) for name in ("x", *ARRAYS)),
+        *((name, np.uint64) for name in ("x", *ARRAYS, *SCRATCH)),
         *((name, np.int32) for name in ("kind", "channels", "height", "width", "hidden", "size")),
-        *((name, np.int32) for name in ("slice", "halo", "tile", "column")),
-        *((f"at_{name}", np.int32) for name in ("stats", "hidden", "scratch", "slot", "maps", "gate")),
+        *((name, np.int32) for name in ("slice", "samples", "chunks", "spatial_chunks", "wide", "ranges", "column")),
     ],
     align=True,
 )
 PROBLEM = np.dtype(
     [
         ("modality", MODALITY, 2),
-        *((name, np.uint64) for name in ("out", "slots", "counters", "trace")),
-        *((name, np.int32) for name in ("cases", "columns", "split", "slot_floats")),
+        *((name, np.uint64) for name in ("out", "trace")),
+        *((name, np.int32) for name in ("cases", "columns")),
+        ("first", np.int32, 4),
     ],
     align=True,
 )
@@ -75,21 +76,39 @@ def kernel_weights(weights: PoolWeights) -> dict[str, Array]:
 
 
 def problem(pools: tuple[Pool, Pool], strategy: Strategy, cases: int) -> Array:
-    """The kernel's parameter with every number set and every address null: PROBLEM [1]."""
+    """The kernel's parameter for `cases` cases, with every number set and every address null: PROBLEM [1]."""
     record = np.zeros(1, PROBLEM)
     column = 0
     for i, (pool, layout) in enumerate(zip(pools, strategy.layouts, strict=True)):
         branch, into = pool.branch, record["modality"][0, i : i + 1]
-        values = {"kind": KINDS.index(branch.kind), "column": column, "slice": layout.slice, "halo": layout.halo}
+        values = {"kind": KINDS.index(branch.kind), "column": column}
         values |= {name: getattr(branch, name) for name in ("channels", "height", "width", "hidden", "size")}
-        values |= {name: getattr(layout, name) for name in MODALITY.names or () if name.startswith("at_")}
-        values["tile"] = layout.tile
+        values |= {name: getattr(layout, name) for name in ("slice", "samples", "wide", "ranges")}
+        tiles = -(-cases // layout.samples)
+        values |= {"chunks": min(layout.chunks, tiles), "spatial_chunks": min(layout.spatial_chunks, tiles)}
         for name, value in values.items():
             into[name] = value
         column += branch.channels
     record["cases"], record["columns"] = cases, column
-    record["split"], record["slot_floats"] = strategy.split, strategy.slot_floats
+    record["first"] = blocks(strategy.layouts[0], pools[0].branch, cases, strategy.threads)
     return record
+
+
+def grids(pools: tuple[Pool, Pool], strategy: Strategy, cases: int) -> tuple[int, ...]:
+    """Blocks of each launch, 0 for one that is not needed."""
+    pairs = zip(strategy.layouts, pools, strict=True)
+    each = [blocks(layout, pool.branch, cases, strategy.threads) for layout, pool in pairs]
+    return tuple(first + second for first, second in zip(*each, strict=True))
+
+
+def scratch(pool: Pool, layout: Layout, cases: int) -> dict[str, int]:
+    """Floats of device memory that the launches of `cases` cases hand on to each other, by field of `Modality`."""
+    branch, c = pool.branch, pool.weights.channels
+    if branch.kind == "cbam":
+        slices, width = -(-c // layout.slice), -(-branch.hidden // 4) * 4
+        found = {"parts": slices * cases * 2 * width, "hidden_units": cases * width, "gate": cases * c}
+        return found | {"maps": slices * cases * 2 * branch.positions}
+    return {"means": cases * c} if branch.kind == "eca" else {}
 
 
 def device_facts() -> Device:
@@ -107,22 +126,33 @@ def device_facts() -> Device:
     )
 
 
-def compiled(cupy: Any, strategy: Strategy, source: str | None = None) -> Any:
-    """The kernel for `strategy`, as CuPy compiles it, or finds in its cache. source: instead of attention_pool.cu."""
+_ATTRIBUTES = threading.Lock()
+
+
+def compiled(cupy: Any, pools: tuple[Pool, Pool], strategy: Strategy, source: str | None = None) -> tuple[Any, ...]:
+    """The kernels of the launches for `strategy`, as CuPy compiles them, or finds in its cache.
+
+    source: instead of attention_pool.cu. CuPy gives the same functions to all who ask for the same source and options,
+    each with one limit of shared memory: it is raised and never lowered.
+    """
     code = SOURCE.read_text(encoding="utf-8") if source is None else source
-    module = cupy.RawModule(code=code, options=("-std=c++17", *strategy.options()))
-    kernel = module.get_function("attention_pool")
-    kernel.max_dynamic_shared_size_bytes = strategy.shared_bytes
-    return kernel
+    options = strategy.options((pools[0].branch, pools[1].branch))
+    module = cupy.RawModule(code=code, options=("-std=c++17", *options))
+    found = []
+    with _ATTRIBUTES:
+        for name, shared in zip(LAUNCHES, strategy.shared, strict=True):
+            kernel = module.get_function(f"attention_pool_{name}")
+            if kernel.max_dynamic_shared_size_bytes < shared:
+                kernel.max_dynamic_shared_size_bytes = shared
+            found.append(kernel)
+    return tuple(found)
 
 
 class AttentionPool:
     """The compiled kernel with its weights and its scratch memory on CuPy's current device.
 
     For up to `cases` cases of feature maps in `element`, [N, C, h, w] or with `channels_last` [N, h, w, C]. `strategy`
-    says how it runs (chosen by `plan.choose` unless given). One launch at a time: two streams need two of these, and
-    after a launch that the device has aborted a new one is needed. Launches of more than `plan.LAUNCHES_AT_ONCE` of
-    these at once may wait for each other for ever on a small device, where their strategy exchanges through the grid.
+    says how it runs (chosen by `plan.choose` unless given). One launch at a time: two streams need two of these.
     Raises `MissingPackage`, `EngineError` (no device, or the kernel can't be built) and `UsageError` (nothing fits).
     """
 
@@ -144,19 +174,20 @@ class AttentionPool:
                 f"the strategy is for {self.strategy.element}, channels_last={self.strategy.channels_last}"
             )
         self.pools, self.cases, self.columns = pools, cases, sum(branch.channels for branch in branches)
-        items = self.strategy.items(cases)
         try:
-            self._kernel = self._compile()
-            self._problem = problem(pools, self.strategy, cases)
+            self._kernels = self._compile()
             self._memory: list[Any] = []
-            for i, pool in enumerate(pools):
-                for name, array in kernel_weights(pool.weights).items():
-                    self._problem["modality"][name][0, i] = self._keep(cupy.asarray(array))
-            if self.strategy.exchange == "grid":
-                slots = items * self.strategy.split * self.strategy.slot_floats
-                self._problem["slots"] = self._keep(cupy.zeros(slots, np.float32))
-                self._problem["counters"] = self._keep(cupy.zeros(2 + items, np.uint32))
-            self._trace = cupy.zeros(4, np.uint64)
+            self._addresses: list[dict[str, int]] = []
+            for pool, layout in zip(pools, self.strategy.layouts, strict=True):
+                arrays = kernel_weights(pool.weights)
+                found = {name: self._keep(cupy.asarray(array)) for name, array in arrays.items()}
+                sizes = scratch(pool, layout, cases)
+                found |= {name: self._keep(cupy.zeros(size, np.float32)) for name, size in sizes.items()}
+                self._addresses.append(found)
+            self._prepared: dict[int, tuple[Array, list[tuple[Any, int, int]]]] = {}
+            self._prepare(cases)
+            self._trace = cupy.zeros(2, np.uint64)
+            self._tracing = False
             cupy.cuda.Device().synchronize()  # what was written here is seen by every stream
         except cupy.cuda.compiler.CompileException as error:
             raise EngineError(f"the attention pool kernel can't be compiled: {error}") from error
@@ -166,28 +197,48 @@ class AttentionPool:
                 hint="NVRTC compiles it, which `pip install 'cupy-cuda13x[ctk]'` brings",
             ) from error
 
-    def _compile(self) -> Any:
-        return compiled(self._cupy, self.strategy)
+    def _compile(self) -> tuple[Any, ...]:
+        return compiled(self._cupy, self.pools, self.strategy)
 
     def _keep(self, array: Any) -> int:
         self._memory.append(array)
         return int(array.data.ptr)
 
-    def launch(self, addresses: tuple[int, int], out: int, cases: int, stream: Any = None) -> None:
-        """Enqueue the kernel on device addresses: two feature maps and float32 [cases, columns], all contiguous.
+    def _prepare(self, cases: int) -> tuple[Array, list[tuple[Any, int, int]]]:
+        """The kernels' parameter for `cases` cases, and kernel, blocks and shared memory of each launch."""
+        if cases not in self._prepared:
+            record = problem(self.pools, self.strategy, cases)
+            for i, addresses in enumerate(self._addresses):
+                for name, address in addresses.items():
+                    record["modality"][name][0, i] = address
+            counts = grids(self.pools, self.strategy, cases)
+            every = zip(self._kernels, counts, self.strategy.shared, strict=True)
+            self._prepared[cases] = record, [one for one in every if one[1]]
+        return self._prepared[cases]
 
-        Nothing is allocated, and nothing is waited for. The memory must stay valid until the stream has passed.
-        Raises `UsageError` for other `cases` than this pool was made for, and `EngineError` if CUDA refuses the launch.
+    def launch(self, addresses: tuple[int, int], out: int, cases: int, stream: Any = None) -> None:
+        """Enqueue the kernels on device addresses: two feature maps and float32 [cases, columns], all contiguous.
+
+        Nothing is allocated on the device, and nothing is waited for. The memory must stay valid until the stream has
+        passed. Raises `UsageError` for other `cases` than this pool was made for and for a feature map that doesn't
+        begin at a multiple of 16 bytes, and `EngineError` if CUDA refuses a launch.
         """
         if not 1 <= cases <= self.cases:
             raise UsageError(f"a launch of {cases} cases, expected 1 to {self.cases}, for which this pool was made")
-        record = self._problem
+        if any(address % 16 for address in addresses):
+            raise UsageError(
+                f"a feature map begins at the address {next(one for one in addresses if one % 16):#x}, "
+                "expected a multiple of 16 bytes",
+                hint="copy it into an array of its own",
+            )
+        record, launches = self._prepare(cases)
         record["modality"]["x"][0] = addresses
-        record["out"], record["cases"] = out, cases
-        blocks = self.strategy.items(cases) * self.strategy.split
+        record["out"], record["trace"] = out, self._trace.data.ptr if self._tracing else 0
+        threads = self.strategy.threads
         try:
             with stream or contextlib.nullcontext():
-                self._kernel((blocks,), (self.strategy.threads,), (record,), shared_mem=self.strategy.shared_bytes)
+                for kernel, count, shared in launches:
+                    kernel((count,), (threads,), (record,), shared_mem=shared)
         except RuntimeError as error:  # CuPy's errors of CUDA's driver and of its runtime
             raise EngineError(f"the attention pool kernel ({self.strategy}) can't be launched: {error}") from error
 
@@ -219,24 +270,26 @@ class AttentionPool:
             )
 
     def traced(self, mammography: Any, ultrasound: Any) -> tuple[Any, dict[str, int]]:
-        """Run once and count: the embedding, and what the blocks did (for tests: it waits for the device).
+        """Run once and count: the embedding, and how many elements were loaded of each modality's feature map.
 
-        Elements loaded from device memory of each modality, barriers passed of clusters and of the grid.
+        For tests: it waits for the device.
         """
         self._trace.fill(0)
-        self._problem["trace"] = self._trace.data.ptr
+        self._tracing = True
         try:
             out = self(mammography, ultrasound)
         finally:
-            self._problem["trace"] = 0
-        names = ("mammography_elements", "ultrasound_elements", "cluster_barriers", "grid_barriers")
-        return out, dict(zip(names, map(int, self._trace.get()), strict=True))
+            self._tracing = False
+        return out, dict(zip(("mammography_elements", "ultrasound_elements"), map(int, self._trace.get()), strict=True))
 
-    def resources(self) -> dict[str, int]:
-        """What the compiled kernel uses: registers of a thread, bytes of local memory (spills), of shared memory."""
-        kernel = self._kernel
+    def resources(self) -> dict[str, dict[str, int]]:
+        """What each launch uses: registers of a thread, bytes of local memory (spills), of shared memory of a block."""
+        found = zip(LAUNCHES, self._kernels, self.strategy.shared, strict=True)
         return {
-            "registers": int(kernel.num_regs),
-            "local_bytes": int(kernel.local_size_bytes),
-            "shared_bytes": self.strategy.shared_bytes + int(kernel.shared_size_bytes),
+            name: {
+                "registers": int(kernel.num_regs),
+                "local_bytes": int(kernel.local_size_bytes),
+                "shared_bytes": shared + int(kernel.shared_size_bytes),
+            }
+            for name, kernel, shared in found
         }

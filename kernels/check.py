@@ -48,6 +48,11 @@ SMALL = (
     Shape(3, ("cbam", 48, 2, 2), ("none", 1, 1, 1), hidden=1),
     Shape(1, ("cbam", 16, 9, 11), ("eca", 3, 2, 2)),
 )
+# Small, of sizes that the kernel is specialised on, with whole groups of channels.
+SPECIALISED = (
+    Shape(3, ("cbam", 40, 7, 7), ("eca", 24, 8, 8)),
+    Shape(2, ("eca", 16, 10, 10), ("cbam", 72, 7, 7), hidden=9, size=3),
+)
 # For a GPU, besides those: the product's last feature map at two image sizes, and sizes between.
 LARGE = (
     Shape(3, ("cbam", 2048, 7, 7), ("eca", 2048, 7, 7), hidden=128),

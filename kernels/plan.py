@@ -1,42 +1,37 @@
 """How the attention pool is spread over a device: pure functions of shapes and device facts. No GPU is touched.
 
-`attention_pool.cu` says what the strategies are. Here it is decided which of them fit, what each keeps where in shared
-memory, and which one is preferred. The preference is a model and *not measured*: `benchmarks/gpu/kernel.py --gpu`
-times all candidates.
+`attention_pool.cu` says what the launches are. Here it is decided how large a tile of each is, how many blocks share
+the work, and how much shared memory they take. `benchmarks/gpu/kernel.py --gpu` times the candidates.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from dataclasses import dataclass
+from itertools import product
+from typing import Literal
 
 from mpmmu_rt.errors import UsageError
 
 from .weights import AttentionKind
 
 ElementType = Literal["float32", "float16", "bfloat16"]
-Exchange = Literal["alone", "cluster", "grid"]
-Route = Literal["one pass", "held", "re-read"]
 
 ELEMENT_BYTES: dict[ElementType, int] = {"float32": 4, "float16": 2, "bfloat16": 2}
-EXCHANGES: tuple[Exchange, ...] = get_args(Exchange)  # their numbers in the kernel
+KINDS = ("none", "eca", "cbam")  # their numbers in the kernel
+LAUNCHES = ("statistics", "hidden", "spatial", "embedding")  # in order, their numbers in the kernel
 THREADS = 256
-SPLITS: dict[Exchange, tuple[int, ...]] = {"alone": (1,), "cluster": (2, 4, 8), "grid": (2, 4, 8, 16, 32, 64)}
+FIXED = (49, 64, 100, 196, 256)  # positions that the kernel is specialised on: 7 x 7, 8 x 8, 10 x 10, 14 x 14, 16 x 16
+SLICES = (16, 32, 64, 128, 256)
 SAMPLES = (1, 2, 4, 8)
+STAGES = (1, 2, 3)
 RESERVED_BYTES = 1024  # of shared memory, by the driver, for each block
+RESIDENT = 2  # blocks that the registers of a multiprocessor hold at the least: __launch_bounds__ of the kernel
 
-# The cost model's guesses, none of them measured. A byte from device memory costs as much as 3 from L2; waiting, in
-# bytes from L2 that a multiprocessor could take in meanwhile: for other blocks, once for CBAM, and for each tile.
-DEVICE_MEMORY = 3
-EXCHANGE_BYTES: dict[Exchange, int] = {"alone": 0, "cluster": 40_000, "grid": 250_000}
-TILE_BYTES = 20_000
-LONELY = 1.5  # a multiprocessor that holds a single block does nothing while that block waits
-
-# A GRID block keeps its place while it spins for the others of its work item. Of one launch only the newest item can
-# miss blocks, so at most split - 1 blocks spin for one that has no place yet. With two launches at once (two Predictors
-# on one device, a stream each) that are 2 (split - 1), and where these fill the device neither launch ever goes on.
-LAUNCHES_AT_ONCE = 2
+# The cost model, in bytes that a multiprocessor takes in from L2 meanwhile: fitted by eye to one H200 at 7 x 7.
+LAUNCH_BYTES = 60_000  # until a block's first bytes are there
+TILE_BYTES = 12_000  # barriers and what else a tile costs beside its bytes
+SLICE_BYTES = 3_000  # one more part for each sum over slices
 
 
 @dataclass(frozen=True)
@@ -49,10 +44,9 @@ class Device:
     shared_per_multiprocessor: int
     l2_bytes: int
 
-    def resident(self, strategy: Strategy) -> int:
-        """Blocks of `strategy` that are sure to run at once: by shared memory, and by registers."""
-        by_memory = self.shared_per_multiprocessor // (strategy.shared_bytes + RESERVED_BYTES)
-        return self.multiprocessors * max(1, min(by_memory, by_registers(strategy.samples)))
+    def resident(self, shared_bytes: int) -> int:
+        """Blocks that a multiprocessor holds at once, by shared memory and by registers; at least 1."""
+        return max(1, min(RESIDENT, self.shared_per_multiprocessor // (shared_bytes + RESERVED_BYTES)))
 
 
 @dataclass(frozen=True)
@@ -79,101 +73,124 @@ class Branch:
 
 @dataclass(frozen=True)
 class Layout:
-    """How one block works on one modality. Channels are counted in elements; `at_*` are bytes into shared memory."""
+    """How the launches work on one modality, as `Modality` of attention_pool.cu has it; chunks at the most."""
 
-    route: Route
-    slice: int  # channels that a block owns
-    halo: int  # channels on each side that ECA needs as well
-    tile: int  # channels in shared memory at once
-    at_stats: int
-    at_hidden: int
-    at_scratch: int
-    at_slot: int
-    at_maps: int
-    at_gate: int
-    slot_floats: int
-    shared_bytes: int
+    fixed: int  # positions that the kernel is specialised on, or 0
+    slice: int
+    samples: int
+    chunks: int
+    spatial_chunks: int
+    wide: int
+    ranges: int
+    shared: tuple[int, ...]  # bytes of shared memory of each launch
 
 
 @dataclass(frozen=True)
 class Strategy:
-    """One way to run the kernel for up to `cases` cases."""
+    """One way to run the launches for up to `cases` cases."""
 
     element: ElementType
     channels_last: bool
-    exchange: Exchange
-    split: int  # blocks that share a sample
-    samples: int  # samples that a block works on at once
-    threads: int
+    stages: int  # tiles in shared memory at once
     layouts: tuple[Layout, Layout]
+    threads: int = THREADS
 
     @property
-    def shared_bytes(self) -> int:
-        return max(layout.shared_bytes for layout in self.layouts)
+    def shared(self) -> tuple[int, ...]:
+        """Bytes of shared memory of each launch."""
+        return tuple(max(pair) for pair in zip(*(layout.shared for layout in self.layouts), strict=True))
 
-    @property
-    def slot_floats(self) -> int:
-        return max(layout.slot_floats for layout in self.layouts)
-
-    def items(self, cases: int) -> int:
-        """Work items for `cases` cases: groups of samples, times two modalities. `split` blocks work on each."""
-        return 2 * (-(-cases // self.samples))
-
-    def options(self) -> tuple[str, ...]:
-        """The macros that the kernel is compiled with; only a cluster's size is among them."""
+    def options(self, branches: tuple[Branch, Branch]) -> tuple[str, ...]:
+        """The macros that the kernel is compiled with: a specialised modality's numbers are constants."""
         element = {"float32": "float", "float16": "Half", "bfloat16": "Bfloat16"}[self.element]
-        return (
-            f"-DELEMENT={element}",
-            f"-DCHANNELS_LAST={int(self.channels_last)}",
-            f"-DEXCHANGE={EXCHANGES.index(self.exchange)}",
-            f"-DSPLIT={self.split if self.exchange == 'cluster' else 1}",
-            f"-DSAMPLES={self.samples}",
-            f"-DTHREADS={self.threads}",
-        )
+        found = [f"-DELEMENT={element}", f"-DCHANNELS_LAST={int(self.channels_last)}", f"-DSTAGES={self.stages}"]
+        for i, (branch, one) in enumerate(zip(branches, self.layouts, strict=True)):
+            found.append(f"-DPOSITIONS{i}={one.fixed}")
+            if one.fixed:
+                numbers = [KINDS.index(branch.kind), branch.channels, branch.height, branch.width, branch.hidden]
+                numbers += [branch.size, one.slice, one.samples, one.wide]
+                found.append(f"-DKNOWN{i}={','.join(map(str, numbers))}")
+        return tuple(found)
 
     def __str__(self) -> str:
-        routes = " + ".join(layout.route for layout in self.layouts)
-        return f"{self.exchange}, {self.split} blocks, {self.samples} samples, {routes}"
+        tiles = " | ".join(
+            f"{one.samples} x {one.slice} by {one.chunks}, {one.wide} by {one.ranges}" for one in self.layouts
+        )
+        return f"{self.stages} stages, {tiles}"
+
+
+def blocks(layout: Layout, branch: Branch, cases: int, threads: int) -> tuple[int, ...]:
+    """Blocks of each launch for `cases` cases of this modality."""
+    slices, tiles = -(-branch.channels // layout.slice), -(-cases // layout.samples)
+    chunks, spatial_chunks = min(layout.chunks, tiles), min(layout.spatial_chunks, tiles)
+    if branch.kind == "cbam":
+        hidden = -(-cases * _up(branch.hidden, 4) // threads)
+        return slices * chunks, hidden, slices * spatial_chunks, cases * layout.ranges
+    return slices * chunks, -(-cases * branch.channels // threads) if branch.kind == "eca" else 0, 0, 0
 
 
 def _up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
 
 
-def by_registers(samples: int) -> int:
-    """Blocks that the registers of a multiprocessor hold at the least: `RESIDENT` of attention_pool.cu."""
-    return 2 if samples < 8 else 1
+@dataclass(frozen=True)
+class _Tiles:
+    """Sizes of tiles of one modality, as `AnyTile` and `FixedTile` of attention_pool.cu count them."""
 
+    branch: Branch
+    item: int  # bytes of an element
+    fixed: bool
+    threads: int
 
-def lay_out(branch: Branch, element: ElementType, split: int, samples: int, threads: int, budget: int) -> Layout | None:
-    """The layout with the largest tile that keeps a block within `budget` bytes of shared memory; None if none does."""
-    cbam = branch.kind == "cbam"
-    owned = _up(-(-branch.channels // split), 8)
-    halo = _up(branch.size // 2, 8) if branch.kind == "eca" else 0
-    span = min(owned + 2 * halo, _up(branch.channels, 8))
-    maps = samples * branch.positions
-    slot_floats = _up(branch.hidden, 4) * 2 * samples + 2 * maps if cbam else 0
-    sizes = {
-        "at_stats": span * 2 * samples * 4,
-        "at_hidden": branch.hidden * samples * 4,
-        "at_scratch": 2 * threads * 4,
-        "at_slot": slot_floats * 4,
-        "at_maps": 2 * maps * 4 if cbam else 0,
-        "at_gate": maps * 4 if cbam else 0,
-    }
-    fixed = sum(_up(size, 16) for size in sizes.values())
-    per_channel = maps * ELEMENT_BYTES[element]
-    tile = min(span, (budget - fixed - 15) // per_channel)
-    if tile < 1:
-        return None
-    if tile >= 8:
-        tile -= tile % 8  # whole 16-byte chunks for every element type
-    at, offsets = _up(tile * per_channel, 16), {}
-    for name, size in sizes.items():
-        offsets[name] = at
-        at += _up(size, 16)
-    route: Route = "one pass" if not cbam else "held" if tile >= min(owned, branch.channels) else "re-read"
-    return Layout(route, owned, halo, tile, **offsets, slot_floats=slot_floats, shared_bytes=at)
+    @property
+    def unit(self) -> int:
+        """Elements of 16 bytes."""
+        return 16 // self.item
+
+    @property
+    def most_rows(self) -> int:
+        """Channels of all samples of a tile, at most."""
+        return THREADS if self.fixed else 1 << 20
+
+    def bytes(self, samples: int, channels: int) -> int:
+        if self.fixed:
+            return samples * channels // self.unit * (self.branch.positions | 1) * 16
+        return _up(samples * channels * self.branch.positions * self.item, 16)
+
+    def scratch(self, samples: int) -> int:
+        """Bytes."""
+        if not self.fixed:
+            return 2 * self.threads * 4
+        shares = max(1, self.threads // (samples * self.branch.positions))
+        return 4 * samples * shares * self.branch.positions * self.unit * 2
+
+    @property
+    def gate(self) -> int:
+        """Floats of the spatial gate."""
+        if not self.fixed:
+            return self.branch.positions
+        s, e = self.branch.positions, self.unit
+        return e * e * (s // e if s % e == 0 else (s + 2 * e - 2) // e)
+
+    def shared(self, stages: int, size: tuple[int, int], wide: int) -> tuple[int, ...]:
+        """Bytes of shared memory of each launch for tiles of size (samples, channels), and of `wide` channels."""
+        (samples, channels), branch = size, self.branch
+        tile, width, scratch = self.bytes(samples, channels), _up(branch.hidden, 4), self.scratch(samples)
+        cbam = branch.kind == "cbam"
+
+        def products(rows: int, columns: int) -> int:
+            """Bytes of `multiply`: of all threads, or of all items where these are more."""
+            return 4 * max(16 * self.threads, _up(rows, 4) * columns) if cbam else 0
+
+        stats = _up(2 * samples, 4) * (_up(channels, 4) + 4) * 4
+        statistics = stages * tile + channels * width * 4 * cbam + stats + max(scratch, products(2 * samples, width))
+        if not cbam:
+            return statistics, 0, 0, 0
+        spatial = stages * (tile + _up(samples, 4) * width * 4) + (width + samples) * channels * 4
+        spatial += max(scratch, products(samples, channels))
+        sizes = (self.gate, 2 * branch.positions, 2 * branch.size**2, branch.size * branch.positions)
+        maps = 4 * sum(_up(size, 4) for size in sizes)
+        return statistics, 0, spatial, stages * self.bytes(1, wide) + maps + self.scratch(1)
 
 
 def candidates(
@@ -183,8 +200,9 @@ def candidates(
     channels_last: bool,
     device: Device,
     threads: int = THREADS,
+    specialised: tuple[int, ...] = FIXED,
 ) -> list[Strategy]:
-    """Every strategy that fits the device, the preferred one first (see `cost`).
+    """Every strategy that fits the device, the preferred one first (see `cost`). specialised: numbers of positions.
 
     Raises `UsageError` where none does: the maps over positions have to fit in shared memory, and the device has to be
     of compute capability 8.0 or later.
@@ -196,106 +214,109 @@ def candidates(
         )
     if cases < 1:
         raise UsageError(f"`cases` is {cases}, expected ≥ 1")
-    found = set(_fitting(branches, cases, element, channels_last, device, threads))
+    kinds = [
+        _Tiles(
+            one,
+            ELEMENT_BYTES[element],
+            not channels_last and one.positions in specialised and one.channels % (16 // ELEMENT_BYTES[element]) == 0,
+            threads,
+        )
+        for one in branches
+    ]
+    found = [
+        Strategy(element, channels_last, stages, (first, second), threads)
+        for stages in STAGES
+        for first, second in product(*(_layouts(kind, cases, stages, device) for kind in kinds))
+    ]
     if not found:
         sizes = " and ".join(f"{branch.height} x {branch.width}" for branch in branches)
         raise UsageError(
             f"feature maps of {sizes} positions don't fit in {device.shared_per_block} bytes of shared memory",
             hint="run the whole-graph engine instead",
         )
-    return sorted(found, key=lambda one: (cost(one, branches, cases, device), str(one), one.shared_bytes))
+    return sorted(found, key=lambda one: (cost(one, branches, cases, device), str(one)))
 
 
-def _fitting(
-    branches: tuple[Branch, Branch],
-    cases: int,
-    element: ElementType,
-    channels_last: bool,
-    device: Device,
-    threads: int,
-) -> Iterator[Strategy]:
-    cbam = any(branch.kind == "cbam" for branch in branches)
-    widest = -(-max(branch.channels for branch in branches) // 8)
-    half = min(device.shared_per_multiprocessor // 2 - RESERVED_BYTES, device.shared_per_block)
-    for exchange in EXCHANGES:
-        if (exchange == "cluster" and device.capability < (9, 0)) or (exchange != "alone" and not cbam):
+def _layouts(tiles: _Tiles, cases: int, stages: int, device: Device) -> list[Layout]:
+    """That fit. Without CBAM there are no weights, so that one tile does: as many channels as it takes."""
+    branch, limit = tiles.branch, device.shared_per_block
+    found = []
+    for samples, channels in _sizes(tiles, cases, limit // stages):
+        wide = _wide(tiles, stages, device)
+        shared = tiles.shared(stages, (samples, channels), wide) if wide else ()
+        if not shared or max(shared) > limit:
             continue
-        splits = SPLITS[exchange] if cbam else (1, *SPLITS["grid"])  # ECA's blocks need no exchange
-        for split in splits:
-            if split > 1 and (split > widest or split > device.multiprocessors):
-                continue
-            for samples in SAMPLES if cbam else (1,):
-                if samples > 1 and samples >= 2 * cases:
-                    continue
-                for budget in (half, device.shared_per_block):
-                    layouts = _both(branches, element, split, samples, threads, budget)
-                    if not layouts:
-                        continue
-                    found = Strategy(element, channels_last, exchange, split, samples, threads, layouts)
-                    if exchange != "grid" or LAUNCHES_AT_ONCE * split <= device.resident(found):
-                        yield found
+        slices, most = -(-branch.channels // channels), -(-cases // samples)
+        here = device.multiprocessors * device.resident(max(shared))
+        # Both modalities share the first launch; of the third, CBAM alone is part.
+        chunks, spatial_chunks = (min(most, max(1, room // slices)) for room in (here // 2, here))
+        many = -(-branch.channels // wide)
+        ranges = min(many, max(1, here // cases))
+        found.append(
+            Layout(
+                branch.positions if tiles.fixed else 0, channels, samples, chunks, spatial_chunks, wide, ranges, shared
+            )
+        )
+    if branch.kind != "cbam" and found:
+        return [max(found, key=lambda one: (one.slice * one.samples, one.slice))]
+    return found
 
 
-def _both(
-    branches: tuple[Branch, Branch], element: ElementType, split: int, samples: int, threads: int, budget: int
-) -> tuple[Layout, Layout] | None:
-    """CBAM gets the budget; what makes one pass gets as much as CBAM uses, or a quarter, where that does."""
+def _sizes(tiles: _Tiles, cases: int, budget: int) -> Iterator[tuple[int, int]]:
+    """Samples and channels of tiles within `budget` bytes that are no larger than what there is."""
+    most = _up(tiles.branch.channels, 8)
+    least = 8 if tiles.fixed or tiles.bytes(1, 8) <= budget else 4
+    for samples, channels in product(SAMPLES, (least, *SLICES)):
+        fits = samples * channels <= tiles.most_rows and tiles.bytes(samples, channels) <= budget
+        if fits and (samples == 1 or samples // 2 < cases) and (channels == least or channels // 2 < most):
+            yield samples, min(channels, most)
 
-    def fit(branch: Branch, limit: int) -> Layout | None:
-        return lay_out(branch, element, split, samples, threads, limit)
 
-    cbam = [fit(branch, budget) for branch in branches if branch.kind == "cbam"]
-    small = max((layout.shared_bytes for layout in cbam if layout), default=budget // 4)
-    first, second = (
-        fit(branch, budget) if branch.kind == "cbam" else fit(branch, small) or fit(branch, budget)
-        for branch in branches
-    )
-    return (first, second) if first and second else None
+def _wide(tiles: _Tiles, stages: int, device: Device) -> int:
+    """Channels of a tile of `embedding`: as many as leave room for another block, or as fit; 0 where none do."""
+    most = min(_up(tiles.branch.channels, 8), tiles.most_rows)
+    half = device.shared_per_multiprocessor // 2 - RESERVED_BYTES
+    for limit in (min(half, device.shared_per_block), device.shared_per_block):
+        sizes: list[int] = [*range(most - most % 8, 0, -8), *([] if tiles.fixed else [4, 2, 1])]
+        for wide in sizes:
+            if tiles.shared(stages, (1, 8), wide)[3] <= limit:
+                return wide
+    return 0
 
 
 def choose(
-    branches: tuple[Branch, Branch],
-    cases: int,
-    element: ElementType,
-    channels_last: bool,
-    device: Device,
-    exchange: Exchange | None = None,
+    branches: tuple[Branch, Branch], cases: int, element: ElementType, channels_last: bool, device: Device
 ) -> Strategy:
-    """The preferred strategy, or the preferred one with that `exchange`. Raises `UsageError` where none fits."""
-    found = candidates(branches, cases, element, channels_last, device)
-    for strategy in found:
-        if exchange in (None, strategy.exchange):
-            return strategy
-    raise UsageError(
-        f"exchange `{exchange}` fits no strategy here, expected one of {sorted({one.exchange for one in found})}"
-    )
+    """The preferred strategy. Raises `UsageError` where none fits."""
+    return candidates(branches, cases, element, channels_last, device)[0]
 
 
 def cost(strategy: Strategy, branches: tuple[Branch, Branch], cases: int, device: Device) -> float:
-    """The cost model: what the busiest multiprocessor takes in, in bytes from L2. *Not measured.*
-
-    Feature maps from device memory, and again from L2, or from device memory where L2 can't hold what all blocks work
-    on; the MLP's weights once for each group of samples; the parts of other blocks; waiting.
-    """
-    blocks = strategy.items(cases) * strategy.split
-    turns = -(-blocks // device.multiprocessors)
-    resident = device.shared_per_multiprocessor // (strategy.shared_bytes + RESERVED_BYTES)
-    each = []
-    for branch, layout in zip(branches, strategy.layouts, strict=True):
-        channels = min(layout.slice + 2 * layout.halo, branch.channels)
-        maps = strategy.samples * channels * branch.positions * ELEMENT_BYTES[strategy.element]
-        passes = 3 if layout.route == "re-read" else 1
-        in_flight = maps * min(blocks, resident * device.multiprocessors)
-        again = maps * (1 if in_flight <= device.l2_bytes else DEVICE_MEMORY)
-        waiting = passes * -(-channels // layout.tile) * TILE_BYTES
-        total = DEVICE_MEMORY * maps + (passes - 1) * again + waiting
-        if branch.kind == "cbam":
-            total += 2 * layout.slice * branch.hidden * 4
-            total += strategy.split * layout.slot_floats * 4 + EXCHANGE_BYTES[strategy.exchange]
-        each.append(total)
-    if turns == 1:
-        return float(max(each))
-    return turns * sum(each) / 2 * (LONELY if resident < 2 else 1.0)
+    """The cost model: what the busiest multiprocessor takes in during all launches, in bytes from L2."""
+    item, total = ELEMENT_BYTES[strategy.element], 0.0
+    pairs = list(zip(branches, strategy.layouts, strict=True))
+    counts = [blocks(layout, branch, cases, strategy.threads) for branch, layout in pairs]
+    for launch in (0, 2, 3):
+        bytes_in, tiles = 0.0, 0
+        for (branch, layout), count in zip(pairs, counts, strict=True):
+            if not count[launch]:
+                continue
+            bytes_in += cases * branch.channels * branch.positions * item
+            slices, width = -(-branch.channels // layout.slice), branch.hidden * 4
+            if launch == 3:
+                bytes_in += count[3] * slices * 2 * branch.positions * 4
+                total += slices * SLICE_BYTES
+                tiles += cases * -(-branch.channels // layout.wide)
+            else:
+                bytes_in += count[launch] * layout.slice * width + slices * cases * width
+                tiles += slices * -(-cases // layout.samples)
+        running = sum(count[launch] for count in counts)
+        if running:
+            # Blocks come in whole numbers: the busiest multiprocessor has so many times the average.
+            uneven = -(-running // device.multiprocessors) * device.multiprocessors / running
+            lonely = 1.3 if device.resident(strategy.shared[launch]) == 1 or strategy.stages == 1 else 1.0
+            total += LAUNCH_BYTES + (bytes_in + tiles * TILE_BYTES) / device.multiprocessors * uneven * lonely
+    return total
 
 
 @dataclass(frozen=True)
@@ -329,17 +350,3 @@ def floor(branches: tuple[Branch, Branch], cases: int, element: ElementType) -> 
             moved += 4 * k
             work += elements + cases * c * (2 * k + 1)
     return Floor(moved, work)
-
-
-def with_tile(strategy: Strategy, branches: tuple[Branch, Branch], tile: int) -> Strategy:
-    """The same strategy with tiles of at most `tile` channels: to make it re-read. Raises `UsageError` for tile < 1."""
-    if tile < 1:
-        raise UsageError(f"`tile` is {tile}, expected ≥ 1 channel")
-    layouts = []
-    for branch, layout in zip(branches, strategy.layouts, strict=True):
-        smaller = min(tile, layout.tile)
-        route: Route = (
-            "re-read" if branch.kind == "cbam" and smaller < min(layout.slice, branch.channels) else layout.route
-        )
-        layouts.append(replace(layout, tile=smaller, route=route))
-    return replace(strategy, layouts=(layouts[0], layouts[1]))

@@ -16,7 +16,7 @@ from pathlib import Path
 from mpmmu_rt.errors import EngineError
 
 from .attention_pool import SOURCE
-from .plan import EXCHANGES, SAMPLES, THREADS, Exchange
+from .plan import FIXED, LAUNCHES, STAGES, THREADS
 
 # Ampere (A100, RTX 30, Orin), Ada, Hopper, Blackwell (B200, Thor, RTX 50): what the kernel is compiled for.
 ARCHITECTURES = (80, 86, 87, 89, 90, 100, 110, 120)
@@ -27,27 +27,31 @@ CUPY_OPTIONS = ("-ftz=true", "--device-as-default-execution-space")
 
 @dataclass(frozen=True)
 class Instance:
-    """One instantiation of the kernel."""
+    """One instantiation of the kernels."""
 
     element: str  # as in the kernel: float, Half, Bfloat16
     channels_last: bool
-    exchange: Exchange
-    samples: int
+    positions: int  # of both modalities, specialised on; or 0
+    stages: int
 
     @property
     def name(self) -> str:
         layout = "nhwc" if self.channels_last else "nchw"
-        return f"pool_{self.element.lower()}_{layout}_{self.exchange}_{self.samples}"
+        return f"pool_{self.element.lower()}_{layout}_{self.positions}_{self.stages}"
 
     @property
-    def entry(self) -> str:
-        """Source of a kernel that is this instance; the cluster has 8 blocks."""
-        cluster = "__cluster_dims__(8, 1, 1) " if self.exchange == "cluster" else ""
-        arguments = f"{self.element}, {int(self.channels_last)}, {EXCHANGES.index(self.exchange)}, {self.samples}"
-        bounds = f"__launch_bounds__({THREADS}, RESIDENT({self.samples}))"
-        return (
-            f'extern "C" __global__ void {cluster}{bounds} {self.name}'
-            f"(const __grid_constant__ Problem p) {{ attention_pool_block<{arguments}>(p); }}\n"
+    def names(self) -> list[str]:
+        """Of the kernels, one for each launch."""
+        return [f"{self.name}_{launch}" for launch in LAUNCHES]
+
+    @property
+    def entries(self) -> str:
+        """Source of the kernels."""
+        arguments = f"{self.element}, {int(self.channels_last)}, {self.positions}, {self.positions}, {self.stages}"
+        return "".join(
+            f'extern "C" __global__ void __launch_bounds__({THREADS}, 2) {name}(const __grid_constant__ Problem p) '
+            f"{{ attention_pool_block<{arguments}>(p, {number}); }}\n"
+            for number, name in enumerate(self.names)
         )
 
 
@@ -62,15 +66,15 @@ class Resources:
     stack_bytes: int
 
 
-def instances(architecture: int) -> list[Instance]:
-    """Every instance that exists for compute capability `architecture` (80 is 8.0): clusters from 9.0 on."""
-    exchanges = [one for one in EXCHANGES if one != "cluster" or architecture >= 90]
-    return [Instance(*one) for one in product(ELEMENTS, (False, True), exchanges, SAMPLES)]
+def instances() -> list[Instance]:
+    """Every instance that exists for two feature maps of one size."""
+    specialised = [Instance(*one) for one in product(ELEMENTS, (False,), FIXED, STAGES)]
+    return [*specialised, *(Instance(*one) for one in product(ELEMENTS, (False, True), (0,), STAGES))]
 
 
 def source(chosen: Iterable[Instance]) -> str:
-    """The kernel's source with an entry for each instance."""
-    return SOURCE.read_text(encoding="utf-8") + "".join(one.entry for one in chosen)
+    """The kernel's source with the entries of each instance."""
+    return SOURCE.read_text(encoding="utf-8") + "".join(one.entries for one in chosen)
 
 
 def parse(report: str) -> list[Resources]:

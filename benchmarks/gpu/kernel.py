@@ -7,10 +7,10 @@
 compute-sanitizer where it is installed, and times. A time is the difference of two CUDA events around replays of a CUDA
 graph that holds many launches, divided by their number; the median of REPEATS. "cold": the launches take turns over
 input sets of three times the L2 cache together. "warm": one input set, as after an encoder that has just written it.
-The floor is `plan.floor` at the bandwidth of a device-to-device copy that is measured first, or an empty launch in the
-same kind of graph, whichever is longer. torch is timed on the same cold input sets, with events around as many calls.
+The floor is `plan.floor` at the bandwidth of a kernel that only reads, which is measured first, or an empty launch in
+the same kind of graph, whichever is longer. torch is timed on the same cold input sets, in a CUDA graph as well.
 
-Steps, by value, and about how long they may take on 16 cores (guesses: **no GPU has run this yet**):
+Steps, by value, and about how long they may take on 16 cores:
 
      20 s   compile a hundred kernels, 1 s to 2 s each, on all cores
      15 s   the product's shapes against the reference
@@ -107,11 +107,11 @@ def run_steps(report: dict[str, Any], ahead: Ahead, keep: Callable[[], object], 
 
     def begin() -> None:
         for part in product_parts:
-            ahead.ask(part.strategies())
+            ahead.ask(part.work())
         for row in rows:
-            ahead.ask(row.strategies())
+            ahead.ask(row.work())
         for part in other_parts:
-            ahead.ask(part.strategies())
+            ahead.ask(part.work())
 
     def still() -> None:
         ahead.finish(deadline)

@@ -7,7 +7,7 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import product
@@ -20,13 +20,16 @@ from benchmarks.gpu.stage import NEVER, OUT_OF_TIME, Deadline, failure, run_chil
 from mpmmu_rt._optional import require
 from mpmmu_rt.kernels import check
 from mpmmu_rt.kernels.attention_pool import SOURCE, AttentionPool, Pool, compiled, device_facts
-from mpmmu_rt.kernels.plan import ELEMENT_BYTES, Branch, ElementType, Strategy, candidates, with_tile
+from mpmmu_rt.kernels.plan import ELEMENT_BYTES, Branch, ElementType, Strategy, candidates
 from mpmmu_rt.machine import usable_threads
 
 SANITIZER_SECONDS = 60.0  # for each tool
 FOUND = 9  # compute-sanitizer's exit status for an error that it found
 PLANTED = ("#define PLANTED_OVERREAD 0", "#define PLANTED_OVERREAD 64")
 PASSED, NOT_INSTALLED = "passed", "not measured: compute-sanitizer is not installed"
+
+
+Work = tuple[tuple[Pool, Pool], Strategy]
 
 
 @dataclass(frozen=True)
@@ -37,10 +40,14 @@ class Part:
     element: ElementType
     channels_last: bool
 
+    def work(self) -> list[Work]:
+        pools = self.shape.pools()
+        return [(pools, one) for one in self.strategies()]
+
     def strategies(self) -> list[Strategy]:
-        branches = branches_of(self.shape.pools())
-        found = candidates(branches, self.shape.cases, self.element, self.channels_last, device_facts())
-        return one_of_each_kind(found, branches)
+        given = (branches_of(self.shape.pools()), self.shape.cases, self.element, self.channels_last, device_facts())
+        any_size = candidates(*given, specialised=())
+        return one_of_each_kind([*candidates(*given), *any_size])
 
 
 def parts(shapes: Iterable[check.Shape], elements: Iterable[ElementType] = ELEMENT_BYTES) -> list[Part]:
@@ -51,25 +58,12 @@ def branches_of(pools: tuple[Pool, Pool]) -> tuple[Branch, Branch]:
     return pools[0].branch, pools[1].branch
 
 
-def one_of_each_kind(found: Sequence[Strategy], branches: tuple[Branch, Branch]) -> list[Strategy]:
-    """The first of each exchange, number of samples and route: they run different code.
-
-    What holds CBAM's feature map comes again with tiles of half of what a block owns, where nothing re-reads by itself:
-    small feature maps always fit.
-    """
+def one_of_each_kind(found: Sequence[Strategy]) -> list[Strategy]:
+    """The first of each compiled kernel and number of samples at once: they run different code."""
     kinds: dict[tuple[object, ...], Strategy] = {}
-    for one in [*found, *(smaller for each in found for smaller in re_reading(each, branches))]:
-        kinds.setdefault((one.exchange, one.samples, *(layout.route for layout in one.layouts)), one)
+    for one in found:
+        kinds.setdefault((one.stages, *((layout.fixed, min(layout.samples, 2)) for layout in one.layouts)), one)
     return list(kinds.values())
-
-
-def re_reading(strategy: Strategy, branches: tuple[Branch, Branch]) -> Iterator[Strategy]:
-    layouts = zip(strategy.layouts, branches, strict=True)
-    owned = [min(layout.slice, branch.channels) for layout, branch in layouts if branch.kind == "cbam"]
-    if owned and min(owned) > 1:
-        smaller = with_tile(strategy, branches, min(owned) // 2)
-        if any(layout.route == "re-read" for layout in smaller.layouts):
-            yield smaller
 
 
 # ---------------------------------------------------------------- compile
@@ -88,19 +82,20 @@ class Ahead:
         self._pool = ThreadPoolExecutor(max(1, min(16, usable_threads())))
         self._asked: dict[tuple[str, ...], Future[None]] = {}
 
-    def ask(self, strategies: Iterable[Strategy]) -> None:
-        for one in strategies:
-            if one.options() not in self._asked:
-                self._asked[one.options()] = self._pool.submit(self._compile, one)
+    def ask(self, work: Iterable[Work]) -> None:
+        for pools, one in work:
+            options = one.options(branches_of(pools))
+            if options not in self._asked:
+                self._asked[options] = self._pool.submit(self._compile, pools, one)
 
-    def _compile(self, strategy: Strategy) -> None:
+    def _compile(self, pools: tuple[Pool, Pool], strategy: Strategy) -> None:
         with self._cupy.cuda.Device(self._device):
             # The launcher's own call, so that what is compiled here is what it will ask for.
-            compiled(self._cupy, strategy)
+            compiled(self._cupy, pools, strategy)
 
-    def wait(self, strategy: Strategy) -> None:
+    def wait(self, pools: tuple[Pool, Pool], strategy: Strategy) -> None:
         """Until it is compiled, where it was asked for; whatever came of it."""
-        future = self._asked.get(strategy.options())
+        future = self._asked.get(strategy.options(branches_of(pools)))
         if future and not future.cancelled():
             future.exception()
 
@@ -165,36 +160,32 @@ def _rows(
             continue
         try:
             if ahead:
-                ahead.wait(one)
+                ahead.wait(pools, one)
             pool = AttentionPool(pools, part.shape.cases, part.element, channels_last=part.channels_last, strategy=one)
             out = cupy.full((part.shape.cases, pool.columns), np.nan, np.float32)  # poisoned: all must be written
             got = pool(first, second, out=out).get()
             again, counts = pool.traced(first, second)
-            row |= {"difference": check.difference(got, want), **counts, **pool.resources()}
-            if wrong := _wrong(part, one, row, got.tobytes() == again.get().tobytes()):
+            row |= {"difference": check.difference(got, want), **counts, "resources": pool.resources()}
+            if wrong := _wrong(part, row, got.tobytes() == again.get().tobytes()):
                 row["failed"] = "; ".join(wrong)
         except Exception as error:  # noqa: BLE001  # of CuPy and CUDA, all kinds: recorded, and the rest goes on
             row["failed"] = failure(error)
     return rows
 
 
-def _wrong(part: Part, strategy: Strategy, row: dict[str, Any], same: bool) -> list[str]:
-    """Also whether it ran the way that it was asked to: which barriers it passed, what it read again."""
+def _wrong(part: Part, row: dict[str, Any], same: bool) -> list[str]:
+    """Also whether it read what it has to: CBAM's feature map three times, the others once."""
     found = []
     limit = check.TOLERANCE[part.element]
     if not row["difference"] <= limit:
         found.append(f"relative difference {row['difference']:.2e}, expected ≤ {limit:.0e}")
     if not same:
         found.append("a second run gave something else")
-    passed = {exchange: row[f"{exchange}_barriers"] for exchange in ("cluster", "grid")}
-    found += [f"{n} barriers of the {one}" for one, n in passed.items() if (n > 0) != (strategy.exchange == one)]
-    for modality, pool, layout in zip(("mammography", "ultrasound"), part.shape.pools(), strategy.layouts, strict=True):
-        if pool.weights.kind != "cbam":
-            continue
-        once = part.shape.cases * pool.branch.channels * pool.branch.positions
-        read = row[f"{modality}_elements"]
-        if (read > once) != (layout.route == "re-read") or read < once:
-            found.append(f"read {read} elements of {modality} ({layout.route}), whose feature map has {once}")
+    for modality, pool in zip(("mammography", "ultrasound"), part.shape.pools(), strict=True):
+        times = 3 if pool.weights.kind == "cbam" else 1
+        wanted = times * part.shape.cases * pool.branch.channels * pool.branch.positions
+        if row[f"{modality}_elements"] != wanted:
+            found.append(f"loaded {row[f'{modality}_elements']} elements of {modality}, expected {wanted}")
     return found
 
 
@@ -205,13 +196,14 @@ def checked_by_sanitizer(seconds: float) -> tuple[int, int]:
     """What runs under compute-sanitizer: results that are right, and those that no longer fitted in.
 
     Raises `RuntimeError` for one that is wrong. CuPy's memory pool is off: allocations are exact, and memcheck sees
-    what reads past them. The product's pair of attentions in every element type and layout, every exchange, held and
-    re-read, one sample and two; then other pairs in one of them.
+    what reads past them. The product's pair of attentions in every element type and layout, specialised and not; then
+    other pairs in one of them.
     """
     require("cupy", "this benchmark").cuda.set_allocator(None)
-    wanted = [*parts(check.SMALL[:1]), *(Part(shape, "float32", False) for shape in check.SMALL[1:4])]
+    wanted = [*parts(check.SMALL[:1]), *parts(check.SPECIALISED)]
+    wanted += [Part(one, "float32", False) for one in check.SMALL[1:4]]
     wanted.sort(key=lambda part: part.channels_last)
-    rows = validate(wanted, deadline=Deadline.after(seconds), chosen=lambda one: one.samples <= 2)
+    rows = validate(wanted, deadline=Deadline.after(seconds))
     wrong = [row for row in rows if "failed" in row]
     if wrong:
         raise RuntimeError(f"{len(wrong)} of {len(rows)} are wrong, first {wrong[0]}")
@@ -221,11 +213,11 @@ def checked_by_sanitizer(seconds: float) -> tuple[int, int]:
 class Overreading(AttentionPool):
     """The kernel with a mistake: it reads 64 elements past the end of a feature map."""
 
-    def _compile(self) -> Any:
+    def _compile(self) -> tuple[Any, ...]:
         text = SOURCE.read_text(encoding="utf-8")
         if text.count(PLANTED[0]) != 1:
             raise RuntimeError(f"{SOURCE.name} has no `{PLANTED[0]}` to plant the mistake in")
-        return compiled(self._cupy, self.strategy, text.replace(*PLANTED))
+        return compiled(self._cupy, self.pools, self.strategy, text.replace(*PLANTED))
 
 
 def overread() -> None:
@@ -235,10 +227,8 @@ def overread() -> None:
     shape = check.SMALL[1]  # of an odd number of elements: it is not copied in chunks of 16 bytes, but one by one
     pools = shape.pools()
     first, second = (cupy.asarray(x.astype(np.float32)) for x in check.random_maps(pools, shape.cases, seed=2))
-    found = candidates(branches_of(pools), shape.cases, "float32", False, device_facts())
-    alone = next(one for one in found if one.exchange == "alone" and one.split == 1)
     out = cupy.zeros((shape.cases, sum(pool.branch.channels for pool in pools)), np.float32)
-    Overreading(pools, shape.cases, "float32", strategy=alone)(first, second, out=out)
+    Overreading(pools, shape.cases, "float32")(first, second, out=out)
     cupy.cuda.Device().synchronize()
 
 

@@ -3,7 +3,8 @@
     python -m benchmarks.gpu.kernel_profile [--batch 32] [--element float16]    writes results/<gpu>/kernel_profile.json
 
 The strategy that `plan.choose` takes for the reference model's pools is launched a few times in a process of its own,
-of which `ncu` profiles the last launch, with the clocks left as they are. Needs `ncu` and leave to read the counters.
+of which `ncu` profiles the kernels of the last, with clocks and caches left as they are. Needs `ncu`, and leave to read
+the counters.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ from mpmmu_rt.engines.shared.gpu import gpu
 from mpmmu_rt.errors import EngineError, MissingPackage, MpmmuError
 from mpmmu_rt.kernels import check
 from mpmmu_rt.kernels.attention_pool import AttentionPool
-from mpmmu_rt.kernels.plan import ElementType
+from mpmmu_rt.kernels.plan import LAUNCHES, ElementType
 
 SECONDS = 60.0
-LAUNCHES = 3
+TIMES = 3
 SHAPE = check.Shape(1, ("cbam", 2048, 7, 7), ("eca", 2048, 7, 7), hidden=128)  # the reference model's; cases are given
 _PLACES = ("/usr/local/cuda/bin", "/opt/nvidia/nsight-compute")
 # What the page shows, of all that is stored.
@@ -48,7 +49,6 @@ SHOWN = (
     "launch__shared_mem_per_block_dynamic",
     "launch__grid_size",
     "launch__block_size",
-    "launch__cluster_size",
 )
 
 
@@ -59,7 +59,7 @@ def launch(element: ElementType, batch: int) -> str:
     maps = check.random_maps(pools, batch, seed=1)
     pool = AttentionPool(pools, batch, element)
     inputs = [cupy.asarray(check.to_element(one, element)[0]) for one in maps]
-    for _ in range(LAUNCHES):
+    for _ in range(TIMES):
         pool(*inputs)
     cupy.cuda.Device().synchronize()
     return str(pool.strategy)
@@ -74,8 +74,8 @@ def profiler() -> str:
     raise MissingPackage("ncu is not on the path, expected Nsight Compute", hint="it comes with the CUDA toolkit")
 
 
-def read(said: str) -> dict[str, str]:
-    """Metrics by name, with their units, out of what `ncu --csv --page raw` prints between its own messages.
+def read(said: str) -> dict[str, dict[str, str]]:
+    """Of each kernel its metrics by name, with units, out of what `ncu --csv --page raw` prints between its messages.
 
     Raises `EngineError` where there are none.
     """
@@ -87,13 +87,18 @@ def read(said: str) -> dict[str, str]:
             f"ncu gave no metrics: {' '.join(said.split())[-600:]}",
             hint="the driver has to let this user read performance counters",
         )
-    units, values = rows[0], rows[-1]
-    return {name: f"{value} {units[name]}".strip() for name, value in values.items() if name and value}
+    units = rows[0]
+    return {
+        row["Kernel Name"]: {name: f"{value} {units[name]}".strip() for name, value in row.items() if name and value}
+        for row in rows[1:]
+    }
 
 
-def profile(element: ElementType, batch: int, seconds: float) -> dict[str, str]:
-    options = ["--set", "full", "--clock-control", "none", "--csv", "--page", "raw"]
-    options += ["--kernel-name", "regex:attention_pool", "--launch-skip", str(LAUNCHES - 1), "--launch-count", "1"]
+def profile(element: ElementType, batch: int, seconds: float) -> dict[str, dict[str, str]]:
+    options = ["--set", "full", "--clock-control", "none", "--cache-control", "none", "--csv", "--page", "raw"]
+    count = len(LAUNCHES)
+    options += ["--kernel-name", "regex:attention_pool", "--launch-skip", str((TIMES - 1) * count)]
+    options += ["--launch-count", str(count)]
     launched = ["-m", "benchmarks.gpu.kernel_profile", "--launch", "--element", element, "--batch", str(batch)]
     with tempfile.TemporaryDirectory(prefix="profile-") as scratch:
         log = Path(scratch) / "log"
@@ -118,7 +123,10 @@ def markdown(report: Mapping[str, Any]) -> str:
             f"{report['date']}, commit {report['commit']}; {report['element']}, batch {report['batch']}. Clocks are as "
             "found. All metrics are in `kernel_profile.json`.",
             "",
-            table("metric | value", [(name, found.get(name, "*not measured*")) for name in SHOWN]),
+            table(
+                " | ".join(["metric", *found]),
+                [(name, *(one.get(name, "*not measured*") for one in found.values())) for name in SHOWN],
+            ),
         ]
     )
 

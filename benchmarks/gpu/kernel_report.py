@@ -33,18 +33,18 @@ def problems(report: dict[str, Any]) -> list[str]:
 def markdown(report: dict[str, Any]) -> str:
     right = [one for one in report["checked"] if "difference" in one and "failed" not in one]
     worst = f"{max(one['difference'] for one in right):.1e}" if right else "not known"
-    spills = max((one["local_bytes"] for one in right), default="not known")
+    spills = max((each["local_bytes"] for one in right for each in one["resources"].values()), default="not known")
     top = report["ceilings"]
     ceiling = "*not measured*"
     if top:
         empty_us = 1e3 * top["empty_launch_ms"]
-        ceiling = f"{top['bytes_per_s'] / 1e12:.2f} TB/s, read and written; empty launch {empty_us:.2f} us"
+        ceiling = f"{top['bytes_per_s'] / 1e12:.2f} TB/s; empty launch {empty_us:.2f} us"
     tools = [f"- compute-sanitizer, {name}: {said_of(one)}" for name, one in report["sanitizer"].items()]
     wrong = problems(report)
     more = [f"and {len(wrong) - 40} more"] if len(wrong) > 40 else []
     header = (
-        "feature map | element | batch | floor, us | cold, us | cold / floor | warm, us | torch eager | "
-        "torch.compile | chosen | fastest of those timed (us)"
+        "feature map | element | batch | floor, us | cold, us | cold / floor | warm, us | torch eager, captured | "
+        "torch.compile, captured | chosen | fastest of those timed (us)"
     )
     return "\n".join(
         [
@@ -59,7 +59,7 @@ def markdown(report: dict[str, Any]) -> str:
             f"agree with the float64 reference; the largest relative difference of those is {worst}. Largest local "
             f"memory (spills): {spills} bytes.",
             *(tools or ["- compute-sanitizer: *not measured*"]),
-            f"- copy in a graph: {ceiling}",
+            f"- a kernel that only reads: {ceiling}",
             "",
             table(header, map(time_cells, report["times"])),
             *ending([*wrong[:40], *more], report["versions"]),

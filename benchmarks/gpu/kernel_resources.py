@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from benchmarks.gpu.kernel_times import product
 from benchmarks.report import command, table
-from mpmmu_rt.kernels.plan import SAMPLES, Device, choose, floor
+from mpmmu_rt.kernels.plan import LAUNCHES, Device, choose, floor
 from mpmmu_rt.kernels.resources import ARCHITECTURES, instances, with_nvcc
 
 BATCHES = (1, 8, 32, 128)
@@ -26,16 +26,17 @@ def resources() -> str:
     """Every instance for every architecture, as Markdown. Raises `EngineError` without nvcc."""
     rows = []
     for architecture in ARCHITECTURES:
-        found = {one.name: one for one in with_nvcc(architecture, instances(architecture))}
-        for exchange in ("alone", "cluster", "grid"):
-            part = [one for one in found.values() if f"_{exchange}_" in one.name]
-            for samples in SAMPLES if part else ():
-                some = [one for one in part if one.name.endswith(f"_{samples}")]
+        found = {one.name: one for one in with_nvcc(architecture, instances())}
+        for launch in LAUNCHES:
+            for specialised in (True, False):
+                some = [found[f"{one.name}_{launch}"] for one in instances() if bool(one.positions) == specialised]
                 registers = sorted({one.registers for one in some})
                 spills = sum(one.spill_bytes + one.stack_bytes for one in some)
-                shared = max(one.shared_bytes for one in some)
                 span = f"{registers[0]} to {registers[-1]}" if len(registers) > 1 else registers[0]
-                rows.append((architecture, exchange, samples, len(some), span, shared, spills))
+                sizes = "7, 8, 10, 14, 16" if specialised else "any"
+                rows.append(
+                    (architecture, launch, sizes, len(some), span, max(one.shared_bytes for one in some), spills)
+                )
         print(f"sm_{architecture}: {len(found)} kernels", file=sys.stderr)
     version = subprocess.run(["nvcc", "--version"], capture_output=True, text=True, check=True).stdout
     release = re.search(r"release [\d.]+, V[\d.]+", version)
@@ -46,26 +47,22 @@ Made by `{command()}`. No GPU was used: nothing on this page is a time.
 ## What ptxas says
 
 nvcc {release[0] if release else version}, `-std=c++17`, 256 threads. Each row: float32, float16 and bfloat16, channels
-first and last. Shared memory is dynamic: its size is in the third table.
+first and, where the map is of any size, last; 1, 2 and 3 stages. Shared memory is dynamic: its size is in the third
+table. What `AttentionPool` compiles has the numbers of its modalities as constants as well.
 
-{
-        table(
-            "sm | exchange | samples at once | kernels | registers | static shared, bytes | spills and stack, bytes",
-            rows,
-        )
-    }
+{table("sm | launch | map | kernels | registers | static shared, bytes | spills and stack, bytes", rows)}
 ## Floor
 
 2048 channels, CBAM (128 hidden units) and ECA. Bytes: feature maps and float32 weights read once, embedding written
-once. One launch.
+once.
 
 {table("feature map | element | batch | bytes | operations", floors())}
 ## What is chosen
 
-By the cost model of `kernels/plan.py`, which no measurement has confirmed: *not measured*. "held": CBAM's feature map
-stays in shared memory; "re-read": it does not; "one pass": ECA.
+By the cost model of `kernels/plan.py`, fitted to one H200 at 7 x 7. Of each modality: samples x channels of a tile by
+the blocks that share them; the last launch's channels of a tile by blocks.
 
-{table("device | feature map | element | batch | strategy | shared memory of a block, bytes", choices())}"""
+{table("device | feature map | element | batch | strategy | shared memory in each launch, bytes", choices())}"""
 
 
 def floors() -> Iterable[tuple[object, ...]]:
@@ -83,4 +80,4 @@ def choices() -> Iterable[tuple[object, ...]]:
             branches = (product(size)[0].branch, product(size)[1].branch)
             for batch in BATCHES:
                 one = choose(branches, batch, "float16", False, device)
-                yield name, f"{size} x {size}", one.element, batch, one, f"{one.shared_bytes:,}"
+                yield name, f"{size} x {size}", one.element, batch, one, ", ".join(f"{size:,}" for size in one.shared)

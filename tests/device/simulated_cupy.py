@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import hashlib
 import shutil
 import subprocess
 import tempfile
@@ -22,14 +23,15 @@ from typing import Any, Self
 import numpy as np
 import pytest
 
-from mpmmu_rt.kernels.attention_pool import ARRAYS, PROBLEM, SOURCE
-from mpmmu_rt.kernels.plan import ELEMENT_BYTES, EXCHANGES, Device
+from mpmmu_rt.kernels.attention_pool import ARRAYS, PROBLEM, SCRATCH, SOURCE
+from mpmmu_rt.kernels.plan import ELEMENT_BYTES, LAUNCHES, Device
 
 from .simulated_cuda import OK, Range, SimulatedCuda
 
 ADA = Device((8, 9), 128, 99 << 10, 100 << 10, 72 << 20)
 HOPPER = Device((9, 0), 132, 227 << 10, 228 << 10, 50 << 20)
 THREADS = 8
+THREADS_ON_DEVICE = 256
 HOST = Path(__file__).with_name("host") / "pool.cpp"
 SHIM = Path(__file__).parents[1] / "kernels" / "host"
 _FOLDER = tempfile.TemporaryDirectory(prefix="pool-", ignore_cleanup_errors=True)  # until the process ends
@@ -53,15 +55,17 @@ class OutOfMemoryError(MemoryError):
 
 
 @functools.cache
-def compiled(element: str, channels_last: str, samples: str, exchange: str) -> Callable[..., int]:
-    """The kernel of these options as a function of the host; compiled once in a process."""
+def compiled(options: tuple[str, ...]) -> Callable[..., int]:
+    """The kernels of these macros as a function of the host; compiled once in a process."""
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("no host compiler: g++ is missing")
-    output = Path(_FOLDER.name) / f"{element}-{channels_last}-{samples}-{exchange}.so"
-    options = [f"-DPOOL={element}, {channels_last}, {exchange}, {samples}", "-DFEW"]
+    output = Path(_FOLDER.name) / f"{hashlib.sha256(repr(options).encode()).hexdigest()}.so"
+    named = dict(one.removeprefix("-D").split("=") for one in options)
+    arguments = [named[name] for name in ("ELEMENT", "CHANNELS_LAST", "POSITIONS0", "POSITIONS1", "STAGES")]
+    macros = [f"-DPOOL={', '.join(arguments)}", "-DFEW", *(one for one in options if one.startswith("-DKNOWN"))]
     flags = ["-std=c++17", "-O1", "-fPIC", "-shared", "-Wno-unknown-pragmas", "-Wno-return-type", "-pthread"]
-    command = [compiler, *flags, *options, "-I", str(SOURCE.parent), "-I", str(SHIM), str(HOST), "-o", str(output)]
+    command = [compiler, *flags, *macros, "-I", str(SOURCE.parent), "-I", str(SHIM), str(HOST), "-o", str(output)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     function: Callable[..., int] = ctypes.CDLL(str(output)).attention_pool
@@ -94,46 +98,38 @@ class CupyStream:
 
 
 class Kernel:
+    """A function of a module. As CuPy has it, all who ask for the same source and options get the same module, and its
+    functions' limits of shared memory are shared."""
+
     num_regs, local_size_bytes, shared_size_bytes = 40, 0, 0
 
-    def __init__(self, cupy: SimulatedCupy, options: dict[str, str]) -> None:
-        self.cupy, self.options = cupy, options
+    def __init__(self, cupy: SimulatedCupy, options: tuple[str, ...], name: str) -> None:
+        self.cupy, self.options, self.number = cupy, options, LAUNCHES.index(name.removeprefix("attention_pool_"))
         self.max_dynamic_shared_size_bytes = 48 << 10
-        self.run = compiled(options["ELEMENT"], options["CHANNELS_LAST"], options["SAMPLES"], options["EXCHANGE"])
+        self.element = next(one for one in options if one.startswith("-DELEMENT=")).removeprefix("-DELEMENT=")
+        self.run = compiled(options)
 
     def __call__(self, grid: tuple[int], block: tuple[int], arguments: tuple[Any], *, shared_mem: int) -> None:
-        cuda, options = self.cupy.simulated, self.options
+        cuda = self.cupy.simulated
         if shared_mem > min(self.max_dynamic_shared_size_bytes, self.cupy.device.shared_per_block):
             raise CUDADriverError("CUDA_ERROR_INVALID_VALUE")
         if not self.cupy.streams:
             cuda.violate("a kernel on the default stream")
-        assert block == (int(options["THREADS"]),)
+        assert block == (THREADS_ON_DEVICE,)
         record = arguments[0].copy()  # as by value
-        problem, exchange = record[0], EXCHANGES[int(options["EXCHANGE"])]
-        cases, item = int(problem["cases"]), ELEMENT_BYTES[_OPTIONS[options["ELEMENT"]]]  # type: ignore[index]
+        problem = record[0]
+        cases, item = int(problem["cases"]), ELEMENT_BYTES[_OPTIONS[self.element]]  # type: ignore[index]
         reads: list[Range] = []
+        writes: list[Range] = [(int(problem["out"]), cases * int(problem["columns"]) * 4)]
         for one in problem["modality"]:
             reads.append((int(one["x"]), cases * int(one["channels"]) * int(one["height"]) * int(one["width"]) * item))
             reads += [(int(one[name]), 1) for name in ARRAYS if one[name]]
-        writes: list[Range] = [(int(problem["out"]), cases * int(problem["columns"]) * 4)]
-        writes += [(int(problem[name]), 1) for name in ("slots", "counters") if problem[name]]
+            writes += [(int(one[name]), 1) for name in SCRATCH if one[name]]
 
         def run() -> None:
             cuda.check([*reads, *writes])
-            together = int(problem["split"]) if exchange != "alone" else 1
-            failed = self.run(
-                list(ELEMENT_BYTES).index(_OPTIONS[options["ELEMENT"]]),  # type: ignore[arg-type]
-                int(options["CHANNELS_LAST"]),
-                EXCHANGES.index(exchange),
-                int(options["SAMPLES"]),
-                THREADS,
-                grid[0],
-                shared_mem,
-                together,
-                ctypes.c_void_p(record.ctypes.data),
-                PROBLEM.itemsize,
-            )
-            if failed:
+            address = ctypes.c_void_p(record.ctypes.data)
+            if self.run(self.number, THREADS, grid[0], shared_mem, address, PROBLEM.itemsize):
                 cuda.violate("the kernel's parameter has another size on the host")
 
         cuda.enqueue(self.cupy.streams[-1], "kernel", run, reads, writes)
@@ -149,6 +145,7 @@ class SimulatedCupy(ModuleType):
         self.simulated, self.device = cuda, device
         self.current = threading.local()
         self.launched: list[dict[str, str]] = []
+        self.functions: dict[tuple[tuple[str, ...], str], Kernel] = {}
         self.broken: Exception | None = None  # what the compiler says
         # As much as CuPy 14 tells of a device: its `attributes` know no compute capability.
         properties = {
@@ -187,8 +184,14 @@ class SimulatedCupy(ModuleType):
 
     def RawModule(self, *, code: str, options: tuple[str, ...]) -> SimpleNamespace:
         assert code == SOURCE.read_text(encoding="utf-8")
-        named = dict(one.removeprefix("-D").split("=") for one in options if one.startswith("-D"))
-        self.launched.append(named)
+        macros = tuple(one for one in options if one.startswith("-D"))
+        self.launched.append(dict(one.removeprefix("-D").split("=") for one in macros))
         if self.broken:
             raise self.broken
-        return SimpleNamespace(get_function=lambda name: Kernel(self, named))
+
+        def get_function(name: str) -> Kernel:
+            if (macros, name) not in self.functions:
+                self.functions[macros, name] = Kernel(self, macros, name)
+            return self.functions[macros, name]
+
+        return SimpleNamespace(get_function=get_function)

@@ -13,8 +13,8 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 
-from mpmmu_rt.kernels.attention_pool import PROBLEM, SOURCE, Pool, kernel_weights, problem
-from mpmmu_rt.kernels.plan import ELEMENT_BYTES, EXCHANGES, Strategy
+from mpmmu_rt.kernels.attention_pool import PROBLEM, SOURCE, Pool, grids, kernel_weights, problem, scratch
+from mpmmu_rt.kernels.plan import ELEMENT_BYTES, Strategy
 from mpmmu_rt.kernels.weights import Array
 
 Build = Literal["plain", "thread", "address"]
@@ -29,7 +29,7 @@ FLAGS: dict[Build, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Ran:
-    """What came out of the host build. trace: elements loaded of each modality, cluster and grid barriers passed."""
+    """What came out of the host build. trace: elements loaded of each modality."""
 
     status: int
     out: Array
@@ -72,13 +72,13 @@ def run(build: Callable[[Build], Path]) -> Callable[..., Ran]:
         strategy: Strategy,
         name: Build = "plain",
         *,
-        resident: int | None = None,
+        resident: int = 2,
         launches: int = 1,
         missing_barrier: int = 0,
         overread: int = 0,
     ) -> Ran:
-        """`resident` blocks at a time (one work item's, unless given)."""
-        cases, items = len(maps[0]), strategy.items(len(maps[0]))
+        """`resident` blocks at a time."""
+        cases = len(maps[0])
         record = problem(pools, strategy, cases)
         columns = int(record["columns"][0])
         modality, in_problem = offsets(PROBLEM["modality"].base), offsets(PROBLEM)
@@ -86,19 +86,18 @@ def run(build: Callable[[Build], Path]) -> Callable[..., Ran]:
         for i, (pool, x) in enumerate(zip(pools, maps, strict=True)):
             start = in_problem["modality"] + i * PROBLEM["modality"].base.itemsize
             held = np.ascontiguousarray(x.transpose(0, 2, 3, 1) if strategy.channels_last else x)
-            for field, array in {"x": held, **kernel_weights(pool.weights)}.items():
-                buffers.append((start + modality[field], array, False))
-        slots = np.full(items * strategy.split * strategy.slot_floats, np.nan, np.float32)
+            given = {"x": held, **kernel_weights(pool.weights)}
+            sizes = scratch(pool, strategy.layouts[i], cases)
+            given |= {field: np.full(size, np.nan, np.float32) for field, size in sizes.items()}
+            buffers += [(start + modality[field], array, False) for field, array in given.items()]
         sent: dict[str, Array] = {
             "out": np.full((cases, columns), 12345.0, np.float32),
-            "slots": slots,
-            "counters": np.zeros(2 + items, np.uint32),
-            "trace": np.zeros(4, np.uint64),
+            "trace": np.zeros(2, np.uint64),
         }
-        buffers += [(in_problem[field], array, field != "slots") for field, array in sent.items()]
-        header = [list(ELEMENT_BYTES).index(strategy.element), strategy.channels_last]
-        header += [EXCHANGES.index(strategy.exchange), strategy.samples, strategy.threads, items * strategy.split]
-        header += [strategy.shared_bytes, resident or strategy.split, launches, missing_barrier, overread]
+        buffers += [(in_problem[field], array, True) for field, array in sent.items()]
+        header = [list(ELEMENT_BYTES).index(strategy.element), strategy.channels_last, strategy.stages]
+        header += [*(layout.fixed for layout in strategy.layouts), strategy.threads, resident, launches]
+        header += [missing_barrier, overread, *grids(pools, strategy, cases), *strategy.shared]
         header += [len(buffers), PROBLEM.itemsize]
         request = np.array(header, np.int32).tobytes() + record.tobytes()
         for place, array, output in buffers:
@@ -112,11 +111,9 @@ def run(build: Callable[[Build], Path]) -> Callable[..., Ran]:
             pytest.skip("ThreadSanitizer can't start: this kernel randomises addresses too widely (vm.mmap_rnd_bits)")
         if done.returncode:
             return Ran(done.returncode, np.zeros(0), [], stderr)
-        ends = np.cumsum([sent["out"].nbytes, sent["counters"].nbytes, sent["trace"].nbytes])
-        assert len(done.stdout) == ends[-1], stderr
-        out, counters, trace = (done.stdout[a:b] for a, b in zip([0, *ends], ends, strict=False))
-        assert not np.frombuffer(counters, np.uint32).any(), "the counters were not left at 0"
-        embedding = np.frombuffer(out, np.float32).reshape(cases, columns)
-        return Ran(0, embedding, np.frombuffer(trace, np.uint64).astype(int).tolist(), stderr)
+        assert len(done.stdout) == sent["out"].nbytes + sent["trace"].nbytes, stderr
+        embedding = np.frombuffer(done.stdout[: sent["out"].nbytes], np.float32).reshape(cases, columns)
+        trace = np.frombuffer(done.stdout[sent["out"].nbytes :], np.uint64)
+        return Ran(0, embedding, trace.astype(int).tolist(), stderr)
 
     return host

@@ -8,7 +8,7 @@ import pytest
 
 from mpmmu_rt.errors import EngineError
 from mpmmu_rt.kernels import resources
-from mpmmu_rt.kernels.plan import EXCHANGES, SAMPLES
+from mpmmu_rt.kernels.plan import FIXED, STAGES
 from mpmmu_rt.kernels.resources import (
     ARCHITECTURES,
     ELEMENTS,
@@ -35,34 +35,30 @@ ptxas info    : Used 255 registers, used 1 barriers
 
 def chosen(architecture: int) -> list[Instance]:
     """Four of all instances, other ones on each architecture, in which every option occurs."""
-    shift, every = ARCHITECTURES.index(architecture), {one.name: one for one in instances(architecture)}
-    exchanges = [one for one in EXCHANGES if any(one == each.exchange for each in every.values())]
+    shift = ARCHITECTURES.index(architecture)
+    sizes = [0, FIXED[shift % len(FIXED)], 0, FIXED[(shift + 1) % len(FIXED)]]
     part = [
-        Instance(ELEMENTS[i % 3], i % 2 == 1, exchanges[(i + shift) % len(exchanges)], SAMPLES[(i + shift) % 4])
-        for i in range(4)
+        Instance(ELEMENTS[(i + shift) % 3], i == 2, size, STAGES[(i + shift) % len(STAGES)])
+        for i, size in enumerate(sizes)
     ]
-    assert all(one.name in every for one in part)
+    assert set(part) <= set(instances())
     return part
 
 
 def check(found: list[Resources], architecture: int) -> None:
-    assert {one.name for one in found} == {one.name for one in chosen(architecture)}
+    assert {one.name for one in found} == {name for one in chosen(architecture) for name in one.names}
     for one in found:
         assert (one.spill_bytes, one.stack_bytes) == (0, 0), one
-        # At most 2 blocks of 256 threads for 65 536 registers, 1 for 8 samples.
-        assert 16 <= one.registers <= (255 if one.name.endswith("_8") else 128), one
+        assert 16 <= one.registers <= 128, one  # two blocks of 256 threads for 65 536 registers
         assert one.shared_bytes == 0
 
 
 def test_the_parts_cover_every_option() -> None:
-    for architecture in ARCHITECTURES:
-        part = chosen(architecture)
-        assert {one.samples for one in part} == set(SAMPLES)
-        assert {one.exchange for one in part} == (
-            {"alone", "cluster", "grid"} if architecture >= 90 else {"alone", "grid"}
-        )
-        assert {one.element for one in part} == {"float", "Half", "Bfloat16"}
-        assert {one.channels_last for one in part} == {False, True}
+    part = [one for architecture in ARCHITECTURES for one in chosen(architecture)]
+    assert {one.positions for one in part} == {0, *FIXED}
+    assert {one.stages for one in part} == set(STAGES)
+    assert {one.element for one in part} == set(ELEMENTS)
+    assert {one.channels_last for one in part} == {False, True}
 
 
 @pytest.mark.slow
@@ -90,7 +86,7 @@ def test_nvrtc_is_given_the_options_of_cupy(monkeypatch: pytest.MonkeyPatch) -> 
     assert resources.CUPY_OPTIONS == ("-ftz=true", "--device-as-default-execution-space")
     monkeypatch.setattr(resources, "CUPY_OPTIONS", ("--of-cupy",))
     with pytest.raises(EngineError, match=r"NVRTC refuses the kernel for sm_80: .*--of-cupy"):
-        with_nvrtc(library, 80, [Instance("float", False, "alone", 1)])
+        with_nvrtc(library, 80, [Instance("float", False, 0, 1)])
 
 
 def test_the_report_is_read() -> None:
@@ -103,4 +99,4 @@ def test_a_compiler_that_refuses_is_an_error() -> None:
     if shutil.which("nvcc") is None:
         pytest.skip("no CUDA toolkit: nvcc is not on the PATH")
     with pytest.raises(EngineError, match="nvcc refuses the kernel for sm_80"):
-        with_nvcc(80, [Instance("float4", False, "alone", 1)])
+        with_nvcc(80, [Instance("float4", False, 0, 1)])

@@ -12,8 +12,8 @@ import pytest
 from mpmmu_rt.errors import EngineError, MissingPackage, UsageError
 from mpmmu_rt.kernels import check
 from mpmmu_rt.kernels.attention_pool import AttentionPool, device_facts
-from mpmmu_rt.kernels.check import LARGE, SMALL, TOLERANCE, Shape
-from mpmmu_rt.kernels.plan import ELEMENT_BYTES, ElementType, candidates, with_tile
+from mpmmu_rt.kernels.check import LARGE, SMALL, SPECIALISED, TOLERANCE, Shape
+from mpmmu_rt.kernels.plan import ELEMENT_BYTES, ElementType, candidates
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def on_device(cupy: Any, x: Any, channels_last: bool) -> Any:
     return cupy.asarray(np.ascontiguousarray(x.transpose(0, 2, 3, 1) if channels_last else x))
 
 
-@pytest.mark.parametrize("shape", [*SMALL, *LARGE[:1]], ids=str)
+@pytest.mark.parametrize("shape", [*SMALL, *SPECIALISED, *LARGE[:1]], ids=str)
 @pytest.mark.parametrize("element", ELEMENT_BYTES)
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_every_strategy_matches_the_reference(
@@ -43,32 +43,10 @@ def test_every_strategy_matches_the_reference(
         pool = AttentionPool(pools, shape.cases, element, channels_last=channels_last, strategy=strategy)
         out, counts = pool.traced(first, second)
         assert check.difference(out.get(), want) <= TOLERANCE[element], str(strategy)
-        assert (counts["cluster_barriers"] > 0) == (strategy.exchange == "cluster")
-        assert (counts["grid_barriers"] > 0) == (strategy.exchange == "grid")
-        assert pool.resources()["local_bytes"] == 0
-
-
-@pytest.mark.parametrize("element", ELEMENT_BYTES)
-@pytest.mark.parametrize("channels_last", [False, True])
-@pytest.mark.parametrize("tile", [1, 3, 8])
-def test_re_reads_what_is_not_held(cupy: Any, element: ElementType, channels_last: bool, tile: int) -> None:
-    """Small feature maps always fit: they have to be made to re-read."""
-    pools, cases = SMALL[0].pools(), SMALL[0].cases
-    maps = [check.to_element(x, element) for x in check.random_maps(pools, cases, seed=2)]
-    want = check.reference(pools, (maps[0][1], maps[1][1]))
-    first, second = (on_device(cupy, raw, channels_last) for raw, _ in maps)
-    branches = (pools[0].branch, pools[1].branch)
-    ways = set()
-    for held in candidates(branches, cases, element, channels_last, device_facts()):
-        strategy = with_tile(held, branches, tile)
-        if strategy.layouts[0].route != "re-read":
-            continue
-        ways.add(strategy.exchange)
-        pool = AttentionPool(pools, cases, element, channels_last=channels_last, strategy=strategy)
-        out, counts = pool.traced(first, second)
-        assert check.difference(out.get(), want) <= TOLERANCE[element], str(strategy)
-        assert counts["mammography_elements"] > cases * branches[0].channels * branches[0].positions
-    assert {"alone", "grid"} <= ways
+        for name, branch in zip(("mammography", "ultrasound"), branches, strict=True):
+            times = 3 if branch.kind == "cbam" else 1
+            assert counts[f"{name}_elements"] == times * shape.cases * branch.channels * branch.positions
+        assert all(one["local_bytes"] == 0 for one in pool.resources().values())
 
 
 def test_allocates_nothing_and_can_be_captured(cupy: Any) -> None:

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from itertools import pairwise, product
+from itertools import product
 from typing import Any
 
 import pytest
 
 from mpmmu_rt.errors import UsageError
-from mpmmu_rt.kernels.check import LARGE, SMALL, Shape
+from mpmmu_rt.kernels.check import LARGE, SMALL, SPECIALISED, Shape
 from mpmmu_rt.kernels.plan import (
     ELEMENT_BYTES,
-    RESERVED_BYTES,
+    FIXED,
     Branch,
     Device,
     ElementType,
-    Strategy,
+    blocks,
     candidates,
     choose,
     cost,
     floor,
-    with_tile,
 )
 
 # From NVIDIA's data sheets and the CUDA programming guide's table of compute capabilities.
@@ -35,45 +33,34 @@ PRODUCT = (Branch(2048, 7, 7, "cbam", 128, 7), Branch(2048, 7, 7, "eca", 0, 7))
 BIG = (Branch(2048, 32, 32, "cbam", 128, 7), Branch(2048, 32, 32, "eca", 0, 7))
 
 
-def regions(strategy: Strategy, branch: Branch, index: int) -> list[tuple[int, int]]:
-    """What the kernel writes to shared memory: (from, to) in bytes, by what `attention_pool.cu` puts there."""
-    layout, b = strategy.layouts[index], strategy.samples
-    span = min(layout.slice + 2 * layout.halo, branch.channels)
-    maps = b * branch.positions
-    sizes = {
-        0: maps * layout.tile * ELEMENT_BYTES[strategy.element],
-        layout.at_stats: span * 2 * b * 4,
-        layout.at_scratch: 2 * strategy.threads * 4,
-    }
-    if branch.kind == "cbam":
-        sizes[layout.at_hidden] = branch.hidden * b * 4
-        sizes[layout.at_slot] = (-(-branch.hidden // 4) * 4 * 2 * b + 2 * maps) * 4
-        sizes |= {layout.at_maps: 2 * maps * 4, layout.at_gate: maps * 4}
-    return [(at, at + size) for at, size in sizes.items()]
-
-
-@pytest.mark.parametrize("shape", [*SMALL, *LARGE], ids=str)
+@pytest.mark.parametrize("shape", [*SMALL, *SPECIALISED, *LARGE], ids=str)
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("element", ELEMENT_BYTES)
-def test_every_candidate_fits_and_nothing_overlaps(shape: Shape, device: str, element: ElementType) -> None:
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_every_candidate_fits_and_does_all_work(
+    shape: Shape, device: str, element: ElementType, channels_last: bool
+) -> None:
     pools, facts = shape.pools(), DEVICES[device]
     branches = (pools[0].branch, pools[1].branch)
-    found = candidates(branches, shape.cases, element, False, facts)
+    found = candidates(branches, shape.cases, element, channels_last, facts)
     assert len(set(found)) == len(found) >= 1
     for strategy in found:
-        assert strategy.shared_bytes <= facts.shared_per_block
-        assert strategy.exchange != "cluster" or (facts.capability >= (9, 0) and strategy.split <= 8)
-        for index, branch in enumerate(branches):
-            layout = strategy.layouts[index]
-            assert layout.slice * strategy.split >= branch.channels
-            assert layout.slice % 8 == layout.halo % 8 == 0
-            assert all(at % 16 == 0 for at, _ in regions(strategy, branch, index))
-            used = sorted(region for region in regions(strategy, branch, index) if region[0] < region[1])
-            assert all(end <= start for (_, end), (start, _) in pairwise(used))
-            assert used[-1][1] <= layout.shared_bytes
-            assert (layout.route == "one pass") == (branch.kind != "cbam")
-            assert layout.tile < 8 or layout.tile % 8 == 0  # whole 16-byte copies
-            assert layout.route != "held" or layout.tile >= min(layout.slice, branch.channels)
+        assert max(strategy.shared) <= facts.shared_per_block
+        for layout, branch in zip(strategy.layouts, branches, strict=True):
+            unit = 16 // ELEMENT_BYTES[element]
+            specialised = not channels_last and branch.positions in FIXED and branch.channels % unit == 0
+            assert layout.fixed == (branch.positions if specialised else 0)
+            assert layout.slice % (8 if layout.fixed else 4) == 0
+            assert not layout.fixed or layout.wide % unit == 0
+            # What the blocks of a launch divide among themselves: tiles of a slice, and of a sample.
+            slices, tiles = -(-branch.channels // layout.slice), -(-shape.cases // layout.samples)
+            assert 1 <= layout.chunks <= tiles
+            assert 1 <= layout.spatial_chunks <= tiles
+            assert 1 <= layout.ranges <= -(-branch.channels // layout.wide)
+            count = blocks(layout, branch, shape.cases, strategy.threads)
+            assert count[0] == slices * layout.chunks
+            assert (count[2] == count[3] == 0) == (branch.kind != "cbam")
+            assert (count[1] == 0) == (branch.kind == "none")
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -86,65 +73,29 @@ def test_the_choice_is_the_cheapest_by_the_model(device: str, cases: int) -> Non
         assert choose(branches, cases, element, False, DEVICES[device]) == found[0]
 
 
-@pytest.mark.parametrize(
-    ("device", "exchange"), [("A100", "grid"), ("RTX 4090", "grid"), ("H200", "cluster"), ("RTX 5090", "cluster")]
-)
-def test_the_product_is_held_by_several_blocks(device: str, exchange: Any) -> None:
-    for cases in (1, 8):
-        chosen = choose(PRODUCT, cases, "float16", False, DEVICES[device], exchange)
-        assert chosen.split >= 8
-        assert [layout.route for layout in chosen.layouts] == ["held", "one pass"]
-        assert choose(PRODUCT, cases, "float16", False, DEVICES[device]).layouts[0].route == "held"
+def test_what_was_the_fastest_on_an_h200_is_what_is_chosen() -> None:
+    """Of the strategies that were timed there: see benchmarks/results/nvidia-h200."""
+    chosen = [choose(PRODUCT, cases, "float16", False, H200).layouts[0] for cases in (1, 8, 32, 128)]
+    assert [(one.samples, one.slice) for one in chosen] == [(1, 64), (4, 64), (4, 64), (4, 64)]
+    single = choose(PRODUCT, 32, "float32", False, H200).layouts[0]
+    assert (single.samples, single.slice) == (2, 64)
 
 
-def test_one_block_holds_half_precision_on_hopper_and_nothing_on_ada() -> None:
-    """2048 x 49: 200 704 bytes in float16, 401 408 in float32, beside what else a block needs."""
-    routes = {}
-    for (name, device), element in product(DEVICES.items(), ("float16", "float32")):
-        alone = choose(PRODUCT, 1, element, False, device, "alone")  # type: ignore[arg-type]
-        routes[name, element] = alone.layouts[0].route
-        assert alone.split == 1
-    assert {key for key, route in routes.items() if route == "held"} == {("H200", "float16")}
+def test_fewer_cases_than_the_most_take_fewer_blocks() -> None:
+    chosen = choose(PRODUCT, 128, "float16", False, H200)
+    counts = [blocks(chosen.layouts[0], PRODUCT[0], cases, chosen.threads) for cases in (1, 2, 16, 128)]
+    assert counts == sorted(counts)
+    assert counts[0][0] == -(-2048 // chosen.layouts[0].slice)
 
 
-@pytest.mark.parametrize("device", DEVICES)
-def test_two_launches_at_once_never_wait_for_each_other(device: str) -> None:
-    """Blocks that spin keep their places: those of two launches must leave one for whom they wait."""
-    facts = DEVICES[device]
-    for branches, element, cases in product((PRODUCT, BIG), ELEMENT_BYTES, (1, 8, 32)):
-        found = candidates(branches, cases, element, False, facts)
-        grids = [one for one in found if one.exchange == "grid"]
-        assert grids
-        for one in grids:
-            by_memory = facts.shared_per_multiprocessor // (one.shared_bytes + RESERVED_BYTES)
-            by_registers = 1 if one.samples == 8 else 2  # __launch_bounds__ of the kernel
-            room = facts.multiprocessors * min(by_memory, by_registers)
-            assert 2 * one.split <= room, one
-
-
-def test_a_small_device_splits_less() -> None:
-    splits = {
-        name: max(one.split for one in candidates(PRODUCT, 8, "float16", False, facts) if one.exchange == "grid")
-        for name, facts in DEVICES.items()
-    }
-    assert splits == {"A100": 64, "RTX 4090": 64, "H200": 64, "RTX 5090": 64, "Orin NX": 8}
-    assert choose(PRODUCT, 8, "float16", False, ORIN_NX).split == 4
-    one_multiprocessor = replace(ORIN_NX, multiprocessors=1)
-    assert {one.exchange for one in candidates(PRODUCT, 8, "float16", False, one_multiprocessor)} == {"alone"}
-
-
-def test_large_maps_of_many_cases_are_re_read() -> None:
-    chosen = choose(BIG, 128, "float32", False, H200)
-    assert chosen.layouts[0].route == "re-read"
-    assert "re-read + one pass" in str(chosen)
-
-
-def test_without_cbam_no_block_waits() -> None:
-    branches = (Branch(2048, 7, 7, "none", 0, 0), Branch(2048, 7, 7, "eca", 0, 7))
-    found = candidates(branches, 1, "float16", True, H200)
-    assert {one.exchange for one in found} == {"alone"}
-    assert max(one.split for one in found) == 64
-    assert all(one.shared_bytes <= H200.shared_per_multiprocessor // 2 - RESERVED_BYTES for one in found[:1])
+def test_a_specialised_modality_has_its_numbers_in_the_options() -> None:
+    branches = (PRODUCT[0], Branch(2048, 9, 9, "eca", 0, 7))
+    chosen = choose(branches, 8, "float16", False, H200)
+    options = chosen.options(branches)
+    assert {"-DELEMENT=Half", "-DCHANNELS_LAST=0", "-DPOSITIONS0=49", "-DPOSITIONS1=0"} <= set(options)
+    layout = chosen.layouts[0]
+    assert f"-DKNOWN0=2,2048,7,7,128,7,{layout.slice},{layout.samples},{layout.wide}" in options
+    assert not any(one.startswith("-DKNOWN1") for one in options)
 
 
 @pytest.mark.parametrize(
@@ -161,11 +112,7 @@ def test_refusals(arguments: dict[str, Any], said: str) -> None:
         candidates(**(given | arguments))  # type: ignore[arg-type]
 
 
-def test_refusals_of_an_exchange_a_tile_and_a_size() -> None:
-    with pytest.raises(UsageError, match=r"`cluster` fits no strategy here, expected one of \['alone', 'grid'\]"):
-        choose(PRODUCT, 1, "float16", False, A100, "cluster")
-    with pytest.raises(UsageError, match="`tile` is 0"):
-        with_tile(choose(PRODUCT, 1, "float16", False, A100), PRODUCT, 0)
+def test_a_map_without_positions_is_refused() -> None:
     with pytest.raises(UsageError, match="expected sizes ≥ 1"):
         Branch(8, 0, 7, "none", 0, 0)
 

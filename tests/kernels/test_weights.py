@@ -14,7 +14,7 @@ from mpmmu_rt.bundle import Bundle
 from mpmmu_rt.errors import UsageError
 from mpmmu_rt.kernels.attention_pool import MODALITY, PROBLEM, Pool, kernel_weights, problem
 from mpmmu_rt.kernels.check import SMALL
-from mpmmu_rt.kernels.plan import Device, choose
+from mpmmu_rt.kernels.plan import Device, blocks, choose
 from mpmmu_rt.kernels.weights import AttentionKind, PoolWeights
 from mpmmu_rt.model.attention import AttentionPool
 from mpmmu_rt.spec import MODALITIES
@@ -65,17 +65,19 @@ def test_arrays_that_do_not_belong_together_are_refused() -> None:
 
 
 def test_the_struct_is_what_the_kernel_expects() -> None:
-    """Six addresses and 16 numbers for each modality, four of each beside them; `run.cpp` checks the size too."""
-    assert MODALITY.itemsize == 6 * 8 + 16 * 4
-    assert PROBLEM.itemsize == 2 * MODALITY.itemsize + 4 * 8 + 4 * 4
+    """Eleven addresses and 13 numbers for each modality, beside them two and six; `run.cpp` checks the size too."""
+    assert MODALITY.itemsize == 11 * 8 + 14 * 4  # the last fills up
+    assert PROBLEM.itemsize == 2 * MODALITY.itemsize + 2 * 8 + 6 * 4
     pools = SMALL[0].pools()
     device = Device((9, 0), 64, 1 << 20, 1 << 21, 1 << 25)
     strategy = choose((pools[0].branch, pools[1].branch), 3, "float32", False, device)
     record = problem(pools, strategy, 3)[0]
-    assert (record["cases"], record["columns"], record["split"]) == (3, 64, strategy.split)
+    assert (record["cases"], record["columns"]) == (3, 64)
     assert record["modality"]["column"].tolist() == [0, 24]
     assert record["modality"]["kind"].tolist() == [2, 1]
-    assert record["modality"]["at_slot"].tolist() == [layout.at_slot for layout in strategy.layouts]
+    assert record["modality"]["slice"].tolist() == [layout.slice for layout in strategy.layouts]
+    counts = blocks(strategy.layouts[0], pools[0].branch, 3, strategy.threads)
+    assert record["first"].tolist() == list(counts)
 
 
 def test_matrices_are_transposed_and_padded() -> None:

@@ -147,7 +147,8 @@ cluster of 8
 ==PROF== Disconnected from process 7
 "ID","Process ID","Kernel Name","gpu__time_duration.sum","launch__registers_per_thread","dram__bytes_read.sum"
 "","","","us","register/thread","Mbyte"
-"0","7","attention_pool","52.1","150","12.9"
+"0","7","attention_pool_statistics","7.2","72","5.0"
+"1","7","attention_pool_hidden","52.1","150","12.9"
 """
 
 
@@ -162,15 +163,16 @@ def test_metrics_are_read_from_what_the_profiler_prints(tmp_path: Path, monkeypa
     tool(tmp_path, f'echo "$@" > {tmp_path}/asked; cat {tmp_path}/said')
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     found = kernel_profile.profile("float16", 32, 20)
-    assert found["gpu__time_duration.sum"] == "52.1 us"
-    assert found["launch__registers_per_thread"] == "150 register/thread"
+    assert found["attention_pool_hidden"]["gpu__time_duration.sum"] == "52.1 us"
+    assert found["attention_pool_hidden"]["launch__registers_per_thread"] == "150 register/thread"
+    assert found["attention_pool_statistics"]["gpu__time_duration.sum"] == "7.2 us"
     asked = (tmp_path / "asked").read_text()
     assert "--clock-control none" in asked
     assert f"{sys.executable} -m benchmarks.gpu.kernel_profile --launch --element float16 --batch 32" in asked
     report: dict[str, Any] = dict.fromkeys(("gpu", "command", "date", "commit", "element", "batch"), "x")
     text = kernel_profile.markdown(report | {"metrics": found})
-    assert "| gpu__time_duration.sum | 52.1 us |" in text
-    assert "| smsp__inst_executed.sum | *not measured* |" in text
+    assert "| gpu__time_duration.sum | 7.2 us | 52.1 us |" in text
+    assert "| smsp__inst_executed.sum | *not measured* | *not measured* |" in text
 
 
 @pytest.mark.parametrize(

@@ -67,9 +67,9 @@ class FakePool:
         return self.fault == fault and type(self).at(self.strategy)
 
     @classmethod
-    def compile(cls, cupy: Any, strategy: Strategy) -> None:
-        cls.compiled.append(strategy.options())
-        if strategy.exchange == "grid":
+    def compile(cls, cupy: Any, pools: tuple[Pool, Pool], strategy: Strategy) -> None:
+        cls.compiled.append(strategy.options((pools[0].branch, pools[1].branch)))
+        if strategy.stages == 3:
             raise ValueError("no such kernel")
 
     def exact(self, raw: Any) -> Any:
@@ -89,16 +89,14 @@ class FakePool:
         return found.view(OnDevice)
 
     def traced(self, first: Any, second: Any) -> tuple[Any, dict[str, int]]:
-        counts = {"cluster_barriers": 0, "grid_barriers": 0}
-        if self.strategy.exchange != "alone" and not self.broken("no barrier"):
-            counts[f"{self.strategy.exchange}_barriers"] = 2
-        for name, pool, layout in zip(("mammography", "ultrasound"), self.pools, self.strategy.layouts, strict=True):
-            again = layout.route == "re-read" and not self.broken("held")
-            counts[f"{name}_elements"] = self.cases * pool.branch.channels * pool.branch.positions * (1 + again)
+        counts = {}
+        for name, pool in zip(("mammography", "ultrasound"), self.pools, strict=True):
+            times = 3 if pool.weights.kind == "cbam" and not self.broken("reads less") else 1
+            counts[f"{name}_elements"] = times * self.cases * pool.branch.channels * pool.branch.positions
         return self(first, second), counts
 
-    def resources(self) -> dict[str, int]:
-        return {"registers": 40, "local_bytes": 0, "shared_bytes": 0}
+    def resources(self) -> dict[str, dict[str, int]]:
+        return {"statistics": {"registers": 40, "local_bytes": 0, "shared_bytes": 0}}
 
 
 @pytest.fixture(autouse=True)
@@ -118,14 +116,16 @@ def _stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_way_is_checked() -> None:
-    rows = checks.validate(checks.parts(check.SMALL[:1]))
+    parts = checks.parts([check.SMALL[0], check.SPECIALISED[0]])
+    rows = checks.validate(parts)
     assert not any("failed" in row or "not_run" in row for row in rows)
-    said = " ".join(row["strategy"] for row in rows)
-    for word in ("alone", "cluster", "grid", "held", "re-read", "one pass"):
-        assert word in said
     assert {(row["element"], row["channels_last"]) for row in rows} == {
         (element, last) for element in ("float32", "float16", "bfloat16") for last in (False, True)
     }
+    every = [one for part in parts for one in part.strategies()]
+    assert {one.stages for one in every} == {1, 2, 3}
+    assert {tuple(layout.fixed for layout in one.layouts) for one in every} == {(0, 0), (49, 64)}
+    assert {min(one.layouts[0].samples, 2) for one in every} == {1, 2}
 
 
 def test_the_sanitizer_sees_every_way_too() -> None:
@@ -134,26 +134,18 @@ def test_the_sanitizer_sees_every_way_too() -> None:
     assert checks.checked_by_sanitizer(0)[0] == 0
 
 
-@pytest.mark.parametrize("fault", ["wrong", "not written", "unsteady", "no barrier", "raises"])
+@pytest.mark.parametrize("fault", ["wrong", "not written", "unsteady", "reads less", "raises"])
 def test_a_fault_is_found_and_costs_no_other_row(monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
     monkeypatch.setattr(FakePool, "fault", fault)
-    monkeypatch.setattr(FakePool, "at", staticmethod(lambda one: (one.exchange, one.samples) == ("cluster", 2)))
+    monkeypatch.setattr(FakePool, "at", staticmethod(lambda one: one.stages == 2))
     kept: list[dict[str, Any]] = []
     rows = checks.validate(checks.parts(check.SMALL[:1], ["float16"]), keep=kept.extend)
     assert kept == rows
     bad = [row for row in rows if "failed" in row]
     assert 0 < len(bad) < len(rows) / 2
-    assert all("cluster" in row["strategy"] and "2 samples" in row["strategy"] for row in bad)
+    assert all(row["strategy"].startswith("2 stages") for row in bad)
     with pytest.raises(RuntimeError, match="are wrong"):
         checks.checked_by_sanitizer(60)
-
-
-def test_what_only_claims_to_re_read_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(FakePool, "fault", "held")
-    monkeypatch.setattr(FakePool, "at", staticmethod(lambda one: True))
-    bad = [row for row in checks.validate(checks.parts(check.SMALL[:1])) if "failed" in row]
-    assert bad
-    assert all("re-read" in row["strategy"] for row in bad)
 
 
 def test_what_no_longer_fits_is_left_out() -> None:
@@ -164,15 +156,17 @@ def test_what_no_longer_fits_is_left_out() -> None:
 
 def test_kernels_are_compiled_ahead_once_each() -> None:
     ahead = checks.Ahead()
-    found = candidates(checks.branches_of(check.SMALL[0].pools()), 3, "float32", False, HOPPER)
-    ahead.ask(found)
-    ahead.ask(found)
+    pools = check.SMALL[0].pools()
+    branches = checks.branches_of(pools)
+    found = candidates(branches, 3, "float32", False, HOPPER)
+    for _ in range(2):
+        ahead.ask((pools, one) for one in found)
     for one in found:
-        ahead.wait(one)
+        ahead.wait(pools, one)
     ahead.finish(NEVER)
-    assert len(FakePool.compiled) == len({one.options() for one in found})
-    grids = {one.options() for one in found if one.exchange == "grid"}
-    assert ahead.failures() == ["ValueError: no such kernel"] * len(grids)
+    assert len(FakePool.compiled) == len({one.options(branches) for one in found})
+    third = {one.options(branches) for one in found if one.stages == 3}
+    assert ahead.failures() == ["ValueError: no such kernel"] * len(third)
     ahead.close()
 
 
@@ -307,7 +301,7 @@ def steps(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]
     return run
 
 
-SAFE = {"local_bytes": 0, "registers": 40}
+SAFE = {"resources": {"statistics": {"local_bytes": 0, "registers": 40}}}
 
 
 def test_what_is_worth_most_comes_first_and_all_is_kept(steps: Callable[..., Any]) -> None:

@@ -1,9 +1,12 @@
 // What attention_pool.cu needs of CUDA, on the host: a thread of the CPU for every thread of a block, so that
 // ThreadSanitizer sees each missing barrier and AddressSanitizer each access beyond a buffer. For tests only.
 //
-// Asynchronous copies happen when they are waited for and not before. Shared memory holds NaN before every block.
+// Asynchronous copies happen when their group is waited for and not before. Shared memory holds NaN before every block.
 
 #pragma once
+
+#define LANES 4
+#define BLOCK static_cast<int>(blockDim.x)
 
 #include <pthread.h>
 
@@ -13,6 +16,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <utility>
 #include <vector>
 
@@ -50,17 +54,11 @@ private:
     pthread_barrier_t pair[2];
 };
 
-struct Cluster {
-    explicit Cluster(int threads) : barrier(threads) {}
-    Barrier barrier;
-    std::vector<unsigned char*> shared;  // of each block
-};
-
-inline thread_local unsigned block_passed = 0, cluster_passed = 0;
+inline thread_local unsigned block_passed = 0;
 inline thread_local Barrier* block = nullptr;
 inline thread_local unsigned char* shared = nullptr;
-inline thread_local Cluster* cluster = nullptr;
-inline thread_local std::vector<std::pair<void*, const void*>> copies;
+// Groups of copies that were started and not waited for, the oldest first; the last is not committed yet.
+inline thread_local std::deque<std::vector<std::pair<void*, const void*>>> copies(1);
 inline int missing_barrier = 0, overread = 0;  // set before any thread starts
 
 }  // namespace host
@@ -71,21 +69,10 @@ inline int missing_barrier = 0, overread = 0;  // set before any thread starts
 #define DYNAMIC_SHARED(name) unsigned char* name = host::shared
 
 inline void __syncthreads() { host::block->wait(host::block_passed); }
-inline void __threadfence() {}  // the atomics below are sequentially consistent
 
 template <typename T>
 T atomicAdd(T* at, T value) {
     return __atomic_fetch_add(at, value, __ATOMIC_SEQ_CST);
-}
-inline unsigned load_acquire(const unsigned* at) {
-    sched_yield();  // whoever is waited for may need this core
-    return __atomic_load_n(at, __ATOMIC_ACQUIRE);
-}
-
-inline void cluster_barrier() { host::cluster->barrier.wait(host::cluster_passed); }
-inline float load_peer(const float* mine, int rank) {
-    const auto offset = reinterpret_cast<const unsigned char*>(mine) - host::shared;
-    return *reinterpret_cast<const float*>(host::cluster->shared[rank] + offset);
 }
 
 inline void copy16(void* shared, const void* global) {
@@ -93,17 +80,43 @@ inline void copy16(void* shared, const void* global) {
         std::fprintf(stderr, "copy16 of addresses that are not multiples of 16\n");
         std::abort();
     }
-    host::copies.emplace_back(shared, global);
+    host::copies.back().emplace_back(shared, global);
 }
-inline void copies_wait() {
-    for (auto [to, from] : host::copies) std::memcpy(to, from, 16);
-    host::copies.clear();
+inline void copies_commit() { host::copies.emplace_back(); }
+template <int N>
+void copies_wait() {
+    while (host::copies.size() > N + 1) {
+        for (auto [to, from] : host::copies.front()) std::memcpy(to, from, 16);
+        host::copies.pop_front();
+    }
+}
+
+namespace host {
+// What was started and is not waited for when a block ends never arrives here, and on a GPU at some time or other.
+inline void end_of_block() {
+    for (const auto& group : copies)
+        if (!group.empty()) {
+            std::fprintf(stderr, "a block ends while copies are on their way\n");
+            std::abort();
+        }
+    copies.assign(1, {});
+}
+}  // namespace host
+
+inline void copy16(void* shared, const void* global, bool) { copy16(shared, global); }
+
+inline float bits_to_float(unsigned bits) {
+    float value;
+    std::memcpy(&value, &bits, 4);
+    return value;
 }
 
 inline float max_or_nan(float a, float b) { return a != a || a > b ? a : b; }
 
 struct Half;
 struct Bfloat16;
+struct Unit;
+Unit load16(const void* shared);
 float to_float(Half x);
 float to_float(Bfloat16 x);
 inline float to_float(float x) { return x; }

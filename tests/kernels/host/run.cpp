@@ -9,7 +9,13 @@
 #include <cstdlib>
 #include <deque>
 #include <thread>
+#include <vector>
 
+Unit load16(const void* shared) {
+    Unit unit;
+    std::memcpy(&unit, shared, 16);
+    return unit;
+}
 float to_float(Half x) {
     _Float16 value;
     std::memcpy(&value, &x.bits, 2);
@@ -23,88 +29,84 @@ float to_float(Bfloat16 x) {
 }
 
 struct Request {
-    std::int32_t element, channels_last, exchange, samples, threads, blocks, shared_bytes, resident, launches;
-    std::int32_t missing_barrier, overread, buffers, problem_bytes;
+    std::int32_t element, channels_last, stages, positions[2], threads, resident, launches, missing_barrier, overread;
+    std::int32_t blocks[4], shared_bytes[4], buffers, problem_bytes;
 };
 struct Buffer {
     std::int64_t field, bytes, output;  // where in Problem its address belongs; its size; whether it is sent back
 };
 
-using Entry = void (*)(const Problem&);
+using Entry = void (*)(const Problem&, int);
 
-template <typename T, bool LAST, int HOW>
-Entry entry(int samples) {
-    if (samples == 1) return attention_pool_block<T, LAST, HOW, 1>;
-    if (samples == 2) return attention_pool_block<T, LAST, HOW, 2>;
-#ifndef FEW
-    if (samples == 8) return attention_pool_block<T, LAST, HOW, 8>;
-#endif
-    return nullptr;
-}
-template <typename T, bool LAST>
-Entry entry(int how, int samples) {
-    if (how == ALONE) return entry<T, LAST, ALONE>(samples);
-    if (how == CLUSTER) return entry<T, LAST, CLUSTER>(samples);
-    return entry<T, LAST, GRID>(samples);
+template <typename T, bool LAST, int S0, int S1>
+Entry entry(int stages) {
+    if (stages == 1) return attention_pool_block<T, LAST, S0, S1, 1>;
+    if (stages == 2) return attention_pool_block<T, LAST, S0, S1, 2>;
+    return attention_pool_block<T, LAST, S0, S1, 3>;
 }
 template <typename T>
-Entry entry(bool last, int how, int samples) {
-    return last ? entry<T, true>(how, samples) : entry<T, false>(how, samples);
+Entry entry(const Request& r) {
+    const int first = r.positions[0], second = r.positions[1];
+    if (r.channels_last) return entry<T, true, 0, 0>(r.stages);
+    if (first == 0 && second == 0) return entry<T, false, 0, 0>(r.stages);
+    if (first == 12 && second == 15) return entry<T, false, 12, 15>(r.stages);
+#ifndef FEW
+    if (first == 49 && second == 49) return entry<T, false, 49, 49>(r.stages);
+    if (first == 12 && second == 0) return entry<T, false, 12, 0>(r.stages);
+    if (first == 0 && second == 15) return entry<T, false, 0, 15>(r.stages);
+#endif
+    return nullptr;
 }
 Entry entry(const Request& r) {
-    if (r.element == 0) return entry<float>(r.channels_last, r.exchange, r.samples);
+    if (r.element == 0) return entry<float>(r);
 #ifndef FEW
-    if (r.element == 1) return entry<Half>(r.channels_last, r.exchange, r.samples);
-    if (r.element == 2) return entry<Bfloat16>(r.channels_last, r.exchange, r.samples);
+    if (r.element == 1) return entry<Half>(r);
+    if (r.element == 2) return entry<Bfloat16>(r);
 #endif
     return nullptr;
 }
 
-// `resident` blocks at a time, in an order that no kernel may rely on: blocks of a cluster together, the rest shuffled.
-void launch(const Request& r, const Problem& problem, Entry kernel) {
-    const int together = r.exchange == CLUSTER ? problem.split : 1, clusters = r.resident / together;
-    std::vector<int> order(r.blocks / together);
+// One launch: `resident` blocks at a time, in an order that no kernel may rely on.
+void launch(const Request& r, const Problem& problem, Entry kernel, int number) {
+    std::vector<int> order(r.blocks[number]);
     for (std::size_t i = 0; i < order.size(); ++i) order[i] = static_cast<int>(i);
     for (std::size_t i = order.size(); i > 1; --i) std::swap(order[i - 1], order[i * 7919 % i]);
     std::reverse(order.begin(), order.end());
 
-    std::deque<host::Cluster> cluster;
-    std::deque<host::Barrier> block;
-    for (int i = 0; i < clusters; ++i) {
-        cluster.emplace_back(together * r.threads);
-        for (int rank = 0; rank < together; ++rank) {
-            block.emplace_back(r.threads);
-            cluster[i].shared.push_back(static_cast<unsigned char*>(std::malloc(r.shared_bytes)));
-            std::memset(cluster[i].shared[rank], 0xff, r.shared_bytes);
-        }
-    }
     std::atomic<int> next = 0;
-    std::vector<int> taken(clusters);  // what each cluster runs, by its first thread
+    std::deque<host::Barrier> barriers;
+    std::vector<int> taken(r.resident);  // what each of them runs, by its first thread
+    std::vector<unsigned char*> memory;
     std::vector<std::thread> threads;
-    for (int slot = 0; slot < clusters * together; ++slot)
+    for (int slot = 0; slot < r.resident; ++slot) {
+        barriers.emplace_back(r.threads);
+        // Of the exact size, for AddressSanitizer.
+        memory.push_back(static_cast<unsigned char*>(std::aligned_alloc(16, std::max(16, (r.shared_bytes[number] + 15) / 16 * 16))));
+        std::memset(memory[slot], 0xff, r.shared_bytes[number]);
+    }
+    for (int slot = 0; slot < r.resident; ++slot)
         for (int t = 0; t < r.threads; ++t)
             threads.emplace_back([&, slot, t] {
-                host::cluster = &cluster[slot / together];
-                host::block = &block[slot];
-                host::shared = host::cluster->shared[slot % together];
+                host::block = &barriers[slot];
+                host::shared = memory[slot];
                 while (true) {
-                    if (slot % together == 0 && t == 0) taken[slot / together] = next++;
-                    cluster_barrier();
-                    const int i = taken[slot / together];
+                    if (t == 0) taken[slot] = next++;
+                    __syncthreads();
+                    const int i = taken[slot];
                     if (i >= static_cast<int>(order.size())) break;
                     threadIdx.x = t;
-                    blockIdx.x = order[i] * together + slot % together;
+                    blockIdx.x = order[i];
                     blockDim.x = r.threads;
-                    gridDim.x = r.blocks;
-                    kernel(problem);
-                    __syncthreads();  // this block ends, and its shared memory with it, whatever its cluster does
-                    if (t == 0) std::memset(host::shared, 0xff, r.shared_bytes);
-                    cluster_barrier();
+                    gridDim.x = r.blocks[number];
+                    kernel(problem, number);
+                    host::end_of_block();
+                    __syncthreads();
+                    if (t == 0) std::memset(host::shared, 0xff, r.shared_bytes[number]);
+                    __syncthreads();
                 }
             });
     for (auto& one : threads) one.join();
-    for (auto& one : cluster)
-        for (auto* memory : one.shared) std::free(memory);
+    for (auto* one : memory) std::free(one);
 }
 
 void read(void* to, std::size_t bytes) {
@@ -139,7 +141,9 @@ int main() {
     }
     host::missing_barrier = request.missing_barrier;
     host::overread = request.overread;
-    for (int i = 0; i < request.launches; ++i) launch(request, problem, kernel);
+    for (int i = 0; i < request.launches; ++i)
+        for (int number = 0; number < 4; ++number)
+            if (request.blocks[number]) launch(request, problem, kernel, number);
     for (auto& [buffer, data] : buffers) {
         if (buffer.output) std::fwrite(data, 1, buffer.bytes, stdout);
         std::free(data);
