@@ -1,0 +1,159 @@
+"""The latency gate: is B slower than A? Pure functions of samples; `compare.py` takes them.
+
+A *round* is one turn of A and one of B in an order drawn by lot, each in a process of its own; a turn is several calls.
+What is judged is d = log(B / A) of each round, of two statistics of a turn's calls: the median ("typical") and the mean
+of the slowest tenth ("tail", which sees what slows down one call of ten).
+
+Test. If B takes (1 + s) times what A does, and else the two differ by nothing, then whichever of the two came first by
+lot is as likely to be the one that was lucky: d - log(1 + s) is as likely above 0 as below in every round, whatever
+the noise is: drift, bursts, clocks with two speeds, rounds that depend on each other. So the count of rounds above 0
+is held to a fair coin. No distribution is assumed, and no variance estimated.
+
+Sequential. The evidence against the coin is the mixture likelihood ratio over coins p in [1/2, 1], uniform,
+
+    E(n, k) = 2 * integral of (2p)^k (2(1 - p))^(n - k) dp = sum over j <= k of C(n + 1, j) / ((n + 1) C(n, k)),
+
+a non-negative supermartingale that begins at 1: by Ville's inequality it ever reaches 1 / alpha with probability alpha
+at the most, so that looking after every round costs nothing (Ville 1939; Robbins 1970, "Statistical methods related to
+the law of the iterated logarithm"; Howard and Ramdas 2022, "Sequential estimation of quantiles", section 3).
+
+Answers. `not slower`: "B is slower by max_slowdown or more" is rejected for the typical call, and the tail's median
+ratio is within it. `slower`: "B is not slower at all" is rejected, for the typical call or the tail, and the median of
+the rounds' ratios is beyond max_slowdown, and a second run of fresh rounds says the same of the same statistic.
+`cannot tell`: neither before the rounds end, or the two runs contradict each other. At alpha = 0.05: of comparisons of
+equals at most 0.25 % are called slower (0.05 in each of two runs, half of it for each statistic); of those whose
+typical call is slower by max_slowdown or more at most 5 % not slower.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from .errors import UsageError
+
+Answer = Literal["not slower", "slower", "cannot tell"]
+STATISTICS = ("typical", "tail")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """max_slowdown: what is allowed, 0.05 for 5 %. alpha: error rate of each run, see the module."""
+
+    max_slowdown: float = 0.05
+    alpha: float = 0.05
+
+    def __post_init__(self) -> None:
+        if not (0 < self.max_slowdown < 10 and 0 < self.alpha < 0.5):
+            raise UsageError(
+                f"max_slowdown is {self.max_slowdown:g} and alpha {self.alpha:g}, expected more than 0 and at most 10, "
+                "and more than 0 and at most 0.5",
+                hint="5 % is 0.05",
+            )
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Of one statistic over some rounds: the median of B / A - 1, and a confidence interval at 1 - 2 alpha that holds
+    at every look; infinite ends where there are too few rounds."""
+
+    slowdown: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The answer, why, and what was estimated of each statistic, by name, over all rounds."""
+
+    answer: Answer
+    reason: str
+    rounds: int
+    estimates: dict[str, Estimate]
+
+
+def statistics(calls_ms: Sequence[float]) -> dict[str, float]:
+    """Of the calls of one turn, in ms: `typical` their median, `tail` the mean of the slowest tenth, at least one."""
+    calls = np.sort(np.asarray(calls_ms, dtype=np.float64))
+    if calls.size == 0 or not np.isfinite(calls).all() or calls[0] <= 0:
+        raise UsageError(f"a turn has {calls.size} calls, expected ≥ 1, each of more than 0 ms")
+    slowest = max(1, calls.size // 10)
+    return {"typical": float(np.median(calls)), "tail": float(calls[-slowest:].mean())}
+
+
+def evidence(above: int, rounds: int) -> float:
+    """E(n, k) of the module: of `rounds` fair coins or worse, `above` heads."""
+    total = sum(math.comb(rounds + 1, j) for j in range(above + 1))
+    return total / ((rounds + 1) * math.comb(rounds, above))
+
+
+def above(logs: Sequence[float], slowdown: float, alpha: float) -> bool:
+    """Is "B is slower by `slowdown` at the most" rejected by the rounds' log(B / A)? Equal rounds don't count."""
+    edge = math.log1p(slowdown)
+    signs = [value > edge for value in logs if value != edge]
+    return bool(signs) and evidence(sum(signs), len(signs)) >= 1 / alpha
+
+
+def below(logs: Sequence[float], slowdown: float, alpha: float) -> bool:
+    """Is "B is slower by `slowdown` at the least" rejected?"""
+    return above([-value for value in logs], 1 / (1 + slowdown) - 1, alpha)
+
+
+def estimate(logs: Sequence[float], alpha: float) -> Estimate:
+    """The median, and all slowdowns that neither `above` nor `below` rejects."""
+    ordered = sorted(logs)
+    kept = [x for x in ordered if not above(ordered, math.expm1(x), alpha) and not below(ordered, math.expm1(x), alpha)]
+    # Between two rounds nothing changes: the ends are rounds themselves, or there is none.
+    low = kept[0] if kept and kept[0] != ordered[0] else -math.inf
+    high = kept[-1] if kept and kept[-1] != ordered[-1] else math.inf
+    return Estimate(*(math.expm1(x) if math.isfinite(x) else x for x in (float(np.median(ordered)), low, high)))
+
+
+def judge(rounds: Sequence[dict[str, float]], rule: Rule) -> Verdict | None:
+    """After the latest of `rounds`, each log(B / A) of both statistics; None while more rounds may tell.
+
+    Call it after every round, or now and then: the error rates hold either way.
+    """
+    first, suspect = _first_run(rounds, rule)
+    if suspect is None:
+        return _told("not slower", "shown to be within what is allowed", rounds, rule) if first else None
+    second = [one[suspect] for one in rounds[first:]]
+    for count in range(1, len(second) + 1):
+        if _slower(second[:count], rule):
+            return _told("slower", f"the {suspect} call, in two runs", rounds, rule)
+        if below(second[:count], rule.max_slowdown, rule.alpha):
+            why = f"the {suspect} call was slower in the first run, and not in the second"
+            return _told("cannot tell", why, rounds, rule)
+    return None
+
+
+def undecided(rounds: Sequence[dict[str, float]], rule: Rule, reason: str) -> Verdict:
+    """Where no more rounds can be had."""
+    return _told("cannot tell", reason, rounds, rule)
+
+
+def _first_run(rounds: Sequence[dict[str, float]], rule: Rule) -> tuple[int, str | None]:
+    """How many rounds the first run took, 0 while it goes on, and the statistic that it calls slower."""
+    for count in range(1, len(rounds) + 1):
+        seen = {name: [one[name] for one in rounds[:count]] for name in STATISTICS}
+        for name, logs in seen.items():
+            if _slower(logs, rule):
+                return count, name
+        within = float(np.median(seen["tail"])) <= math.log1p(rule.max_slowdown)
+        if within and below(seen["typical"], rule.max_slowdown, rule.alpha):
+            return count, None
+    return 0, None
+
+
+def _slower(logs: Sequence[float], rule: Rule) -> bool:
+    """Significant, and more than what is allowed; each statistic has half of the error rate."""
+    return above(logs, 0.0, rule.alpha / len(STATISTICS)) and float(np.median(logs)) > math.log1p(rule.max_slowdown)
+
+
+def _told(answer: Answer, reason: str, rounds: Sequence[dict[str, float]], rule: Rule) -> Verdict:
+    estimates = {name: estimate([one[name] for one in rounds], rule.alpha) for name in STATISTICS if rounds}
+    return Verdict(answer, reason, len(rounds), estimates)

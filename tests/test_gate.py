@@ -1,0 +1,198 @@
+"""The latency gate on simulated noise: each kind that runners have, and what slows down."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from itertools import product
+
+import numpy as np
+import pytest
+
+from mpmmu_rt import gate
+from mpmmu_rt.errors import UsageError
+from mpmmu_rt.gate import Rule, Verdict
+
+Noise = Callable[[np.random.Generator], Iterator[float]]
+CALLS = 12  # of a turn
+MOST_ROUNDS = 60
+
+
+def white(rng: np.random.Generator) -> Iterator[float]:
+    while True:
+        yield math.exp(rng.normal(0, 0.02))
+
+
+def drift(rng: np.random.Generator) -> Iterator[float]:
+    """The machine gets slower all the time, by a third within a comparison."""
+    level = 0.0
+    while True:
+        level += 0.3 / (2 * CALLS * MOST_ROUNDS)
+        yield math.exp(level + rng.normal(0, 0.02))
+
+
+def bursts(rng: np.random.Generator) -> Iterator[float]:
+    """Something else runs now and then, for up to three turns, and takes half of the processor."""
+    left = 0
+    while True:
+        if left == 0 and rng.random() < 0.02:
+            left = int(rng.integers(1, 3 * CALLS))
+        left = max(0, left - 1)
+        yield (1.5 if left else 1.0) * math.exp(rng.normal(0, 0.01))
+
+
+def two_clocks(rng: np.random.Generator) -> Iterator[float]:
+    """Turbo or not, for about two turns at a time."""
+    fast = True
+    while True:
+        if rng.random() < 1 / (2 * CALLS):
+            fast = not fast
+        yield (1.0 if fast else 1.25) * math.exp(rng.normal(0, 0.01))
+
+
+def correlated(rng: np.random.Generator) -> Iterator[float]:
+    """Calls that follow each other are alike: an autoregressive walk that forgets within about 50 calls."""
+    level = 0.0
+    while True:
+        level = 0.98 * level + rng.normal(0, 0.01)
+        yield math.exp(level + rng.normal(0, 0.01))
+
+
+def heavy_tails(rng: np.random.Generator) -> Iterator[float]:
+    while True:
+        yield 1 + 0.02 * float(abs(rng.standard_t(1.5)))
+
+
+KINDS: dict[str, Noise] = {one.__name__: one for one in (white, drift, bursts, two_clocks, correlated, heavy_tails)}
+
+
+def compared(rng: np.random.Generator, noise: Noise, slow: Callable[[int], float], rule: Rule) -> Verdict:
+    """A comparison as `compare` makes it, B's i-th call slowed down by `slow(i)`."""
+    weather, rounds = noise(rng), list[dict[str, float]]()
+    for _ in range(MOST_ROUNDS):
+        turns: dict[str, dict[str, float]] = {}
+        for side in ("AB", "BA")[int(rng.integers(2))]:
+            calls = [next(weather) * (slow(i) if side == "B" else 1.0) for i in range(CALLS)]
+            turns[side] = gate.statistics(calls)
+        rounds.append({name: math.log(turns["B"][name] / turns["A"][name]) for name in gate.STATISTICS})
+        if verdict := gate.judge(rounds, rule):
+            return verdict
+    return gate.undecided(rounds, rule, "no more rounds")
+
+
+def answers(kind: str, count: int, slow: Callable[[int], float] = lambda i: 1.0, seed: int = 0) -> list[str]:
+    rng = np.random.default_rng([seed, list(KINDS).index(kind)])
+    return [compared(rng, KINDS[kind], slow, Rule()).answer for _ in range(count)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_equals_are_not_called_slower(kind: str) -> None:
+    said = answers(kind, 200)
+    assert said.count("slower") <= 2  # 1 %; the bound is 0.25 %
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_a_tenth_slower_is_never_let_through(kind: str) -> None:
+    said = answers(kind, 100, lambda i: 1.10)
+    assert said.count("not slower") <= 5
+    if kind in ("white", "drift", "bursts", "two_clocks"):  # where single rounds tell something
+        assert said.count("slower") >= 95
+
+
+@pytest.mark.slow
+def test_a_slowdown_that_is_allowed_passes() -> None:
+    said = answers("white", 100, lambda i: 1.02)
+    assert said.count("slower") <= 1
+    assert said.count("not slower") >= 90
+
+
+@pytest.mark.slow
+def test_one_call_of_ten_that_is_slow_is_seen() -> None:
+    """The median of the calls sees nothing of it."""
+    said = answers("white", 100, lambda i: 1.3 if i % 10 == 9 else 1.0)
+    assert said.count("slower") >= 95
+
+
+def test_equals_on_a_quiet_machine_pass_within_few_rounds() -> None:
+    rng = np.random.default_rng(1)
+    found = [compared(rng, white, lambda i: 1.0, Rule()) for _ in range(50)]
+    assert [one.answer for one in found].count("not slower") >= 49
+    assert float(np.median([one.rounds for one in found])) <= 10
+
+
+# ---------------------------------------------------------------- by hand
+
+
+def test_evidence_is_the_integral() -> None:
+    p = np.linspace(0.5, 1, 200_001)
+    for rounds, heads in product((1, 4, 9), repeat=2):
+        if heads <= rounds:
+            values = 2 * (2 * p) ** heads * (2 * (1 - p)) ** (rounds - heads)
+            integral = float(((values[1:] + values[:-1]) / 2).sum() * (p[1] - p[0]))
+            assert gate.evidence(heads, rounds) == pytest.approx(integral, rel=1e-6)
+
+
+def test_evidence_of_fair_coins_is_1_on_average() -> None:
+    """What makes it a martingale: heads and tails of the next coin, half of each."""
+    for rounds in range(12):
+        for heads in range(rounds + 1):
+            after = (gate.evidence(heads + 1, rounds + 1) + gate.evidence(heads, rounds + 1)) / 2
+            assert after <= gate.evidence(heads, rounds) * (1 + 1e-12)
+
+
+def test_an_interval_holds_what_is_not_rejected() -> None:
+    logs = [0.01 * i for i in range(-15, 16)]
+    found = gate.estimate(logs, 0.05)
+    assert found.slowdown == pytest.approx(0.0)
+    assert found.low < 0 < found.high
+    assert not gate.above(logs, found.low + 1e-9, 0.05)
+    assert gate.above(logs, found.low - 0.011, 0.05)
+    assert gate.below(logs, found.high + 0.011, 0.05)
+    few = gate.estimate([0.1, 0.2], 0.05)
+    assert (few.low, few.high) == (-math.inf, math.inf)
+
+
+def rounds_of(*slowdowns: float) -> list[dict[str, float]]:
+    return [{"typical": math.log1p(one), "tail": math.log1p(one)} for one in slowdowns]
+
+
+def test_slower_needs_a_second_run() -> None:
+    rule = Rule()
+    first = next(n for n in range(1, 30) if gate.judge(rounds_of(*[0.1] * n), rule))
+    alone = next(n for n in range(1, 30) if gate.above([0.1] * n, 0.0, rule.alpha / 2))
+    assert first == 2 * alone
+    contradicted = gate.judge(rounds_of(*[0.1] * alone, *[0.0] * 12), rule)
+    assert contradicted is not None
+    assert (contradicted.answer, "in the second" in contradicted.reason) == ("cannot tell", True)
+
+
+def test_slower_needs_size_as_well_as_significance() -> None:
+    """3 % in every round is significant, and allowed."""
+    said = gate.judge(rounds_of(*[0.03] * 20), Rule())
+    assert said is not None
+    assert said.answer == "not slower"
+    assert gate.judge(rounds_of(*[0.03] * 20), Rule(max_slowdown=0.03)) is None
+
+
+def test_equal_rounds_say_nothing_of_a_difference() -> None:
+    assert not gate.above([0.0] * 40, 0.0, 0.05)
+    assert gate.below([0.0] * 8, 0.05, 0.05)
+
+
+@pytest.mark.parametrize(("slowdown", "alpha"), [(0.0, 0.05), (-0.1, 0.05), (0.05, 0.0), (0.05, 0.7), (math.nan, 0.05)])
+def test_rules_that_make_no_sense(slowdown: float, alpha: float) -> None:
+    with pytest.raises(UsageError, match="expected more than 0"):
+        Rule(slowdown, alpha)
+
+
+@pytest.mark.parametrize("calls", [[], [1.0, math.nan], [0.0, 1.0]])
+def test_turns_without_times_are_refused(calls: list[float]) -> None:
+    with pytest.raises(UsageError, match="expected ≥ 1, each of more than 0 ms"):
+        gate.statistics(calls)
+
+
+def test_statistics_of_a_turn() -> None:
+    assert gate.statistics([3.0, 1.0, 2.0]) == {"typical": 2.0, "tail": 3.0}
+    assert gate.statistics([*range(1, 21)]) == {"typical": 10.5, "tail": 19.5}
