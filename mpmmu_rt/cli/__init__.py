@@ -1,7 +1,7 @@
 """The command line: one file per command; each parses, calls the library, prints.
 
 Data goes to stdout, everything else to stderr. Exit codes: 0 success, 1 error, 2 usage, 3 parity or verification
-failed.
+failed, 4 slower and 5 cannot tell (`compare`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from . import _report, bench, doctor, export, inspect, phantom, run, train, verify
+from . import _report, bench, compare, doctor, export, inspect, phantom, run, train, verify
 
 
 class _Commands(TyperGroup):
@@ -61,6 +61,7 @@ for _command in (
     verify.verify,
     run.run,
     bench.bench,
+    compare.compare,
     inspect.inspect,
     doctor.doctor,
     phantom.phantom,

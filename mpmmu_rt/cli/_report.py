@@ -7,11 +7,12 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, ParamSpec
 
 import typer
 
-from mpmmu_rt.errors import MpmmuError
+from mpmmu_rt.errors import MpmmuError, OutputError
 from mpmmu_rt.progress import Progress, silent
 
 _Arguments = ParamSpec("_Arguments")
@@ -85,6 +86,25 @@ def note(text: str) -> None:
 
 def print_json(entry: Any) -> None:
     typer.echo(json.dumps(entry, indent=2, allow_nan=False))
+
+
+def write_json(path: Path, entry: Any) -> None:
+    from mpmmu_rt.files import atomic_file
+
+    with atomic_file(path) as partial:
+        partial.write_text(json.dumps(entry, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    note(f"wrote {path}")
+
+
+def check_output(path: Path) -> None:
+    """Before minutes of work whose result could not be stored. Raises `OutputError`."""
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder, expected a file to write", hint="name a file, or - for stdout")
+    if not path.parent.is_dir():
+        raise OutputError(
+            f"the folder {path.parent} does not exist, expected the place to write {path.name} into",
+            hint=f"mkdir -p {path.parent}",
+        )
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

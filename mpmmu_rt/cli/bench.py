@@ -7,9 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mpmmu_rt.errors import OutputError
-
-from ._report import bars, note, print_json, table
+from ._report import bars, check_output, note, print_json, table, write_json
 from .export import REFERENCE_BUNDLE, warn_untrained
 
 
@@ -32,7 +30,7 @@ def bench(
     chosen = Target.parse(target)
     engine(chosen)  # before a long export
     if json_to and json_to != "-":
-        _check_output(Path(json_to))
+        check_output(Path(json_to))
     if bundle is None:
         bundle = _reference()
     with bars() as progress:
@@ -42,7 +40,7 @@ def bench(
     else:
         typer.echo(_describe(result.entry))
         if json_to:
-            _write(Path(json_to), result.entry)
+            write_json(Path(json_to), result.entry)
     for remark in result.entry["remarks"]:
         note(f"note: {remark}")
     if result.warning:
@@ -92,24 +90,3 @@ def _describe(entry: dict[str, Any]) -> str:
             + ", ".join(f"{name} {version}" for name, version in entry["machine"]["packages"].items()),
         ]
     )
-
-
-def _write(path: Path, entry: dict[str, Any]) -> None:
-    import json
-
-    from mpmmu_rt.files import atomic_file
-
-    with atomic_file(path) as partial:
-        partial.write_text(json.dumps(entry, indent=2) + "\n", encoding="utf-8")
-    note(f"wrote {path}")
-
-
-def _check_output(path: Path) -> None:
-    """Before minutes of measuring that could not be stored."""
-    if path.is_dir():
-        raise OutputError(f"{path} is a folder, expected a file to write", hint="name a file, or - for stdout")
-    if not path.parent.is_dir():
-        raise OutputError(
-            f"the folder {path.parent} does not exist, expected the place to write {path.name} into",
-            hint=f"mkdir -p {path.parent}",
-        )

@@ -1,0 +1,124 @@
+"""Comparisons of real bundles in real processes: what is called slower is, and what can't run is said."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from mpmmu_rt.cli import app
+from mpmmu_rt.cli.compare import EXIT_CODES, duration, share
+from mpmmu_rt.compare import Side, Turns, compare
+from mpmmu_rt.errors import EngineError, UsageError
+from mpmmu_rt.gate import Rule
+from mpmmu_rt.spec import Target
+
+STORED = Path(__file__).parent / "data" / "bundle_613dfc9"
+TARGET = Target.parse("onnxruntime:fp32")
+# Has a bundle of that name take three times as long, inside the timed call.
+SLOW = """
+import sys, time
+if any("slow.bundle" in word for word in sys.orig_argv):
+    from mpmmu_rt.predictor import Predictor
+    original = Predictor.predict
+    def predict(self, pixels):
+        start = time.perf_counter()
+        found = original(self, pixels)
+        until = time.perf_counter() + 2 * (time.perf_counter() - start)
+        while time.perf_counter() < until:
+            pass
+        return found
+    Predictor.predict = predict
+"""
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> tuple[Side, Side]:
+    for name in ("fast.bundle", "slow.bundle"):
+        shutil.copytree(STORED, tmp_path / name)
+    return Side(tmp_path / "fast.bundle", TARGET), Side(tmp_path / "slow.bundle", TARGET)
+
+
+@pytest.mark.slow
+def test_what_takes_longer_is_called_slower(
+    pair: tuple[Side, Side], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(SLOW)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")]))
+    found = compare(*pair, 4, rule=Rule(alpha=0.4), turn_s=0.1, budget_s=300)
+    assert found.verdict.answer == "slower", found.verdict
+    assert found.verdict.estimates["typical"].slowdown > 0.5
+    entry = json.loads(json.dumps(found.to_json(), allow_nan=False))
+    assert (entry["schema"], entry["answer"], entry["rounds"]) == ("mpmmu-compare/1", "slower", found.verdict.rounds)
+    assert len(entry["samples_ms"]["a"]) == len(entry["samples_ms"]["b"]) == entry["rounds"]
+    assert len(entry["samples_ms"]["again"]) == 4
+    assert set(entry["noise_floor"]) == {"typical", "tail"}
+
+
+@pytest.mark.slow
+def test_a_budget_that_ends_can_not_tell(pair: tuple[Side, Side], tmp_path: Path) -> None:
+    """Through the command: exit code 5, a table, the raw samples, and what to do."""
+    arguments = ["compare", str(pair[0].path), str(pair[1].path), "--batch", "1", "--budget", "1s"]
+    done = CliRunner().invoke(app, [*arguments, "--json", str(tmp_path / "found.json")])
+    assert done.exit_code == 5, done.output
+    assert "cannot tell: 1 rounds in" in done.output
+    assert "--budget 2s gives it more rounds" in done.output
+    entry = json.loads((tmp_path / "found.json").read_text())
+    assert entry["estimates"]["typical"]["low"] is None
+    assert min(entry["samples_ms"]["a"][0]) > 0
+
+
+@pytest.mark.slow
+def test_a_side_that_can_not_run_ends_it_with_the_reason(pair: tuple[Side, Side]) -> None:
+    (pair[1].path / "bundle.json").write_text("{}")
+    with pytest.raises(
+        EngineError, match=r"slow.bundle on onnxruntime:fp32 ended with status 1 and said: .*bundle.json"
+    ):
+        compare(*pair, 1, turn_s=0.05, budget_s=20)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["A"], "A on onnxruntime:fp32 is compared with itself"),
+        (["A", "B", "--max-slowdown", "a bit"], "`a bit` is no share"),
+        (["A", "B", "--max-slowdown", "0%"], "max_slowdown is 0 and alpha 0.05"),
+        (["A", "B", "--budget", "soon"], "`soon` is no duration"),
+        (["A", "B", "--target", "onnxruntime:fp8"], "onnxruntime:fp8"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_before_anything_runs(arguments: list[str], said: str) -> None:
+    done = CliRunner().invoke(app, ["compare", *arguments])
+    assert done.exit_code in (1, 2)
+    assert said in done.output
+    assert "hint:" in done.output
+
+
+def test_shares_and_durations() -> None:
+    assert [share(text) for text in ("5%", "0.05", "2.5 %", "12%")] == pytest.approx([0.05, 0.05, 0.025, 0.12])
+    assert [duration(text) for text in ("90", "90s", "1.5m")] == [90, 90, 90]
+    for text in ("", "5%%", "-1%"):
+        with pytest.raises(UsageError):
+            share(text)
+
+
+def test_a_round_is_the_ratio_of_its_turns() -> None:
+    turns = Turns(a=[[1.0, 1.0, 2.0]], b=[[2.0, 2.0, 8.0]], again=[[1.1, 1.1, 1.8]])
+    assert turns.logs() == [{"typical": pytest.approx(math.log(2)), "tail": pytest.approx(math.log(4))}]
+    assert turns.noise_floor() == {"typical": pytest.approx(0.1), "tail": pytest.approx(2 / 1.8 - 1)}
+
+
+@pytest.mark.parametrize(("budget", "batch"), [(0.0, 1), (1.0, 0)])
+def test_a_comparison_of_nothing(pair: tuple[Side, Side], budget: float, batch: int) -> None:
+    with pytest.raises(UsageError, match="expected more than 0 s and at least 1 pair"):
+        compare(*pair, batch, budget_s=budget)
+
+
+def test_every_answer_has_a_code_of_its_own() -> None:
+    assert EXIT_CODES == {"not slower": 0, "slower": 4, "cannot tell": 5}
