@@ -164,6 +164,19 @@ def not_in_capture(function: Callable[..., Any]) -> Callable[..., Any]:
     return called
 
 
+def on_stream(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Puts work on the stream that comes last: refused in a capture that is lost."""
+
+    @functools.wraps(function)
+    def called(self: SimulatedCuda, *arguments: Any) -> tuple[Any, ...]:
+        capture = self.stream(arguments[-1]).capture
+        if capture is not None and capture.failure is not None:
+            return (Error.cudaErrorStreamCaptureInvalidated,)
+        return tuple(function(self, *arguments))
+
+    return called
+
+
 class SimulatedCuda:
     """Stands in for the module. Functions return (error, value …) as the real ones do."""
 
@@ -196,6 +209,9 @@ class SimulatedCuda:
         self.unseen: list[Node] = []
         self.captures: list[Capture] = []
         self.order: list[str] = []  # labels, as they ran
+        # Labels of work that can't be captured and does not say so: a library that allocates or waits on its own. What
+        # called it is told that all went well; the capture is lost, which the next call on one of its streams tells.
+        self.spoils: set[str] = set()
 
     # ------------------------------------------------------------ for the other simulators and the tests
 
@@ -227,6 +243,8 @@ class SimulatedCuda:
             if on.capture:
                 self.order_is_given(node, on.capture.nodes)
                 on.capture.nodes.append(node)
+                if label in self.spoils:
+                    on.capture.failure = Error.cudaErrorStreamCaptureInvalidated
             else:
                 self.add(node)
             on.frontier = [node]
@@ -347,6 +365,7 @@ class SimulatedCuda:
         return self.free(ptr, "pinned")
 
     @entry
+    @on_stream
     def cudaMemcpyAsync(self, dst: int, src: int, count: int, kind: Any, stream: Any) -> Result:
         kinds = {real.cudaMemcpyKind.cudaMemcpyHostToDevice: ("pinned", "device")}
         kinds[real.cudaMemcpyKind.cudaMemcpyDeviceToHost] = ("device", "pinned")
@@ -363,6 +382,7 @@ class SimulatedCuda:
         return (OK,)
 
     @entry
+    @on_stream
     def cudaMemsetAsync(self, devPtr: int, value: int, count: int, stream: Any) -> Result:
         def run() -> None:
             self.check([(devPtr, count)])
@@ -439,6 +459,7 @@ class SimulatedCuda:
         return self.drop(event)
 
     @entry
+    @on_stream
     def cudaEventRecord(self, event: Any, stream: Any) -> Result:
         what, on = self.handles[int(event)], self.stream(stream)
         assert isinstance(what, Event)
