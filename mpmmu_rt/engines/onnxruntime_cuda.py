@@ -128,7 +128,11 @@ class OnnxRuntimeCuda:
                     stacklevel=2,
                 )
         remark = f"the attention pool runs as operators of ONNX Runtime, and the head on the host: {reason}"
-        return HostHead.load(bundle, target, threads, lambda: self._embedder(bundle, precision, threads), (remark,))
+
+        def embedder() -> InSizes:
+            return InSizes(self.embedder(bundle, precision, threads), SIZES)
+
+        return HostHead.load(bundle, target, threads, embedder, (remark,))
 
     def _device_path(self, bundle: Bundle, target: Target, threads: int) -> DevicePath:
         """Raises `NoKernel` where it can't be had."""
@@ -162,13 +166,14 @@ class OnnxRuntimeCuda:
         """Where a bundle holds the encoders in `precision`, and their weights; FP32 runs the bundle's own."""
         return target_folder(self.name, precision)
 
-    def _embedder(self, bundle: Bundle, precision: str, threads: int) -> InSizes:
+    def embedder(self, bundle: Bundle, precision: str, threads: int) -> BoundEmbedder:
+        """Encoders and pool as sessions, for whatever batch they are given: `pipeline` gives them `SIZES` alone."""
         graphs: dict[str, Path] = {modality: self.graph(bundle, modality, precision) for modality in MODALITIES}
         graphs["attention_pool"] = bundle.graph(EXACT_GRAPHS["attention_pool"])
         runtime = require("onnxruntime", _PURPOSE)
         memory = Memory("cuda", partial(allocate, runtime, "cuda"))
         sessions = {name: self._open(path, threads) for name, path in graphs.items()}
-        return InSizes(BoundEmbedder(sessions, graphs, memory), SIZES)
+        return BoundEmbedder(sessions, graphs, memory)
 
     def _open(self, graph: Path, threads: int, more: Mapping[str, str] | None = None) -> Any:
         runtime = require("onnxruntime", _PURPOSE)

@@ -5,11 +5,17 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from benchmarks.gpu import convolution, device_variants
+from benchmarks.gpu.device_answers import Cases
+from benchmarks.gpu.stage import NEVER, Deadline
 from mpmmu_rt import verify
 from mpmmu_rt.engines.onnxruntime_cuda import ENGINE, SIZES, HostHeadInstead, OnnxRuntimeCuda
 from mpmmu_rt.engines.shared import onnxruntime_device
@@ -171,6 +177,72 @@ def test_another_stream_than_it_was_loaded_for_is_refused(cuda_ort: Any) -> None
     context = pipeline._engines["head"].context(1, pipeline._results.addresses(1))
     with pytest.raises(EngineError, match="was loaded for another stream"):
         context.execute(Stream(pipeline._side.handle))
+
+
+@pytest.mark.parametrize(("engine", "count"), [("onnxruntime-cuda", 3), ("onnxruntime-cuda-graph", 2)])
+def test_what_a_gpu_is_to_measure_runs(cuda_ort: Any, cases: Any, engine: str, count: int) -> None:
+    machine, runtime = cuda_ort()
+    few = cases(2)
+    with ExitStack() as closing:
+        running, failed = device_variants.variants(machine.target.bundle, Target(engine, "fp32"), closing)
+        assert (len(running), failed) == (count, {})
+        for one in running:
+            got, _ = one.call(few.pixels)
+            np.testing.assert_allclose(got["embedding"], few.embedding, rtol=0, atol=TOLERANCE)
+            assert (one.problem(), one.facts()["ran"] == "device path") == (None, "device path" in one.name)
+        asked = {(session["prefer_nhwc"], session["enable_cuda_graph"]) for session in runtime.asked}
+        assert len(asked) == 2
+        del running, one
+
+
+def test_a_device_path_that_was_not_had_is_a_problem(cuda_ort: Any, cases: Any) -> None:
+    machine, _ = cuda_ort(cupy=False)
+    with ExitStack() as closing:
+        with pytest.warns(HostHeadInstead):
+            running, _ = device_variants.variants(machine.target.bundle, FP32, closing)
+        problems = [one.problem() for one in running]
+    assert str(problems[0]).startswith("`head on the host` ran instead of the device path: the attention pool runs as")
+    assert problems[2] is None
+
+
+def test_convolutions_are_asked_in_the_batch_that_was_named(cuda_ort: Any, cases: Any) -> None:
+    machine, runtime = cuda_ort()
+    few = cases(5)
+    told = Cases(few.pixels, {"embedding": few.embedding}, "the test")
+    found = convolution.differences(
+        machine.target.bundle, told, (2, 5), OnnxRuntimeCuda(cudnn_conv_algo_search="EXHAUSTIVE")
+    )
+    assert found.keys() == {"2", "5"}
+    assert 0 <= max(found.values()) < TOLERANCE
+    assert {5} < set(runtime.ran), "a size that no pipeline runs"
+    assert {one["cudnn_conv_algo_search"] for one in runtime.asked} == {"EXHAUSTIVE"}
+    shifted = Cases(few.pixels, {"embedding": np.roll(few.embedding, 1, 0)}, "the test")
+    assert convolution.differences(machine.target.bundle, shifted, (2,), ENGINE)["2"] > 1e-3
+
+
+def test_every_way_to_convolve_is_asked_in_a_process_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Simulated: the processes, of which the second ends badly."""
+    asked: list[list[str]] = []
+
+    def child(command: list[str], limit: float, log: Path) -> tuple[int, float]:
+        asked.append(command)
+        log.write_text('a warning\n{"32": 1e-05, "128": 0.00035}\n' if len(asked) != 2 else "no memory")
+        return (0 if len(asked) != 2 else 1), 5.0
+
+    monkeypatch.setattr(convolution, "run_child", child)
+    given = SimpleNamespace(
+        bundle=tmp_path / "b", expected=tmp_path / "e", batches=[32, 128], out=tmp_path, commit="abc"
+    )
+    assert not convolution.everything(given, "H200", NEVER)  # type: ignore[arg-type]
+    ways = [(one[one.index("--search") + 1], one[one.index("--override") + 1]) for one in asked]
+    assert len(set(ways)) == 6
+    text = (tmp_path / "convolution.md").read_text()
+    assert text.count("| 1.0e-05 | 3.5e-04 |") == 5
+    assert "status 1 after 5 s: no memory" in text
+    assert not convolution.everything(given, "H200", Deadline.after(1))  # type: ignore[arg-type]
+    assert len(asked) == 6, "a way that can't end is not begun"
 
 
 def test_a_predictor_says_what_runs(cuda_ort: Any, cases: Any, monkeypatch: pytest.MonkeyPatch) -> None:

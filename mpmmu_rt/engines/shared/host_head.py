@@ -65,6 +65,8 @@ def _filled(array: Array, size: int) -> Array:
 class HostHead:
     """The pipeline of an `Embedder` and a head, which runs in FP32 on the engine that is fastest at it here."""
 
+    name = "head on the host"
+
     def __init__(self, embedder: Embedder, head: Session, head_target: Target, remarks: tuple[str, ...] = ()) -> None:
         self.remarks = remarks
         self.embedder = embedder
