@@ -138,6 +138,9 @@ class TorchContext:
     def capturable(self, stream: Stream) -> bool:
         return True
 
+    def settled(self) -> None:
+        """torch keeps what it compiles on its own."""
+
     def close(self) -> None:
         self.views = {}
 

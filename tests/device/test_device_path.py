@@ -35,7 +35,7 @@ from mpmmu_rt.predictor import Predictor
 from mpmmu_rt.spec import MODALITIES, Array
 from mpmmu_rt.spec import Target as TargetName
 
-from . import simulated_tensorrt
+from . import simulated_cuda, simulated_tensorrt
 from .simulated_cuda import OK
 from .simulated_cupy import ADA, HOPPER, CompileException, CUDADriverError, CUDARuntimeError, Kernel
 
@@ -793,6 +793,78 @@ def test_a_graph_that_no_engine_belongs_to_is_built_without_a_warning(
     np.testing.assert_allclose(said["probability"], few.probability, rtol=0, atol=TOLERANCE)
     assert starts.built == ["head"]
     assert cache.entries() == {}
+
+
+def test_what_tensorrt_rtx_compiles_is_kept_for_other_contexts_and_other_starts(
+    plug: Plug, cases: Any, cache: BlobCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tensorrt_run, "CAPTURED_SIZES", 1)
+    few, once = cases(3), [(name, batch) for batch in (2, 3) for name in ("ultrasound", "mammography", "head")]
+    machine = plug()
+    pipeline = machine.open()
+    for count in (2, 3, 2):  # of which none finds the contexts of the one before
+        check(pipeline, few, slice(0, count))
+    assert machine.trt.compiled == once
+    assert len(cache.entries()) == 3, "stored while it runs: a process that is killed closes nothing"
+    sizes = list(cache.entries().values())
+    machine = plug(seed=1)
+    pipeline = machine.open(graphs=False)
+    for count in (3, 2):
+        check(pipeline, few, slice(0, count))
+    assert machine.trt.compiled == []
+    check(pipeline, few, slice(0, 1))
+    assert {batch for _, batch in machine.trt.compiled} == {1}
+    assert sum(cache.entries().values()) > sum(sizes), "what came to it is stored as well"
+    machine = plug()
+    machine.open(whole_graph=True)
+    assert len(cache.entries()) == 3, "nothing was compiled yet"
+
+
+def test_what_another_gpu_has_compiled_is_dropped_and_compiled_anew(plug: Plug, cases: Any, cache: BlobCache) -> None:
+    """By TensorRT-RTX's own word, which sees more than the facts that an entry is stored under."""
+    check(plug().open(), cases(2))
+    machine = plug()
+    machine.trt.gpu = "a GPU of the same name with fewer multiprocessors"
+    with pytest.warns(CacheWarning, match="can't be used: tensorrt_rtx does not take it") as said:
+        pipeline = machine.open()
+    assert len(said) == 3
+    check(pipeline, cases(2))
+    assert len(machine.trt.compiled) == 3
+    machine = plug()
+    machine.trt.gpu = "a GPU of the same name with fewer multiprocessors"
+    check(machine.open(), cases(2))
+    assert machine.trt.compiled == []
+
+
+def test_without_a_cache_other_contexts_still_find_what_was_compiled(
+    plug: Plug, cases: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tensorrt_run, "CAPTURED_SIZES", 1)
+    machine = plug()
+    pipeline, few = machine.open(), cases(3)
+    for count in (2, 3, 2):
+        check(pipeline, few, slice(0, count))
+    assert len(machine.trt.compiled) == 6
+
+
+@pytest.mark.parametrize("lost", ["_how", "_compiled"])
+def test_the_simulation_sees_a_context_that_outlives_what_it_was_made_with(
+    plug: Plug, cases: Any, lost: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = plug()
+    machine.spoilt = True
+    pipeline = machine.open()
+    make = tensorrt_run.LoadedEngine.context
+
+    def context(engine: Any, *arguments: Any) -> Any:
+        made = make(engine, *arguments)
+        setattr(engine, lost, None)
+        made._compiled = None
+        return made
+
+    monkeypatch.setattr(tensorrt_run.LoadedEngine, "context", context)
+    with pytest.raises(simulated_cuda.Violation, match="outlived its runtime"):
+        check(pipeline, cases(2))
 
 
 @pytest.mark.slow

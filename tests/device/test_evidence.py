@@ -191,7 +191,7 @@ def test_without_the_kernel_the_report_says_so(plug: Callable[..., Any], answers
     bad = device_report.problems(report_of(bundle, {str(RTX): found}))
     assert len(bad) == 2
     assert "device path, CUDA graph: `whole graph` ran instead of the device path: " in bad[0]
-    assert "**the whole graph ran instead" in device_report.markdown(report_of(bundle, {str(RTX): found}))
+    assert "**`whole graph` ran instead" in device_report.markdown(report_of(bundle, {str(RTX): found}))
 
 
 @pytest.mark.slow

@@ -95,5 +95,8 @@ class SessionContext:
     def capturable(self, stream: Stream) -> bool:
         return False
 
+    def settled(self) -> None:
+        """Nothing is compiled here."""
+
     def close(self) -> None:
         self._binding = None

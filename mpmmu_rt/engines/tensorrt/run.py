@@ -23,6 +23,7 @@ from mpmmu_rt.spec import Array
 from .build import log
 from .cuda import Event, Graph, Resources, Stream, align, capture, on_device
 from .interface import ELEMENTS, DeviceContext, DeviceEngine, Tensor, as_host
+from .jit import CompiledKernels
 from .sidecar import Profile
 
 CAPTURED_SIZES = 8  # batch sizes that are kept ready; the one not used for longest gives way
@@ -64,6 +65,23 @@ class LoadedEngine:
         self.outputs = tuple(name for name in names if not self.tensors[name].is_input)
         self._scratch_bytes = align(max(int(self._engine.device_memory_size_v2), 1))
         self._scratch = resources.device(self._scratch_bytes)
+        self._how = self._config()
+        self._compiled: CompiledKernels | None = None
+        if hasattr(self._how, "create_runtime_cache"):  # of TensorRT-RTX
+            self._compiled = CompiledKernels(trt, engine, self._how)
+
+    def _config(self) -> Any:
+        """How contexts are made: one `IRuntimeConfig` for all of them; or TensorRT 10.3's way, which has none."""
+        managed = self.trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        if not hasattr(self._engine, "create_runtime_config"):
+            return managed
+        how = self._engine.create_runtime_config()
+        how.set_execution_context_allocation_strategy(managed)
+        if hasattr(how, "dynamic_shapes_kernel_specialization_strategy"):
+            # By default it swaps kernels in the background, a case's last bits with them, and graphs keep the old.
+            how.dynamic_shapes_kernel_specialization_strategy = self.trt.DynamicShapesKernelSpecializationStrategy.EAGER
+            how.cuda_graph_strategy = self.trt.CudaGraphStrategy.DISABLED  # the graphs are ours
+        return how
 
     def _tensor(self, name: str) -> Tensor:
         engine = self._engine
@@ -80,18 +98,7 @@ class LoadedEngine:
     def context(self, batch: int, addresses: Mapping[str, int]) -> Context:
         """An execution context of its own, set to `batch` and bound to device memory; both stay as they are."""
         log(self.trt).clear()
-        managed = self.trt.ExecutionContextAllocationStrategy.USER_MANAGED
-        how = managed
-        if hasattr(self._engine, "create_runtime_config"):  # not in TensorRT 10.3
-            how = self._engine.create_runtime_config()
-            how.set_execution_context_allocation_strategy(managed)
-            if hasattr(how, "dynamic_shapes_kernel_specialization_strategy"):
-                # By default it swaps kernels in the background, a case's last bits with them, and graphs keep the old.
-                how.dynamic_shapes_kernel_specialization_strategy = (
-                    self.trt.DynamicShapesKernelSpecializationStrategy.EAGER
-                )
-                how.cuda_graph_strategy = self.trt.CudaGraphStrategy.DISABLED  # the graphs are ours
-        context = self._need(self._engine.create_execution_context(how), "can't make an execution context")
+        context = self._need(self._engine.create_execution_context(self._how), "can't make an execution context")
         context.set_device_memory(self._scratch, self._scratch_bytes)
         for name in self.inputs:
             shape = (batch, *self.tensors[name].shape)
@@ -109,23 +116,25 @@ class LoadedEngine:
             if got != want:
                 raise EngineError(f"the engine's `{name}` is {list(got)}, expected {list(want)}", hint=_HINT)
             self._need(context.set_tensor_address(name, addresses[name]), f"does not take a buffer for `{name}`")
-        return Context(self.trt, context)
+        return Context(self.trt, context, self._compiled)
 
     def _need(self, value: Any, what: str) -> Any:
         return need(self.trt, value, what)
 
     def close(self) -> None:
         """After its contexts; its working memory belongs to the `Resources`."""
-        self._engine = None  # in this order: an engine must not outlive its runtime
+        self._how = self._compiled = None  # in this order: an engine must not outlive its runtime
+        self._engine = None
         self._runtime = None
 
 
 class Context:
-    """One execution context, bound for good."""
+    """One execution context, bound for good. Its engine's configuration and runtime cache outlive it."""
 
-    def __init__(self, trt: Any, context: Any) -> None:
+    def __init__(self, trt: Any, context: Any, compiled: CompiledKernels | None) -> None:
         self._trt = trt
         self._context = context
+        self._compiled = compiled
 
     def execute(self, stream: Stream) -> None:
         """Enqueue; nothing is waited for."""
@@ -135,6 +144,10 @@ class Context:
         """TensorRT-RTX can tell; TensorRT captures whatever has dense shapes and resident weights, as ours has."""
         ask = getattr(self._context, "is_stream_capturable", None)
         return ask is None or bool(ask(stream.address))
+
+    def settled(self) -> None:
+        if self._compiled:
+            self._compiled.keep()
 
     def close(self) -> None:
         self._context = None
@@ -252,6 +265,7 @@ class _Ready:
 
     work: Work
     graph: Graph | None = None
+    settled: bool = False  # its first run is over
 
     def close(self) -> None:
         with ExitStack() as stack:  # the graph first: it uses the contexts
@@ -344,6 +358,10 @@ class Batches:
                 main.synchronize()
                 spent = self._clock.read()
             take(rows, {name: array[:cases] for name, array in ready.work.outputs.items()})
+        if not ready.settled:
+            ready.settled = True
+            for context, _ in ready.work.contexts:
+                context.settled()
         return spent
 
     def _get(self, batch: int) -> _Ready:
