@@ -208,6 +208,7 @@ class SimulatedCuda:
         self.pending: list[Node] = []
         self.unseen: list[Node] = []
         self.captures: list[Capture] = []
+        self.default = Stream()  # no handle of the program's: nothing waits for it, and it waits for nothing
         self.order: list[str] = []  # labels, as they ran
         # Labels of work that can't be captured and does not say so: a library that allocates or waits on its own. What
         # called it is told that all went well; the capture is lost, which the next call on one of its streams tells.
@@ -263,7 +264,19 @@ class SimulatedCuda:
             ):
                 self.races.append(f"{node.label} beside {other.label}")
 
+    def default_stream(self) -> int:
+        return int(self.default)
+
+    def synchronize(self) -> None:
+        """Of the device: all that was enqueued on any stream is done, and the host has seen it."""
+        if self.capturing():
+            self.violate("the device is waited for during a capture")
+        with self.lock:
+            self.finish(list(self.unseen))
+
     def stream(self, address: Any) -> Stream:
+        if int(address) == int(self.default):
+            return self.default
         found = self.handles.get(int(address))
         if not isinstance(found, Stream):
             self.violate("a stream that is none")

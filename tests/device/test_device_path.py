@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -217,6 +218,23 @@ def test_a_fork_or_a_join_that_is_left_out_can_not_be_captured(plug: Plug, cases
             run(pipeline, cases(2))
         machine.cuda.cudaStreamWaitEvent = calls
         check(pipeline, cases(2))  # and the next one is sound
+
+
+def test_weights_that_cupy_has_not_written_yet_are_not_there(
+    plug: Plug, cases: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CuPy writes on a stream of its own, for which none of ours waits: without a wait for the device it is a race."""
+    few, wrong = cases(2), 0
+    for seed in range(6):
+        machine = plug(seed=seed)
+        machine.spoilt = True
+        with monkeypatch.context() as patch:
+            patch.setattr(machine.cupy.cuda, "Device", lambda: SimpleNamespace(id=0, synchronize=lambda: None))
+            pipeline = machine.open(graphs=False)
+        embedding, _, _ = run(pipeline, few)
+        wrong += not np.allclose(embedding, few.embedding, rtol=0, atol=TOLERANCE)
+        assert "kernel beside write of CuPy's" in machine.cuda.races
+    assert wrong > 0
 
 
 # ---------------------------------------------------------------- nothing is allocated, nothing is left
