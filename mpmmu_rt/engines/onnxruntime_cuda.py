@@ -26,13 +26,13 @@ import numpy as np
 from mpmmu_rt._optional import require
 from mpmmu_rt.bundle import Bundle, HeadGraph, target_folder
 from mpmmu_rt.errors import EngineError, MissingPackage, MpmmuError
-from mpmmu_rt.spec import MODALITIES, Modality, Target
+from mpmmu_rt.spec import MODALITIES, Array, Modality, Target
 
 from . import Traits
 from .onnxruntime import EXACT_GRAPHS, OnnxRuntimeSession, installation_problem, session_options
 from .shared.device_code import lacks
 from .shared.gpu import gpu
-from .shared.host_head import HostHead, InSizes
+from .shared.host_head import HostHead, InSizes, filled
 from .shared.onnxruntime_device import NOT_CAPTURED, SessionEngine, on_stream
 from .shared.onnxruntime_lanes import BoundEmbedder, Memory, first_line
 from .tensorrt.cuda import Resources, Stream
@@ -109,7 +109,7 @@ class OnnxRuntimeCuda:
         return str(require("onnxruntime", _PURPOSE).__version__)
 
     def load(self, graph: Path, precision: str, threads: int) -> OnnxRuntimeSession:
-        return OnnxRuntimeSession(self._open(graph, threads), graph)
+        return SizedSession(self._open(graph, threads), graph)
 
     def pipeline(
         self, bundle: Bundle, precision: str, threads: int, *, host_head: bool = False
@@ -207,6 +207,20 @@ def require_options(session: Any, graph: Path, asked: Mapping[str, str]) -> None
                 f"{graph.name} was to run with {name} {want} on {PROVIDER}, which says {got}",
                 hint="report this, with the version of onnxruntime-gpu: results would be others than were proven",
             )
+
+
+class SizedSession(OnnxRuntimeSession):
+    """Runs batches of `SIZES` alone: parts of larger ones, and the last part filled up with zeros."""
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        cases = len(next(iter(feeds.values())))
+        parts: list[dict[str, Array]] = []
+        for first in range(0, cases, SIZES[-1]):
+            rows = slice(first, min(first + SIZES[-1], cases))
+            size = next(size for size in SIZES if size >= rows.stop - rows.start)
+            found = super().run({name: filled(array[rows], size) for name, array in feeds.items()})
+            parts.append({name: array[: rows.stop - rows.start] for name, array in found.items()})
+        return {name: np.concatenate([part[name] for part in parts]) for name in self.outputs}
 
 
 def require_provider(session: Any, graph: Path, provider: str) -> None:

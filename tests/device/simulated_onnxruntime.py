@@ -137,6 +137,11 @@ class Session:
         place = "CPUExecutionProvider" if self.name in self.module.elsewhere else PROVIDER
         return [SimpleNamespace(ep_name=place, get_nodes=lambda: [SimpleNamespace(op_type="Conv", name="all")])]
 
+    def run(self, outputs: Any, feeds: dict[str, Any]) -> list[Any]:
+        self.module.ran[len(next(iter(feeds.values())))] += 1
+        found: list[Any] = self.real.run(outputs, feeds)
+        return found
+
     def io_binding(self) -> Binding:
         return Binding()
 

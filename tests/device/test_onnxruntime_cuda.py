@@ -73,6 +73,20 @@ def test_it_runs_the_device_path_in_sizes_that_verify_asks(cuda_ort: Any, cases:
     assert runtime.ran == {1: 3, 32: 6, 8: 6, 2: 3}, "three sessions: 1; 32 and 3; 5; 2; 9"
 
 
+def test_a_graph_on_its_own_runs_in_those_sizes_as_well(cuda_ort: Any, cases: Any) -> None:
+    machine, runtime = cuda_ort()
+    graph, pixels = ENGINE.graph(machine.target.bundle, "ultrasound", "fp32"), cases(35).pixels["ultrasound"]
+    session = ENGINE.load(graph, "fp32", 1)
+    want = session.run({"pixels": pixels[:1]})["feature_map"]
+    for count in (2, 5, 35):
+        got = session.run({"pixels": pixels[:count]})["feature_map"]
+        assert len(got) == count
+        np.testing.assert_allclose(got[:1], want, rtol=0, atol=TOLERANCE)
+    last = session.run({"pixels": pixels[34:]})["feature_map"]
+    np.testing.assert_allclose(got[34:], last, rtol=0, atol=TOLERANCE)
+    assert set(runtime.ran) == set(SIZES)
+
+
 def test_the_sizes_are_those_that_verify_asks() -> None:
     """No batch may reach cuDNN of a size at which the answers were not held to those of batch 1."""
     asked = set()

@@ -44,7 +44,7 @@ class InSizes:
             part = {modality: array[rows] for modality, array in pixels.items()}
             into = embedding[rows]
             if size > cases:
-                part = {modality: _filled(array, size) for modality, array in part.items()}
+                part = {modality: filled(array, size) for modality, array in part.items()}
                 into = np.empty((size, embedding.shape[1]), embedding.dtype)
             for stage, ms in self._embedder.embed(part, into).items():
                 spent[stage] = spent.get(stage, 0.0) + ms
@@ -56,10 +56,13 @@ class InSizes:
         self._embedder.close()
 
 
-def _filled(array: Array, size: int) -> Array:
-    filled = np.zeros((size, *array.shape[1:]), array.dtype)
-    filled[: len(array)] = array
-    return filled
+def filled(array: Array, size: int) -> Array:
+    """`array` with zeros behind it, [size, …]; itself where it has that length."""
+    if len(array) == size:
+        return array
+    found = np.zeros((size, *array.shape[1:]), array.dtype)
+    found[: len(array)] = array
+    return found
 
 
 class HostHead:
