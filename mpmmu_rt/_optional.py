@@ -58,8 +58,9 @@ def _without_reporter(top: str) -> Iterator[None]:
         del sys.modules[_REPORTER]
 
 
-def require(module: str, purpose: str) -> ModuleType:
-    """Import `module` (a dotted name), or raise `MissingPackage` that names the extra to install.
+def require(module: str, purpose: str, extra: str | None = None) -> ModuleType:
+    """Import `module` (a dotted name), or raise `MissingPackage` that names the extra to install: `extra`, where it is
+    another one than brings the package to most.
 
     A package that is present but broken raises too, with its own error as the cause: the reason
     why something can't run is never lost.
@@ -69,10 +70,9 @@ def require(module: str, purpose: str) -> ModuleType:
         with _without_reporter(top):
             return importlib.import_module(module)
     except ImportError as error:
-        extra = _EXTRAS[top]
         missing = isinstance(error, ModuleNotFoundError) and error.name in (top, module)
         state = "is not installed" if missing else f"is installed but can't be imported ({error})"
         raise MissingPackage(
             f"{purpose} needs the package `{top}`, which {state}",
-            hint=f"pip install 'mpmmu-rt[{extra}]'",
+            hint=f"pip install 'mpmmu-rt[{extra or _EXTRAS[top]}]'",
         ) from error

@@ -41,9 +41,10 @@ FASTER_HEAD: Mapping[str, tuple[Target, Fact]] = {
     "onnxruntime-cuda": (
         Target("onnxruntime", "fp32"),
         Fact(
-            "its embeddings come back to the host, where the head costs what it costs there",
-            "2026-11-25",
-            "not measured",
+            "where its embeddings come back to the host, the head costs what it costs there: 1.6 ms for 32 cases, "
+            "beside an H200",
+            "2026-11-26",
+            "not kept: a borrowed GPU",
         ),
     ),
 }

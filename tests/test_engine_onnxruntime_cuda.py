@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import json
 import shutil
+import struct
 import sys
 import warnings
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ from mpmmu_rt.engines import engine, engines, head_target, known_engine, onnxrun
 from mpmmu_rt.engines.onnxruntime import ENGINE as CPU
 from mpmmu_rt.engines.onnxruntime import session_options
 from mpmmu_rt.engines.onnxruntime_cuda import ENGINE, PROVIDER, allocate, require_provider
+from mpmmu_rt.engines.shared.device_code import lacks
 from mpmmu_rt.engines.shared.gpu import Gpu, gpu
 from mpmmu_rt.engines.shared.onnxruntime_lanes import BoundEmbedder, Memory
 from mpmmu_rt.errors import BundleError, EngineError, MissingPackage
@@ -48,15 +50,21 @@ ON_CUDA = {
     *("Add", "Cast", "Concat", "Conv", "Div", "MaxPool", "Mul", "ReduceMax", "ReduceMean", "Relu", "Sub"),
     *("Transpose", "Unsqueeze", "Neg", "Exp", "Reciprocal"),
 }
+# And of the head, beside these, in float32 and int32.
+HEAD_ON_CUDA = {
+    *("Abs", "Clip", "Gather", "GatherElements", "Gemm", "Greater", "LessOrEqual", "ReduceSum", "Reshape", "Sigmoid"),
+    *("Slice", "Tanh", "Where", "MatMul", "Equal"),
+}
 
 
 @pytest.fixture(autouse=True)
 def _forgotten() -> Iterator[None]:
     """What was found out about one simulated machine must not be believed of the next."""
-    for cached in (onnxruntime_cuda._load_libraries, onnxruntime_cuda._cannot_compute):
+    kept = (onnxruntime_cuda._load_libraries, onnxruntime_cuda._lacks, onnxruntime_cuda._cannot_compute)
+    for cached in kept:
         cached.cache_clear()
     yield
-    for cached in (onnxruntime_cuda._load_libraries, onnxruntime_cuda._cannot_compute):
+    for cached in kept:
         cached.cache_clear()
 
 
@@ -105,14 +113,14 @@ def test_the_cpu_build_is_not_enough() -> None:
         pytest.skip("onnxruntime-gpu is installed: this is about the other distribution")
     with pytest.raises(EngineError, match=r"was built with .*CPUExecutionProvider, expected CUDAExecut") as caught:
         engine(FP16)
-    assert caught.value.hint == "pip uninstall -y onnxruntime, then pip install 'mpmmu-rt[cuda]'"
+    assert caught.value.hint == "pip uninstall -y onnxruntime, then pip install 'mpmmu-rt[cuda-ort]'"
 
 
 def test_a_missing_package_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     problem = ENGINE.problem()
     assert isinstance(problem, MissingPackage)
-    assert "mpmmu-rt[cuda]" in problem.hint
+    assert "mpmmu-rt[cuda-ort]" in problem.hint
 
 
 def test_both_distributions_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,13 +134,24 @@ def test_both_distributions_are_refused(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 class _Session:
-    def get_provider_graph_assignment_info(self) -> None: ...
+    """Of the CPU provider, which says that it is CUDA's; or raises what the test says."""
 
+    failure: Exception | None = RuntimeError("CUDA failure 35: driver version is insufficient\nat some line")
+    factor = 1
 
-class _OrtValue:
-    @staticmethod
-    def ortvalue_from_shape_and_type(shape: list[int], dtype: object, device: str, index: int) -> object:
-        raise RuntimeError("CUDA Provider not available, can't get interface for it\nat some line")
+    def __init__(self, graph: bytes, options: Any, *, providers: Any, enable_fallback: int) -> None:
+        self.real = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+
+    def get_providers(self) -> list[str]:
+        return [PROVIDER]
+
+    def get_provider_graph_assignment_info(self) -> list[Any]:
+        return [SimpleNamespace(ep_name=PROVIDER, get_nodes=lambda: [SimpleNamespace(op_type="Conv", name="")])]
+
+    def run(self, outputs: None, feeds: dict[str, Array]) -> list[Array]:
+        if self.failure:
+            raise self.failure
+        return [self.factor * value for value in self.real.run(outputs, feeds)]
 
 
 def simulated(monkeypatch: pytest.MonkeyPatch, **parts: Any) -> None:
@@ -141,8 +160,9 @@ def simulated(monkeypatch: pytest.MonkeyPatch, **parts: Any) -> None:
     whole = {
         "__version__": "1.31.1",
         "get_available_providers": lambda: [PROVIDER, "CPUExecutionProvider"],
+        "__file__": "nowhere/onnxruntime/__init__.py",
         "InferenceSession": _Session,
-        "OrtValue": _OrtValue,
+        "SessionOptions": onnxruntime.SessionOptions,
         "preload_dlls": lambda: print("Failed to load libcublasLt.so.13: no such file\nPlease follow the manual"),
     }
     for name, part in (whole | parts).items():
@@ -169,7 +189,104 @@ def test_a_driver_that_does_not_suit_is_said_in_one_line(monkeypatch: pytest.Mon
     """Simulated: the GPU and ONNX Runtime."""
     simulated(monkeypatch, preload_dlls=lambda: None)
     problem = str(ENGINE.problem())
-    assert problem.endswith("on `cuda`: CUDA Provider not available, can't get interface for it")
+    assert problem.endswith("can't use the GPU that is here: CUDA failure 35: driver version is insufficient")
+
+
+def test_a_convolution_that_can_not_run_is_found_before_a_bundle_is_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of ONNX Runtime 1.31, which loads without cuDNN and gives memory without it. Simulated: GPU and provider."""
+
+    class Working(_Session):
+        failure = None
+
+    simulated(monkeypatch, preload_dlls=lambda: None, InferenceSession=Working)
+    assert ENGINE.problem() is None
+
+    class WithoutCudnn(_Session):
+        failure = RuntimeError("cuDNN is not available: Conv")
+
+    onnxruntime_cuda._cannot_compute.cache_clear()
+    simulated(monkeypatch, preload_dlls=lambda: None, InferenceSession=WithoutCudnn)
+    assert str(ENGINE.problem()).endswith("can't use the GPU that is here: cuDNN is not available: Conv")
+
+    class Wrong(Working):
+        factor = 2
+
+    onnxruntime_cuda._cannot_compute.cache_clear()
+    simulated(monkeypatch, preload_dlls=lambda: None, InferenceSession=Wrong)
+    assert str(ENGINE.problem()).endswith("3 times [0, 1, 2, 3] came out as [0.0, 6.0, 12.0, 18.0]")
+
+
+def test_the_probe_is_a_cast_and_a_convolution() -> None:
+    """Not one that an optimiser would take away: its input is an input."""
+    model = onnx.load_from_string(onnxruntime_cuda._PROBE)
+    onnx.checker.check_model(model, full_check=True)
+    assert [node.op_type for node in model.graph.node] == ["Cast", "Conv"]
+    assert model.ir_version == 10
+
+
+def test_a_gpu_that_the_wheel_has_no_code_for_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Simulated: the GPU, and a library with code for 90, for 120 as zeros (which a pruned one has), and no PTX."""
+    capi = tmp_path / "onnxruntime/capi"
+    capi.mkdir(parents=True)
+    (capi / "libonnxruntime_providers_cuda.so").write_bytes(fat_library([(90, b"code" * 16), (120, bytes(64))]))
+    found = {}
+    for capability in (90, 100, 121):
+        onnxruntime_cuda._lacks.cache_clear()
+        working = type("Working", (_Session,), {"failure": None})
+        simulated(monkeypatch, preload_dlls=lambda: None, InferenceSession=working)
+        monkeypatch.setattr(sys.modules["onnxruntime"], "__file__", str(tmp_path / "onnxruntime/__init__.py"))
+        monkeypatch.setattr(onnxruntime_cuda, "gpu", lambda is_now=capability: Gpu("B200", is_now))
+        found[capability] = ENGINE.problem()
+    assert found[90] is None
+    assert found[121] is not None
+    assert str(found[100]) == (
+        "onnxruntime-gpu 1.31.1 has nothing that runs on the B200: libonnxruntime_providers_cuda.so has code for "
+        "compute capability 90, and this GPU has 100"
+    )
+
+
+@pytest.mark.parametrize(
+    ("held", "capability", "runs"),
+    [
+        ([(2, 80)], 80, True),
+        ([(2, 80)], 89, True),
+        ([(2, 86)], 80, False),
+        ([(2, 90)], 100, False),
+        ([(2, 120)], 121, True),
+        ([(1, 80)], 100, True),
+        ([(1, 90)], 89, False),
+        ([], 90, False),
+    ],
+)
+def test_code_runs_on_its_own_major_version_and_ptx_on_later_ones(
+    tmp_path: Path, held: list[tuple[int, int]], capability: int, runs: bool
+) -> None:
+    library = tmp_path / "lib.so"
+    library.write_bytes(fat_library([(one, b"code" * 16) for _, one in held], kinds=[kind for kind, _ in held]))
+    assert (lacks(library, capability) is None) == runs
+
+
+def test_a_library_that_can_not_be_read_proves_nothing(tmp_path: Path) -> None:
+    assert lacks(tmp_path / "missing.so", 90) is None
+    for data in (b"", b"MZ of another system", fat_library([(90, b"code" * 16)])[:150]):
+        (tmp_path / "lib.so").write_bytes(data)
+        assert lacks(tmp_path / "lib.so", 90) is None
+
+
+def fat_library(code: list[tuple[int, bytes]], kinds: list[int] | None = None) -> bytes:
+    """An ELF file whose device code is one fat binary of (compute capability, code). kinds: 1 PTX, 2 machine code."""
+    entries = b""
+    for kind, (capability, payload) in zip(kinds or [2] * len(code), code, strict=True):
+        entries += struct.pack("<HHIQ", kind, 0, 64, len(payload)) + bytes(12) + struct.pack("<I", capability)
+        entries += bytes(32) + payload
+    fat = struct.pack("<IHHQ", 0xBA55ED50, 1, 16, len(entries)) + entries
+    names = b"\0.nv_fatbin\0.shstrtab\0"
+    table = b"".join(
+        struct.pack("<IIQQQQIIQQ", name, 1, 0, 0, offset, size, 0, 0, 1, 0)
+        for name, offset, size in ((0, 0, 0), (1, 64, len(fat)), (12, 64 + len(fat), len(names)))
+    )
+    head = b"\x7fELF\x02\x01\x01".ljust(40, b"\0") + struct.pack("<Q", 64 + len(fat) + len(names))
+    return head.ljust(58, b"\0") + struct.pack("<HHH", 64, 3, 2) + fat + names + table
 
 
 def test_a_release_that_can_not_tell_where_nodes_run_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -299,6 +416,8 @@ def test_every_operator_has_a_kernel_on_cuda(fp16_bundle: Path) -> None:
         assert operators <= ON_CUDA, path
         assert "Sigmoid" not in operators, path
         assert {node.domain for node in model.graph.node} == {""}, path
+    head = onnx.load(str(bundle.graph("head")), load_external_data=False)
+    assert {node.op_type for node in head.graph.node} <= ON_CUDA | HEAD_ON_CUDA
 
 
 def test_lanes_take_memory_that_onnxruntime_owns(bundle_folder: Path) -> None:
@@ -340,6 +459,6 @@ def test_on_a_gpu(fp16_bundle: Path, precision: str) -> None:
     if problem := ENGINE.problem(precision):
         pytest.skip(str(problem))
     with load(fp16_bundle, f"onnxruntime-cuda:{precision}") as predictor:
-        assert str(predictor.head_target) == "onnxruntime:fp32"
+        assert str(predictor.head_target) == ("onnxruntime:fp32" if predictor.remarks else "onnxruntime-cuda:fp32")
         failed = [check for check in verify(predictor) if not check.passed]
         assert failed == []

@@ -74,8 +74,15 @@ def test_every_extra_that_an_error_recommends_exists_and_brings_the_package() ->
 def test_no_extra_installs_both_onnxruntimes() -> None:
     runtimes = {extra: {"onnxruntime", "onnxruntime-gpu"} & set(names(wanted)) for extra, wanted in EXTRAS.items()}
     assert runtimes["cpu"] == {"onnxruntime"}
-    assert runtimes["cuda"] == {"onnxruntime-gpu"}
+    assert runtimes["cuda"] == runtimes["cuda-ort"] == {"onnxruntime-gpu"}
     assert max(len(found) for found in runtimes.values()) == 1
+
+
+def test_onnxruntime_on_a_gpu_brings_no_tensorrt() -> None:
+    """Its licence, and its gigabytes, are for those who ask for it."""
+    brought = names(EXTRAS["cuda-ort"])
+    assert not [name for name in brought if name.startswith("tensorrt")]
+    assert set(brought) < set(names(EXTRAS["cuda"]))
 
 
 def test_the_base_installation_is_light() -> None:

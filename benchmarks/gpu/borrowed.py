@@ -7,11 +7,12 @@ H200, guessed):
 
      90 s   torch         the device path with torch's encoders and head, FP32 and FP16, beside torch eager
     100 s   kernel        the attention pool kernel: right, clean under sanitizers, and how fast
-     60 s   onnxruntime   onnxruntime-cuda, FP32 and FP16
+    100 s   onnxruntime   onnxruntime-cuda, FP32 and FP16, on the device path and not; and with its own CUDA graphs
+     45 s   convolution   which of cuDNN's convolutions are FP32 at which batch, as onnxruntime-gpu asks for them
      25 s   profile       the kernel under Nsight Compute
     120 s   compile       torch.compile on the whole model, which compiles for half a minute for each batch size
 
-What one does not use goes to those that follow. `torch`, `onnxruntime` and `compile` need the packs of `make gpu-pack`
+What one does not use goes to those that follow. All but `kernel` and `profile` need the packs of `make gpu-pack`
 in .gpu-pack/, or what an earlier call has unpacked to .gpu-run/. After each part FOLDER holds `evidence.md`, which says
 what became of each, `evidence.json`, and `results.tar.gz` with all that was found. The exit code is 0 if all that was
 asked for has run and is proven. **No GPU has run this yet.**
@@ -33,10 +34,18 @@ from mpmmu_rt.engines.shared.gpu import gpu
 from mpmmu_rt.errors import EngineError, MpmmuError, UsageError
 
 SECONDS = 390.0
-WEIGHTS = {"torch": 90.0, "kernel": 100.0, "onnxruntime": 60.0, "profile": 25.0, "compile": 120.0}
+WEIGHTS = {"torch": 90.0, "kernel": 100.0, "onnxruntime": 100.0, "convolution": 45.0, "profile": 25.0, "compile": 120.0}
 PACKS, PLACE = ROOT / ".gpu-pack", ROOT / ".gpu-run"
 # The more telling batch sizes first; torch is compiled for two alone.
 BATCHES, COMPILED = ("32", "1", "128", "8"), ("32", "1")
+TARGETS = {
+    "torch": ("torch:fp32", "torch:fp16"),
+    "onnxruntime": (
+        *("onnxruntime-cuda:fp32", "onnxruntime-cuda:fp16"),
+        *("onnxruntime-cuda-graph:fp16", "onnxruntime-cuda-graph:fp32"),
+    ),
+    "compile": ("torch-compile:fp16", "torch-compile:fp32"),
+}
 
 
 class Prepared:
@@ -81,13 +90,13 @@ def command_of(name: str, prepared: Prepared, common: list[str]) -> list[str]:
         return [sys.executable, "-m", "benchmarks.gpu.kernel", "--gpu", *common]
     if name == "profile":
         return [sys.executable, "-m", "benchmarks.gpu.kernel_profile", *common]
-    engine = {"torch": "torch", "onnxruntime": "onnxruntime-cuda", "compile": "torch-compile"}[name]
     bundle, expected = prepared.bundle()
-    python = str(prepared.python()) if name == "onnxruntime" else sys.executable
-    precisions = ("fp16", "fp32") if name == "compile" else ("fp32", "fp16")
+    python = str(prepared.python()) if name in ("onnxruntime", "convolution") else sys.executable
+    if name == "convolution":
+        return [python, "-m", "benchmarks.gpu.convolution", str(bundle), "--expected", str(expected), *common]
     return [
         *(python, "-m", "benchmarks.gpu.device_path", str(bundle), "--expected", str(expected)),
-        *("--name", f"device_path_{name}", "--targets", *(f"{engine}:{one}" for one in precisions)),
+        *("--name", f"device_path_{name}", "--targets", *TARGETS[name]),
         *("--batches", *(COMPILED if name == "compile" else BATCHES), *common),
     ]
 

@@ -13,8 +13,8 @@ that did not run as it was asked to: without its CUDA graph, or as the whole gra
 has run this yet.**
 
 wall: from pixels in host memory to probabilities in host memory, input checks included. device: between two CUDA
-events around the launch of the graph. The ledger of the stages is taken without graphs, from events around each; the
-overhead is the wall time over the longest of the two encoders and the sum of pool, head and transfers. Variants of a
+events around the launch of the graph. The ledger of the stages is taken without graphs, from events around each; there
+the overhead is the wall time over the longer of the two encoders and the sum of pool, head and transfers. Variants of a
 target take turns within each round. runs: a batch larger than the engines take comes in so many parts.
 
 Time: the expected answers take 10 to 60 s of processor (none with `--expected`), a target about 20 s plus what its

@@ -28,7 +28,8 @@ def problems(report: Mapping[str, Any]) -> list[str]:
 
 
 def overhead(stages_ms: Mapping[str, float], wall_ms: float) -> float | None:
-    """`wall_ms` over what the parts take that can't overlap, minus 1; None where the parts are not known."""
+    """`wall_ms` over what the parts take that can't overlap, minus 1; None where the parts were not timed in the very
+    runs that `wall_ms` is of, as in a CUDA graph."""
     if not {"mammography", "ultrasound", "attention_pool", "head", "transfers"} <= set(stages_ms):
         return None
     encoders = max(stages_ms["mammography"], stages_ms["ultrasound"])
@@ -44,9 +45,7 @@ def markdown(report: Mapping[str, Any]) -> str:
         for name, one in found.get("variants", {}).items():
             facts.append((target, name, *fact_cells(one)))
         for batch, measured in found.get("batches", {}).items():
-            stages = (row.get("stages_ms", {}) for row in measured.values())
-            ledger: Mapping[str, float] = next((one for one in stages if "attention_pool" in one), {})
-            rows += [(target, batch, *row_cells(name, row, ledger)) for name, row in measured.items()]
+            rows += [(target, batch, *row_cells(name, row)) for name, row in measured.items()]
     if not rows:
         rows.append(("none", "", "the bundle lists no GPU target", *[""] * 9))
     bundle = report["bundle"]
@@ -86,13 +85,13 @@ def fact_cells(one: Mapping[str, Any]) -> tuple[object, ...]:
     return f"{one['ran']}{pool}", one["largest_batch"] or "any", shown, "; ".join(remarks)
 
 
-def row_cells(name: str, row: Mapping[str, Any], ledger: Mapping[str, float]) -> tuple[object, ...]:
+def row_cells(name: str, row: Mapping[str, Any]) -> tuple[object, ...]:
     words = {"failed": f"**failed**: {row.get('failed')}", "not_run": f"*not measured*: {row.get('not_run')}"}
     said = [name, *(words[key] for key in words if key in row)]
     if not row.get("compared", True):
         said.append("**compared with nothing**")
     stages = row.get("stages_ms", {})
-    more = overhead(ledger, row["wall_p50_ms"]) if name.startswith("device path") and stages else None
+    more = overhead(stages, row["wall_p50_ms"]) if name.startswith("device path") and stages else None
     graph = {True: "yes", False: "no"}.get(row.get("graph"), "")  # type: ignore[arg-type]
     counts = f"{row.get('crossings', 0):.0f}, {row.get('flips', 0):.0f} of {row.get('cases', 0)}"
     head = f"; {row['max_head']:.1e}" if "max_head" in row else "; head not checked"

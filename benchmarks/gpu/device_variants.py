@@ -14,8 +14,9 @@ from benchmarks.gpu.device_answers import Judge, Pixels
 from benchmarks.gpu.stage import OUT_OF_TIME, Deadline, failure
 from mpmmu_rt.bundle import Bundle
 from mpmmu_rt.engines import engine, known_engine
+from mpmmu_rt.engines.onnxruntime_cuda import OnnxRuntimeCuda
 from mpmmu_rt.errors import MpmmuError
-from mpmmu_rt.predictor import Predictor
+from mpmmu_rt.machine import usable_threads
 from mpmmu_rt.spec import Array, Target
 
 # What a variant asks of a TensorRT pipeline.
@@ -23,6 +24,19 @@ VARIANTS: Mapping[str, Mapping[str, bool]] = {
     "device path, CUDA graph": {"graphs": True},
     "device path, no graph": {"graphs": False},
     "whole graph, CUDA graph": {"graphs": True, "whole_graph": True},
+}
+# What is asked of `onnxruntime-cuda`: of the engine, and of its pipeline.
+ONNXRUNTIME: Mapping[str, Mapping[str, tuple[Mapping[str, str], Mapping[str, bool]]]] = {
+    "onnxruntime-cuda": {
+        "device path": ({}, {}),
+        "device path, channels last": ({"prefer_nhwc": "1"}, {}),
+        "pool by ONNX Runtime, head on the host": ({}, {"host_head": True}),
+    },
+    # A target of its own, and so a process: a graph of ONNX Runtime's that fails may end it.
+    "onnxruntime-cuda-graph": {
+        "device path, ONNX Runtime's CUDA graphs": ({"enable_cuda_graph": "1"}, {}),
+        "device path, ONNX Runtime's CUDA graphs, channels last": ({"enable_cuda_graph": "1", "prefer_nhwc": "1"}, {}),
+    },
 }
 TORCH = ("torch", "torch-compile")  # targets of `benchmarks.gpu.torch_engine`, which the product does not have
 Make = Callable[[], Any]  # a pipeline
@@ -78,8 +92,9 @@ class Variant:
     def problem(self) -> str | None:
         """What it did not do that it was asked for; asked after it has run."""
         facts, found = self.facts(), [self.wrong] if self.wrong else []
-        if self.asked and not self.asked.get("whole_graph") and facts["ran"] != "device path":
-            found.append(f"the whole graph ran instead of the device path: {getattr(self.pipeline, 'reason', '')}")
+        if self.name.startswith("device path") and facts["ran"] != "device path":
+            reason = getattr(self.pipeline, "reason", None) or "; ".join(self.pipeline.remarks)
+            found.append(f"`{facts['ran']}` ran instead of the device path: {reason}")
         if self.asked.get("graphs") and not facts["captured"]:
             found.append(f"no batch was captured into a CUDA graph: {facts['not_captured'] or 'nothing ran'}")
         return "; ".join(found) or None
@@ -91,19 +106,12 @@ def problem(target: Target) -> MpmmuError | None:
         from benchmarks.gpu import torch_engine
 
         return torch_engine.problem(target)
-    return known_engine(target).problem(target.precision)
+    known = Target("onnxruntime-cuda", target.precision) if target.engine in ONNXRUNTIME else target
+    return known_engine(known).problem(target.precision)
 
 
 def variants(bundle: Bundle, target: Target, closing: ExitStack) -> tuple[list[Variant], dict[str, str]]:
     """What to run of a target, and of variants that can't be loaded the reason. Raises `MpmmuError` where none can."""
-    if target.engine == "onnxruntime-cuda":
-        predictor = closing.enter_context(Predictor(bundle, target))
-
-        def predict(pixels: Pixels) -> tuple[dict[str, Array], Mapping[str, float]]:
-            found = predictor.predict(pixels)
-            return {"probability": found.probability, "embedding": found.embedding}, found.stages_ms
-
-        return [Variant(target.engine, predict, predictor)], {}
     loaded, failed = list[Variant](), dict[str, str]()
     width = int(bundle.tensors["embedding"].shape[1])
     for name, (asked, make) in makers(bundle, target).items():
@@ -129,6 +137,12 @@ def makers(bundle: Bundle, target: Target) -> Mapping[str, tuple[Mapping[str, bo
         from benchmarks.gpu import torch_engine
 
         return torch_engine.variants(bundle, target)
+    if target.engine in ONNXRUNTIME:
+        threads = usable_threads()
+        return {
+            name: (asked, partial(OnnxRuntimeCuda(**options).pipeline, bundle, target.precision, threads, **asked))
+            for name, (options, asked) in ONNXRUNTIME[target.engine].items()
+        }
     found: Any = engine(target)  # a TensorRT, whose pipelines take the options of `VARIANTS`
     return {
         name: (asked, partial(found.pipeline, bundle, target.precision, 1, **asked)) for name, asked in VARIANTS.items()

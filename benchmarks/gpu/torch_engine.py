@@ -29,7 +29,7 @@ from mpmmu_rt.engines.tensorrt import TENSORRT
 from mpmmu_rt.engines.tensorrt.cuda import Resources, Stream
 from mpmmu_rt.engines.tensorrt.device_path import DevicePath, WholeGraph
 from mpmmu_rt.engines.tensorrt.interface import Tensor
-from mpmmu_rt.engines.tensorrt.run import TensorRtSession
+from mpmmu_rt.engines.tensorrt.run import ASKED_NOT_TO, TensorRtSession
 from mpmmu_rt.engines.tensorrt.sidecar import Profile
 from mpmmu_rt.errors import EngineError, MpmmuError
 from mpmmu_rt.spec import Target
@@ -138,6 +138,9 @@ class TorchContext:
     def capturable(self, stream: Stream) -> bool:
         return True
 
+    def settled(self) -> None:
+        """torch keeps what it compiles on its own."""
+
     def close(self) -> None:
         self.views = {}
 
@@ -177,10 +180,10 @@ def graph_of(bundle: Bundle, name: str, precision: str) -> Path:
 def device_path(bundle: Bundle, precision: str, *, graphs: bool = True, **options: Any) -> DevicePath:
     """The device path with torch's encoders and head around the kernel. options: of `TorchEngine`."""
 
-    def load(name: str, resources: Resources) -> TorchEngine:
+    def load(name: str, resources: Resources, stream: Stream) -> TorchEngine:
         return TorchEngine(graph_of(bundle, name, precision), **options)
 
-    return DevicePath(bundle, Target("torch", precision), load, graphs=graphs)
+    return DevicePath(bundle, Target("torch", precision), load, no_graphs=None if graphs else ASKED_NOT_TO)
 
 
 def whole(bundle: Bundle, precision: str, *, graphs: bool = True, **options: Any) -> WholeGraph:
@@ -189,7 +192,8 @@ def whole(bundle: Bundle, precision: str, *, graphs: bool = True, **options: Any
     def load(resources: Resources) -> TorchEngine:
         return TorchEngine(graph_of(bundle, "model", precision), **options)
 
-    return WholeGraph(bundle, Target("torch", precision), TensorRtSession(load, graphs=graphs), "it was asked for")
+    session = TensorRtSession(load, no_graphs=None if graphs else ASKED_NOT_TO)
+    return WholeGraph(bundle, Target("torch", precision), session, "it was asked for")
 
 
 def problem(target: Target) -> MpmmuError | None:

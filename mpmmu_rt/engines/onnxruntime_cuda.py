@@ -1,15 +1,22 @@
-"""ONNX Runtime on an NVIDIA GPU, FP32 and FP16: for GPUs that TensorRT here can't serve. **Not run on any GPU yet.**
+"""ONNX Runtime on an NVIDIA GPU, FP32 and FP16: for GPUs that TensorRT here can't serve.
 
 Every node runs on the CUDA provider or the graph is not loaded: the fallback to the processor is forbidden, and where
-each node went is read back. Feature maps stay on the GPU; the embedding comes back to the host, where ONNX Runtime's
-CPU provider, which onnxruntime-gpu has as well, runs the stacking head: its tree operator has no CUDA kernel, and the
-head that was proven at export is then the very one that runs.
+each node went is read back. With CuPy it runs the encoders and the head on the device path, around the fused attention
+pool. Without, or where the kernel or the head can't be had, feature maps stay on the GPU all the same, but the
+attention pool is ONNX Runtime's operators, and the stacking head runs on the host: a warning and a remark say so.
+
+cuDNN chooses how to convolve by the batch, and not always in the precision that was asked for: on an H200, with TF32
+off, embeddings of 128 cases were 3.5e-4 off in FP32, and those of 32, 8 or 1 by 1e-5 (docs/edge.md). So the sizes that
+`mpmmu_rt.verify` asks are the only ones that run here: `SIZES`.
 """
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import io
+import warnings
+from collections.abc import Mapping
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -19,13 +26,18 @@ import numpy as np
 from mpmmu_rt._optional import require
 from mpmmu_rt.bundle import Bundle, HeadGraph, target_folder
 from mpmmu_rt.errors import EngineError, MissingPackage, MpmmuError
-from mpmmu_rt.spec import MODALITIES, Modality, Target
+from mpmmu_rt.spec import MODALITIES, Array, Modality, Target
 
 from . import Traits
 from .onnxruntime import EXACT_GRAPHS, OnnxRuntimeSession, installation_problem, session_options
+from .shared.device_code import lacks
 from .shared.gpu import gpu
-from .shared.host_head import HostHead
+from .shared.host_head import HostHead, InSizes, filled
+from .shared.onnxruntime_device import NOT_CAPTURED, SessionEngine, on_stream
 from .shared.onnxruntime_lanes import BoundEmbedder, Memory, first_line
+from .tensorrt.cuda import Resources, Stream
+from .tensorrt.device_path import DevicePath, NoKernel
+from .tensorrt.sidecar import Profile
 
 PROVIDER = "CUDAExecutionProvider"
 PROVIDER_OPTIONS = {
@@ -35,7 +47,17 @@ PROVIDER_OPTIONS = {
     "cudnn_conv_algo_search": "HEURISTIC",
 }
 _PURPOSE = "the targets onnxruntime-cuda:fp32 and onnxruntime-cuda:fp16"
-_INSTALL = "pip uninstall -y onnxruntime, then pip install 'mpmmu-rt[cuda]'"
+_INSTALL = "pip uninstall -y onnxruntime, then pip install 'mpmmu-rt[cuda-ort]'"
+SIZES = (1, 2, 8, 32)  # what `mpmmu_rt.verify.BATCHES` comes to: 7 is filled up to 8, and 35 is 32 and 3, filled up
+# x uint8 [1, 1, 1, 4] ─ Cast, a kernel of ONNX Runtime's own ─ 1x1 Conv, of cuDNN, weight 3 ─ y float32 [1, 1, 1, 4]
+_PROBE = base64.b64decode(
+    "CAoSADp8ChcKAXgSAWEiBENhc3QqCQoCdG8YAaABAgoPCgFhCgF3EgF5IgRDb252EgFwKhMIAQgBCAEIARABQgF3SgQAAEBAWhsKAXgSFgoUCAIS"
+    "EAoCCAEKAggBCgIIAQoCCARiGwoBeRIWChQIARIQCgIIAQoCCAEKAggBCgIIBEIECgAQEg=="
+)
+
+
+class HostHeadInstead(RuntimeWarning):
+    """The device path can't run here: the attention pool is ONNX Runtime's, and the head runs on the host."""
 
 
 class OnnxRuntimeCuda:
@@ -45,6 +67,10 @@ class OnnxRuntimeCuda:
     precisions: tuple[str, ...] = ("fp32", "fp16")
     head: HeadGraph = "head"
     traits = Traits()
+
+    def __init__(self, **options: str) -> None:
+        """options: of the CUDA provider, beside `PROVIDER_OPTIONS`: for what is measured and not chosen yet."""
+        self._options = PROVIDER_OPTIONS | options
 
     def problem(self, precision: str = "fp32") -> MpmmuError | None:
         if problem := installation_problem(_PURPOSE):
@@ -62,10 +88,15 @@ class OnnxRuntimeCuda:
                 "that can",
                 hint="pip install -U onnxruntime-gpu",
             )
-        if gpu() is None:
+        if (here := gpu()) is None:
             return EngineError(
                 f"the target {self.name} needs an NVIDIA GPU and its driver, and there is none here",
                 hint="graphs can be written here (`mpmmu-rt export`) and run where there is a GPU",
+            )
+        if reason := _lacks(here.capability):
+            return EngineError(
+                f"onnxruntime-gpu {runtime.__version__} has nothing that runs on the {here.name}: {reason}",
+                hint="use the target `tensorrt`, or another release of onnxruntime-gpu",
             )
         if reason := _cannot_compute():
             return EngineError(
@@ -78,12 +109,53 @@ class OnnxRuntimeCuda:
         return str(require("onnxruntime", _PURPOSE).__version__)
 
     def load(self, graph: Path, precision: str, threads: int) -> OnnxRuntimeSession:
-        return OnnxRuntimeSession(self._open(graph, threads), graph)
+        return SizedSession(self._open(graph, threads), graph)
 
-    def pipeline(self, bundle: Bundle, precision: str, threads: int) -> HostHead:
-        return HostHead.load(
-            bundle, Target(self.name, precision), threads, lambda: self._embedder(bundle, precision, threads)
-        )
+    def pipeline(
+        self, bundle: Bundle, precision: str, threads: int, *, host_head: bool = False
+    ) -> DevicePath | HostHead:
+        """The device path, or, where it can't be had, encoders and pool as sessions and the head on the host: with the
+        warning `HostHeadInstead`. host_head: that, without a warning. Raises as `load` does."""
+        target, reason = Target(self.name, precision), "it was asked for"
+        if not host_head:
+            try:
+                return self._device_path(bundle, target, threads)
+            except NoKernel as error:
+                reason = str(error)
+                warnings.warn(
+                    f"{target} runs without the fused attention pool, and the head on the host: {reason}",
+                    HostHeadInstead,
+                    stacklevel=2,
+                )
+        remark = f"the attention pool runs as operators of ONNX Runtime, and the head on the host: {reason}"
+
+        def embedder() -> InSizes:
+            return InSizes(self.embedder(bundle, precision, threads), SIZES)
+
+        return HostHead.load(bundle, target, threads, embedder, (remark,))
+
+    def _device_path(self, bundle: Bundle, target: Target, threads: int) -> DevicePath:
+        """Raises `NoKernel` where it can't be had."""
+        try:
+            require("cuda.bindings.runtime", "the device path", "cuda-ort")
+        except MissingPackage as error:
+            raise NoKernel(str(error)) from error
+
+        def engine(name: str, resources: Resources, stream: Stream) -> SessionEngine:
+            modality = next((one for one in MODALITIES if one == name), None)
+            graph = self.graph(bundle, modality, target.precision) if modality else bundle.graph(self.head)
+            try:
+                session = self._open(graph, threads, on_stream(stream))
+            except EngineError as error:
+                if modality:
+                    raise
+                raise NoKernel(f"the stacking head can't run on the GPU: {error}") from error
+            runtime = require("onnxruntime", _PURPOSE)
+            made = SessionEngine(runtime, session, graph, Profile(SIZES[0], SIZES[-1], SIZES[-1]), stream)
+            made.own_graphs = self._options.get("enable_cuda_graph") == "1"
+            return made
+
+        return DevicePath(bundle, target, engine, no_graphs=NOT_CAPTURED, sizes=SIZES)
 
     def graph(self, bundle: Bundle, modality: Modality, precision: str) -> Path:
         if precision == "fp32":
@@ -94,30 +166,61 @@ class OnnxRuntimeCuda:
         """Where a bundle holds the encoders in `precision`, and their weights; FP32 runs the bundle's own."""
         return target_folder(self.name, precision)
 
-    def _embedder(self, bundle: Bundle, precision: str, threads: int) -> BoundEmbedder:
+    def embedder(self, bundle: Bundle, precision: str, threads: int) -> BoundEmbedder:
+        """Encoders and pool as sessions, for whatever batch they are given: `pipeline` gives them `SIZES` alone."""
         graphs: dict[str, Path] = {modality: self.graph(bundle, modality, precision) for modality in MODALITIES}
         graphs["attention_pool"] = bundle.graph(EXACT_GRAPHS["attention_pool"])
         runtime = require("onnxruntime", _PURPOSE)
         memory = Memory("cuda", partial(allocate, runtime, "cuda"))
-        return BoundEmbedder({name: self._open(path, threads) for name, path in graphs.items()}, graphs, memory)
+        sessions = {name: self._open(path, threads) for name, path in graphs.items()}
+        return BoundEmbedder(sessions, graphs, memory)
 
-    def _open(self, graph: Path, threads: int) -> Any:
+    def _open(self, graph: Path, threads: int, more: Mapping[str, str] | None = None) -> Any:
         runtime = require("onnxruntime", _PURPOSE)
         _load_libraries()
-        options = session_options(runtime, threads)
-        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         try:
-            session = runtime.InferenceSession(
-                str(graph), options, providers=[(PROVIDER, PROVIDER_OPTIONS)], enable_fallback=0
-            )
+            session = _session(runtime, str(graph), threads, self._options | dict(more or {}))
         except Exception as error:
             raise EngineError(
                 f"ONNX Runtime can't load {graph.name} so that all of it runs on the GPU: {first_line(error)}",
                 hint="`mpmmu-rt doctor` says whether the GPU can be used; nothing falls back to the processor",
             ) from error
         require_provider(session, graph, PROVIDER)
+        require_options(session, graph, self._options)
         return session
+
+
+def _session(runtime: Any, graph: str | bytes, threads: int, provider: Mapping[str, str]) -> Any:
+    options = session_options(runtime, threads)
+    options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    return runtime.InferenceSession(graph, options, providers=[(PROVIDER, dict(provider))], enable_fallback=0)
+
+
+def require_options(session: Any, graph: Path, asked: Mapping[str, str]) -> None:
+    """Raise `EngineError` where the CUDA provider of `session` says that it took something else than was asked of it:
+    TF32 is off, or the graph is not loaded."""
+    took = session.get_provider_options().get(PROVIDER, {})
+    for name, want in asked.items():
+        if (got := str(took.get(name, want))) != want:
+            raise EngineError(
+                f"{graph.name} was to run with {name} {want} on {PROVIDER}, which says {got}",
+                hint="report this, with the version of onnxruntime-gpu: results would be others than were proven",
+            )
+
+
+class SizedSession(OnnxRuntimeSession):
+    """Runs batches of `SIZES` alone: parts of larger ones, and the last part filled up with zeros."""
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        cases = len(next(iter(feeds.values())))
+        parts: list[dict[str, Array]] = []
+        for first in range(0, cases, SIZES[-1]):
+            rows = slice(first, min(first + SIZES[-1], cases))
+            size = next(size for size in SIZES if size >= rows.stop - rows.start)
+            found = super().run({name: filled(array[rows], size) for name, array in feeds.items()})
+            parts.append({name: array[: rows.stop - rows.start] for name, array in found.items()})
+        return {name: np.concatenate([part[name] for part in parts]) for name in self.outputs}
 
 
 def require_provider(session: Any, graph: Path, provider: str) -> None:
@@ -158,13 +261,26 @@ def _load_libraries() -> tuple[str, ...]:
 
 
 @cache
+def _lacks(capability: int) -> str | None:
+    """Why onnxruntime-gpu has no code for the GPU, by its own library; None if it has, or if nobody can tell."""
+    folder = Path(str(require("onnxruntime", _PURPOSE).__file__)).parent / "capi"
+    return lacks(folder / "libonnxruntime_providers_cuda.so", capability)
+
+
+@cache
 def _cannot_compute() -> str | None:
-    """Why no memory of the GPU can be had, which takes its libraries and its driver; None if it can."""
-    failures = _load_libraries()
+    """Why nothing can be computed on the GPU, or None: asked with a convolution, as ONNX Runtime loads without cuDNN,
+    and with a kernel of its own."""
+    failures, runtime = _load_libraries(), require("onnxruntime", _PURPOSE)
+    given = np.arange(4, dtype=np.uint8).reshape(1, 1, 1, 4)
     try:
-        allocate(require("onnxruntime", _PURPOSE), "cuda", (1,), np.dtype(np.float32))
-    except EngineError as error:
-        return "; ".join(failures) or str(error)
+        session = _session(runtime, _PROBE, 1, PROVIDER_OPTIONS)
+        require_provider(session, Path("a convolution"), PROVIDER)
+        (got,) = session.run(None, {"x": given})
+    except Exception as error:  # noqa: BLE001  # ONNX Runtime's share no base; all mean that nothing runs
+        return "; ".join(failures) or first_line(error)
+    if not np.array_equal(got, 3 * given.astype(np.float32)):
+        return f"3 times {given.ravel().tolist()} came out as {np.ravel(got).tolist()}"
     return None
 
 

@@ -164,6 +164,19 @@ def not_in_capture(function: Callable[..., Any]) -> Callable[..., Any]:
     return called
 
 
+def on_stream(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Puts work on the stream that comes last: refused in a capture that is lost."""
+
+    @functools.wraps(function)
+    def called(self: SimulatedCuda, *arguments: Any) -> tuple[Any, ...]:
+        capture = self.stream(arguments[-1]).capture
+        if capture is not None and capture.failure is not None:
+            return (Error.cudaErrorStreamCaptureInvalidated,)
+        return tuple(function(self, *arguments))
+
+    return called
+
+
 class SimulatedCuda:
     """Stands in for the module. Functions return (error, value …) as the real ones do."""
 
@@ -195,7 +208,11 @@ class SimulatedCuda:
         self.pending: list[Node] = []
         self.unseen: list[Node] = []
         self.captures: list[Capture] = []
+        self.default = Stream()  # no handle of the program's: nothing waits for it, and it waits for nothing
         self.order: list[str] = []  # labels, as they ran
+        # Labels of work that can't be captured and does not say so: a library that allocates or waits on its own. What
+        # called it is told that all went well; the capture is lost, which the next call on one of its streams tells.
+        self.spoils: set[str] = set()
 
     # ------------------------------------------------------------ for the other simulators and the tests
 
@@ -227,6 +244,8 @@ class SimulatedCuda:
             if on.capture:
                 self.order_is_given(node, on.capture.nodes)
                 on.capture.nodes.append(node)
+                if label in self.spoils:
+                    on.capture.failure = Error.cudaErrorStreamCaptureInvalidated
             else:
                 self.add(node)
             on.frontier = [node]
@@ -245,7 +264,19 @@ class SimulatedCuda:
             ):
                 self.races.append(f"{node.label} beside {other.label}")
 
+    def default_stream(self) -> int:
+        return int(self.default)
+
+    def synchronize(self) -> None:
+        """Of the device: all that was enqueued on any stream is done, and the host has seen it."""
+        if self.capturing():
+            self.violate("the device is waited for during a capture")
+        with self.lock:
+            self.finish(list(self.unseen))
+
     def stream(self, address: Any) -> Stream:
+        if int(address) == int(self.default):
+            return self.default
         found = self.handles.get(int(address))
         if not isinstance(found, Stream):
             self.violate("a stream that is none")
@@ -347,6 +378,7 @@ class SimulatedCuda:
         return self.free(ptr, "pinned")
 
     @entry
+    @on_stream
     def cudaMemcpyAsync(self, dst: int, src: int, count: int, kind: Any, stream: Any) -> Result:
         kinds = {real.cudaMemcpyKind.cudaMemcpyHostToDevice: ("pinned", "device")}
         kinds[real.cudaMemcpyKind.cudaMemcpyDeviceToHost] = ("device", "pinned")
@@ -363,6 +395,7 @@ class SimulatedCuda:
         return (OK,)
 
     @entry
+    @on_stream
     def cudaMemsetAsync(self, devPtr: int, value: int, count: int, stream: Any) -> Result:
         def run() -> None:
             self.check([(devPtr, count)])
@@ -439,6 +472,7 @@ class SimulatedCuda:
         return self.drop(event)
 
     @entry
+    @on_stream
     def cudaEventRecord(self, event: Any, stream: Any) -> Result:
         what, on = self.handles[int(event)], self.stream(stream)
         assert isinstance(what, Event)

@@ -73,16 +73,27 @@ def compiled(options: tuple[str, ...]) -> Callable[..., int]:
 
 
 class Array:
-    """Device memory that is freed with it."""
+    """Device memory that is freed with it; written on `stream`, whenever the device comes to that."""
 
-    def __init__(self, cuda: SimulatedCuda, values: Any) -> None:
+    def __init__(self, cuda: SimulatedCuda, values: Any, stream: int) -> None:
         error, address = cuda.cudaMalloc(max(values.nbytes, 1))
         if error != OK:
             raise OutOfMemoryError(error.name)
-        ctypes.memmove(address, values.ctypes.data, values.nbytes)
+        kept = values.copy()
+
+        def write() -> None:
+            ctypes.memmove(address, kept.ctypes.data, kept.nbytes)
+
+        written = cuda.enqueue(stream, "write of CuPy's", write, writes=[(address, max(values.nbytes, 1))])
+
+        def release() -> None:
+            with cuda.lock:
+                cuda.finish([written])  # CuPy keeps memory in a pool of the stream that it was written on
+            cuda.cudaFree(address)
+
         self.data = SimpleNamespace(ptr=address)
         self.nbytes = values.nbytes
-        weakref.finalize(self, cuda.cudaFree, address)
+        weakref.finalize(self, release)
 
 
 class CupyStream:
@@ -164,7 +175,7 @@ class SimulatedCupy(ModuleType):
         )
         self.cuda = SimpleNamespace(
             is_available=lambda: True,
-            Device=lambda: SimpleNamespace(id=0, synchronize=lambda: None),
+            Device=lambda: SimpleNamespace(id=0, synchronize=cuda.synchronize),
             Stream=stream,
             ExternalStream=lambda address: CupyStream(self, address),
             runtime=SimpleNamespace(CUDARuntimeError=CUDARuntimeError, getDeviceProperties=lambda device: properties),
@@ -177,7 +188,9 @@ class SimulatedCupy(ModuleType):
         return getattr(self.current, "streams", [])
 
     def asarray(self, values: Any) -> Array:
-        return Array(self.simulated, np.ascontiguousarray(values))
+        # Its default stream is no one's that does not wait for it: streams of ours are non-blocking.
+        stream = self.streams[-1] if self.streams else self.simulated.default_stream()
+        return Array(self.simulated, np.ascontiguousarray(values), stream)
 
     def zeros(self, shape: Any, dtype: Any) -> Array:
         return self.asarray(np.zeros(shape, dtype))

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 import threading
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,6 +78,8 @@ class SimulatedTensorRt(ModuleType):
         self.idle: set[str] = set()
         self.capturable = True
         self.contexts = 0  # alive
+        self.compiled: list[tuple[str, int]] = []  # graph and batch, whenever a run waited for a compiler
+        self.gpu = "the GPU that is simulated"
         self.__version__ = real.__version__
 
     def __getattr__(self, name: str) -> Any:
@@ -163,7 +167,7 @@ class Engine:
         return self.binding(name).shape
 
     def create_runtime_config(self) -> Config:
-        return Config() if self.runtime.trt.__name__ == "tensorrt" else RtxConfig()
+        return Config() if self.runtime.trt.__name__ == "tensorrt" else RtxConfig(trt=self.runtime.trt)
 
     def create_execution_context(self, how: Any) -> Context | None:
         trt = self.runtime.trt
@@ -173,7 +177,7 @@ class Engine:
         return Context(self, how)
 
 
-@dataclass
+@dataclass(eq=False)
 class Config:
     """Of TensorRT 11."""
 
@@ -183,10 +187,39 @@ class Config:
         self.strategy = strategy
 
 
-@dataclass
+@dataclass(eq=False)
 class RtxConfig(Config):
     dynamic_shapes_kernel_specialization_strategy: Any = real.DynamicShapesKernelSpecializationStrategy.LAZY
     cuda_graph_strategy: Any = real.CudaGraphStrategy.DISABLED
+    trt: Any = None
+    cache: weakref.ref[RuntimeCache] | None = None  # which it does not own
+
+    def create_runtime_cache(self) -> RuntimeCache:
+        return RuntimeCache(self.trt)
+
+    def set_runtime_cache(self, cache: RuntimeCache) -> bool:
+        self.cache = weakref.ref(cache)
+        return True
+
+
+@dataclass(eq=False)
+class RuntimeCache:
+    """What was compiled: graphs and batches. Its blob is of one release and one GPU."""
+
+    trt: SimulatedTensorRt
+    held: set[tuple[str, int]] = field(default_factory=set)
+
+    def serialize(self) -> bytes:
+        if self.trt.cuda.capturing():
+            self.trt.cuda.violate("a runtime cache is read during a capture")
+        return json.dumps([self.trt.__version__, self.trt.gpu, sorted(self.held)]).encode()
+
+    def deserialize(self, blob: bytes) -> bool:
+        version, gpu, held = json.loads(blob)
+        if (version, gpu) != (self.trt.__version__, self.trt.gpu):
+            return False
+        self.held = {(graph, batch) for graph, batch in held}
+        return True
 
 
 @dataclass
@@ -200,7 +233,8 @@ class State:
 
 class Context:
     def __init__(self, engine: Engine, how: Config) -> None:
-        self.engine, self.how, self.trt = engine, how, engine.runtime.trt
+        self.engine, self.trt = engine, engine.runtime.trt
+        self._how = weakref.ref(how)  # which whoever made the context has to keep
         if how.strategy != real.ExecutionContextAllocationStrategy.USER_MANAGED:
             self.trt.cuda.violate("a context that allocates on its own")
         self.state, self.version, self.ran = State(), 0, False
@@ -215,6 +249,27 @@ class Context:
     def __del__(self) -> None:
         self.trt.contexts -= 1
         self.alive[0] = False
+
+    @property
+    def how(self) -> Config:
+        how = self._how()
+        if how is None:
+            self.trt.cuda.violate("a context has outlived its runtime configuration")
+        assert how is not None
+        return how
+
+    def compile(self, batch: int) -> None:
+        """TensorRT-RTX does, at the first run of a context, what its runtime cache does not hold."""
+        if not isinstance(self.how, RtxConfig):
+            return
+        held, key = self.how.cache, (self.engine.graph, batch)
+        cache = None if held is None else held()
+        if held is not None and cache is None:
+            self.trt.cuda.violate("a context has outlived its runtime cache")
+        if cache is None or key not in cache.held:
+            self.trt.compiled.append(key)
+        if cache is not None:
+            cache.held.add(key)
 
     def no(self, what: str) -> bool:
         if what in self.trt.refuse:
@@ -269,6 +324,8 @@ class Context:
             return False
         if cuda.capturing() and not self.ran:
             cuda.violate("the first run of a context is captured: what it allocates and compiles can't be")
+        if not self.ran:
+            self.compile(batch)
         self.ran = True
         ranges = {one.name: (state.addresses[one.name], one.bytes(batch)) for one in self.engine.bindings}
         reads = [ranges[one.name] for one in self.engine.bindings if one.is_input]

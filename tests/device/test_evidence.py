@@ -190,8 +190,8 @@ def test_without_the_kernel_the_report_says_so(plug: Callable[..., Any], answers
     assert facts["ran"] == "whole graph"
     bad = device_report.problems(report_of(bundle, {str(RTX): found}))
     assert len(bad) == 2
-    assert "device path, CUDA graph: the whole graph ran instead of the device path: " in bad[0]
-    assert "**the whole graph ran instead" in device_report.markdown(report_of(bundle, {str(RTX): found}))
+    assert "device path, CUDA graph: `whole graph` ran instead of the device path: " in bad[0]
+    assert "**`whole graph` ran instead" in device_report.markdown(report_of(bundle, {str(RTX): found}))
 
 
 @pytest.mark.slow
@@ -456,3 +456,8 @@ def test_overhead_is_over_what_can_t_overlap() -> None:
     stages = {"mammography": 2.0, "ultrasound": 3.0, "attention_pool": 0.5, "head": 0.25, "transfers": 0.25}
     assert device_report.overhead(stages, 4.2) == pytest.approx(0.05)
     assert device_report.overhead({"device": 1.0}, 4.2) is None
+    row = {"wall_p50_ms": 4.2, "wall_p99_ms": 5.0}
+    beside: dict[str, dict[str, Any]] = {"device path, no graph": row | {"stages_ms": stages}}
+    beside["device path, CUDA graph"] = row | {"wall_p50_ms": 1.4, "stages_ms": {"device": 1.0}}
+    cells = {name: device_report.row_cells(name, one)[6] for name, one in beside.items()}
+    assert cells == {"device path, no graph": "+5.0%", "device path, CUDA graph": ""}, "of runs without a graph"

@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from mpmmu_rt._optional import require
+from mpmmu_rt.errors import MissingPackage
 from mpmmu_rt.files import atomic_file
 from mpmmu_rt.spec import Array
 
@@ -165,6 +166,20 @@ class BlobCache:
     def _path(self, facts: Mapping[str, str]) -> Path:
         key = hashlib.sha256(json.dumps(dict(facts), sort_keys=True).encode()).hexdigest()
         return self.folder / f"{key}{_SUFFIX}"
+
+
+def user_cache() -> BlobCache | None:
+    """The user's cache; None where it is off, or can't be had, which a `CacheWarning` says."""
+    try:
+        return BlobCache.default()
+    except MissingPackage as error:  # a device may hold NumPy and one engine, and nothing else
+        warnings.warn(
+            f"engines that are built here are not kept, and built again at every start: {error} "
+            f"(install it, or set {VARIABLE} to a folder, or to `off`)",
+            CacheWarning,
+            stacklevel=4,
+        )
+        return None
 
 
 def _others_may_write(found: os.stat_result) -> str:

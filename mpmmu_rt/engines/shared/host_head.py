@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, Self
+
+import numpy as np
 
 from mpmmu_rt.bundle import Bundle
 from mpmmu_rt.engines import Session, engine, head_target
@@ -24,23 +26,70 @@ class Embedder(Protocol):
     def close(self) -> None: ...
 
 
+class InSizes:
+    """An `Embedder` that hands another one batches of given sizes alone: parts of a larger batch, and the last part
+    filled up with blank cases."""
+
+    def __init__(self, embedder: Embedder, sizes: Sequence[int]) -> None:
+        """sizes: ascending."""
+        self._embedder, self._sizes = embedder, tuple(sizes)
+
+    def embed(self, pixels: Mapping[Modality, Array], embedding: Array) -> dict[str, float]:
+        spent: dict[str, float] = {}
+        most = self._sizes[-1]
+        for first in range(0, len(embedding), most):
+            rows = slice(first, min(first + most, len(embedding)))
+            cases = rows.stop - rows.start
+            size = next(size for size in self._sizes if size >= cases)
+            part = {modality: array[rows] for modality, array in pixels.items()}
+            into = embedding[rows]
+            if size > cases:
+                part = {modality: filled(array, size) for modality, array in part.items()}
+                into = np.empty((size, embedding.shape[1]), embedding.dtype)
+            for stage, ms in self._embedder.embed(part, into).items():
+                spent[stage] = spent.get(stage, 0.0) + ms
+            if size > cases:
+                np.copyto(embedding[rows], into[:cases])
+        return spent
+
+    def close(self) -> None:
+        self._embedder.close()
+
+
+def filled(array: Array, size: int) -> Array:
+    """`array` with zeros behind it, [size, …]; itself where it has that length."""
+    if len(array) == size:
+        return array
+    found = np.zeros((size, *array.shape[1:]), array.dtype)
+    found[: len(array)] = array
+    return found
+
+
 class HostHead:
     """The pipeline of an `Embedder` and a head, which runs in FP32 on the engine that is fastest at it here."""
 
-    remarks: tuple[str, ...] = ()
+    name = "head on the host"
 
-    def __init__(self, embedder: Embedder, head: Session, head_target: Target) -> None:
+    def __init__(self, embedder: Embedder, head: Session, head_target: Target, remarks: tuple[str, ...] = ()) -> None:
+        self.remarks = remarks
         self.embedder = embedder
         self.head_target = head_target
         self._head = head
 
     @classmethod
-    def load(cls, bundle: Bundle, target: Target, threads: int, embedder: Callable[[], Embedder]) -> Self:
+    def load(
+        cls,
+        bundle: Bundle,
+        target: Target,
+        threads: int,
+        embedder: Callable[[], Embedder],
+        remarks: tuple[str, ...] = (),
+    ) -> Self:
         """embedder: loads the other half, after the head, which is the smaller one to fail."""
         chosen = head_target(target)
         heads = engine(chosen)
         head = heads.load(bundle.graph(heads.head), chosen.precision, threads)
-        return cls(embedder(), head, chosen)
+        return cls(embedder(), head, chosen, remarks)
 
     def run(self, pixels: Mapping[Modality, Array], embedding: Array) -> tuple[dict[str, Array], dict[str, float]]:
         stages_ms = self.embedder.embed(pixels, embedding)

@@ -11,7 +11,7 @@ Where the kernel can't be had, the engine of the whole graph runs instead (`Whol
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, cast, get_args
 
@@ -79,12 +79,14 @@ class DevicePath:
         self,
         bundle: Bundle,
         target: Target,
-        load: Callable[[str, Resources], DeviceEngine],
+        load: Callable[[str, Resources, Stream], DeviceEngine],
         *,
-        graphs: bool = True,
+        no_graphs: str | None = None,
+        sizes: Sequence[int] = (),
         rebuilt: Mapping[str, str] | None = None,
     ) -> None:
-        """load: the engine of that name; it fills `rebuilt` where it had to build one.
+        """load: the engine of that name, which will run on that stream; it fills `rebuilt` where it had to build one.
+        no_graphs, sizes: as of `Batches`.
 
         Raises `NoKernel`, before anything is allocated where that can be known then.
         """
@@ -101,9 +103,10 @@ class DevicePath:
         with ExitStack() as made, on_device():
             resources = Resources()
             made.callback(resources.close)
+            self._main, self._side = resources.stream(), resources.stream()
             self._engines: dict[str, DeviceEngine] = {}
             for name in (*MODALITIES, "head"):
-                self._engines[name] = load(name, resources)
+                self._engines[name] = load(name, resources, self._side if name == "ultrasound" else self._main)
                 made.callback(self._engines[name].close)
             profile = common(self._engines)
             maps = {modality: self._check_encoder(modality, bundle) for modality in MODALITIES}
@@ -116,7 +119,6 @@ class DevicePath:
             self._pool = self._make_pool(_pools(bundle, kinds, arrays, maps), profile.max, maps["mammography"].element)
             made.callback(self._forget_pool)
             self.pool = str(self._pool.strategy)
-            self._main, self._side = resources.stream(), resources.stream()
             self._fork, self._join = resources.event(), resources.event()
             self._cupy_stream = self._foreign(self._main)
             self._pixels = {
@@ -126,7 +128,9 @@ class DevicePath:
             self._results = Results(resources, results, profile.max)
             self._clock = Clock(resources)
             streams = (self._main, self._side)
-            self.batches = Batches(resources, streams, profile, self._make, self._clock, graphs=graphs)
+            self.batches = Batches(
+                resources, streams, profile, self._make, self._clock, no_graphs=no_graphs, sizes=sizes
+            )
             made.callback(self.batches.close)
             self._resources = made.pop_all()
 

@@ -27,9 +27,9 @@ from mpmmu_rt.spec import Modality, Target
 
 from . import kept
 from .build import RTX_CAPABILITIES, build, library
-from .cuda import Resources
+from .cuda import Resources, Stream
 from .device_path import DevicePath, NoKernel, WholeGraph, WholeGraphInstead
-from .run import LoadedEngine, TensorRtSession
+from .run import ASKED_NOT_TO, LoadedEngine, TensorRtSession
 from .sidecar import (
     LICENCE,
     Built,
@@ -99,10 +99,11 @@ class TensorRt:
         that, without a warning. Raises as `load` does.
         """
         target, rebuilt = Target(self.name, precision), dict[str, str]()
+        no_graphs = None if graphs else ASKED_NOT_TO
         reason = "it was asked for"
         if not whole_graph:
 
-            def engine(name: str, resources: Resources) -> LoadedEngine:
+            def engine(name: str, resources: Resources, stream: Stream) -> LoadedEngine:
                 def make(data: bytes, profile: Profile, why: str | None) -> LoadedEngine:
                     made = self._loading(data, profile)(resources)
                     if why:
@@ -112,7 +113,7 @@ class TensorRt:
                 return self._find(self._graph(bundle, name, precision), precision, make, bundle=bundle)
 
             try:
-                return DevicePath(bundle, target, engine, graphs=graphs, rebuilt=rebuilt)
+                return DevicePath(bundle, target, engine, no_graphs=no_graphs, rebuilt=rebuilt)
             except NoKernel as error:
                 reason = str(error)
                 warnings.warn(
@@ -122,7 +123,7 @@ class TensorRt:
                 )
 
         def session(data: bytes, profile: Profile, why: str | None) -> TensorRtSession:
-            return TensorRtSession(self._loading(data, profile), graphs=graphs, rebuilt=why)
+            return TensorRtSession(self._loading(data, profile), no_graphs=no_graphs, rebuilt=why)
 
         whole = self._find(self._graph(bundle, "model", precision), precision, session, bundle=bundle)
         return WholeGraph(bundle, target, whole, reason)

@@ -63,6 +63,10 @@ class DeviceContext(Protocol):
 
     def capturable(self, stream: Stream) -> bool: ...
 
+    def settled(self) -> None:
+        """Told once, when its first run is over: what was compiled for it can be kept now."""
+        ...
+
     def close(self) -> None: ...
 
 

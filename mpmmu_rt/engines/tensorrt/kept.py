@@ -6,15 +6,14 @@ from start to start, so that what runs is what `mpmmu-rt verify` has passed.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
 from mpmmu_rt import __version__
-from mpmmu_rt.engines.shared.blob_cache import VARIABLE, BlobCache, CacheWarning
+from mpmmu_rt.engines.shared.blob_cache import user_cache
 from mpmmu_rt.engines.shared.gpu import Gpu
-from mpmmu_rt.errors import EngineError, MissingPackage
+from mpmmu_rt.errors import EngineError
 
 from .run import EngineRefused
 from .sidecar import Built, Flavour, Profile, graph_digest
@@ -56,7 +55,7 @@ def kept_or_built(
     no engine here; such an entry is removed, with a `CacheWarning`, and the engine built. warn: is told how, before a
     build and after a load. Raises what `build` and `load` do, and `EngineError` if the graph is replaced meanwhile.
     """
-    cache = _cache()
+    cache = user_cache()
     kept = cache.load(known) if cache else None
     if cache and kept is not None:
         try:
@@ -76,17 +75,3 @@ def kept_or_built(
     if cache:
         cache.store(known, built.engine)
     return load(built.engine, ANEW)
-
-
-def _cache() -> BlobCache | None:
-    """The user's cache; None where it is off, or can't be had, which a `CacheWarning` says."""
-    try:
-        return BlobCache.default()
-    except MissingPackage as error:  # a device may hold NumPy and one engine, and nothing else
-        warnings.warn(
-            f"engines that are built here are not kept, and built again at every start: {error} "
-            f"(install it, or set {VARIABLE} to a folder, or to `off`)",
-            CacheWarning,
-            stacklevel=4,
-        )
-        return None

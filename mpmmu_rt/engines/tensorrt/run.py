@@ -23,10 +23,12 @@ from mpmmu_rt.spec import Array
 from .build import log
 from .cuda import Event, Graph, Resources, Stream, align, capture, on_device
 from .interface import ELEMENTS, DeviceContext, DeviceEngine, Tensor, as_host
+from .jit import CompiledKernels
 from .sidecar import Profile
 
 CAPTURED_SIZES = 8  # batch sizes that are kept ready; the one not used for longest gives way
 POISON = 0xFF  # the byte that fills results before a run: NaN in every float type
+ASKED_NOT_TO = "it was asked to run without graphs"
 _HINT = "`mpmmu-rt verify BUNDLE` tells whether the bundle or the input is at fault"
 
 
@@ -63,6 +65,23 @@ class LoadedEngine:
         self.outputs = tuple(name for name in names if not self.tensors[name].is_input)
         self._scratch_bytes = align(max(int(self._engine.device_memory_size_v2), 1))
         self._scratch = resources.device(self._scratch_bytes)
+        self._how = self._config()
+        self._compiled: CompiledKernels | None = None
+        if hasattr(self._how, "create_runtime_cache"):  # of TensorRT-RTX
+            self._compiled = CompiledKernels(trt, engine, self._how)
+
+    def _config(self) -> Any:
+        """How contexts are made: one `IRuntimeConfig` for all of them; or TensorRT 10.3's way, which has none."""
+        managed = self.trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        if not hasattr(self._engine, "create_runtime_config"):
+            return managed
+        how = self._engine.create_runtime_config()
+        how.set_execution_context_allocation_strategy(managed)
+        if hasattr(how, "dynamic_shapes_kernel_specialization_strategy"):
+            # By default it swaps kernels in the background, a case's last bits with them, and graphs keep the old.
+            how.dynamic_shapes_kernel_specialization_strategy = self.trt.DynamicShapesKernelSpecializationStrategy.EAGER
+            how.cuda_graph_strategy = self.trt.CudaGraphStrategy.DISABLED  # the graphs are ours
+        return how
 
     def _tensor(self, name: str) -> Tensor:
         engine = self._engine
@@ -79,18 +98,7 @@ class LoadedEngine:
     def context(self, batch: int, addresses: Mapping[str, int]) -> Context:
         """An execution context of its own, set to `batch` and bound to device memory; both stay as they are."""
         log(self.trt).clear()
-        managed = self.trt.ExecutionContextAllocationStrategy.USER_MANAGED
-        how = managed
-        if hasattr(self._engine, "create_runtime_config"):  # not in TensorRT 10.3
-            how = self._engine.create_runtime_config()
-            how.set_execution_context_allocation_strategy(managed)
-            if hasattr(how, "dynamic_shapes_kernel_specialization_strategy"):
-                # By default it swaps kernels in the background, a case's last bits with them, and graphs keep the old.
-                how.dynamic_shapes_kernel_specialization_strategy = (
-                    self.trt.DynamicShapesKernelSpecializationStrategy.EAGER
-                )
-                how.cuda_graph_strategy = self.trt.CudaGraphStrategy.DISABLED  # the graphs are ours
-        context = self._need(self._engine.create_execution_context(how), "can't make an execution context")
+        context = self._need(self._engine.create_execution_context(self._how), "can't make an execution context")
         context.set_device_memory(self._scratch, self._scratch_bytes)
         for name in self.inputs:
             shape = (batch, *self.tensors[name].shape)
@@ -108,23 +116,25 @@ class LoadedEngine:
             if got != want:
                 raise EngineError(f"the engine's `{name}` is {list(got)}, expected {list(want)}", hint=_HINT)
             self._need(context.set_tensor_address(name, addresses[name]), f"does not take a buffer for `{name}`")
-        return Context(self.trt, context)
+        return Context(self.trt, context, self._compiled)
 
     def _need(self, value: Any, what: str) -> Any:
         return need(self.trt, value, what)
 
     def close(self) -> None:
         """After its contexts; its working memory belongs to the `Resources`."""
-        self._engine = None  # in this order: an engine must not outlive its runtime
+        self._how = self._compiled = None  # in this order: an engine must not outlive its runtime
+        self._engine = None
         self._runtime = None
 
 
 class Context:
-    """One execution context, bound for good."""
+    """One execution context, bound for good. Its engine's configuration and runtime cache outlive it."""
 
-    def __init__(self, trt: Any, context: Any) -> None:
+    def __init__(self, trt: Any, context: Any, compiled: CompiledKernels | None) -> None:
         self._trt = trt
         self._context = context
+        self._compiled = compiled
 
     def execute(self, stream: Stream) -> None:
         """Enqueue; nothing is waited for."""
@@ -134,6 +144,10 @@ class Context:
         """TensorRT-RTX can tell; TensorRT captures whatever has dense shapes and resident weights, as ours has."""
         ask = getattr(self._context, "is_stream_capturable", None)
         return ask is None or bool(ask(stream.address))
+
+    def settled(self) -> None:
+        if self._compiled:
+            self._compiled.keep()
 
     def close(self) -> None:
         self._context = None
@@ -251,6 +265,7 @@ class _Ready:
 
     work: Work
     graph: Graph | None = None
+    settled: bool = False  # its first run is over
 
     def close(self) -> None:
         with ExitStack() as stack:  # the graph first: it uses the contexts
@@ -264,10 +279,11 @@ class Batches:
     """Runs any number of cases in batches that the engines take, each batch size from a CUDA graph of its own.
 
     A batch size is captured when it first comes, and the `CAPTURED_SIZES` that were last used are kept. Threads take
-    turns. A run that fails is waited for, and its batch size is made anew when it comes again.
+    turns. A run that fails is waited for, and its batch size is made anew when it comes again. A capture that fails is
+    no run that fails: from then on new batch sizes are enqueued, with a warning and a reason.
 
-    profile: the batch sizes that the engines take. captured: those that run as graphs now; not_captured: why there are
-    none, None where there may be.
+    profile: the batch sizes that the engines take. captured: those that run as graphs now; not_captured: why no more
+    are made, None where there may be.
     """
 
     def __init__(
@@ -278,16 +294,21 @@ class Batches:
         make: Callable[[int], Work],
         clock: Clock,
         *,
-        graphs: bool,
+        no_graphs: str | None,
+        sizes: Sequence[int] = (),
     ) -> None:
-        """streams: all that a run uses, the main one first. make: binds one batch size."""
+        """streams: all that a run uses, the main one first. make: binds one batch size. no_graphs: why batches are not
+        to run as graphs. sizes: the only batch sizes that may run, ascending; whatever the engines take if there are
+        none."""
         self._resources, self._streams, self.profile = resources, tuple(streams), profile
         self._make, self._clock = make, clock
         self._lock = threading.Lock()
         self._ready: OrderedDict[int, _Ready] = OrderedDict()
         self._begin, self._end = resources.event(timing=True), resources.event(timing=True)
         self._closed = False
-        self.not_captured: str | None = None if graphs else "it was asked to run without graphs"
+        self.not_captured = no_graphs
+        self._sizes = tuple(sizes)
+        self._most = self._sizes[-1] if self._sizes else profile.max
 
     @property
     def captured(self) -> tuple[int, ...]:
@@ -307,8 +328,8 @@ class Batches:
                 raise EngineError("the session is closed, expected an open one", hint="make another Predictor")
             start = time.perf_counter()
             with on_device():
-                for first in range(0, cases, self.profile.max):
-                    rows = slice(first, min(first + self.profile.max, cases))
+                for first in range(0, cases, self._most):
+                    rows = slice(first, min(first + self._most, cases))
                     for stage, ms in self._run(feeds, rows, take).items():
                         spent[stage] = spent.get(stage, 0.0) + ms
             return spent | {"wall": (time.perf_counter() - start) * 1e3}
@@ -317,7 +338,8 @@ class Batches:
         self, feeds: Mapping[str, Array], rows: slice, take: Callable[[slice, Mapping[str, Array]], None]
     ) -> dict[str, float]:
         cases = rows.stop - rows.start
-        batch = max(cases, self.profile.min)  # a smaller one is filled up with blank cases
+        least = max(cases, self.profile.min)  # a smaller batch is filled up with blank cases
+        batch = next((size for size in self._sizes if size >= least), least)
         main = self._streams[0]
         ready = self._get(batch)
         with self._draining(batch):
@@ -336,6 +358,10 @@ class Batches:
                 main.synchronize()
                 spent = self._clock.read()
             take(rows, {name: array[:cases] for name, array in ready.work.outputs.items()})
+        if not ready.settled:
+            ready.settled = True
+            for context, _ in ready.work.contexts:
+                context.settled()
         return spent
 
     def _get(self, batch: int) -> _Ready:
@@ -350,12 +376,22 @@ class Batches:
                 self._clock.start(on=False)
                 ready.work.enqueue()  # what is allocated or compiled at the first run can't be captured
                 self._streams[0].synchronize()
-                if all(context.capturable(stream) for context, stream in ready.work.contexts):
+                if not all(context.capturable(stream) for context, stream in ready.work.contexts):
+                    self._enqueue_from_here(f"TensorRT-RTX says that the engine can't be captured at batch {batch}")
+                    return ready
+                try:
                     ready.graph = capture(self._streams[0], ready.work.enqueue)
-                else:
-                    self.not_captured = f"TensorRT-RTX says that the engine can't be captured at batch {batch}"
-                    warnings.warn(f"runs without CUDA graphs: {self.not_captured}", NotCaptured, stacklevel=2)
+                except EngineError as error:
+                    self._enqueue_from_here(f"the capture of batch {batch} failed: {error}")
+                    for stream in self._streams:
+                        stream.synchronize()
+                    self._ready.pop(batch).close()  # its contexts have seen half a capture
+                    ready = self._ready[batch] = _Ready(self._make(batch))
         return ready
+
+    def _enqueue_from_here(self, reason: str) -> None:
+        self.not_captured = reason
+        warnings.warn(f"runs without CUDA graphs: {reason}", NotCaptured, stacklevel=2)
 
     @contextmanager
     def _draining(self, batch: int) -> Iterator[None]:
@@ -383,12 +419,16 @@ class Batches:
 class TensorRtSession:
     """One engine from host memory to host memory, with a stream of its own. Threads take turns.
 
-    Memory is allocated once, for the profile's largest batch; more cases run as several batches. With `graphs`, each
-    batch size runs as a CUDA graph.
+    Memory is allocated once, for the profile's largest batch; more cases run as several batches. Each batch size runs
+    as a CUDA graph, unless there is a reason for `no_graphs`.
     """
 
     def __init__(
-        self, load: Callable[[Resources], DeviceEngine], *, graphs: bool = False, rebuilt: str | None = None
+        self,
+        load: Callable[[Resources], DeviceEngine],
+        *,
+        no_graphs: str | None = ASKED_NOT_TO,
+        rebuilt: str | None = None,
     ) -> None:
         """rebuilt: how the engine that `load` gives came about, and why, if it is not the one beside its graph."""
         self.rebuilt = rebuilt
@@ -404,7 +444,7 @@ class TensorRtSession:
             self._clock = Clock(resources)
             self._pixels = {name: Pixels(resources, tensors[name], profile.max) for name in self.inputs}
             self._results = Results(resources, [tensors[name] for name in self.outputs], profile.max)
-            self.batches = Batches(resources, (self._stream,), profile, self._make, self._clock, graphs=graphs)
+            self.batches = Batches(resources, (self._stream,), profile, self._make, self._clock, no_graphs=no_graphs)
             made.callback(self.batches.close)
             self._resources = made.pop_all()
 

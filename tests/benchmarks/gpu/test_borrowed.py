@@ -75,7 +75,7 @@ def test_each_part_runs_and_few_files_hold_all(here: Path, monkeypatch: pytest.M
 
 def test_a_part_without_its_pack_says_so_and_costs_no_other(tmp_path: Path) -> None:
     found = {one.name: one.command for one in parts(list(borrowed.WEIGHTS), Prepared(tmp_path, tmp_path), ["--x"])}
-    for name in ("torch", "onnxruntime", "compile"):
+    for name in ("torch", "onnxruntime", "convolution", "compile"):
         assert str(found[name]).startswith("UsageError: ")
         assert "bundle is not here, expected a pack" in found[name]
     for name, module in {"kernel": "kernel", "profile": "kernel_profile"}.items():
@@ -110,6 +110,10 @@ def test_a_pack_is_unpacked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     found = {one.name: one.command for one in parts(list(borrowed.WEIGHTS), Prepared(packs, place), [])}
     assert made == ["bundle", "bundle", "environment"]
     assert found["onnxruntime"][0] == str(place / "onnxruntime/bin/python")
+    assert found["convolution"][:4] == [
+        *(str(place / "onnxruntime/bin/python"), "-m", "benchmarks.gpu.convolution"),
+        str(place / "bundle/reference.bundle"),
+    ]
     for part, targets in {
         "torch": ["torch:fp32", "torch:fp16"],
         "onnxruntime": ["onnxruntime-cuda:fp32", "onnxruntime-cuda:fp16"],
