@@ -67,7 +67,7 @@ def lower(
     graph.op("Reshape", kept, graph.constant(np.array([-1])), output="probability")
     graph.op("Concat", *parts, axis=1, output="base_probability")
     model = clean(graph.model(n_features, len(parts), OPSET, ML_OPSET))
-    notes = [node.note for node in ir.walk(probability) if isinstance(node, ir.Product) and node.note]
+    notes = [note for node in ir.walk(probability) if (note := getattr(node, "note", ""))]
     entry = {"engine": engine, "products": products, "forests": strategies, "notes": notes}
     model.metadata_props.add(key=REPORT_KEY, value=json.dumps(entry))
     return model

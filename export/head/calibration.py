@@ -4,8 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
+from mpmmu_rt.spec import Array
+
 from .families import PROBABILITIES, column, refuse, respond
 from .ir import Clip, Interpolate, Node, mean, sigmoid
+from .precise import halves
+
+PROMISE = 1e-5  # in probability, see the package
+_ROUNDED = 2.0**-22  # of the largest decision, a few of float32's units: what sums of some hundred terms are off by
 
 
 def _probability(calibrated: Any, x: Node, path: str) -> Node:
@@ -28,9 +36,33 @@ def _calibrate(calibrator: Any, raw: Node, path: str) -> Node:
     if kind == "IsotonicRegression":
         if calibrator.out_of_bounds != "clip":
             refuse(calibrator, path, f"with out_of_bounds={calibrator.out_of_bounds!r}, expected clip")
-        steps = Interpolate(1, raw, column(calibrator.X_thresholds_), column(calibrator.y_thresholds_))
-        return Clip(1, steps, 0.0, 1.0)
+        return Clip(
+            1, _isotonic(raw, column(calibrator.X_thresholds_), column(calibrator.y_thresholds_), path), 0.0, 1.0
+        )
     refuse(calibrator, path, "as calibrator, expected sigmoid or isotonic")
+
+
+def _isotonic(raw: Node, xs: Array, ys: Array, path: str) -> Interpolate:
+    """Of a sum of trees in twice float32's precision: its steps may be as steep as two values are close."""
+    parts = halves(raw)
+    if parts is not None:
+        high, low, count = parts
+        return Interpolate(1, high, xs * count, ys, low)
+    return Interpolate(1, raw, xs, ys, note=_steep(xs, ys, path))
+
+
+def _steep(xs: Array, ys: Array, path: str) -> str:
+    """A note, if rounding of a decision in float32 may move the probability by more than the head's promise."""
+    if len(xs) < 2:
+        return ""
+    unsure = _ROUNDED * np.abs(xs).max()
+    moved = float((np.diff(ys) * np.minimum(1, unsure / np.diff(xs))).max())
+    if moved <= PROMISE:
+        return ""
+    return (
+        f"{path}: isotonic calibration rises so steeply that rounding of its decision in float32 may move the "
+        f"probability by {moved:.1g} near a step; method='sigmoid' has no steps"
+    )
 
 
 def backwards(path: str) -> str:

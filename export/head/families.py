@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 import numpy as np
+from scipy.sparse import issparse
 from sklearn.exceptions import NotFittedError
 from sklearn.utils.validation import check_is_fitted
 
@@ -72,8 +73,9 @@ def unwrap(estimator: Any) -> Any:
     return estimator
 
 
-def refuse(estimator: Any, path: str, reason: str) -> NoReturn:
-    raise UnsupportedEstimator(f"{path} is a {type(estimator).__name__} {reason}", hint=_supported())
+def refuse(estimator: Any, path: str, reason: str, hint: str = "") -> NoReturn:
+    """Raise `UnsupportedEstimator`: what `path` is and what was expected; the hint is what is supported, if empty."""
+    raise UnsupportedEstimator(f"{path} is a {type(estimator).__name__} {reason}", hint=hint or _supported())
 
 
 def _translated(table: dict[str, Translate], estimator: Any, x: Node, path: str, role: str) -> Node:
@@ -125,6 +127,11 @@ def _require_binary(estimator: Any, path: str) -> None:
         )
 
 
+def dense(values: Any) -> Array:
+    """A fitted array as float64; `sparsify` and fitting on sparse matrices leave sparse ones."""
+    return np.asarray(values.toarray() if issparse(values) else values, np.float64)
+
+
 def column(values: Any) -> Array:
     """A fitted array as float64, flat."""
-    return np.asarray(values, np.float64).ravel()
+    return dense(values).ravel()

@@ -42,8 +42,9 @@ class Select(Node):
 class Elementwise(Node):
     """(x - offset) · scale, then clipped to low..high: a monotone, non-decreasing map of each column.
 
-    offset, scale: float64 [width], scale ≥ 0. `exact` is what scikit-learn itself computes, in its own dtypes, for
-    a matrix [K, width]: trees behind it are folded with that, not with the formula.
+    offset, scale: float64 [width], scale ≥ 0; `divides` says that scikit-learn divides by 1 / scale. `exact` is what
+    scikit-learn itself computes, in its own dtypes, for a matrix [K, width]: trees behind it are folded with that, not
+    with the formula.
     """
 
     x: Node
@@ -52,6 +53,7 @@ class Elementwise(Node):
     exact: Callable[[Array], Array]
     low: float = -np.inf
     high: float = np.inf
+    divides: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,11 +126,13 @@ class Forest(Node):
 
 @dataclass(frozen=True, eq=False)
 class Interpolate(Node):
-    """Piecewise linear through (xs, ys), ends held: isotonic calibration. xs ascending float64 [K]."""
+    """Of x + rest, piecewise linear through (xs, ys), ends held: isotonic calibration. xs ascending float64 [K]."""
 
     x: Node
     xs: Array
     ys: Array
+    rest: Node | None = None
+    note: str = ""
 
 
 @dataclass(frozen=True, eq=False)

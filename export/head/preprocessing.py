@@ -38,7 +38,7 @@ def _subtracted(scaler: Any, centre: Any) -> Array:
 def _standard(scaler: Any, x: Node, path: str) -> Node:
     offset = _subtracted(scaler, scaler.mean_) if scaler.with_mean else np.zeros(x.width)
     scale = 1 / column(scaler.scale_) if scaler.with_std else np.ones(x.width)
-    return Elementwise(x.width, x, offset, scale, _exactly(scaler))
+    return Elementwise(x.width, x, offset, scale, _exactly(scaler), divides=True)
 
 
 def _min_max(scaler: Any, x: Node, path: str) -> Node:
@@ -53,12 +53,14 @@ def _min_max(scaler: Any, x: Node, path: str) -> Node:
 def _robust(scaler: Any, x: Node, path: str) -> Node:
     offset = _subtracted(scaler, scaler.center_) if scaler.with_centering else np.zeros(x.width)
     scale = 1 / column(scaler.scale_) if scaler.with_scaling else np.ones(x.width)
-    return Elementwise(x.width, x, offset, scale, _exactly(scaler))
+    return Elementwise(x.width, x, offset, scale, _exactly(scaler), divides=True)
 
 
 def _max_abs(scaler: Any, x: Node, path: str) -> Node:
     bounds = (-1.0, 1.0) if getattr(scaler, "clip", False) else (-np.inf, np.inf)
-    return Elementwise(x.width, x, np.zeros(x.width), 1 / column(scaler.scale_), _exactly(scaler), *bounds)
+    return Elementwise(
+        x.width, x, np.zeros(x.width), 1 / column(scaler.scale_), _exactly(scaler), *bounds, divides=True
+    )
 
 
 def _normalizer(normalizer: Any, x: Node, path: str) -> Node:

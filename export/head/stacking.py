@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from mpmmu_rt.spec import Array
+
 from .families import (
     DECISIONS,
     LABELS,
@@ -22,9 +24,32 @@ from .families import (
 from .ir import Node, concat, mean, select
 
 
+def _names(ensemble: Any, path: str) -> list[str]:
+    """The name of each fitted learner. One that was dropped after the fit still answers in scikit-learn, so the names
+    are those of the fit."""
+    given = getattr(ensemble, "named_estimators_", None)
+    pairs = ensemble.estimators if given is None else given.items()
+    names = [name for name, one in pairs if not (isinstance(one, str) and one == "drop")]
+    if len(names) != len(ensemble.estimators_):
+        refuse(
+            ensemble,
+            path,
+            f"of {len(names)} names for {len(ensemble.estimators_)} fitted learners, expected as many",
+            hint="fit it again after its learners were changed",
+        )
+    return names
+
+
 def learners(stack: Any, x: Node, path: str) -> tuple[Node, ...]:
     """What each base learner of a StackingClassifier contributes, [N, 1] each, in its order."""
-    names = [name for name, estimator in stack.estimators if not (isinstance(estimator, str) and estimator == "drop")]
+    names = _names(stack, path)
+    if len(stack.stack_method_) != len(names):
+        refuse(
+            stack,
+            path,
+            f"of {len(stack.stack_method_)} methods for {len(names)} fitted learners, expected as many",
+            hint="fit it again after its learners were changed",
+        )
     return tuple(
         respond(estimator, x, f"{path}.{name}", method)
         for name, estimator, method in zip(names, stack.estimators_, stack.stack_method_, strict=True)
@@ -58,10 +83,24 @@ def _stacking_label(stacking: Any, x: Node, path: str) -> Node:
 def _voting(vote: Any, x: Node, path: str) -> Node:
     if vote.voting != "soft":
         refuse(vote, path, "with hard voting, which has no probability; expected voting='soft'")
-    names = [name for name, estimator in vote.estimators if not (isinstance(estimator, str) and estimator == "drop")]
-    parts = tuple(probability(e, x, f"{path}.{n}") for n, e in zip(names, vote.estimators_, strict=True))
-    weights = None if vote.weights is None else np.asarray(vote._weights_not_none, np.float64)
-    return mean(parts, weights, 0.0, 1.0)
+    parts = tuple(probability(e, x, f"{path}.{n}") for n, e in zip(_names(vote, path), vote.estimators_, strict=True))
+    return mean(parts, _weights(vote, path), 0.0, 1.0)
+
+
+def _weights(vote: Any, path: str) -> Array | None:
+    """The weights of the fitted learners, or None; scikit-learn reads them anew at every prediction."""
+    if vote.weights is None:
+        return None
+    dropped = [isinstance(one, str) and one == "drop" for _, one in vote.estimators]
+    weights = np.asarray([weight for weight, gone in zip(vote.weights, dropped, strict=False) if not gone], np.float64)
+    if len(vote.weights) != len(dropped) or len(weights) != len(vote.estimators_):
+        refuse(
+            vote,
+            path,
+            f"of {len(weights)} weights for {len(vote.estimators_)} fitted learners, expected as many",
+            hint="fit it again after its learners or weights were changed",
+        )
+    return weights
 
 
 def _bagging(bagging: Any, x: Node, path: str) -> Node:
