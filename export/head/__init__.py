@@ -23,13 +23,35 @@ from mpmmu_rt.errors import UnsupportedEstimator
 from mpmmu_rt.export.graphs import ML_OPSET, OPSET, clean
 from mpmmu_rt.spec import Array
 
-from . import calibration, emit_forest, families, forest, ir, linear, mlp, preprocessing, stacking, svm, thresholds
+from . import (
+    adaboost,
+    calibration,
+    decision_threshold,
+    discriminant,
+    emit_forest,
+    families,
+    forest,
+    holders,
+    ir,
+    linear,
+    mlp,
+    preprocessing,
+    selection,
+    stacking,
+    svm,
+    thresholds,
+)
+from .decision_threshold import operating_threshold as operating_threshold
 from .emit import Emitter, Products
 from .graph import Graph
 
 HeadEngine = Literal["portable", "onnxruntime"]
 REPORT_KEY = "mpmmu.head"
-_FAMILIES = (calibration, forest, linear, mlp, preprocessing, stacking, svm)
+# A family is a module that registers its estimators in `families`; a new one is named here.
+_FAMILIES = (
+    *(adaboost, calibration, decision_threshold, discriminant, forest, holders, linear, mlp, preprocessing, selection),
+    *(stacking, svm),
+)
 
 
 def lower(
@@ -100,7 +122,7 @@ def report(model: onnx.ModelProto) -> dict[str, Any]:
 
 def _translate(estimator: Any, x: ir.Node, path: str) -> tuple[ir.Node, tuple[ir.Node, ...]]:
     """The probability, and those of the learners below it."""
-    estimator = families.unwrap(estimator)
+    estimator, path = families.unwrap(estimator, path)
     families.require(families.PROBABILITIES, estimator, x, path, "classifier with predict_proba")
     kind = type(estimator).__name__
     if kind == "Pipeline":

@@ -60,6 +60,8 @@ class Emitter:
                 return self._normalise(node)
             case ir.Product():
                 return self._product(node)
+            case ir.Square():
+                return graph.op("Mul", self._of(node.x), self._of(node.x))
             case ir.Kernel():
                 return self._kernel(node)
             case ir.Interpolate():

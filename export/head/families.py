@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 import numpy as np
@@ -23,6 +23,9 @@ TRANSFORMERS: dict[str, Translate] = {}
 PROBABILITIES: dict[str, Translate] = {}  # predict_proba's column of class 1, [N, 1]
 DECISIONS: dict[str, Translate] = {}  # decision_function, [N, 1]
 LABELS: dict[str, Translate] = {}  # predict, of those that neither rule of `label` fits
+# What holds another estimator and answers as it does, to that one and its path; unless a table above knows better.
+HOLDERS: dict[str, Callable[[Any, str], tuple[Any, str]]] = {}
+_PACKAGES = ("sklearn", "xgboost", "lightgbm")
 
 # Above a half by more than float32 sums of votes err: a tie is class 0 in scikit-learn.
 _TIE = 0.5 + 2.0**-20
@@ -32,23 +35,23 @@ def transform(estimator: Any, x: Node, path: str) -> Node:
     """What a fitted transformer makes of `x`."""
     if estimator is None or (isinstance(estimator, str) and estimator == "passthrough"):
         return x
-    return _translated(TRANSFORMERS, unwrap(estimator), x, path, "transformer")
+    return _translated(TRANSFORMERS, estimator, x, path, "transformer")
 
 
 def probability(estimator: Any, x: Node, path: str) -> Node:
     """The probability of class 1, [N, 1]."""
-    return _translated(PROBABILITIES, unwrap(estimator), x, path, "classifier with predict_proba")
+    return _translated(PROBABILITIES, estimator, x, path, "classifier with predict_proba")
 
 
 def decision(estimator: Any, x: Node, path: str) -> Node:
     """decision_function, [N, 1]; positive means class 1."""
-    return _translated(DECISIONS, unwrap(estimator), x, path, "classifier with decision_function")
+    return _translated(DECISIONS, estimator, x, path, "classifier with decision_function")
 
 
 def label(estimator: Any, x: Node, path: str) -> Node:
     """predict, as 0.0 or 1.0, [N, 1]: by the sign of the decision where scikit-learn predicts by it, else by the
     larger probability. A tie is class 0, but for those in `LABELS`."""
-    estimator = unwrap(estimator)
+    estimator, path = unwrap(estimator, path, LABELS)
     kind = type(estimator).__name__
     if kind in LABELS:
         return _translated(LABELS, estimator, x, path, "classifier")
@@ -66,11 +69,16 @@ def respond(estimator: Any, x: Node, path: str, method: str) -> Node:
     return {"predict_proba": probability, "decision_function": decision, "predict": label}[method](estimator, x, path)
 
 
-def unwrap(estimator: Any) -> Any:
-    """What a FrozenEstimator (scikit-learn 1.6) holds; any other estimator as it is."""
-    while type(estimator).__name__ == "FrozenEstimator" and type(estimator).__module__.startswith("sklearn."):
-        estimator = estimator.estimator
-    return estimator
+def unwrap(estimator: Any, path: str, table: Mapping[str, object] | None = None) -> tuple[Any, str]:
+    """What a holder holds, however deep, and its path; one that is in `table` as it is."""
+    while ours(estimator) and (kind := type(estimator).__name__) in HOLDERS and kind not in (table or {}):
+        estimator, path = HOLDERS[kind](estimator, path)
+    return estimator, path
+
+
+def ours(estimator: Any) -> bool:
+    """Whether a class is of scikit-learn or of a library whose classifiers are read here."""
+    return type(estimator).__module__.split(".")[0] in _PACKAGES
 
 
 def refuse(estimator: Any, path: str, reason: str, hint: str = "") -> NoReturn:
@@ -79,13 +87,14 @@ def refuse(estimator: Any, path: str, reason: str, hint: str = "") -> NoReturn:
 
 
 def _translated(table: dict[str, Translate], estimator: Any, x: Node, path: str, role: str) -> Node:
+    estimator, path = unwrap(estimator, path, table)
     return require(table, estimator, x, path, role)(estimator, x, path)
 
 
 def require(table: dict[str, Translate], estimator: Any, x: Node, path: str, role: str) -> Translate:
-    """The translation of `estimator`, if it is one of scikit-learn's own, fitted, binary, and of `x`'s width."""
+    """The translation of `estimator`, if it is a library's own, fitted, binary, and of `x`'s width."""
     found = table.get(type(estimator).__name__)
-    if found is None or not type(estimator).__module__.startswith("sklearn."):
+    if found is None or not ours(estimator):
         raise UnsupportedEstimator(
             f"{path} is a {type(estimator).__module__}.{type(estimator).__qualname__}, expected a supported {role}",
             hint=_supported(),
@@ -100,7 +109,7 @@ def require(table: dict[str, Translate], estimator: Any, x: Node, path: str, rol
 
 
 def _supported() -> str:
-    return "supported: " + ", ".join(sorted({*PROBABILITIES, *DECISIONS, *TRANSFORMERS}))
+    return "supported: " + ", ".join(sorted({*PROBABILITIES, *DECISIONS, *TRANSFORMERS, *HOLDERS}))
 
 
 def _require_fitted(estimator: Any, path: str, role: str) -> None:
@@ -124,6 +133,17 @@ def _require_binary(estimator: Any, path: str) -> None:
             f"{path} is a {type(estimator).__name__} of the classes {np.asarray(classes).tolist()}, "
             "expected 0 (benign) and 1 (malignant)",
             hint="fit it on labels 0 and 1, both present",
+        )
+
+
+def require_finite(estimator: Any, path: str, *arrays: Array) -> None:
+    """Refuse fitted numbers that are infinite or NaN: a prior of 0, a fit that diverged."""
+    if not all(np.isfinite(array).all() for array in arrays):
+        refuse(
+            estimator,
+            path,
+            "with fitted numbers that are infinite or NaN, expected finite ones",
+            hint="fit it again: scale the features, and give every class a prior above 0",
         )
 
 

@@ -16,15 +16,16 @@ from .ir import Above, Forest, Node, Product, Share, Trees
 def _forest(forest: Any, x: Node, path: str) -> Node:
     """The trees' sum, then divided: the votes of pure leaves are whole numbers, whose float32 sum is exact. Of 1000
     thousandths it is 1e-5 off."""
-    votes = Forest(1, x, join([_classifier_tree(tree.tree_) for tree in forest.estimators_]))
+    votes = Forest(1, x, join([classifier_tree(tree.tree_) for tree in forest.estimators_]))
     return Share(1, votes, len(forest.estimators_), 0.0, 1.0)
 
 
 def _tree(classifier: Any, x: Node, path: str) -> Node:
-    return Forest(1, x, _classifier_tree(classifier.tree_))
+    return Forest(1, x, classifier_tree(classifier.tree_))
 
 
-def _classifier_tree(tree: Any) -> Trees:
+def classifier_tree(tree: Any) -> Trees:
+    """A tree's arrays; its values are the shares of class 1."""
     counts = np.asarray(tree.value, np.float64)[:, 0, :]
     return _arrays(tree, counts[:, 1] / counts.sum(axis=1))
 

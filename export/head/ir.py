@@ -84,6 +84,13 @@ class Product(Node):
 
 
 @dataclass(frozen=True, eq=False)
+class Square(Node):
+    """x²."""
+
+    x: Node
+
+
+@dataclass(frozen=True, eq=False)
 class Kernel(Node):
     """Of x with each of `vectors` float64 [width, F]: rbf exp(-γ|x-v|²), poly (γ x·v + c)ᵈ, sigmoid tanh(γ x·v + c)."""
 

@@ -1,4 +1,4 @@
-"""Scalers, selectors, imputers, projections and their compositions."""
+"""Scalers, imputers, projections and their compositions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from mpmmu_rt.spec import Array
 
-from .families import TRANSFORMERS, column, refuse, transform
+from .families import TRANSFORMERS, column, dense, refuse, transform
 from .ir import Elementwise, Node, Normalise, Product, concat, select
 
 
@@ -89,8 +89,9 @@ def _pca(pca: Any, x: Node, path: str) -> Node:
     return Product(weight.shape[1], x, weight, np.zeros(weight.shape[1]), centre=column(pca.mean_))
 
 
-def _selector(selector: Any, x: Node, path: str) -> Node:
-    return select(x, selector.get_support(indices=True))
+def _truncated(svd: Any, x: Node, path: str) -> Node:
+    weight = dense(svd.components_).T
+    return Product(weight.shape[1], x, weight, np.zeros(weight.shape[1]))
 
 
 def _function(transformer: Any, x: Node, path: str) -> Node:
@@ -156,9 +157,8 @@ TRANSFORMERS.update(
     Normalizer=_normalizer,
     SimpleImputer=_imputer,
     PCA=_pca,
-    SelectKBest=_selector,
-    SelectFromModel=_selector,
-    VarianceThreshold=_selector,
+    IncrementalPCA=_pca,
+    TruncatedSVD=_truncated,
     FunctionTransformer=_function,
     Pipeline=_pipeline,
     FeatureUnion=_union,

@@ -21,7 +21,9 @@ from .families import (
     respond,
     transform,
 )
-from .ir import Node, concat, mean, select
+from .ir import Above, Forest, Node, Sum, Trees, concat, mean, select
+
+_COUNTED = 10  # hard votes of which every outcome is written down
 
 
 def _names(ensemble: Any, path: str) -> list[str]:
@@ -82,9 +84,52 @@ def _stacking_label(stacking: Any, x: Node, path: str) -> Node:
 
 def _voting(vote: Any, x: Node, path: str) -> Node:
     if vote.voting != "soft":
-        refuse(vote, path, "with hard voting, which has no probability; expected voting='soft'")
+        refuse(
+            vote,
+            path,
+            "with hard voting, which has no probability, expected voting='soft'",
+            hint="voting='soft', or a learner of a StackingClassifier with stack_method='predict'",
+        )
     parts = tuple(probability(e, x, f"{path}.{n}") for n, e in zip(_names(vote, path), vote.estimators_, strict=True))
     return mean(parts, _weights(vote, path), 0.0, 1.0)
+
+
+def _vote_label(vote: Any, x: Node, path: str) -> Node:
+    """Soft votes by their mean; hard ones by the larger sum of weights, of which a tie is class 0."""
+    if vote.voting == "soft":
+        return label_by_probability(vote, x, path)
+    labels = [label(e, x, f"{path}.{n}") for n, e in zip(_names(vote, path), vote.estimators_, strict=True)]
+    weights = _weights(vote, path)
+    if weights is None:
+        weights = np.ones(len(labels))
+    if (weights == np.round(weights)).all() and np.abs(weights).sum() < 2**20:
+        return Above(1, Sum(1, tuple(labels), tuple((2 * weights).tolist())), float(weights.sum()))
+    if len(labels) > _COUNTED:
+        refuse(
+            vote,
+            path,
+            f"of {len(labels)} hard votes with weights that are no whole numbers, expected at most {_COUNTED}",
+            hint="multiply the weights until they are whole: the votes stay the same",
+        )
+    return Forest(1, concat(*labels), _ballot(weights))
+
+
+def _ballot(weights: Array) -> Trees:
+    """A tree that asks every voter in turn, with the winner of each outcome as `np.bincount` sums its weights."""
+    count = len(weights)
+    inner = 2**count - 1
+    own = np.arange(2 * inner + 1)
+    asked = own < inner
+    outcomes = (np.arange(2**count)[:, None] >> np.arange(count)[::-1]) & 1
+    won = [np.argmax(np.bincount(outcome, weights, minlength=2)) for outcome in outcomes]
+    return Trees(
+        feature=np.where(asked, np.floor(np.log2(own + 1)).astype(np.int64), -1),
+        threshold=np.where(asked, 0.5, 0.0),
+        left=np.where(asked, 2 * own + 1, own),
+        right=np.where(asked, 2 * own + 2, own),
+        value=np.concatenate([np.zeros(inner), np.array(won, np.float64)]),
+        roots=np.zeros(1, np.int64),
+    )
 
 
 def _weights(vote: Any, path: str) -> Array | None:
@@ -148,4 +193,9 @@ PROBABILITIES.update(
 DECISIONS.update(
     StackingClassifier=_stacking_decision, BaggingClassifier=_bagging_decision, Pipeline=_pipeline_decision
 )
-LABELS.update(StackingClassifier=_stacking_label, BaggingClassifier=label_by_probability, Pipeline=_pipeline_label)
+LABELS.update(
+    StackingClassifier=_stacking_label,
+    VotingClassifier=_vote_label,
+    BaggingClassifier=label_by_probability,
+    Pipeline=_pipeline_label,
+)
