@@ -25,17 +25,21 @@ from mpmmu_rt.spec import Array
 
 from . import (
     adaboost,
+    bins,
     calibration,
     decision_threshold,
     discriminant,
     emit_forest,
     families,
     forest,
+    histogram,
     holders,
     ir,
     linear,
     mlp,
+    power,
     preprocessing,
+    quantile,
     selection,
     stacking,
     svm,
@@ -49,8 +53,8 @@ HeadEngine = Literal["portable", "onnxruntime"]
 REPORT_KEY = "mpmmu.head"
 # A family is a module that registers its estimators in `families`; a new one is named here.
 _FAMILIES = (
-    *(adaboost, calibration, decision_threshold, discriminant, forest, holders, linear, mlp, preprocessing, selection),
-    *(stacking, svm),
+    *(adaboost, bins, calibration, decision_threshold, discriminant, forest, histogram, holders, linear, mlp),
+    *(power, preprocessing, quantile, selection, stacking, svm),
 )
 
 

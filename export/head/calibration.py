@@ -1,4 +1,4 @@
-"""CalibratedClassifierCV, sigmoid or isotonic."""
+"""CalibratedClassifierCV: sigmoid, isotonic, or by `temperature`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 
 from mpmmu_rt.spec import Array
 
+from . import temperature
 from .families import PROBABILITIES, column, refuse, respond
 from .ir import Clip, Interpolate, Node, mean, sigmoid
 from .precise import halves
@@ -23,7 +24,10 @@ def _probability(calibrated: Any, x: Node, path: str) -> Node:
         learner = pair.estimator
         method = "decision_function" if hasattr(learner, "decision_function") else "predict_proba"
         raw = respond(learner, x, f"{path}.calibrated_classifiers_[{number}]", method)
-        parts.append(_calibrate(calibrator, raw, path))
+        if type(calibrator).__name__ == "_TemperatureScaling":
+            parts.append(temperature.scaled(calibrator, raw, method, path))
+        else:
+            parts.append(_calibrate(calibrator, raw, path))
     return parts[0] if len(parts) == 1 else mean(tuple(parts), low=0.0, high=1.0)
 
 
@@ -39,7 +43,7 @@ def _calibrate(calibrator: Any, raw: Node, path: str) -> Node:
         return Clip(
             1, _isotonic(raw, column(calibrator.X_thresholds_), column(calibrator.y_thresholds_), path), 0.0, 1.0
         )
-    refuse(calibrator, path, "as calibrator, expected sigmoid or isotonic")
+    refuse(calibrator, path, "as calibrator, expected sigmoid, isotonic or temperature")
 
 
 def _isotonic(raw: Node, xs: Array, ys: Array, path: str) -> Interpolate:

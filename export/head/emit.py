@@ -8,7 +8,7 @@ import numpy as np
 
 from mpmmu_rt.spec import Array
 
-from . import emit_split, ir
+from . import emit_curves, emit_split, emit_steps, ir
 from .graph import Graph
 
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
@@ -68,12 +68,23 @@ class Emitter:
                 return self._interpolate(node)
             case ir.Clip():
                 return self._clip(self._of(node.x), node.low, node.high)
+            case ir.Logit():
+                sides = [graph.op("Add", self._of(side), graph.scalar(node.epsilon)) for side in ir.inputs(node)]
+                return graph.op("Sub", *(graph.op("Log", side) for side in sides))
             case ir.Coupling():
                 return self._coupling(self._of(node.x))
             case ir.Above():
                 kind = "GreaterOrEqual" if node.inclusive else "Greater"
                 above = graph.op(kind, self._of(node.x), graph.scalar(node.threshold))
                 return graph.op("Cast", above, to=1)
+            case ir.Curve():
+                return emit_curves.curve(graph, self._of, node)
+            case ir.YeoJohnson():
+                return emit_curves.yeo_johnson(graph, self._of(node.x), node.powers)
+            case ir.Within():
+                return emit_steps.within(graph, self._of, node)
+            case ir.Count():
+                return emit_steps.count(graph, self._of(node.x), node)
             case ir.Sum():
                 return self._sum(node)
             case ir.Share():
@@ -147,6 +158,10 @@ class Emitter:
             x = self._affine(x, node.weight, node.bias)
         if node.activation == "identity":
             return x
+        if node.activation == "tail":  # ONNX Runtime's Sigmoid is 17 % off at -15 and zero below -18
+            unit = graph.scalar(1.0)
+            negative = graph.op("Mul", x, graph.scalar(-1.0))
+            return graph.op("Div", unit, graph.op("Add", unit, graph.op("Exp", negative)))
         return graph.op({"logistic": "Sigmoid", "tanh": "Tanh", "relu": "Relu"}[node.activation], x)
 
     def _kernel(self, node: ir.Kernel) -> str:

@@ -80,37 +80,12 @@ def _boosting(boosting: Any, x: Node, path: str) -> Node:
     return Product(1, _boosting_raw(boosting, x, path), np.array([[factor]]), np.zeros(1), "logistic")
 
 
-def _histogram_raw(boosting: Any, x: Node, path: str) -> Node:
-    if getattr(boosting, "is_categorical_", None) is not None:
-        refuse(boosting, path, "with categorical features, expected numbers only")
-    parts = [_histogram_tree(predictor.nodes) for (predictor,) in boosting._predictors]
-    return Forest(1, x, join(parts), float(np.ravel(boosting._baseline_prediction)[0]), double=True)
-
-
-def _histogram_tree(nodes: Array) -> Trees:
-    leaf = nodes["is_leaf"].astype(bool)
-    own = np.arange(len(nodes))
-    return Trees(
-        feature=np.where(leaf, -1, nodes["feature_idx"].astype(np.int64)),
-        threshold=np.where(leaf, 0.0, nodes["num_threshold"]),
-        left=np.where(leaf, own, nodes["left"].astype(np.int64)),
-        right=np.where(leaf, own, nodes["right"].astype(np.int64)),
-        value=np.where(leaf, nodes["value"], 0.0),
-        roots=np.zeros(1, np.int64),
-    )
-
-
-def _histogram(boosting: Any, x: Node, path: str) -> Node:
-    return Product(1, _histogram_raw(boosting, x, path), np.ones((1, 1)), np.zeros(1), "logistic")
-
-
 PROBABILITIES.update(
     RandomForestClassifier=_forest,
     ExtraTreesClassifier=_forest,
     DecisionTreeClassifier=_tree,
     ExtraTreeClassifier=_tree,
     GradientBoostingClassifier=_boosting,
-    HistGradientBoostingClassifier=_histogram,
 )
 LABELS.update(GradientBoostingClassifier=_boosting_label)
-DECISIONS.update(GradientBoostingClassifier=_boosting_raw, HistGradientBoostingClassifier=_histogram_raw)
+DECISIONS.update(GradientBoostingClassifier=_boosting_raw)

@@ -14,10 +14,13 @@ import numpy as np
 
 from mpmmu_rt.spec import Array
 
-from .ir import Concat, Elementwise, Embedding, Node, Select, Share, walk
+from .ir import Concat, Curve, Elementwise, Embedding, Node, Select, Share, YeoJohnson, walk
 
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 _CELLS = 2**20  # of the matrix in which thresholds are searched at a time, a row for each of one column: bounds memory
+
+
+Map = Elementwise | Curve | YeoJohnson  # monotone, column by column
 
 
 @dataclass(frozen=True)
@@ -27,14 +30,14 @@ class Route:
 
     source: Node
     column: int
-    maps: tuple[tuple[Elementwise | Share, int], ...]
+    maps: tuple[tuple[Map | Share, int], ...]
 
 
 def route(node: Node, feature: int) -> Route | None:
     """The route of a column of `node`, or None if it is computed from more than one column, or in a float type that
     is not known: beside a computed column, scikit-learn may widen the others before it scales them. A share of votes
     is float64 in scikit-learn, and all beside it then are."""
-    maps: list[tuple[Elementwise | Share, int]] = []
+    maps: list[tuple[Map | Share, int]] = []
     widened = False
     while not isinstance(node, Embedding):
         if isinstance(node, Select):
@@ -43,11 +46,11 @@ def route(node: Node, feature: int) -> Route | None:
         elif isinstance(node, Share):
             maps.append((node, feature))
             return Route(node.x, feature, tuple(reversed(maps)))
-        elif isinstance(node, Elementwise):
+        elif isinstance(node, Map):
             maps.append((node, feature))
             node = node.x
         elif isinstance(node, Concat):
-            plain = all(isinstance(below, Embedding | Select | Elementwise | Concat) for below in walk(node))
+            plain = all(isinstance(below, Embedding | Select | Map | Concat) for below in walk(node))
             widened |= bool(maps) and not plain
             for part in node.parts:
                 if feature < part.width:
