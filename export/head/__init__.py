@@ -35,6 +35,7 @@ from . import (
     histogram,
     holders,
     ir,
+    lgbm,
     linear,
     mlp,
     power,
@@ -44,6 +45,7 @@ from . import (
     stacking,
     svm,
     thresholds,
+    xgb,
 )
 from .decision_threshold import operating_threshold as operating_threshold
 from .emit import Emitter, Products
@@ -53,8 +55,8 @@ HeadEngine = Literal["portable", "onnxruntime"]
 REPORT_KEY = "mpmmu.head"
 # A family is a module that registers its estimators in `families`; a new one is named here.
 _FAMILIES = (
-    *(adaboost, bins, calibration, decision_threshold, discriminant, forest, histogram, holders, linear, mlp),
-    *(power, preprocessing, quantile, selection, stacking, svm),
+    *(adaboost, bins, calibration, decision_threshold, discriminant, forest, histogram, holders, lgbm, linear, mlp),
+    *(power, preprocessing, quantile, selection, stacking, svm, xgb),
 )
 
 

@@ -43,6 +43,19 @@ def _arrays(tree: Any, value: Array) -> Trees:
     )
 
 
+def reachable(trees: Trees) -> Trees:
+    """One tree without the nodes that no path leads to: some libraries keep what they pruned."""
+    nodes, kept = trees.roots, [trees.roots]
+    while (parents := nodes[trees.feature[nodes] >= 0]).size:
+        nodes = np.stack([trees.left[parents], trees.right[parents]], 1).ravel()
+        kept.append(nodes)
+    old = np.concatenate(kept)
+    new = np.empty(len(trees.feature), np.int64)
+    new[old] = np.arange(len(old))
+    left, right = new[trees.left[old]], new[trees.right[old]]
+    return Trees(trees.feature[old], trees.threshold[old], left, right, trees.value[old], new[trees.roots])
+
+
 def join(parts: Sequence[Trees]) -> Trees:
     """Several trees' arrays, one after the other."""
     starts = np.cumsum([0, *(len(part.feature) for part in parts)])[:-1]

@@ -18,12 +18,12 @@ _EPSILON = 1e-12  # scikit-learn's, in `_convert_to_logits`
 _BLUNT = 0.75  # p^β of a side that is known to 6e-8 only: at a smaller β that is 1e-5
 
 
-def scaled(calibrator: Any, raw: Node, method: str, path: str) -> Node:
-    """The calibrated probability of what `method` said, [N, 1]."""
+def scaled(calibrator: Any, raw: Node, method: str, path: str, *, single: bool = False) -> Node:
+    """The calibrated probability of what `method` said, [N, 1]. single: the learner itself says it in float32."""
     beta = float(calibrator.beta_)
     if method == "decision_function":
         return sigmoid(raw, 2 * beta, 0.0)
-    sides = _sides(raw)
+    sides = None if single else _sides(raw)
     if sides is None:
         if beta < _BLUNT:
             refuse(
