@@ -1,13 +1,12 @@
 """LightGBM's classifier, read from the model that its booster dumps.
 
 LightGBM compares float64: x ≤ threshold goes left. p = σ(s · raw), with s its parameter `sigmoid`, and raw the sum of
-the leaves, of a random forest (boosting_type="rf") their mean. An embedding has no missing values.
+the leaves; a random forest (boosting_type="rf") has their mean in p and, unlike it, their sum as raw score. An embedding has no missing values.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -29,10 +28,8 @@ def _raw(classifier: Any, x: Node, path: str) -> tuple[Node, float]:
             hint="fit it with objective='binary'",
         )
     parts = [_tree(classifier, entry["tree_structure"], path) for entry in model["tree_info"]]
-    trees = join(parts)
-    if model.get("average_output"):
-        trees = replace(trees, value=trees.value / len(parts))
-    return Forest(1, x, trees, double=True), float(parameter.partition("sigmoid:")[2] or 1.0)
+    factor = float(parameter.partition("sigmoid:")[2] or 1.0)
+    return Forest(1, x, join(parts), double=True), factor / len(parts) if model.get("average_output") else factor
 
 
 def _tree(classifier: Any, root: Mapping[str, Any], path: str) -> Trees:
@@ -85,7 +82,7 @@ def _probability(classifier: Any, x: Node, path: str) -> Node:
 
 
 def _decision(classifier: Any, x: Node, path: str) -> Node:
-    """Newer releases have one."""
+    """The raw score, which newer releases answer."""
     return _raw(classifier, x, path)[0]
 
 
