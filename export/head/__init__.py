@@ -151,7 +151,7 @@ def _write_forests(
     for node in ir.walk(*roots):
         if isinstance(node, ir.Forest):
             folding = _fold(node, embedding)
-            plain = all(isinstance(source, ir.Embedding) for source in folding.sources)
+            plain = all(isinstance(source, ir.Embedding) for source in folding.sources) and folding.exact
             (exact if plain else computed).append((node, folding))
     chosen = []
     if exact:
@@ -161,18 +161,27 @@ def _write_forests(
         sources = [emitter.write(source) for source in f.sources]
         x = sources[0] if len(sources) == 1 else emitter.graph.op("Concat", *sources, axis=1)
         merged = emit_forest.merge([(node.trees, f.feature, f.threshold, node.bias)])
-        chosen.append(_write_forest(emitter, x, merged, [node], engine, exact=False))
+        known = f.exact and _known(f)
+        chosen.append(_write_forest(emitter, x, merged, [node], engine, exact=known))
     return chosen
+
+
+def _known(folding: _Folding) -> bool:
+    """Whether all that is asked is exact."""
+    asked = np.unique(folding.feature[folding.feature >= 0])
+    owner = [(source, column) for source in folding.sources for column in range(source.width)]
+    return all(thresholds.exact(*owner[int(one)]) for one in asked)
 
 
 @dataclass(frozen=True)
 class _Folding:
     """Where a forest's decisions are taken: on the columns of `sources`, side by side. Thresholds are float32; both
-    arrays are as long as the forest's nodes."""
+    arrays are as long as the forest's nodes. exact: for every float32 value of the sources."""
 
     feature: Array
     threshold: Array
     sources: tuple[ir.Node, ...]
+    exact: bool
 
 
 def _fold(node: ir.Forest, embedding: ir.Embedding) -> _Folding:
@@ -192,7 +201,8 @@ def _fold(node: ir.Forest, embedding: ir.Embedding) -> _Folding:
     rest = np.setdiff1d(inner, direct)
     rounded = thresholds.nearest if node.double else thresholds.round_down
     threshold[rest] = rounded(trees.threshold[rest])
-    return _Folding(feature, threshold, sources)
+    exact = all(route is None or route.exact for route in routes.values())
+    return _Folding(feature, threshold, sources, exact)
 
 
 def _write_forest(

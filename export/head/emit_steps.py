@@ -52,8 +52,13 @@ def limits(x: ir.Node, column: Array, edge: Array) -> tuple[tuple[ir.Node, ...],
     limit = np.empty(len(edge), np.float32)
     direct = np.flatnonzero([route is not None for route in routes])
     if direct.size:
-        known = [route for route in routes if route is not None]
-        limit[direct] = thresholds.fold(known, below[direct], double=True)
-    rest = np.setdiff1d(np.arange(len(edge)), direct)
-    limit[rest] = np.nextafter(thresholds.nearest(edge[rest]), np.float32(-np.inf))
+        found = [route for route in routes if route is not None]
+        limit[direct] = thresholds.fold(found, below[direct], double=True)
+    known = {int(one): thresholds.exact(x, int(one)) for one in np.unique(column)}
+    for position in np.setdiff1d(np.arange(len(edge)), direct):
+        one = slice(position, position + 1)
+        if known[int(column[position])]:
+            limit[one] = thresholds.round_down(below[one])
+        else:
+            limit[one] = np.nextafter(thresholds.nearest(edge[one]), np.float32(-np.inf))
     return sources, place, limit

@@ -22,7 +22,7 @@ def _raw(boosting: Any, x: Node, path: str) -> Node:
         order = np.r_[np.flatnonzero(categorical), np.flatnonzero(~np.asarray(categorical))]
         x = select(x, order)
         categories = [column(one) for one in boosting._preprocessor.named_transformers_["encoder"].categories_]
-        if any(thresholds.route(x, feature) is None for feature in range(len(categories))):
+        if not _known(x, len(categories)):
             refuse(
                 boosting,
                 path,
@@ -40,6 +40,11 @@ def _raw(boosting: Any, x: Node, path: str) -> Node:
     if sets:
         x = concat(x, _members(x, categories, sets))
     return Forest(1, x, join(parts), float(np.ravel(boosting._baseline_prediction)[0]), double=True)
+
+
+def _known(x: Node, count: int) -> bool:
+    """Whether the first columns are scikit-learn's very numbers, or follow from one column of the embedding each."""
+    return all(thresholds.exact(x, one) or thresholds.route(x, one) is not None for one in range(count))
 
 
 def _tree(predictor: Any, counts: list[int], known: Any, first: int) -> tuple[Trees, list[tuple[int, Array]]]:

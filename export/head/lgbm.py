@@ -1,7 +1,8 @@
 """LightGBM's classifier, read from the model that its booster dumps.
 
 LightGBM compares float64: x ≤ threshold goes left. p = σ(s · raw), with s its parameter `sigmoid`, and raw the sum of
-the leaves; a random forest (boosting_type="rf") has their mean in p and, unlike it, their sum as raw score. An embedding has no missing values.
+the leaves; a random forest (boosting_type="rf") has their mean in p and their sum as raw score. An embedding has no
+missing values.
 """
 
 from __future__ import annotations

@@ -14,7 +14,20 @@ import numpy as np
 
 from mpmmu_rt.spec import Array
 
-from .ir import Concat, Curve, Elementwise, Embedding, Node, Select, Share, YeoJohnson, walk
+from .ir import (
+    Concat,
+    Count,
+    Curve,
+    Elementwise,
+    Embedding,
+    Node,
+    Product,
+    Select,
+    Share,
+    Within,
+    YeoJohnson,
+    walk,
+)
 
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 _CELLS = 2**20  # of the matrix in which thresholds are searched at a time, a row for each of one column: bounds memory
@@ -31,6 +44,11 @@ class Route:
     source: Node
     column: int
     maps: tuple[tuple[Map | Share, int], ...]
+
+    @property
+    def exact(self) -> bool:
+        """Whether every float32 value takes its side: curves and powers may fall by a rounding where they rise."""
+        return not any(isinstance(node, Curve | YeoJohnson) for node, _ in self.maps)
 
 
 def route(node: Node, feature: int) -> Route | None:
@@ -60,6 +78,29 @@ def route(node: Node, feature: int) -> Route | None:
         else:
             return None
     return None if widened else Route(node, feature, tuple(reversed(maps)))
+
+
+def exact(node: Node, feature: int) -> bool:
+    """Whether the graph has scikit-learn's very values of a column: of the embedding, and steps decided on it."""
+    match node:
+        case Embedding():
+            return True
+        case Select():
+            return exact(node.x, int(node.index[feature]))
+        case Concat():
+            for part in node.parts:
+                if feature < part.width:
+                    return exact(part, feature)
+                feature -= part.width
+        case Count():
+            return all(exact(node.x, block * node.width + feature) for block in range(node.groups))
+        case Within():
+            asked = int(node.column[feature])
+            return exact(node.x, asked) or route(node.x, asked) is not None
+        case Product() if isinstance(node.x, Within):  # whether one of some steps was taken
+            terms = np.flatnonzero(node.weight[:, feature])
+            return all(exact(node.x, int(one)) for one in terms)
+    return False
 
 
 def round_down(threshold: Array) -> Array:
