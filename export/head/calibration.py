@@ -9,11 +9,10 @@ import numpy as np
 from mpmmu_rt.spec import Array
 
 from . import temperature
-from .families import PROBABILITIES, column, refuse, respond
+from .families import PROBABILITIES, PROMISE, column, refuse, respond
 from .ir import Clip, Interpolate, Node, mean, sigmoid
 from .precise import halves
 
-PROMISE = 1e-5  # in probability, see the package
 _ROUNDED = 2.0**-22  # of the largest decision, a few of float32's units: what sums of some hundred terms are off by
 
 

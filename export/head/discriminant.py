@@ -10,7 +10,18 @@ import numpy as np
 
 from mpmmu_rt.spec import Array
 
-from .families import DECISIONS, LABELS, PROBABILITIES, TRANSFORMERS, Translate, column, dense, refuse, require_finite
+from .families import (
+    DECISIONS,
+    LABELS,
+    PROBABILITIES,
+    TRANSFORMERS,
+    Translate,
+    column,
+    dense,
+    refuse,
+    require_finite,
+    single,
+)
 from .ir import Above, Elementwise, Node, Product, Square, concat
 
 
@@ -20,7 +31,9 @@ def _linear(activation: str) -> Translate:
         require_finite(analysis, path, weight, bias)
         # Around the mean, which keeps the digits of an embedding far from zero.
         centre = column(np.asarray(analysis.priors_, np.float64) @ dense(analysis.means_))
-        return Product(1, x, weight, bias + centre @ weight, activation, centre)
+        size = float(np.abs(centre) @ np.abs(weight[:, 0]) + np.abs(bias[0]))
+        note = single(analysis.coef_, size, path)
+        return Product(1, x, weight, bias + centre @ weight, activation, centre, note)
 
     return translate
 
@@ -66,10 +79,16 @@ def _naive(bayes: Any, x: Node, path: str) -> tuple[Node, Array, Array]:
     return concat(Square(x.width, t), t), np.concatenate([square, slope])[:, None], np.array([rest])
 
 
+def _naive_note(bayes: Any, path: str) -> str:
+    """Of the log likelihoods of its own means, and one deviation from them."""
+    return single(bayes.theta_, float(np.abs(0.5 * (np.log(2 * np.pi * dense(bayes.var_)) + 1)).sum()), path)
+
+
 def _product(parts: Callable[[Any, Node, str], tuple[Node, Array, Array]], activation: str) -> Translate:
     def translate(classifier: Any, x: Node, path: str) -> Node:
         terms, weight, rest = parts(classifier, x, path)
-        return Product(1, terms, weight, rest, activation)
+        note = _naive_note(classifier, path) if parts is _naive else ""
+        return Product(1, terms, weight, rest, activation, note=note)
 
     return translate
 

@@ -43,7 +43,8 @@ def asked(graph: Graph, name: NameOf, x: ir.Node, column: Array, edge: Array) ->
 def limits(x: ir.Node, column: Array, edge: Array) -> tuple[tuple[ir.Node, ...], Array, Array]:
     """Where to ask whether x[column] ≥ edge: sources, columns int64 [K] of them side by side, and float32 limits [K]
     that are to be exceeded. On a computed column the float32 next to the edge is in."""
-    routes = [thresholds.route(x, int(one)) for one in column]
+    of_column = {int(one): thresholds.route(x, int(one)) for one in np.unique(column)}
+    routes = [of_column[int(one)] for one in column]
     origin = [(x, int(one)) if r is None else (r.source, r.column) for r, one in zip(routes, column, strict=True)]
     sources = tuple(dict.fromkeys(source for source, _ in origin))
     starts = dict(zip(sources, np.cumsum([0, *(source.width for source in sources)])[:-1], strict=True))

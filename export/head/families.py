@@ -27,6 +27,8 @@ LABELS: dict[str, Translate] = {}  # predict, of those that neither rule of `lab
 HOLDERS: dict[str, Callable[[Any, str], tuple[Any, str]]] = {}
 _PACKAGES = ("sklearn", "xgboost", "lightgbm")
 
+PROMISE = 1e-5  # in probability: what float32 arithmetic may be off by, see the package
+
 # Above a half by more than float32 sums of votes err: a tie is class 0 in scikit-learn.
 _TIE = 0.5 + 2.0**-20
 
@@ -145,6 +147,18 @@ def require_finite(estimator: Any, path: str, *arrays: Array) -> None:
             "with fitted numbers that are infinite or NaN, expected finite ones",
             hint="fit it again: scale the features, and give every class a prior above 0",
         )
+
+
+def single(fitted: Any, size: float, path: str) -> str:
+    """A note, if scikit-learn adds terms of this size in float32, as it does for what was fitted on float32: then its
+    own answer is off by more than this package's, and the two may differ by that."""
+    own = size * 2.0**-24 / 4  # σ's slope
+    if np.asarray(fitted).dtype != np.float32 or own <= PROMISE:
+        return ""
+    return (
+        f"{path}: fitted on float32, so that scikit-learn's own probability may be off by {own:.1g}, and differ from "
+        "the exported one by as much; fit it on float64, or behind a StandardScaler"
+    )
 
 
 def dense(values: Any) -> Array:

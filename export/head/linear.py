@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import sklearn
 
-from .families import DECISIONS, PROBABILITIES, column, refuse
+from .families import DECISIONS, PROBABILITIES, column, refuse, single
 from .ir import Clip, Node, Product
 
 
@@ -26,17 +26,20 @@ def _logistic(classifier: Any, x: Node, path: str) -> Node:
             f"installed {sklearn.__version__}, expected one that was fitted with the installed version",
             hint="fit it again, or export it with the scikit-learn that it was fitted with",
         )
-    return _scaled(classifier, x, 2.0 if multinomial else 1.0)
+    return _scaled(classifier, x, 2.0 if multinomial else 1.0, path)
 
 
-def _scaled(classifier: Any, x: Node, factor: float) -> Node:
+def _scaled(classifier: Any, x: Node, factor: float, path: str) -> Node:
     weight = column(classifier.coef_)[:, None] * factor
-    return Product(1, x, weight, column(classifier.intercept_) * factor * np.ones(1), "logistic")
+    bias = column(classifier.intercept_) * factor * np.ones(1)
+    # Where features lie far from zero, a large intercept takes their sum back.
+    note = single(classifier.coef_, float(np.abs(bias).max()), path)
+    return Product(1, x, weight, bias, "logistic", note=note)
 
 
 def _stochastic(classifier: Any, x: Node, path: str) -> Node:
     if classifier.loss == "log_loss":
-        return _scaled(classifier, x, 1.0)
+        return _scaled(classifier, x, 1.0, path)
     if classifier.loss != "modified_huber":
         refuse(
             classifier,

@@ -96,7 +96,8 @@ def exact(node: Node, feature: int) -> bool:
             return all(exact(node.x, block * node.width + feature) for block in range(node.groups))
         case Within():
             asked = int(node.column[feature])
-            return exact(node.x, asked) or route(node.x, asked) is not None
+            found = route(node.x, asked)
+            return exact(node.x, asked) if found is None else found.exact
         case Product() if isinstance(node.x, Within):  # whether one of some steps was taken
             terms = np.flatnonzero(node.weight[:, feature])
             return all(exact(node.x, int(one)) for one in terms)
