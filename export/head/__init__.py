@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -38,6 +38,7 @@ from . import (
     lgbm,
     linear,
     mlp,
+    neighbours,
     power,
     preprocessing,
     quantile,
@@ -56,7 +57,7 @@ REPORT_KEY = "mpmmu.head"
 # A family is a module that registers its estimators in `families`; a new one is named here.
 _FAMILIES = (
     *(adaboost, bins, calibration, decision_threshold, discriminant, forest, histogram, holders, lgbm, linear, mlp),
-    *(power, preprocessing, quantile, selection, stacking, svm, xgb),
+    *(neighbours, power, preprocessing, quantile, selection, stacking, svm, xgb),
 )
 
 
@@ -85,7 +86,7 @@ def lower(
         clipped = ir.Clip(1, probability, 0.0, 1.0)
         base = tuple(clipped if node is probability else node for node in base)
         probability = clipped
-    graph = Graph()
+    graph = Graph(portable=engine == "portable")
     emitter = Emitter(graph, products)
     emitter.names[id(embedding)] = "embedding"
     strategies = _write_forests(emitter, [probability, *base], embedding, engine)
@@ -208,6 +209,8 @@ def _fold(node: ir.Forest, embedding: ir.Embedding) -> _Folding:
 def _write_forest(
     emitter: Emitter, x: str, merged: emit_forest.Folded, nodes: list[ir.Forest], engine: HeadEngine, *, exact: bool
 ) -> dict[str, Any]:
+    if emitter.graph.portable:
+        merged = replace(merged, threshold=thresholds.normal(merged.threshold))
     strategy = emit_forest.choose(merged, engine)
     if strategy == "product" and emitter.products != "gemm":
         strategy = "traversal"  # the other's products are of stacks of matrices

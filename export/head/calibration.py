@@ -24,8 +24,7 @@ def _probability(calibrated: Any, x: Node, path: str) -> Node:
         method = "decision_function" if hasattr(learner, "decision_function") else "predict_proba"
         raw = respond(learner, x, f"{path}.calibrated_classifiers_[{number}]", method)
         if type(calibrator).__name__ == "_TemperatureScaling":
-            single = type(learner).__module__.startswith("xgboost.")
-            parts.append(temperature.scaled(calibrator, raw, method, path, single=single))
+            parts.append(temperature.scaled(calibrator, raw, learner, method, path))
         else:
             parts.append(_calibrate(calibrator, raw, path))
     return parts[0] if len(parts) == 1 else mean(tuple(parts), low=0.0, high=1.0)

@@ -32,7 +32,7 @@ def count(graph: Graph, x: str, node: ir.Count) -> str:
 
 def asked(graph: Graph, name: NameOf, x: ir.Node, column: Array, edge: Array) -> tuple[str, Array]:
     """A tensor [N, K] of which each value is > its float32 limit [K] where scikit-learn finds x[column] ≥ edge."""
-    sources, place, limit = limits(x, column, edge)
+    sources, place, limit = limits(graph, x, column, edge)
     names = [name(source) for source in sources]
     whole = names[0] if len(names) == 1 else graph.op("Concat", *names, axis=1)
     if sources[0].width == len(place) and len(sources) == 1 and (place == np.arange(len(place))).all():
@@ -40,7 +40,7 @@ def asked(graph: Graph, name: NameOf, x: ir.Node, column: Array, edge: Array) ->
     return graph.op("Gather", whole, graph.constant(place), axis=1), limit
 
 
-def limits(x: ir.Node, column: Array, edge: Array) -> tuple[tuple[ir.Node, ...], Array, Array]:
+def limits(graph: Graph, x: ir.Node, column: Array, edge: Array) -> tuple[tuple[ir.Node, ...], Array, Array]:
     """Where to ask whether x[column] ≥ edge: sources, columns int64 [K] of them side by side, and float32 limits [K]
     that are to be exceeded. On a computed column the float32 next to the edge is in."""
     of_column = {int(one): thresholds.route(x, int(one)) for one in np.unique(column)}
@@ -61,5 +61,6 @@ def limits(x: ir.Node, column: Array, edge: Array) -> tuple[tuple[ir.Node, ...],
         if known[int(column[position])]:
             limit[one] = thresholds.round_down(below[one])
         else:
-            limit[one] = np.nextafter(thresholds.nearest(edge[one]), np.float32(-np.inf))
-    return sources, place, limit
+            with np.errstate(over="ignore"):  # nothing is below the lowest float32
+                limit[one] = np.nextafter(thresholds.nearest(edge[one]), np.float32(-np.inf))
+    return sources, place, thresholds.normal(limit) if graph.portable else limit

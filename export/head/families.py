@@ -25,6 +25,7 @@ DECISIONS: dict[str, Translate] = {}  # decision_function, [N, 1]
 LABELS: dict[str, Translate] = {}  # predict, of those that neither rule of `label` fits
 # What holds another estimator and answers as it does, to that one and its path; unless a table above knows better.
 HOLDERS: dict[str, Callable[[Any, str], tuple[Any, str]]] = {}
+REFUSED: set[str] = set()  # those in `PROBABILITIES` that only say why not
 _PACKAGES = ("sklearn", "xgboost", "lightgbm")
 
 PROMISE = 1e-5  # in probability: what float32 arithmetic may be off by, see the package
@@ -111,7 +112,8 @@ def require(table: dict[str, Translate], estimator: Any, x: Node, path: str, rol
 
 
 def _supported() -> str:
-    return "supported: " + ", ".join(sorted({*PROBABILITIES, *DECISIONS, *TRANSFORMERS, *HOLDERS}))
+    known = {*PROBABILITIES, *DECISIONS, *TRANSFORMERS, *HOLDERS} - REFUSED
+    return "supported: " + ", ".join(sorted(known))
 
 
 def _require_fitted(estimator: Any, path: str, role: str) -> None:

@@ -36,45 +36,39 @@ def _pieces(quantiles: Array, references: Array, normal: bool) -> Array:
     """Rows (edge, start, slope, base, 1 - base) of one column.
 
     scikit-learn interpolates from both sides and takes the mean, so that a value that fills several quantiles is in
-    the middle of them, alone; the ends are 0 and 1 at once, for the normal distribution from 1e-7 before them on.
+    the middle of them, alone. Beyond the quantiles, and of a uniform distribution at the outermost, it is 0 or 1.
     """
     values, first = np.unique(quantiles, return_index=True)
     last = np.r_[first[1:], len(quantiles)] - 1
+    middle = (references[first] + references[last]) / 2
+    if not normal:
+        middle[-1], middle[0] = 1, 0  # of a single value: 0
     rows = [(-np.inf, 0.0, 0.0, 0.0, 1.0)]
-    for j in range(len(values) - 1):
-        low, high = values[j], values[j + 1]
-        at, to = references[last[j]], references[first[j + 1]]
-        if j and first[j] < last[j]:
-            middle = (references[first[j]] + references[last[j]]) / 2
-            rows.append((low, low, 0.0, middle, 1 - middle))
-        slope = (to - at) / (high - low)
-        begin = np.nextafter(low, np.inf) if not j or first[j] < last[j] else low
-        rows.append((begin, low, slope, at, 1 - at))
-        half = low + (high - low) / 2
-        if j == len(values) - 2 and begin < half < high:  # counted from its end, where 1 - p is small
-            rows.append((half, high, slope, to, 1 - to))
-    if len(values) > 1:
-        rows.append((values[-1], values[-1], 0.0, 1.0, 0.0))
-    else:
-        rows.append((np.nextafter(values[0], np.inf), values[0], 0.0, 1.0, 0.0))
-    found = np.array(rows)
-    if normal:
-        found = _ends(found, values)
-    return found
+    for j, value in enumerate(values):
+        alone = first[j] < last[j] or middle[j] != references[first[j]]
+        if alone or j == len(values) - 1:
+            rows.append((value, value, 0.0, middle[j], 1 - middle[j]))
+        begin = np.nextafter(value, np.inf) if alone else value
+        if j == len(values) - 1:
+            rows.append((np.nextafter(value, np.inf), value, 0.0, 1.0, 0.0))
+            break
+        at, to, end = references[last[j]], references[first[j + 1]], values[j + 1]
+        slope = (to - at) / (end - value)
+        rows.append((begin, value, slope, at, 1 - at))
+        half = value + (end - value) / 2
+        if j == len(values) - 2 and begin < half < end:  # counted from its end, where 1 - p is small
+            rows.append((half, end, slope, to, 1 - to))
+    return _ends(np.array(rows), values) if normal else np.array(rows)
 
 
 def _ends(rows: Array, values: Array) -> Array:
-    """The first and the last piece moved inwards: x - 1e-7 < lowest is 0, else x + 1e-7 > highest is 1, computed in
-    the embedding's float32."""
+    """Of a normal distribution, x - 1e-7 < lowest is 0, else x + 1e-7 > highest is 1, in the embedding's float32."""
     low = _first(lambda x: ~(x - np.float32(_BOUND) < values[0]), values[0])
     high = max(low, _first(lambda x: x + np.float32(_BOUND) > values[-1], values[-1]))
-    inner = rows[1:-1][rows[1:-1, 0] < high]
-    keep = np.r_[inner[1:, 0] > low, True] if len(inner) else np.zeros(0, bool)
-    inner = inner[keep]
-    if len(inner):
-        inner[0, 0] = max(inner[0, 0], low)
-    top = np.array([[high, high, 0.0, 1.0, 0.0]])
-    return np.concatenate([rows[:1], inner[inner[:, 0] < high] if low < high else inner[:0], top])
+    inner = rows[1:]
+    inner = inner[np.r_[inner[1:, 0] > low, True] & (inner[:, 0] < high)]
+    inner[:1, 0] = np.maximum(inner[:1, 0], low)
+    return np.concatenate([rows[:1], inner if low < high else inner[:0], [[high, high, 0.0, 1.0, 0.0]]])
 
 
 def _first(holds: Any, near: float) -> float:

@@ -6,6 +6,7 @@ that near 0 and 1 the digits of the smaller side count: both sides are computed,
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -18,23 +19,33 @@ _EPSILON = 1e-12  # scikit-learn's, in `_convert_to_logits`
 _BLUNT = 0.75  # p^β of a side that is known to 6e-8 only: at a smaller β that is 1e-5
 
 
-def scaled(calibrator: Any, raw: Node, method: str, path: str, *, single: bool = False) -> Node:
-    """The calibrated probability of what `method` said, [N, 1]. single: the learner itself says it in float32."""
+def scaled(calibrator: Any, raw: Node, learner: Any, method: str, path: str) -> Node:
+    """The calibrated probability of what `method` of `learner` said, [N, 1]."""
     beta = float(calibrator.beta_)
     if method == "decision_function":
         return sigmoid(raw, 2 * beta, 0.0)
-    sides = None if single else _sides(raw)
+    sides = None if _single(learner) else _sides(raw)
     if sides is None:
         if beta < _BLUNT:
             refuse(
                 calibrator,
                 path,
-                f"of an inverse temperature of {beta:.2g} on probabilities that float32 holds as 1 minus the other, "
+                f"of an inverse temperature of {beta:.2g} on probabilities in float32, of which 1 - p has few digits, "
                 f"expected at least {_BLUNT}",
-                hint="method='sigmoid', or a learner with decision_function",
+                hint="method='sigmoid', or fit the learner on float64",
             )
         sides = raw, Product(1, raw, -np.ones((1, 1)), np.ones(1))
     return sigmoid(Logit(1, *sides, _EPSILON), beta, 0.0)
+
+
+def _single(learner: Any) -> bool:
+    """Whether a learner itself answers in float32, as those do that were fitted on it; or one of those in it."""
+    if type(learner).__name__ in ("VotingClassifier", "BaggingClassifier"):
+        return any(_single(one) for one in learner.estimators_)
+    asked = np.zeros((1, learner.n_features_in_), np.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of names that the zeros don't have
+        return bool(learner.predict_proba(asked).dtype == np.float32)
 
 
 def _sides(node: Node) -> tuple[Node, Node] | None:

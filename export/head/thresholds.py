@@ -119,6 +119,14 @@ def nearest(threshold: Array) -> Array:
     return np.clip(threshold, -_FLOAT32_MAX, _FLOAT32_MAX).astype(np.float32)
 
 
+def normal(threshold: Array) -> Array:
+    """float32 thresholds without subnormal numbers below zero, which OpenVINO takes for zero: then zero would be at
+    most the threshold. The same decision for every x that is no subnormal number below zero itself."""
+    smallest = np.finfo(np.float32).tiny
+    replaced: Array = np.where((threshold < 0) & (threshold > -smallest), -smallest, threshold).astype(np.float32)
+    return replaced
+
+
 def fold(routes: list[Route], threshold: Array, *, double: bool = False) -> Array:
     """θ float32 [M] on the raw columns for `threshold` float64 [M] on the features of `routes`.
 
@@ -162,7 +170,7 @@ def _bisect(routes: list[Route], row: Array, threshold: Array, double: bool) -> 
         for node, column in zip(maps, columns, strict=True):
             matrix = np.zeros((int(row.max()) + 1, node.width), values.dtype)
             matrix[row, column] = np.clip(values, -_FLOAT32_MAX, _FLOAT32_MAX)
-            with np.errstate(over="ignore"):
+            with np.errstate(over="ignore", invalid="ignore"):  # scikit-learn adds all up to look for NaN
                 values = node.exact(matrix)[row, column]
         with np.errstate(over="ignore"):
             compared = values if double else values.astype(np.float32)

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -163,7 +164,9 @@ def selectors(width: int) -> st.SearchStrategy[Any]:
         ),
         st.builds(SimpleImputer, strategy=st.sampled_from(["mean", "median", "constant"])),
         st.builds(SelectPercentile, percentile=st.integers(40, 90)) if width > 4 else st.just(VarianceThreshold()),
-        st.builds(lambda seed: RFE(ExtraTreesClassifier(4, random_state=seed), step=0.5), seed=seeds),
+        st.builds(lambda seed: RFE(ExtraTreesClassifier(4, random_state=seed), step=0.5), seed=seeds)
+        if width > 1
+        else st.just(VarianceThreshold()),
     )
 
 
@@ -172,7 +175,7 @@ def steps() -> st.SearchStrategy[Part]:
     bins = st.builds(
         KBinsDiscretizer,
         n_bins=st.integers(2, 5),
-        encode=st.sampled_from(["ordinal", "onehot", "onehot-dense"]),
+        encode=st.sampled_from(["ordinal", "onehot-dense"]),
         strategy=st.sampled_from(["uniform", "quantile"]),
         **({"quantile_method": st.just("averaged_inverted_cdf")} if _newer_bins() else {}),
     )
@@ -396,7 +399,13 @@ def boosted(draw: st.DrawFn, state: int) -> Part:
 def held(draw: st.DrawFn, width: int) -> Part:
     """What holds one estimator: searches, thresholds, elimination, temperature."""
     inner = draw(st.one_of(linear(), gaussian(width), trees()))
-    kinds = ["search", "fixed", "tuned", "eliminated", *(["temperature"] if TEMPERATURE else [])]
+    kinds = [
+        "search",
+        "fixed",
+        "tuned",
+        *(["eliminated"] if width > 1 else []),
+        *(["temperature"] if TEMPERATURE else []),
+    ]
     kind = draw(st.sampled_from(kinds))
     if kind == "eliminated" and not hasattr(inner.estimator, "feature_importances_"):
         tree = ExtraTreesClassifier(5, max_depth=3, random_state=draw(seeds))
@@ -856,6 +865,7 @@ def test_a_random_head(case: Case) -> None:
             "n_quantiles .* is greater than the total number",
             "X does not have valid feature names",  # of LightGBM, in a pipeline
             "Variables are collinear",
+            "divide by zero encountered in log",
         ):
             warnings.filterwarnings("ignore", message)
         rows = len(case.x) // 2
@@ -864,8 +874,10 @@ def test_a_random_head(case: Case) -> None:
         head = fit(case.head, given[:rows], case.y[:rows])
         try:
             whole, base = _translate(head, ir.Embedding(case.x.shape[1]), "head")
-        except UnsupportedEstimator as error:  # what hypothesis put before the categories
-            assert "whose categories are computed" in str(error)
+        except UnsupportedEstimator as error:
+            # A projection before the categories; naive Bayes of a subset of columns that are all constant.
+            if not re.search("whose categories are computed|infinite or NaN", str(error)):
+                raise
             return
         bounds = rounding([whole, *base], case.x)
         for engine in ENGINES:
