@@ -5,8 +5,10 @@
 Trees take the same leaf as scikit-learn for every float32 embedding, as long as a feature comes from one column of the
 embedding through scalers, selectors and compositions of these, or is a share of whole votes (of pure leaves). Behind a
 projection (PCA, Normalizer) or on other probabilities of other learners they are evaluated on float32 values that may
-differ from scikit-learn's in the last bits. All else is float32 arithmetic, within 1e-5 in probability. An embedding
-that holds NaN or infinity gives the probability NaN, which the Predictor refuses.
+differ from scikit-learn's in the last bits. All else is float32 arithmetic, within 1e-5 in probability, or the report's
+`notes` say where not. An embedding that holds NaN or infinity gives the probability NaN, which the Predictor refuses.
+
+A family of estimators is one module that registers itself in `families`, and its name in `_FAMILIES`.
 """
 
 from __future__ import annotations
