@@ -871,7 +871,12 @@ def test_a_random_head(case: Case) -> None:
         rows = len(case.x) // 2
         # Naive Bayes that was fitted on float32 adds in float32, and is further off than the graph.
         given = case.x.astype(np.float64 if "GaussianNB" in str(case.head) else np.float32)
-        head = fit(case.head, given[:rows], case.y[:rows])
+        try:
+            head = fit(case.head, given[:rows], case.y[:rows])
+        except ValueError as error:  # naive Bayes of constant columns is NaN, which a stack can't be fitted on
+            if "GaussianNB" not in str(case.head) or "contains NaN" not in str(error):
+                raise
+            return
         try:
             whole, base = _translate(head, ir.Embedding(case.x.shape[1]), "head")
         except UnsupportedEstimator as error:
