@@ -22,6 +22,7 @@ from sklearn.ensemble import (
 )
 from sklearn.feature_selection import SelectKBest
 from sklearn.linear_model import LogisticRegression
+from sklearn.naive_bayes import GaussianNB
 from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import FeatureUnion, make_pipeline
 from sklearn.preprocessing import MaxAbsScaler, StandardScaler
@@ -225,3 +226,16 @@ def test_steps_that_float32_cannot_tell_apart_are_noted() -> None:
     assert "method='sigmoid'" in note
     calibrator.X_thresholds_, calibrator.y_thresholds_ = np.array([-3.0, 3.0]), np.array([0.0, 1.0])
     assert report(lower(head, 12))["notes"] == []
+
+
+def test_what_scikit_learn_itself_adds_in_float32_is_noted() -> None:
+    """Naive Bayes that was fitted on float32 adds thousands of log densities in it, and is off by 1e-4 and more."""
+    rng = np.random.default_rng(0)
+    x = np.maximum(rng.normal(0.3, 1, (200, 4096)), 0).astype(np.float32)
+    y = (x[:, :40].sum(1) > 20).astype(int)
+    single, double = (GaussianNB(var_smoothing=1e-2).fit(x.astype(kind), y) for kind in (np.float32, np.float64))
+    (note,) = report(lower(single, 4096))["notes"]
+    assert note.startswith("head: fitted on float32")
+    model = lower(double, 4096)
+    assert report(model)["notes"] == []
+    np.testing.assert_allclose(on_onnxruntime(model, x), double.predict_proba(x)[:, 1], rtol=0, atol=2 * PROMISE)

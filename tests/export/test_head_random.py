@@ -477,8 +477,13 @@ def learner(draw: st.DrawFn, width: int, depth: int = 1) -> Part:
     return Part(vote, inner.stepped or other.stepped, "voting")
 
 
+def text(estimator: Any) -> str:
+    """The whole of it: str() leaves out the middle."""
+    return " ".join(estimator.__repr__(N_CHAR_MAX=10**6).split())
+
+
 def _has_trees(estimator: Any) -> bool:
-    return any(name in str(estimator) for name in ("Tree", "Forest", "Boost", "XGB", "LGBM"))
+    return any(name in text(estimator) for name in ("Tree", "Forest", "Boost", "XGB", "LGBM"))
 
 
 @st.composite
@@ -870,11 +875,11 @@ def test_a_random_head(case: Case) -> None:
             warnings.filterwarnings("ignore", message)
         rows = len(case.x) // 2
         # Naive Bayes that was fitted on float32 adds in float32, and is further off than the graph.
-        given = case.x.astype(np.float64 if "GaussianNB" in str(case.head) else np.float32)
+        given = case.x.astype(np.float64 if "GaussianNB" in text(case.head) else np.float32)
         try:
             head = fit(case.head, given[:rows], case.y[:rows])
         except ValueError as error:  # naive Bayes of constant columns is NaN, which a stack can't be fitted on
-            if "GaussianNB" not in str(case.head) or "contains NaN" not in str(error):
+            if "GaussianNB" not in text(case.head) or "contains NaN" not in str(error):
                 raise
             return
         try:
@@ -887,7 +892,7 @@ def test_a_random_head(case: Case) -> None:
         bounds = rounding([whole, *base], case.x)
         for engine in ENGINES:
             check(case, head, bounds, engine)
-    TALLY.heads.add(" ".join(str(case.head).split()))
+    TALLY.heads.add(text(case.head))
 
 
 if SEED is not None:
