@@ -10,12 +10,14 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import skops.io
 from lightgbm import LGBMClassifier, early_stopping
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.decomposition import PCA, IncrementalPCA, TruncatedSVD
@@ -65,6 +67,7 @@ from xgboost import XGBClassifier, XGBRFClassifier
 
 from mpmmu_rt.errors import UnsupportedEstimator
 from mpmmu_rt.export.head import HeadEngine, lower, report
+from mpmmu_rt.model.checkpoint import load_skops
 from mpmmu_rt.spec import Array
 
 pytestmark = [
@@ -437,6 +440,23 @@ def test_an_ensemble_of_votes_that_tie_to_the_last_digits() -> None:
         assert len(set(want)) == 2
         for form, run in ENGINES:
             np.testing.assert_array_equal(run(lower(stack, 2, form), x)[1][:, 0], want)
+
+
+@pytest.mark.filterwarnings("ignore:Features .* are constant:UserWarning")
+@pytest.mark.filterwarnings("ignore:invalid value encountered in divide:RuntimeWarning")
+@pytest.mark.filterwarnings("ignore:Feature 3 is constant and will be replaced:UserWarning")
+@pytest.mark.parametrize(
+    "kind",
+    ["grid search", "halving", "tuned in a search", "ada", "qda", "naive bayes", "sgd", "percentile", "bins, dense"],
+)
+def test_a_checkpoint_can_hold_it_without_a_pickle(kind: str, tmp_path: Path) -> None:
+    one = {**CLASSIFIERS, **TRANSFORMERS}[kind]()
+    head = (one if kind in CLASSIFIERS else make_pipeline(one, LogisticRegression())).fit(FIT, FIT_LABEL)
+    skops.io.dump(head, tmp_path / "head.skops")
+    read = load_skops(tmp_path / "head.skops")
+    np.testing.assert_array_equal(
+        on_onnxruntime(lower(read, WIDTH), NEW)[0], on_onnxruntime(lower(head, WIDTH), NEW)[0]
+    )
 
 
 @pytest.mark.filterwarnings("ignore:Feature 3 is constant and will be replaced:UserWarning")
