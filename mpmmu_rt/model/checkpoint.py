@@ -33,8 +33,8 @@ MAX_HEAD_BYTES = 4 * 2**30
 PICKLED_HEADS = ("head.joblib", "head.pkl")
 _HINT = "use a folder that `mpmmu-rt train` wrote"
 
-# What skops asks to be trusted for the heads that we can export; plain data holders of scikit-learn, and functions of its
-# own that compute a score.
+# What skops asks to be trusted for the heads that we can export; plain data holders of scikit-learn, and functions of
+# its own that compute a score.
 TRUSTED_TYPES = frozenset(
     {
         "numpy.dtype",
