@@ -62,7 +62,7 @@ def export_bundle(
     ultrasound: nn.Module,
     head: Any,
     preprocessing: Preprocessing,
-    threshold: float = 0.5,
+    threshold: float | None = None,
     name: str = "custom",
     card: Mapping[str, Any] | None = None,
     parity_cases: Data | None = None,
@@ -74,15 +74,17 @@ def export_bundle(
 
     mammography, ultrasound: modules that map pixels uint8 [N, 1, S, S] to an embedding float32 [N, D]; S is
     `preprocessing.size`. head: a binary classifier (classes 0 and 1) fitted on the two embeddings, concatenated in
-    that order. parity_cases: images to prove parity on; phantoms if None. wanted: the targets beyond
-    onnxruntime:fp32; all that work here without calibration if None.
+    that order. threshold: a probability at or above it is called malignant; None: the head's own, if it is a
+    FixedThresholdClassifier or TunedThresholdClassifierCV, else 0.5. parity_cases: images to prove parity on; phantoms
+    if None. wanted: the targets beyond onnxruntime:fp32; all that work here without calibration if None.
 
     Raises `ExportError` or `UnsupportedEstimator` for what can't be converted, `ParityError` if the result differs
     from the original, `OutputError` if `output` can't be written. In every case nothing is left behind.
     """
     modules: dict[Modality, nn.Module] = {"mammography": mammography, "ultrasound": ultrasound}
     described: dict[str, Any] = {modality: type(module).__name__ for modality, module in modules.items()}
-    model = Model(modules, head, preprocessing, threshold, name, True, described, card or {})
+    decided = _threshold(head, threshold, "pass no threshold")
+    model = Model(modules, head, preprocessing, decided, name, True, described, card or {})
     return _export(model, output, parity_cases, wanted or Wanted(), overwrite, progress)
 
 
@@ -139,12 +141,26 @@ def model_of(checkpoint: Checkpoint, name: str, *, trained: bool) -> Model:
         dict(checkpoint.encoders),
         checkpoint.head,
         config.preprocessing,
-        checkpoint.threshold,
+        _threshold(checkpoint.head, checkpoint.threshold, "write the checkpoint with the head's threshold"),
         name,
         trained,
         config.to_json(),
         checkpoint.card,
     )
+
+
+def _threshold(classifier: Any, given: float | None, way_out: str) -> float:
+    """The operating threshold: what was given, the head's own, or 0.5. Two that differ are refused: a case between
+    them would be benign to one and malignant to the other."""
+    own = head.operating_threshold(classifier)
+    if own is None:
+        return 0.5 if given is None else given
+    if given is not None and np.float32(given) != np.float32(own):
+        raise ExportError(
+            f"the operating threshold is {given}, and the head decides at {own:.9g}, expected one",
+            hint=f"{way_out}, or export the estimator that the head holds",
+        )
+    return own
 
 
 def _export(

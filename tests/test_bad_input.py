@@ -19,11 +19,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+import skops.io
 from PIL import Image
+from sklearn.ensemble import VotingClassifier
+from sklearn.linear_model import LogisticRegression, SGDClassifier
+from sklearn.model_selection import FixedThresholdClassifier
+from sklearn.naive_bayes import GaussianNB
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import PowerTransformer
 from typer.testing import CliRunner
 
 from mpmmu_rt import bundle as bundles
 from mpmmu_rt.cli import app
+from mpmmu_rt.files import sha256_file
+from mpmmu_rt.model.checkpoint import load_skops
 from mpmmu_rt.spec import Array
 
 TABLE = Path(__file__).with_name("bad_input.md")
@@ -333,6 +342,39 @@ def pickled_head(place: Place) -> None:
     (place.checkpoint / "head.skops").rename(place.checkpoint / "head.pkl")
 
 
+def head(change: Callable[[Any, Any, Any], Any], **config: object) -> Maker:
+    """Another head in the checkpoint, fitted on embeddings of its width: scikit-learn may do more than a bundle."""
+
+    def make(place: Place) -> None:
+        width = load_skops(place.checkpoint / "head.skops").n_features_in_
+        x = np.random.default_rng(0).normal(size=(40, width)).astype(np.float32)
+        path = place.checkpoint / "head.skops"
+        skops.io.dump(change(x, (x[:, 0] > 0).astype(int), width), path)
+        files = json.loads((place.checkpoint / "config.json").read_text())["files"]
+        place.config(files=files | {"head.skops": sha256_file(path)}, **config)
+
+    return make
+
+
+def multinomial(x: Any, y: Any, _: int) -> Any:
+    old = LogisticRegression().fit(x, y)
+    old.multi_class = "multinomial"
+    return old
+
+
+def weights_of_fewer(x: Any, y: Any, _: int) -> Any:
+    voters = [("a", LogisticRegression()), ("b", GaussianNB())]
+    return VotingClassifier(voters, voting="soft", weights=[1, 2]).fit(x, y).set_params(a="drop")
+
+
+def box_cox(x: Any, y: Any, _: int) -> Any:
+    return make_pipeline(PowerTransformer(method="box-cox"), LogisticRegression()).fit(np.abs(x) + 1, y)
+
+
+def thresholded(**options: Any) -> Callable[[Any, Any, Any], Any]:
+    return lambda x, y, _: FixedThresholdClassifier(LogisticRegression(), **options).fit(x, y)
+
+
 def bad_preprocessing(place: Place) -> None:
     model = json.loads((place.checkpoint / "config.json").read_text())["model"]
     place.config(model=model | {"preprocessing": {"size": 0, "fit": "pad"}})
@@ -506,6 +548,31 @@ CASES: dict[str, tuple[Maker, str, int]] = {
     "checkpoint: weights missing": (lambda p: (p.checkpoint / "mammography.safetensors").unlink(), EXPORT, 1),
     "checkpoint: no head": (lambda p: (p.checkpoint / "head.skops").unlink(), EXPORT, 1),
     "checkpoint: a pickled head": (pickled_head, EXPORT, 1),
+    "head: a threshold other than the checkpoint's": (head(thresholded(threshold=0.3)), EXPORT, 1),
+    "head: a threshold on its decision": (
+        head(thresholded(threshold=0.3, response_method="decision_function")),
+        EXPORT,
+        1,
+    ),
+    "head: a threshold for class 0": (head(thresholded(threshold=0.3, pos_label=0)), EXPORT, 1),
+    "head: a threshold of 1.5": (head(thresholded(threshold=1.5)), EXPORT, 1),
+    "head: multinomial of an older scikit-learn": (head(multinomial), EXPORT, 1),
+    "head: a weighted learner dropped after the fit": (head(weights_of_fewer), EXPORT, 1),
+    "head: hard votes": (
+        head(lambda x, y, _: VotingClassifier([("a", LogisticRegression())]).fit(x, y)),
+        EXPORT,
+        1,
+    ),
+    "head: stochastic gradients of a hinge": (head(lambda x, y, _: SGDClassifier().fit(x, y)), EXPORT, 1),
+    "head: powers of positive numbers only": (
+        head(
+            lambda x, y, _: make_pipeline(PowerTransformer(method="box-cox"), LogisticRegression()).fit(
+                np.abs(x) + 1, y
+            )
+        ),
+        EXPORT,
+        1,
+    ),
     "argument: target without precision": (nothing, RUN + " --target onnxruntime", 2),
     "argument: unknown engine": (nothing, RUN + " --target abacus:fp32", 1),
     "argument: precision that the engine lacks": (nothing, "verify {b} --target onnxruntime:fp16", 1),

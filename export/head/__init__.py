@@ -5,15 +5,17 @@
 Trees take the same leaf as scikit-learn for every float32 embedding, as long as a feature comes from one column of the
 embedding through scalers, selectors and compositions of these, or is a share of whole votes (of pure leaves). Behind a
 projection (PCA, Normalizer) or on other probabilities of other learners they are evaluated on float32 values that may
-differ from scikit-learn's in the last bits. All else is float32 arithmetic, within 1e-5 in probability. An embedding
-that holds NaN or infinity gives the probability NaN, which the Predictor refuses.
+differ from scikit-learn's in the last bits. All else is float32 arithmetic, within 1e-5 in probability, or the report's
+`notes` say where not. An embedding that holds NaN or infinity gives the probability NaN, which the Predictor refuses.
+
+A family of estimators is one module that registers itself in `families`, and its name in `_FAMILIES`.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -23,13 +25,42 @@ from mpmmu_rt.errors import UnsupportedEstimator
 from mpmmu_rt.export.graphs import ML_OPSET, OPSET, clean
 from mpmmu_rt.spec import Array
 
-from . import calibration, emit_forest, families, forest, ir, linear, mlp, preprocessing, stacking, svm, thresholds
+from . import (
+    adaboost,
+    bins,
+    calibration,
+    decision_threshold,
+    discriminant,
+    emit_forest,
+    families,
+    forest,
+    histogram,
+    holders,
+    ir,
+    lgbm,
+    linear,
+    mlp,
+    neighbours,
+    power,
+    preprocessing,
+    quantile,
+    selection,
+    stacking,
+    svm,
+    thresholds,
+    xgb,
+)
+from .decision_threshold import operating_threshold as operating_threshold
 from .emit import Emitter, Products
 from .graph import Graph
 
 HeadEngine = Literal["portable", "onnxruntime"]
 REPORT_KEY = "mpmmu.head"
-_FAMILIES = (calibration, forest, linear, mlp, preprocessing, stacking, svm)
+# A family is a module that registers its estimators in `families`; a new one is named here.
+_FAMILIES = (
+    *(adaboost, bins, calibration, decision_threshold, discriminant, forest, histogram, holders, lgbm, linear, mlp),
+    *(neighbours, power, preprocessing, quantile, selection, stacking, svm, xgb),
+)
 
 
 def lower(
@@ -57,7 +88,7 @@ def lower(
         clipped = ir.Clip(1, probability, 0.0, 1.0)
         base = tuple(clipped if node is probability else node for node in base)
         probability = clipped
-    graph = Graph()
+    graph = Graph(portable=engine == "portable")
     emitter = Emitter(graph, products)
     emitter.names[id(embedding)] = "embedding"
     strategies = _write_forests(emitter, [probability, *base], embedding, engine)
@@ -67,7 +98,7 @@ def lower(
     graph.op("Reshape", kept, graph.constant(np.array([-1])), output="probability")
     graph.op("Concat", *parts, axis=1, output="base_probability")
     model = clean(graph.model(n_features, len(parts), OPSET, ML_OPSET))
-    notes = [node.note for node in ir.walk(probability) if isinstance(node, ir.Product) and node.note]
+    notes = [note for node in ir.walk(probability) if (note := getattr(node, "note", ""))]
     entry = {"engine": engine, "products": products, "forests": strategies, "notes": notes}
     model.metadata_props.add(key=REPORT_KEY, value=json.dumps(entry))
     return model
@@ -100,7 +131,7 @@ def report(model: onnx.ModelProto) -> dict[str, Any]:
 
 def _translate(estimator: Any, x: ir.Node, path: str) -> tuple[ir.Node, tuple[ir.Node, ...]]:
     """The probability, and those of the learners below it."""
-    estimator = families.unwrap(estimator)
+    estimator, path = families.unwrap(estimator, path)
     families.require(families.PROBABILITIES, estimator, x, path, "classifier with predict_proba")
     kind = type(estimator).__name__
     if kind == "Pipeline":
@@ -123,7 +154,7 @@ def _write_forests(
     for node in ir.walk(*roots):
         if isinstance(node, ir.Forest):
             folding = _fold(node, embedding)
-            plain = all(isinstance(source, ir.Embedding) for source in folding.sources)
+            plain = all(isinstance(source, ir.Embedding) for source in folding.sources) and folding.exact
             (exact if plain else computed).append((node, folding))
     chosen = []
     if exact:
@@ -133,18 +164,27 @@ def _write_forests(
         sources = [emitter.write(source) for source in f.sources]
         x = sources[0] if len(sources) == 1 else emitter.graph.op("Concat", *sources, axis=1)
         merged = emit_forest.merge([(node.trees, f.feature, f.threshold, node.bias)])
-        chosen.append(_write_forest(emitter, x, merged, [node], engine, exact=False))
+        known = f.exact and _known(f)
+        chosen.append(_write_forest(emitter, x, merged, [node], engine, exact=known))
     return chosen
+
+
+def _known(folding: _Folding) -> bool:
+    """Whether all that is asked is exact."""
+    asked = np.unique(folding.feature[folding.feature >= 0])
+    owner = [(source, column) for source in folding.sources for column in range(source.width)]
+    return all(thresholds.exact(*owner[int(one)]) for one in asked)
 
 
 @dataclass(frozen=True)
 class _Folding:
     """Where a forest's decisions are taken: on the columns of `sources`, side by side. Thresholds are float32; both
-    arrays are as long as the forest's nodes."""
+    arrays are as long as the forest's nodes. exact: for every float32 value of the sources."""
 
     feature: Array
     threshold: Array
     sources: tuple[ir.Node, ...]
+    exact: bool
 
 
 def _fold(node: ir.Forest, embedding: ir.Embedding) -> _Folding:
@@ -164,12 +204,15 @@ def _fold(node: ir.Forest, embedding: ir.Embedding) -> _Folding:
     rest = np.setdiff1d(inner, direct)
     rounded = thresholds.nearest if node.double else thresholds.round_down
     threshold[rest] = rounded(trees.threshold[rest])
-    return _Folding(feature, threshold, sources)
+    exact = all(route is None or route.exact for route in routes.values())
+    return _Folding(feature, threshold, sources, exact)
 
 
 def _write_forest(
     emitter: Emitter, x: str, merged: emit_forest.Folded, nodes: list[ir.Forest], engine: HeadEngine, *, exact: bool
 ) -> dict[str, Any]:
+    if emitter.graph.portable:
+        merged = replace(merged, threshold=thresholds.normal(merged.threshold))
     strategy = emit_forest.choose(merged, engine)
     if strategy == "product" and emitter.products != "gemm":
         strategy = "traversal"  # the other's products are of stacks of matrices

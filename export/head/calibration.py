@@ -1,11 +1,19 @@
-"""CalibratedClassifierCV, sigmoid or isotonic."""
+"""CalibratedClassifierCV: sigmoid, isotonic, or by `temperature`."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from .families import PROBABILITIES, column, refuse, respond
+import numpy as np
+
+from mpmmu_rt.spec import Array
+
+from . import temperature
+from .families import PROBABILITIES, PROMISE, column, refuse, respond
 from .ir import Clip, Interpolate, Node, mean, sigmoid
+from .precise import halves
+
+_ROUNDED = 2.0**-22  # of the largest decision, a few of float32's units: what sums of some hundred terms are off by
 
 
 def _probability(calibrated: Any, x: Node, path: str) -> Node:
@@ -15,7 +23,10 @@ def _probability(calibrated: Any, x: Node, path: str) -> Node:
         learner = pair.estimator
         method = "decision_function" if hasattr(learner, "decision_function") else "predict_proba"
         raw = respond(learner, x, f"{path}.calibrated_classifiers_[{number}]", method)
-        parts.append(_calibrate(calibrator, raw, path))
+        if type(calibrator).__name__ == "_TemperatureScaling":
+            parts.append(temperature.scaled(calibrator, raw, learner, method, path))
+        else:
+            parts.append(_calibrate(calibrator, raw, path))
     return parts[0] if len(parts) == 1 else mean(tuple(parts), low=0.0, high=1.0)
 
 
@@ -28,9 +39,33 @@ def _calibrate(calibrator: Any, raw: Node, path: str) -> Node:
     if kind == "IsotonicRegression":
         if calibrator.out_of_bounds != "clip":
             refuse(calibrator, path, f"with out_of_bounds={calibrator.out_of_bounds!r}, expected clip")
-        steps = Interpolate(1, raw, column(calibrator.X_thresholds_), column(calibrator.y_thresholds_))
-        return Clip(1, steps, 0.0, 1.0)
-    refuse(calibrator, path, "as calibrator, expected sigmoid or isotonic")
+        return Clip(
+            1, _isotonic(raw, column(calibrator.X_thresholds_), column(calibrator.y_thresholds_), path), 0.0, 1.0
+        )
+    refuse(calibrator, path, "as calibrator, expected sigmoid, isotonic or temperature")
+
+
+def _isotonic(raw: Node, xs: Array, ys: Array, path: str) -> Interpolate:
+    """Of a sum of trees in twice float32's precision: its steps may be as steep as two values are close."""
+    parts = halves(raw)
+    if parts is not None:
+        high, low, count = parts
+        return Interpolate(1, high, xs * count, ys, low)
+    return Interpolate(1, raw, xs, ys, note=_steep(xs, ys, path))
+
+
+def _steep(xs: Array, ys: Array, path: str) -> str:
+    """A note, if rounding of a decision in float32 may move the probability by more than the head's promise."""
+    if len(xs) < 2:
+        return ""
+    unsure = _ROUNDED * np.abs(xs).max()
+    moved = float((np.diff(ys) * np.minimum(1, unsure / np.diff(xs))).max())
+    if moved <= PROMISE:
+        return ""
+    return (
+        f"{path}: isotonic calibration rises so steeply that rounding of its decision in float32 may move the "
+        f"probability by {moved:.1g} near a step; method='sigmoid' has no steps"
+    )
 
 
 def backwards(path: str) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 
 from mpmmu_rt.spec import Array
 
-from . import ir
+from . import emit_curves, emit_split, emit_steps, ir
 from .graph import Graph
 
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
@@ -60,18 +60,31 @@ class Emitter:
                 return self._normalise(node)
             case ir.Product():
                 return self._product(node)
+            case ir.Square():
+                return graph.op("Mul", self._of(node.x), self._of(node.x))
             case ir.Kernel():
                 return self._kernel(node)
             case ir.Interpolate():
                 return self._interpolate(node)
             case ir.Clip():
                 return self._clip(self._of(node.x), node.low, node.high)
+            case ir.Logit():
+                sides = [graph.op("Add", self._of(side), graph.scalar(node.epsilon)) for side in ir.inputs(node)]
+                return graph.op("Sub", *(graph.op("Log", side) for side in sides))
             case ir.Coupling():
                 return self._coupling(self._of(node.x))
             case ir.Above():
                 kind = "GreaterOrEqual" if node.inclusive else "Greater"
                 above = graph.op(kind, self._of(node.x), graph.scalar(node.threshold))
                 return graph.op("Cast", above, to=1)
+            case ir.Curve():
+                return emit_curves.curve(graph, self._of, node)
+            case ir.YeoJohnson():
+                return emit_curves.yeo_johnson(graph, self._of(node.x), node.powers)
+            case ir.Within():
+                return emit_steps.within(graph, self._of, node)
+            case ir.Count():
+                return emit_steps.count(graph, self._of(node.x), node)
             case ir.Sum():
                 return self._sum(node)
             case ir.Share():
@@ -107,8 +120,9 @@ class Emitter:
     def _elementwise(self, node: ir.Elementwise) -> str:
         x = self.shift(self._of(node.x), node.offset, node.scale)
         scale = np.clip(node.scale, -_FLOAT32_MAX, _FLOAT32_MAX)
-        if (scale != 1).any():
-            x = self.graph.op("Mul", x, self.graph.constant(scale))
+        if (scale != 1).any():  # divided where scikit-learn divides: far from zero the last bit counts
+            by = 1 / np.maximum(scale, 1 / _FLOAT32_MAX) if node.divides else scale
+            x = self.graph.op("Div" if node.divides else "Mul", x, self.graph.constant(by))
         return self._clip(x, node.low, node.high)
 
     def _clip(self, x: str, low: float, high: float) -> str:
@@ -132,7 +146,10 @@ class Emitter:
         graph, x = self.graph, self._of(node.x)
         if node.centre is not None:
             x = self.shift(x, node.centre)
-        if node.weight.shape == (1, 1):
+        if node.centre is None and emit_split.far(node.x):
+            parts, weight, bias = emit_split.affine(graph, x, node.weight, node.bias)
+            x = emit_split.total(graph, self._affine(parts, weight), bias, node.weight.shape[1])
+        elif node.weight.shape == (1, 1):
             if node.weight[0, 0] != 1:
                 x = graph.op("Mul", x, graph.constant(node.weight))
             if node.bias.any():
@@ -141,6 +158,10 @@ class Emitter:
             x = self._affine(x, node.weight, node.bias)
         if node.activation == "identity":
             return x
+        if node.activation == "tail":  # ONNX Runtime's Sigmoid is 17 % off at -15 and zero below -18
+            unit = graph.scalar(1.0)
+            negative = graph.op("Mul", x, graph.scalar(-1.0))
+            return graph.op("Div", unit, graph.op("Add", unit, graph.op("Exp", negative)))
         return graph.op({"logistic": "Sigmoid", "tanh": "Tanh", "relu": "Relu"}[node.activation], x)
 
     def _kernel(self, node: ir.Kernel) -> str:
@@ -205,20 +226,26 @@ class Emitter:
         return graph.op("Sub", unit, p)
 
     def _interpolate(self, node: ir.Interpolate) -> str:
+        """By how far x is beyond each breakpoint, which is exact near it, and from which one on it rises."""
         graph, x, xs, ys = self.graph, self._of(node.x), node.xs, node.ys
         if len(xs) == 1:
             return graph.op("Add", graph.op("Mul", x, graph.scalar(0.0)), graph.scalar(float(ys[0])))
-        x = self._clip(x, float(xs[0]), float(xs[-1]))
-        segment: str
-        if len(xs) == 2:
-            segment = graph.op("Cast", graph.op("Greater", x, graph.scalar(_FLOAT32_MAX)), to=7)
+        high = xs.astype(np.float32)
+        beyond = graph.op("Sub", x, graph.constant(high))
+        low = graph.constant((xs - high).astype(np.float32))
+        if node.rest is None:
+            beyond = graph.op("Sub", beyond, low)
         else:
-            passed = graph.op("Cast", graph.op("GreaterOrEqual", x, graph.constant(xs[1:-1])), to=7)
-            segment = graph.op("ReduceSum", passed, graph.constant(np.array([1])))
+            beyond = graph.op("Add", beyond, graph.op("Sub", self._of(node.rest), low))
+        passed = graph.op("GreaterOrEqual", beyond, graph.scalar(0.0))
+        within = graph.constant(np.r_[False, np.ones(len(xs) - 2, bool), False].astype(np.float32))
+        counted = graph.op("Mul", graph.op("Cast", passed, to=1), within)
+        segment = graph.op("Cast", graph.op("ReduceSum", counted, graph.constant(np.array([1]))), to=7)
         with np.errstate(divide="ignore", over="ignore"):
             slope = np.clip(np.diff(ys) / np.diff(xs), 0, _FLOAT32_MAX)
-        start, base, top = xs[:-1], ys[:-1], ys[1:]
-        picked = [graph.op("Gather", graph.constant(table), segment, axis=0) for table in (start, slope, base, top)]
-        rise = graph.op("Mul", graph.op("Sub", x, picked[0]), picked[1])
-        # A steep step between neighbours must not overshoot its upper end by rounding.
-        return graph.op("Min", graph.op("Add", rise, picked[2]), picked[3])
+        steep, base, top = (
+            graph.op("Gather", graph.constant(table), segment, axis=0) for table in (slope, ys[:-1], ys[1:])
+        )
+        # Held below the first breakpoint; a steep step between neighbours must not overshoot its upper end.
+        run = graph.op("Max", graph.op("GatherElements", beyond, segment, axis=1), graph.scalar(0.0))
+        return graph.op("Min", graph.op("Add", graph.op("Mul", run, steep), base), top)

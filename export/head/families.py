@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 import numpy as np
+from scipy.sparse import issparse
 from sklearn.exceptions import NotFittedError
 from sklearn.utils.validation import check_is_fitted
 
@@ -22,6 +23,12 @@ TRANSFORMERS: dict[str, Translate] = {}
 PROBABILITIES: dict[str, Translate] = {}  # predict_proba's column of class 1, [N, 1]
 DECISIONS: dict[str, Translate] = {}  # decision_function, [N, 1]
 LABELS: dict[str, Translate] = {}  # predict, of those that neither rule of `label` fits
+# What holds another estimator and answers as it does, to that one and its path; unless a table above knows better.
+HOLDERS: dict[str, Callable[[Any, str], tuple[Any, str]]] = {}
+REFUSED: set[str] = set()  # those in `PROBABILITIES` that only say why not
+_PACKAGES = ("sklearn", "xgboost", "lightgbm")
+
+PROMISE = 1e-5  # in probability: what float32 arithmetic may be off by, see the package
 
 # Above a half by more than float32 sums of votes err: a tie is class 0 in scikit-learn.
 _TIE = 0.5 + 2.0**-20
@@ -31,23 +38,23 @@ def transform(estimator: Any, x: Node, path: str) -> Node:
     """What a fitted transformer makes of `x`."""
     if estimator is None or (isinstance(estimator, str) and estimator == "passthrough"):
         return x
-    return _translated(TRANSFORMERS, unwrap(estimator), x, path, "transformer")
+    return _translated(TRANSFORMERS, estimator, x, path, "transformer")
 
 
 def probability(estimator: Any, x: Node, path: str) -> Node:
     """The probability of class 1, [N, 1]."""
-    return _translated(PROBABILITIES, unwrap(estimator), x, path, "classifier with predict_proba")
+    return _translated(PROBABILITIES, estimator, x, path, "classifier with predict_proba")
 
 
 def decision(estimator: Any, x: Node, path: str) -> Node:
     """decision_function, [N, 1]; positive means class 1."""
-    return _translated(DECISIONS, unwrap(estimator), x, path, "classifier with decision_function")
+    return _translated(DECISIONS, estimator, x, path, "classifier with decision_function")
 
 
 def label(estimator: Any, x: Node, path: str) -> Node:
     """predict, as 0.0 or 1.0, [N, 1]: by the sign of the decision where scikit-learn predicts by it, else by the
     larger probability. A tie is class 0, but for those in `LABELS`."""
-    estimator = unwrap(estimator)
+    estimator, path = unwrap(estimator, path, LABELS)
     kind = type(estimator).__name__
     if kind in LABELS:
         return _translated(LABELS, estimator, x, path, "classifier")
@@ -65,25 +72,32 @@ def respond(estimator: Any, x: Node, path: str, method: str) -> Node:
     return {"predict_proba": probability, "decision_function": decision, "predict": label}[method](estimator, x, path)
 
 
-def unwrap(estimator: Any) -> Any:
-    """What a FrozenEstimator (scikit-learn 1.6) holds; any other estimator as it is."""
-    while type(estimator).__name__ == "FrozenEstimator" and type(estimator).__module__.startswith("sklearn."):
-        estimator = estimator.estimator
-    return estimator
+def unwrap(estimator: Any, path: str, table: Mapping[str, object] | None = None) -> tuple[Any, str]:
+    """What a holder holds, however deep, and its path; one that is in `table` as it is."""
+    while ours(estimator) and (kind := type(estimator).__name__) in HOLDERS and kind not in (table or {}):
+        estimator, path = HOLDERS[kind](estimator, path)
+    return estimator, path
 
 
-def refuse(estimator: Any, path: str, reason: str) -> NoReturn:
-    raise UnsupportedEstimator(f"{path} is a {type(estimator).__name__} {reason}", hint=_supported())
+def ours(estimator: Any) -> bool:
+    """Whether a class is of scikit-learn or of a library whose classifiers are read here."""
+    return type(estimator).__module__.split(".")[0] in _PACKAGES
+
+
+def refuse(estimator: Any, path: str, reason: str, hint: str = "") -> NoReturn:
+    """Raise `UnsupportedEstimator`: what `path` is and what was expected; the hint is what is supported, if empty."""
+    raise UnsupportedEstimator(f"{path} is a {type(estimator).__name__} {reason}", hint=hint or _supported())
 
 
 def _translated(table: dict[str, Translate], estimator: Any, x: Node, path: str, role: str) -> Node:
+    estimator, path = unwrap(estimator, path, table)
     return require(table, estimator, x, path, role)(estimator, x, path)
 
 
 def require(table: dict[str, Translate], estimator: Any, x: Node, path: str, role: str) -> Translate:
-    """The translation of `estimator`, if it is one of scikit-learn's own, fitted, binary, and of `x`'s width."""
+    """The translation of `estimator`, if it is a library's own, fitted, binary, and of `x`'s width."""
     found = table.get(type(estimator).__name__)
-    if found is None or not type(estimator).__module__.startswith("sklearn."):
+    if found is None or not ours(estimator):
         raise UnsupportedEstimator(
             f"{path} is a {type(estimator).__module__}.{type(estimator).__qualname__}, expected a supported {role}",
             hint=_supported(),
@@ -98,7 +112,8 @@ def require(table: dict[str, Translate], estimator: Any, x: Node, path: str, rol
 
 
 def _supported() -> str:
-    return "supported: " + ", ".join(sorted({*PROBABILITIES, *DECISIONS, *TRANSFORMERS}))
+    known = {*PROBABILITIES, *DECISIONS, *TRANSFORMERS, *HOLDERS} - REFUSED
+    return "supported: " + ", ".join(sorted(known))
 
 
 def _require_fitted(estimator: Any, path: str, role: str) -> None:
@@ -125,6 +140,34 @@ def _require_binary(estimator: Any, path: str) -> None:
         )
 
 
+def require_finite(estimator: Any, path: str, *arrays: Array) -> None:
+    """Refuse fitted numbers that are infinite or NaN: a prior of 0, a fit that diverged."""
+    if not all(np.isfinite(array).all() for array in arrays):
+        refuse(
+            estimator,
+            path,
+            "with fitted numbers that are infinite or NaN, expected finite ones",
+            hint="fit it again: scale the features, and give every class a prior above 0",
+        )
+
+
+def single(fitted: Any, size: float, path: str) -> str:
+    """A note, if scikit-learn adds terms of this size in float32, as it does for what was fitted on float32: then its
+    own answer is off by more than this package's, and the two may differ by that."""
+    own = size * 2.0**-24 / 4  # σ's slope
+    if np.asarray(fitted).dtype != np.float32 or own <= PROMISE:
+        return ""
+    return (
+        f"{path}: fitted on float32, so that scikit-learn's own probability may be off by {own:.1g}, and differ from "
+        "the exported one by as much; fit it on float64, or behind a StandardScaler"
+    )
+
+
+def dense(values: Any) -> Array:
+    """A fitted array as float64; `sparsify` and fitting on sparse matrices leave sparse ones."""
+    return np.asarray(values.toarray() if issparse(values) else values, np.float64)
+
+
 def column(values: Any) -> Array:
     """A fitted array as float64, flat."""
-    return np.asarray(values, np.float64).ravel()
+    return dense(values).ravel()

@@ -16,15 +16,16 @@ from .ir import Above, Forest, Node, Product, Share, Trees
 def _forest(forest: Any, x: Node, path: str) -> Node:
     """The trees' sum, then divided: the votes of pure leaves are whole numbers, whose float32 sum is exact. Of 1000
     thousandths it is 1e-5 off."""
-    votes = Forest(1, x, join([_classifier_tree(tree.tree_) for tree in forest.estimators_]))
+    votes = Forest(1, x, join([classifier_tree(tree.tree_) for tree in forest.estimators_]))
     return Share(1, votes, len(forest.estimators_), 0.0, 1.0)
 
 
 def _tree(classifier: Any, x: Node, path: str) -> Node:
-    return Forest(1, x, _classifier_tree(classifier.tree_))
+    return Forest(1, x, classifier_tree(classifier.tree_))
 
 
-def _classifier_tree(tree: Any) -> Trees:
+def classifier_tree(tree: Any) -> Trees:
+    """A tree's arrays; its values are the shares of class 1."""
     counts = np.asarray(tree.value, np.float64)[:, 0, :]
     return _arrays(tree, counts[:, 1] / counts.sum(axis=1))
 
@@ -40,6 +41,19 @@ def _arrays(tree: Any, value: Array) -> Trees:
         value=value,
         roots=np.zeros(1, np.int64),
     )
+
+
+def reachable(trees: Trees) -> Trees:
+    """One tree without the nodes that no path leads to: some libraries keep what they pruned."""
+    nodes, kept = trees.roots, [trees.roots]
+    while (parents := nodes[trees.feature[nodes] >= 0]).size:
+        nodes = np.stack([trees.left[parents], trees.right[parents]], 1).ravel()
+        kept.append(nodes)
+    old = np.concatenate(kept)
+    new = np.empty(len(trees.feature), np.int64)
+    new[old] = np.arange(len(old))
+    left, right = new[trees.left[old]], new[trees.right[old]]
+    return Trees(trees.feature[old], trees.threshold[old], left, right, trees.value[old], new[trees.roots])
 
 
 def join(parts: Sequence[Trees]) -> Trees:
@@ -79,37 +93,12 @@ def _boosting(boosting: Any, x: Node, path: str) -> Node:
     return Product(1, _boosting_raw(boosting, x, path), np.array([[factor]]), np.zeros(1), "logistic")
 
 
-def _histogram_raw(boosting: Any, x: Node, path: str) -> Node:
-    if getattr(boosting, "is_categorical_", None) is not None:
-        refuse(boosting, path, "with categorical features, expected numbers only")
-    parts = [_histogram_tree(predictor.nodes) for (predictor,) in boosting._predictors]
-    return Forest(1, x, join(parts), float(np.ravel(boosting._baseline_prediction)[0]), double=True)
-
-
-def _histogram_tree(nodes: Array) -> Trees:
-    leaf = nodes["is_leaf"].astype(bool)
-    own = np.arange(len(nodes))
-    return Trees(
-        feature=np.where(leaf, -1, nodes["feature_idx"].astype(np.int64)),
-        threshold=np.where(leaf, 0.0, nodes["num_threshold"]),
-        left=np.where(leaf, own, nodes["left"].astype(np.int64)),
-        right=np.where(leaf, own, nodes["right"].astype(np.int64)),
-        value=np.where(leaf, nodes["value"], 0.0),
-        roots=np.zeros(1, np.int64),
-    )
-
-
-def _histogram(boosting: Any, x: Node, path: str) -> Node:
-    return Product(1, _histogram_raw(boosting, x, path), np.ones((1, 1)), np.zeros(1), "logistic")
-
-
 PROBABILITIES.update(
     RandomForestClassifier=_forest,
     ExtraTreesClassifier=_forest,
     DecisionTreeClassifier=_tree,
     ExtraTreeClassifier=_tree,
     GradientBoostingClassifier=_boosting,
-    HistGradientBoostingClassifier=_histogram,
 )
 LABELS.update(GradientBoostingClassifier=_boosting_label)
-DECISIONS.update(GradientBoostingClassifier=_boosting_raw, HistGradientBoostingClassifier=_histogram_raw)
+DECISIONS.update(GradientBoostingClassifier=_boosting_raw)

@@ -15,9 +15,10 @@ ML_DOMAIN = "ai.onnx.ml"
 
 
 class Graph:
-    """Grows an ONNX graph; values are named by strings."""
+    """Grows an ONNX graph; values are named by strings. portable: for every engine, not ONNX Runtime alone."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, portable: bool = True) -> None:
+        self.portable = portable
         self._nodes: list[onnx.NodeProto] = []
         self._constants: dict[str, onnx.TensorProto] = {}
         self._count = 0

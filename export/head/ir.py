@@ -15,7 +15,8 @@ import numpy as np
 
 from mpmmu_rt.spec import Array
 
-Activation = str  # "identity" | "logistic" | "tanh" | "relu", as in scikit-learn
+# "identity" | "logistic" | "tanh" | "relu", as in scikit-learn, or "tail": logistic, and as precise near zero.
+Activation = str
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,8 +43,9 @@ class Select(Node):
 class Elementwise(Node):
     """(x - offset) · scale, then clipped to low..high: a monotone, non-decreasing map of each column.
 
-    offset, scale: float64 [width], scale ≥ 0. `exact` is what scikit-learn itself computes, in its own dtypes, for
-    a matrix [K, width]: trees behind it are folded with that, not with the formula.
+    offset, scale: float64 [width], scale ≥ 0; `divides` says that scikit-learn divides by 1 / scale. `exact` is what
+    scikit-learn itself computes, in its own dtypes, for a matrix [K, width]: trees behind it are folded with that, not
+    with the formula.
     """
 
     x: Node
@@ -52,6 +54,34 @@ class Elementwise(Node):
     exact: Callable[[Array], Array]
     low: float = -np.inf
     high: float = np.inf
+    divides: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Curve(Node):
+    """Column by column piecewise linear, monotone, with jumps: from edges[j] on, base[j] + (x - start[j]) · slope[j].
+
+    edges, start, slope, base: float64 [width, pieces], edges ascending, the first -inf. `exact` as in `Elementwise`.
+    normal: then the quantile of the normal distribution, between ± `clip`; `rest` is then 1 - base, to its own digits.
+    """
+
+    x: Node
+    edges: Array
+    start: Array
+    slope: Array
+    base: Array
+    rest: Array
+    exact: Callable[[Array], Array]
+    clip: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class YeoJohnson(Node):
+    """Yeo and Johnson's power of each column (Biometrika 87, 2000): powers float64 [width]. `exact` as above."""
+
+    x: Node
+    powers: Array
+    exact: Callable[[Array], Array]
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +109,13 @@ class Product(Node):
     activation: Activation = "identity"
     centre: Array | None = None
     note: str = ""  # what the user should know about it
+
+
+@dataclass(frozen=True, eq=False)
+class Square(Node):
+    """x²."""
+
+    x: Node
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,11 +161,13 @@ class Forest(Node):
 
 @dataclass(frozen=True, eq=False)
 class Interpolate(Node):
-    """Piecewise linear through (xs, ys), ends held: isotonic calibration. xs ascending float64 [K]."""
+    """Of x + rest, piecewise linear through (xs, ys), ends held: isotonic calibration. xs ascending float64 [K]."""
 
     x: Node
     xs: Array
     ys: Array
+    rest: Node | None = None
+    note: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,6 +177,15 @@ class Clip(Node):
     x: Node
     low: float
     high: float
+
+
+@dataclass(frozen=True, eq=False)
+class Logit(Node):
+    """log(one + ε) - log(zero + ε) of the probabilities of both classes, [N, 1] each."""
+
+    one: Node
+    zero: Node
+    epsilon: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,6 +202,24 @@ class Above(Node):
     x: Node
     threshold: float
     inclusive: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Within(Node):
+    """1.0 where low ≤ x[column] < high, else 0.0, of each of K columns int64 [K]; low, high: float64 [K]."""
+
+    x: Node
+    column: Array
+    low: Array
+    high: Array
+
+
+@dataclass(frozen=True, eq=False)
+class Count(Node):
+    """The sum of `groups` blocks of columns of x, each as wide as this."""
+
+    x: Node
+    groups: int
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,4 +1,4 @@
-"""Scalers, selectors, imputers, projections and their compositions."""
+"""Scalers, imputers, projections and their compositions."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import numpy as np
 
 from mpmmu_rt.spec import Array
 
-from .families import TRANSFORMERS, column, refuse, transform
+from .families import TRANSFORMERS, column, dense, refuse, transform
 from .ir import Elementwise, Node, Normalise, Product, concat, select
 
 
-def _exactly(scaler: Any) -> Callable[[Array], Array]:
+def exactly(scaler: Any) -> Callable[[Array], Array]:
     """What the scaler itself computes, for `Elementwise.exact`; whatever container it was told to answer in."""
 
     def transform(matrix: Array) -> Array:
         with warnings.catch_warnings():
             # A scaler that was fitted on a data frame misses the columns' names.
             warnings.filterwarnings("ignore", "X does not have valid feature names", UserWarning)
-            return np.asarray(scaler.transform(matrix))
+            return np.asarray(scaler.transform(matrix.copy()))  # with copy=False it works in place
 
     return transform
 
@@ -31,14 +31,14 @@ def _subtracted(scaler: Any, centre: Any) -> Array:
     zero that shows. The column of a float32 that it maps to zero has that for its offset."""
     centre = column(centre)
     rounded = centre.astype(np.float32)
-    offset: Array = np.where(_exactly(scaler)(rounded[None])[0] == 0, rounded, centre)
+    offset: Array = np.where(exactly(scaler)(rounded[None])[0] == 0, rounded, centre)
     return offset
 
 
 def _standard(scaler: Any, x: Node, path: str) -> Node:
     offset = _subtracted(scaler, scaler.mean_) if scaler.with_mean else np.zeros(x.width)
     scale = 1 / column(scaler.scale_) if scaler.with_std else np.ones(x.width)
-    return Elementwise(x.width, x, offset, scale, _exactly(scaler))
+    return Elementwise(x.width, x, offset, scale, exactly(scaler), divides=True)
 
 
 def _min_max(scaler: Any, x: Node, path: str) -> Node:
@@ -47,18 +47,18 @@ def _min_max(scaler: Any, x: Node, path: str) -> Node:
     # scikit-learn: x · scale + (low - data_min · scale)
     offset = -column(scaler.min_) / scale
     bounds = (float(low), float(high)) if scaler.clip else (-np.inf, np.inf)
-    return Elementwise(x.width, x, offset, scale, _exactly(scaler), *bounds)
+    return Elementwise(x.width, x, offset, scale, exactly(scaler), *bounds)
 
 
 def _robust(scaler: Any, x: Node, path: str) -> Node:
     offset = _subtracted(scaler, scaler.center_) if scaler.with_centering else np.zeros(x.width)
     scale = 1 / column(scaler.scale_) if scaler.with_scaling else np.ones(x.width)
-    return Elementwise(x.width, x, offset, scale, _exactly(scaler))
+    return Elementwise(x.width, x, offset, scale, exactly(scaler), divides=True)
 
 
 def _max_abs(scaler: Any, x: Node, path: str) -> Node:
     bounds = (-1.0, 1.0) if getattr(scaler, "clip", False) else (-np.inf, np.inf)
-    return Elementwise(x.width, x, np.zeros(x.width), 1 / column(scaler.scale_), _exactly(scaler), *bounds)
+    return Elementwise(x.width, x, np.zeros(x.width), 1 / column(scaler.scale_), exactly(scaler), *bounds, divides=True)
 
 
 def _normalizer(normalizer: Any, x: Node, path: str) -> Node:
@@ -87,8 +87,9 @@ def _pca(pca: Any, x: Node, path: str) -> Node:
     return Product(weight.shape[1], x, weight, np.zeros(weight.shape[1]), centre=column(pca.mean_))
 
 
-def _selector(selector: Any, x: Node, path: str) -> Node:
-    return select(x, selector.get_support(indices=True))
+def _truncated(svd: Any, x: Node, path: str) -> Node:
+    weight = dense(svd.components_).T
+    return Product(weight.shape[1], x, weight, np.zeros(weight.shape[1]))
 
 
 def _function(transformer: Any, x: Node, path: str) -> Node:
@@ -154,9 +155,8 @@ TRANSFORMERS.update(
     Normalizer=_normalizer,
     SimpleImputer=_imputer,
     PCA=_pca,
-    SelectKBest=_selector,
-    SelectFromModel=_selector,
-    VarianceThreshold=_selector,
+    IncrementalPCA=_pca,
+    TruncatedSVD=_truncated,
     FunctionTransformer=_function,
     Pipeline=_pipeline,
     FeatureUnion=_union,

@@ -15,7 +15,7 @@ import numpy as np
 from mpmmu_rt.spec import Array
 
 from .calibration import backwards
-from .families import DECISIONS, LABELS, PROBABILITIES, column, refuse
+from .families import DECISIONS, LABELS, PROBABILITIES, column, dense, refuse
 from .ir import Above, Clip, Coupling, Kernel, Node, Product, sigmoid
 
 _LIBSVM_MINIMUM = 1e-7  # libsvm's svm_predict_probability keeps probabilities away from 0 and 1 by this
@@ -25,7 +25,7 @@ def _decision(svc: Any, x: Node, path: str) -> Node:
     if svc.kernel not in ("linear", "rbf", "poly", "sigmoid"):
         refuse(svc, path, f"with the kernel {svc.kernel!r}, expected linear, rbf, poly or sigmoid")
     order = _interleaved(column(svc.dual_coef_))
-    vectors = np.asarray(svc.support_vectors_, np.float64)[order]
+    vectors = dense(svc.support_vectors_)[order]
     dual = column(svc.dual_coef_)[order, None]
     bias = column(svc.intercept_)
     if svc.kernel == "linear":

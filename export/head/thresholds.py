@@ -14,10 +14,26 @@ import numpy as np
 
 from mpmmu_rt.spec import Array
 
-from .ir import Concat, Elementwise, Embedding, Node, Select, Share, walk
+from .ir import (
+    Concat,
+    Count,
+    Curve,
+    Elementwise,
+    Embedding,
+    Node,
+    Product,
+    Select,
+    Share,
+    Within,
+    YeoJohnson,
+    walk,
+)
 
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 _CELLS = 2**20  # of the matrix in which thresholds are searched at a time, a row for each of one column: bounds memory
+
+
+Map = Elementwise | Curve | YeoJohnson  # monotone, column by column
 
 
 @dataclass(frozen=True)
@@ -27,14 +43,19 @@ class Route:
 
     source: Node
     column: int
-    maps: tuple[tuple[Elementwise | Share, int], ...]
+    maps: tuple[tuple[Map | Share, int], ...]
+
+    @property
+    def exact(self) -> bool:
+        """Whether every float32 value takes its side: curves and powers may fall by a rounding where they rise."""
+        return not any(isinstance(node, Curve | YeoJohnson) for node, _ in self.maps)
 
 
 def route(node: Node, feature: int) -> Route | None:
     """The route of a column of `node`, or None if it is computed from more than one column, or in a float type that
     is not known: beside a computed column, scikit-learn may widen the others before it scales them. A share of votes
     is float64 in scikit-learn, and all beside it then are."""
-    maps: list[tuple[Elementwise | Share, int]] = []
+    maps: list[tuple[Map | Share, int]] = []
     widened = False
     while not isinstance(node, Embedding):
         if isinstance(node, Select):
@@ -43,11 +64,11 @@ def route(node: Node, feature: int) -> Route | None:
         elif isinstance(node, Share):
             maps.append((node, feature))
             return Route(node.x, feature, tuple(reversed(maps)))
-        elif isinstance(node, Elementwise):
+        elif isinstance(node, Map):
             maps.append((node, feature))
             node = node.x
         elif isinstance(node, Concat):
-            plain = all(isinstance(below, Embedding | Select | Elementwise | Concat) for below in walk(node))
+            plain = all(isinstance(below, Embedding | Select | Map | Concat) for below in walk(node))
             widened |= bool(maps) and not plain
             for part in node.parts:
                 if feature < part.width:
@@ -57,6 +78,30 @@ def route(node: Node, feature: int) -> Route | None:
         else:
             return None
     return None if widened else Route(node, feature, tuple(reversed(maps)))
+
+
+def exact(node: Node, feature: int) -> bool:
+    """Whether the graph has scikit-learn's very values of a column: of the embedding, and steps decided on it."""
+    match node:
+        case Embedding():
+            return True
+        case Select():
+            return exact(node.x, int(node.index[feature]))
+        case Concat():
+            for part in node.parts:
+                if feature < part.width:
+                    return exact(part, feature)
+                feature -= part.width
+        case Count():
+            return all(exact(node.x, block * node.width + feature) for block in range(node.groups))
+        case Within():
+            asked = int(node.column[feature])
+            found = route(node.x, asked)
+            return exact(node.x, asked) if found is None else found.exact
+        case Product() if isinstance(node.x, Within):  # whether one of some steps was taken
+            terms = np.flatnonzero(node.weight[:, feature])
+            return all(exact(node.x, int(one)) for one in terms)
+    return False
 
 
 def round_down(threshold: Array) -> Array:
@@ -72,6 +117,14 @@ def nearest(threshold: Array) -> Array:
     """The float32 next to each float64 threshold: for values that are rounded to float32 here and compared in float64
     by scikit-learn, of which one that equals the threshold goes left."""
     return np.clip(threshold, -_FLOAT32_MAX, _FLOAT32_MAX).astype(np.float32)
+
+
+def normal(threshold: Array) -> Array:
+    """float32 thresholds without subnormal numbers below zero, which OpenVINO takes for zero: then zero would be at
+    most the threshold. The same decision for every x that is no subnormal number below zero itself."""
+    smallest = np.finfo(np.float32).tiny
+    replaced: Array = np.where((threshold < 0) & (threshold > -smallest), -smallest, threshold).astype(np.float32)
+    return replaced
 
 
 def fold(routes: list[Route], threshold: Array, *, double: bool = False) -> Array:
@@ -117,7 +170,7 @@ def _bisect(routes: list[Route], row: Array, threshold: Array, double: bool) -> 
         for node, column in zip(maps, columns, strict=True):
             matrix = np.zeros((int(row.max()) + 1, node.width), values.dtype)
             matrix[row, column] = np.clip(values, -_FLOAT32_MAX, _FLOAT32_MAX)
-            with np.errstate(over="ignore"):
+            with np.errstate(over="ignore", invalid="ignore"):  # scikit-learn adds all up to look for NaN
                 values = node.exact(matrix)[row, column]
         with np.errstate(over="ignore"):
             compared = values if double else values.astype(np.float32)

@@ -33,13 +33,24 @@ MAX_HEAD_BYTES = 4 * 2**30
 PICKLED_HEADS = ("head.joblib", "head.pkl")
 _HINT = "use a folder that `mpmmu-rt train` wrote"
 
-# What skops asks to be trusted for the heads that we can export; plain data holders of scikit-learn.
+# What skops asks to be trusted for the heads that we can export; plain data holders of scikit-learn, and functions of
+# its own that compute a score.
 TRUSTED_TYPES = frozenset(
     {
+        "numpy.dtype",
         "sklearn.calibration._CalibratedClassifier",
         "sklearn.calibration._SigmoidCalibration",
+        "sklearn.calibration._TemperatureScaling",
+        "sklearn.feature_selection._univariate_selection.f_classif",
+        "sklearn.metrics._classification.balanced_accuracy_score",
+        "sklearn.metrics._scorer._CurveScorer",
+        "sklearn.metrics._scorer._PassthroughScorer",
+        "sklearn.metrics._scorer._Scorer",
+        "sklearn.model_selection._split.StratifiedKFold",
         "sklearn.tree._tree.Tree",
         "sklearn.utils._bunch.Bunch",
+        "sklearn.utils._metadata_requests.MetadataRequest",
+        "sklearn.utils._metadata_requests.MethodMetadataRequest",
     }
 )
 

@@ -23,7 +23,15 @@ from sklearn.feature_selection import SelectKBest
 from sklearn.linear_model import LogisticRegression
 from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import MinMaxScaler, Normalizer, RobustScaler, StandardScaler
+from sklearn.preprocessing import (
+    KBinsDiscretizer,
+    MinMaxScaler,
+    Normalizer,
+    PowerTransformer,
+    QuantileTransformer,
+    RobustScaler,
+    StandardScaler,
+)
 from sklearn.svm import SVC
 from sklearn.tree import DecisionTreeClassifier
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
@@ -41,8 +49,22 @@ X = np.maximum(RNG.normal(0.3, 1, (150, 12)), 0).astype(np.float32)
 Y = (X[:, 0] + X[:, 1] + RNG.normal(0, 0.5, 150) > 1.2).astype(int)
 # What TensorRT-RTX 1.7 parses and OpenVINO reads, of the operators that we emit.
 STANDARD = {
-    *("Abs", "Add", "Cast", "Clip", "Concat", "Div", "Equal", "Exp", "Gather", "GatherElements", "Gemm", "Greater"),
-    *("GreaterOrEqual", "Less", "LessOrEqual", "MatMul", "Max", "Min", "Mul", "ReduceMax", "ReduceSum", "Relu"),
+    *(
+        "Abs",
+        "Add",
+        "And",
+        "Cast",
+        "Clip",
+        "Concat",
+        "Div",
+        "Equal",
+        "Exp",
+        "Gather",
+        "GatherElements",
+        "Gemm",
+        "Greater",
+    ),
+    *("GreaterOrEqual", "Less", "LessOrEqual", "Log", "MatMul", "Max", "Min", "Mul", "ReduceMax", "ReduceSum", "Relu"),
     *("Reshape", "Sigmoid", "Slice", "Sqrt", "Sub", "Tanh", "Transpose", "Where"),
 }
 
@@ -285,6 +307,22 @@ def test_tensorrt_rtx_builds_the_portable_form(
     """Without a GPU: parsed, and built for a named compute capability."""
     force(monkeypatch, strategy)
     assert built(lower(everything, 12), capability) > 10_000
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Bins whose width are too small:UserWarning")
+@pytest.mark.parametrize(
+    "step",
+    [
+        KBinsDiscretizer(3, encode="onehot-dense", strategy="uniform"),
+        QuantileTransformer(n_quantiles=20, output_distribution="normal"),
+        PowerTransformer(),
+    ],
+)
+def test_tensorrt_rtx_builds_steps_and_curves(step: Any) -> None:
+    model = lower(make_pipeline(step, LogisticRegression()).fit(X, Y), 12)
+    assert {node.op_type for node in model.graph.node} <= STANDARD
+    assert built(model, "SM86") > 10_000
 
 
 @pytest.mark.slow

@@ -23,6 +23,8 @@ numbers have no five digits, in scikit-learn's own float32 neither. The same is 
 from __future__ import annotations
 
 import math
+import os
+import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -33,12 +35,16 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
+from lightgbm import LGBMClassifier
+from scipy.stats import norm
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.compose import ColumnTransformer
-from sklearn.decomposition import PCA
+from sklearn.decomposition import PCA, IncrementalPCA, TruncatedSVD
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis, QuadraticDiscriminantAnalysis
 from sklearn.ensemble import (
+    AdaBoostClassifier,
     BaggingClassifier,
     ExtraTreesClassifier,
     GradientBoostingClassifier,
@@ -48,16 +54,29 @@ from sklearn.ensemble import (
     VotingClassifier,
 )
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.feature_selection import SelectFromModel, SelectKBest, VarianceThreshold
+from sklearn.feature_selection import RFE, SelectFromModel, SelectKBest, SelectPercentile, VarianceThreshold
 from sklearn.impute import SimpleImputer
-from sklearn.linear_model import LogisticRegression, LogisticRegressionCV
+from sklearn.linear_model import LogisticRegression, LogisticRegressionCV, SGDClassifier
+from sklearn.model_selection import FixedThresholdClassifier, GridSearchCV, TunedThresholdClassifierCV
+from sklearn.naive_bayes import GaussianNB
 from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import FeatureUnion, make_pipeline
-from sklearn.preprocessing import MaxAbsScaler, MinMaxScaler, Normalizer, RobustScaler, StandardScaler
+from sklearn.preprocessing import (
+    KBinsDiscretizer,
+    MaxAbsScaler,
+    MinMaxScaler,
+    Normalizer,
+    PowerTransformer,
+    QuantileTransformer,
+    RobustScaler,
+    StandardScaler,
+)
 from sklearn.svm import SVC, LinearSVC
 from sklearn.tree import DecisionTreeClassifier, ExtraTreeClassifier
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+from xgboost import XGBClassifier
 
+from mpmmu_rt.errors import UnsupportedEstimator
 from mpmmu_rt.export import head as compiler
 from mpmmu_rt.export.head import HeadEngine, _translate, ir, lower, report, thresholds
 from mpmmu_rt.spec import Array
@@ -73,7 +92,11 @@ SMOOTH, FINAL = 1e-5, 2e-5
 BLUNT = 1e-4  # a bound from which on it says little
 # Of all cases, by `stepped`, at most; about three times what was seen with scikit-learn 1.5.2 and 1.9.1.
 BEYOND, MANY_BLUNT = {False: 0.0, True: 0.005}, {False: 0.02, True: 0.2}
-EXAMPLES, DISTINCT = 350, 200  # hypothesis varies what it drew before, so that not all heads are new
+# The search is longer with MPMMU_RANDOM_HEADS=2500, and another one with MPMMU_RANDOM_SEED=1.
+EXAMPLES = int(os.environ.get("MPMMU_RANDOM_HEADS", "350"))
+SEED = os.environ.get("MPMMU_RANDOM_SEED")
+DISTINCT = EXAMPLES * 4 // 7  # hypothesis varies what it drew before, so that not all heads are new
+TEMPERATURE = "temperature" in CalibratedClassifierCV._parameter_constraints["method"][0].options
 
 
 @dataclass
@@ -140,7 +163,37 @@ def selectors(width: int) -> st.SearchStrategy[Any]:
             lambda seed: SelectFromModel(ExtraTreesClassifier(4, random_state=seed), threshold="median"), seed=seeds
         ),
         st.builds(SimpleImputer, strategy=st.sampled_from(["mean", "median", "constant"])),
+        st.builds(SelectPercentile, percentile=st.integers(40, 90)) if width > 4 else st.just(VarianceThreshold()),
+        st.builds(lambda seed: RFE(ExtraTreesClassifier(4, random_state=seed), step=0.5), seed=seeds)
+        if width > 1
+        else st.just(VarianceThreshold()),
     )
+
+
+def steps() -> st.SearchStrategy[Part]:
+    """Transformers of a column into bins, quantiles or powers."""
+    bins = st.builds(
+        KBinsDiscretizer,
+        n_bins=st.integers(2, 5),
+        encode=st.sampled_from(["ordinal", "onehot-dense"]),
+        strategy=st.sampled_from(["uniform", "quantile"]),
+        **({"quantile_method": st.just("averaged_inverted_cdf")} if _newer_bins() else {}),
+    )
+    quantiles = st.builds(
+        QuantileTransformer,
+        n_quantiles=st.integers(2, 40),
+        output_distribution=st.sampled_from(["uniform", "normal"]),
+        random_state=st.just(0),
+    )
+    return st.one_of(
+        bins.map(lambda one: Part(one, family="bins")),
+        quantiles.map(lambda one: Part(one, True, "quantiles")),
+        st.builds(PowerTransformer, standardize=st.booleans()).map(lambda one: Part(one, True, "powers")),
+    )
+
+
+def _newer_bins() -> bool:
+    return "quantile_method" in KBinsDiscretizer().get_params()
 
 
 @st.composite
@@ -175,11 +228,24 @@ def transformer(draw: st.DrawFn, width: int) -> Part:
     if draw(st.integers(0, 3)):
         return draw(monotone(width))
     if draw(st.booleans()):
+        return draw(steps())
+    if draw(st.booleans()):
         return Part(Normalizer(draw(st.sampled_from(["l1", "l2", "max"]))), True, "normalizer")
     size = draw(st.integers(1, min(width, 8)))
     # Whitened directions of next to no variance are rounding, in scikit-learn too: keep the first ones.
-    pca = PCA(size, whiten=draw(st.booleans()) and size <= width // 2, svd_solver="full")
-    return Part(make_pipeline(StandardScaler(), pca), True, "pca")
+    whiten = draw(st.booleans()) and size <= width // 2
+    kind = draw(st.sampled_from(["pca", "incremental", "svd", "lda"]))
+    projection = {
+        "pca": PCA(size, whiten=whiten, svd_solver="full"),
+        "incremental": IncrementalPCA(size, whiten=whiten),
+        "svd": TruncatedSVD(min(size, max(1, width - 1)), random_state=0),
+        "lda": LinearDiscriminantAnalysis(solver=draw(st.sampled_from(["svd", "eigen"]))),
+    }[kind]
+    if kind == "lda" and (projection.solver == "eigen") * width <= 40:
+        projection.set_params(shrinkage=0.3 if projection.solver == "eigen" else None)
+    elif kind == "lda" or width == 1:
+        projection, kind = PCA(1, svd_solver="full"), "pca"
+    return Part(make_pipeline(StandardScaler(), projection), True, kind)
 
 
 def linear() -> st.SearchStrategy[Part]:
@@ -189,7 +255,28 @@ def linear() -> st.SearchStrategy[Part]:
             LogisticRegression, C=strength, class_weight=weights, fit_intercept=st.booleans(), max_iter=st.just(2000)
         ),
         st.builds(LogisticRegressionCV, Cs=st.just(3), cv=st.just(2), max_iter=st.just(2000), **NEWER),
+        st.builds(
+            SGDClassifier,
+            loss=st.sampled_from(["log_loss", "modified_huber"]),
+            alpha=st.sampled_from([1e-3, 0.1]),
+            random_state=st.just(0),
+        ),
     ).map(lambda one: Part(one, family=type(one).__name__))
+
+
+@st.composite
+def gaussian(draw: st.DrawFn, width: int) -> Part:
+    """Discriminant analysis and naive Bayes, behind a scaler: they can't fit an embedding of a tiny scale."""
+    priors = draw(st.sampled_from([None, [0.3, 0.7]]))
+    kind = draw(st.sampled_from(["lda", "qda", "bayes"]))
+    if kind == "qda" and width <= 8:
+        one: Any = QuadraticDiscriminantAnalysis(priors=priors, reg_param=0.3)
+    elif kind == "lda" and width <= 40:
+        solver = draw(st.sampled_from(["svd", "lsqr", "eigen"]))
+        one = LinearDiscriminantAnalysis(solver=solver, shrinkage=None if solver == "svd" else 0.3, priors=priors)
+    else:
+        one = GaussianNB(priors=priors, var_smoothing=1e-2)
+    return Part(one, family=type(one).__name__)
 
 
 def calibrations() -> st.SearchStrategy[dict[str, Any]]:
@@ -225,7 +312,9 @@ def svm(draw: st.DrawFn, kernels: Sequence[str] = ("linear", "rbf", "rbf", "poly
 def trees(draw: st.DrawFn) -> Part:
     depth = draw(st.sampled_from([None, 1, 2, 5]))
     seed, weight = draw(seeds), draw(weights)
-    kind = draw(st.sampled_from([RandomForestClassifier, ExtraTreesClassifier, "tree", "gb", "hgb"]))
+    kind = draw(st.sampled_from([RandomForestClassifier, ExtraTreesClassifier, "tree", "gb", "hgb", "other"]))
+    if kind == "other":
+        return draw(boosted(seed))
     if kind == "tree":
         tree = draw(st.sampled_from([DecisionTreeClassifier, ExtraTreeClassifier]))
         one = tree(max_depth=depth, class_weight=weight, random_state=seed)
@@ -265,6 +354,78 @@ def trees(draw: st.DrawFn) -> Part:
 
 
 @st.composite
+def boosted(draw: st.DrawFn, state: int) -> Part:
+    """AdaBoost, XGBoost, LightGBM, and HistGradientBoosting with categories."""
+    kind = draw(st.sampled_from(["ada", "xgb", "lgbm", "categories"]))
+    count = draw(st.integers(1, 12))
+    if kind == "ada":
+        base = draw(st.sampled_from([None, DecisionTreeClassifier(max_depth=3), ExtraTreeClassifier(max_depth=2)]))
+        return Part(AdaBoostClassifier(base, n_estimators=count, random_state=state), family="AdaBoostClassifier")
+    if kind == "xgb":
+        xgb = XGBClassifier(
+            n_estimators=count,
+            max_depth=draw(st.sampled_from([1, 3, 6])),
+            booster=draw(st.sampled_from(["gbtree", "gbtree", "dart"])),
+            subsample=draw(st.sampled_from([0.6, 1.0])),
+            num_parallel_tree=draw(st.sampled_from([1, 2])),
+            random_state=state,
+            n_jobs=1,
+        )
+        return Part(xgb, family="XGBClassifier")
+    if kind == "lgbm":
+        lgbm = LGBMClassifier(
+            boosting_type=draw(st.sampled_from(["gbdt", "rf", "dart"])),
+            n_estimators=count,
+            num_leaves=draw(st.sampled_from([2, 7, 31])),
+            min_child_samples=3,
+            subsample_freq=1,
+            subsample=0.6,
+            random_state=state,
+            n_jobs=1,
+            verbose=-1,
+        )
+        return Part(lgbm, family="LGBMClassifier")
+    options = {"quantile_method": "averaged_inverted_cdf"} if _newer_bins() else {}
+    coded = ColumnTransformer(
+        [("codes", KBinsDiscretizer(5, encode="ordinal", **options), [0])], remainder="passthrough"
+    )
+    hgb = HistGradientBoostingClassifier(
+        max_iter=count, min_samples_leaf=3, categorical_features=[0], random_state=state
+    )
+    return Part(make_pipeline(coded, hgb), family="categories")
+
+
+@st.composite
+def held(draw: st.DrawFn, width: int) -> Part:
+    """What holds one estimator: searches, thresholds, elimination, temperature."""
+    inner = draw(st.one_of(linear(), gaussian(width), trees()))
+    kinds = [
+        "search",
+        "fixed",
+        "tuned",
+        *(["eliminated"] if width > 1 else []),
+        *(["temperature"] if TEMPERATURE else []),
+    ]
+    kind = draw(st.sampled_from(kinds))
+    if kind == "eliminated" and not hasattr(inner.estimator, "feature_importances_"):
+        tree = ExtraTreesClassifier(5, max_depth=3, random_state=draw(seeds))
+        return Part(RFE(tree, step=0.5), family="eliminated")
+    if kind == "fixed":
+        one: Any = FixedThresholdClassifier(inner.estimator, threshold=draw(st.sampled_from([0.3, 0.5, "auto"])))
+    elif kind == "tuned":
+        one = TunedThresholdClassifierCV(RandomForestClassifier(9, random_state=0), cv=2, thresholds=9, random_state=0)
+        inner = Part(one.estimator)
+    elif kind == "temperature":
+        inner = draw(st.one_of(linear(), svm(("linear", "rbf"))))
+        if isinstance(inner.estimator, CalibratedClassifierCV):
+            inner = Part(inner.estimator.estimator)
+        one = CalibratedClassifierCV(inner.estimator, method="temperature", cv=2, ensemble=draw(st.booleans()))
+    else:
+        kind, one = "search", GridSearchCV(inner.estimator, {}, cv=2, scoring="neg_log_loss", error_score="raise")
+    return Part(one, inner.stepped, kind)
+
+
+@st.composite
 def mlp(draw: st.DrawFn) -> Part:
     activation = draw(st.sampled_from(["identity", "logistic", "tanh", "relu"]))
     layers = draw(st.sampled_from([(3,), (8,), (5, 3), (4, 4, 4)]))
@@ -278,9 +439,14 @@ def mlp(draw: st.DrawFn) -> Part:
 def learner(draw: st.DrawFn, width: int, depth: int = 1) -> Part:
     """A classifier with probabilities; at most `depth` compositions around it."""
     simple: list[Callable[[], st.SearchStrategy[Part]]] = [linear, svm, trees, trees, mlp]
-    kind = draw(st.sampled_from([*range(5), *(["pipeline", "bagging", "voting", "calibrated"] if depth else [])]))
+    composed = ["pipeline", "pipeline", "bagging", "voting", "calibrated", "held"] if depth else []
+    kind = draw(st.sampled_from([*range(6), *composed]))
+    if kind == 5:
+        return draw(gaussian(width))
     if isinstance(kind, int):
         return draw(simple[kind]())
+    if kind == "held":
+        return draw(held(width))
     if kind == "pipeline":
         before, last = draw(transformer(width)), draw(learner(width, 0))
         TALLY.families[before.family] += 1
@@ -311,8 +477,13 @@ def learner(draw: st.DrawFn, width: int, depth: int = 1) -> Part:
     return Part(vote, inner.stepped or other.stepped, "voting")
 
 
+def text(estimator: Any) -> str:
+    """The whole of it: str() leaves out the middle."""
+    return " ".join(estimator.__repr__(N_CHAR_MAX=10**6).split())
+
+
 def _has_trees(estimator: Any) -> bool:
-    return "Tree" in str(estimator) or "Forest" in str(estimator) or "Boosting" in str(estimator)
+    return any(name in text(estimator) for name in ("Tree", "Forest", "Boost", "XGB", "LGBM"))
 
 
 @st.composite
@@ -320,6 +491,10 @@ def stack(draw: st.DrawFn, width: int) -> Part:
     parts = draw(st.lists(learner(width), min_size=1, max_size=4))
     final = draw(st.one_of(linear(), mlp(), trees(), svm(("linear", "rbf"))))
     method = draw(st.sampled_from(["auto", "auto", "predict_proba", "predict"]))
+    if method == "predict" and draw(st.booleans()):
+        voters = [(name, draw(learner(width, 0)).estimator) for name in "abc"]
+        weights = draw(st.sampled_from([None, [1, 2, 1], [0.1, 0.2, 0.3]]))
+        parts = [*parts, Part(VotingClassifier(voters, weights=weights), True, "hard votes")]
     prefit = draw(st.booleans())
     one = StackingClassifier(
         [(f"l{k}", part.estimator) for k, part in enumerate(parts)],
@@ -425,19 +600,41 @@ def _rounding(node: ir.Node, below: list[Value], embedding: Array) -> Value:
             z = (x - centre) @ node.weight + node.bias
             size = np.abs(x - centre) @ np.abs(node.weight) + np.abs(node.bias)
             return _activation(node.activation, z, error @ np.abs(node.weight) + _sum(x.shape[1] + 1) * size)
+        case ir.Square():
+            return x * x, 2 * np.abs(x) * error + error * error + UNIT * x * x
+        case ir.Within():
+            near = [
+                np.abs(x[:, node.column] - edge) <= error[:, node.column] + 2 * UNIT * np.abs(edge)
+                for edge in (node.low, node.high)
+            ]
+            unsure = (near[0] | near[1]) & ~np.array([thresholds.exact(node, k) for k in range(node.width)])
+            return ((node.low <= x[:, node.column]) & (x[:, node.column] < node.high)) * 1.0, unsure * 1.0
+        case ir.Count():
+            blocks = (len(x), node.groups, node.width)
+            return x.reshape(blocks).sum(1), error.reshape(blocks).sum(1)
+        case ir.Curve() | ir.YeoJohnson():
+            return _curved(node, x, error)
+        case ir.Logit():
+            (one, off_one), (zero, off_zero) = below
+            logs = np.log(one + node.epsilon), np.log(zero + node.epsilon)
+            moved = off_one / (one + node.epsilon) + off_zero / (zero + node.epsilon)
+            return logs[0] - logs[1], moved + 4 * UNIT * (1 + np.abs(logs[0]) + np.abs(logs[1]))
         case ir.Kernel():
             return _kernel(node, x, error)
         case ir.Forest():
             return _forest(node, x, error)
         case ir.Interpolate():
-            return _between(lambda v: np.interp(v, node.xs, node.ys), x, error + 2 * UNIT * np.abs(node.xs).max())
+            near = error + 2 * UNIT * np.abs(node.xs).max()
+            if len(below) == 2:  # its high part is exact
+                x, near = x + below[1][0], error + below[1][1] + 2.0**-40 * np.abs(node.xs).max()
+            return _between(lambda v: np.interp(v, node.xs, node.ys), x, near)
         case ir.Clip():
             return np.clip(x, node.low, node.high), error
         case ir.Coupling():
             return _between(_coupled, x, error + 8 * UNIT)
         case ir.Above():
-            near = np.abs(x - node.threshold) <= error + 2.0**-20  # what a tie is, see `families`
-            return (x >= node.threshold if node.inclusive else x > node.threshold) * 1.0, near * 1.0
+            tie = np.abs(x - node.threshold) <= error + 2.0**-20  # see `families`
+            return (x >= node.threshold if node.inclusive else x > node.threshold) * 1.0, tie * 1.0
     raise TypeError(type(node).__name__)
 
 
@@ -459,9 +656,34 @@ def _activation(kind: str, z: Array, error: Array) -> Value:
     if kind == "logistic":
         half = 0.5 * (1 - np.tanh(near / 2))
         return 0.5 * (1 + np.tanh(z / 2)), error * half * (1 - half) + FUNCTION
+    if kind == "tail":
+        value = 0.5 * (1 + np.tanh(z / 2))
+        return 1 / (1 + np.exp(-z)), value * np.expm1(np.minimum(error + 4 * UNIT * (1 + np.abs(z)), 50)) + 1e-30
     if kind == "tanh":
         return np.tanh(z), error * (1 - np.tanh(near) ** 2) + FUNCTION
     return (np.maximum(0, z) if kind == "relu" else z), error
+
+
+def _within(node: ir.Within, x: Array, error: Array) -> tuple[Array, Array]:
+    x, error = x[:, node.column], error[:, node.column]
+    unsure = np.zeros(x.shape, bool)
+    for edge in (node.low, node.high):
+        unsure |= np.abs(x - edge) <= error + 2 * UNIT * np.abs(edge)
+    return (node.low <= x) & (x < node.high), unsure & ~np.array([thresholds.exact(node, k) for k in range(node.width)])
+
+
+def _curved(node: ir.Curve | ir.YeoJohnson, x: Array, error: Array) -> Value:
+    """By scikit-learn itself, at the ends of what the input may be; its own powers are float32."""
+    if isinstance(node, ir.YeoJohnson):
+        slope = np.maximum(1, (1 + np.abs(x) + error) ** np.where(x < 0, 1 - node.powers, node.powers - 1))
+        value = node.exact(x)
+        return value, error * slope + 8 * UNIT * (np.abs(value) + np.abs(x))
+    inexact = np.array([(r := thresholds.route(node.x, k)) is None or bool(r.maps) for k in range(node.width)])
+    value, moved = _between(node.exact, x, error * inexact)
+    # The normal quantile is steep where 1 - p is small: 1e-7 of p or 1 - p each, in units of its slope.
+    density = norm.pdf(value) if node.clip else 1.0
+    side = np.minimum(norm.cdf(value), norm.sf(value)) if node.clip else 1.0
+    return value, moved + 8 * UNIT * side / np.maximum(density, 1e-7) + 4 * UNIT * np.abs(value)
 
 
 def _normalise(kind: str, x: Array, error: Array) -> Value:
@@ -500,7 +722,12 @@ def _forest(node: ir.Forest, x: Array, error: Array) -> Value:
     Another one that is near its threshold adds what the leaves below it differ by."""
     trees, rows = node.trees, np.arange(len(x))
     routes = [thresholds.route(node.x, feature) for feature in range(x.shape[1])]
-    computed = np.array([route is None or not _whole(route.source) for route in routes])
+    computed = np.array(
+        [
+            not thresholds.exact(node.x, k) if route is None else not (_whole(route.source) and route.exact)
+            for k, route in enumerate(routes)
+        ]
+    )
     low, high = trees.value.copy(), trees.value.copy()
     for parent in np.flatnonzero(trees.feature >= 0)[::-1]:  # children have larger numbers
         children = [trees.left[parent], trees.right[parent]]
@@ -528,9 +755,11 @@ def _whole(node: ir.Node) -> bool:
     match node:
         case ir.Embedding():
             return True
-        case ir.Forest():
-            leaves = node.trees.value[node.trees.feature < 0]
-            return node.bias == 0 and bool((leaves == np.round(leaves)).all())
+        case ir.Forest():  # sums on a grid of which float32 holds every multiple that may occur
+            leaves = np.append(node.trees.value[node.trees.feature < 0], node.bias)
+            largest = np.abs(leaves).max() * (len(node.trees.roots) + 1)
+            grid = 2.0 ** (np.ceil(np.log2(max(largest, 1e-30))) - 23)
+            return bool((leaves == np.round(leaves / grid) * grid).all())
         case ir.Sum():
             return set(node.weights) == {1.0} and all(_whole(part) for part in node.parts)
     return False
@@ -621,7 +850,7 @@ def check(case: Case, head: Any, bounds: list[Value], engine: HeadEngine) -> Non
 @settings(
     max_examples=EXAMPLES,
     deadline=None,
-    derandomize=True,
+    derandomize=SEED is None,
     database=None,
     phases=[Phase.generate],  # a head does not shrink: every step of it would be fitted again
     report_multiple_bugs=False,
@@ -636,15 +865,38 @@ def test_a_random_head(case: Case) -> None:
             "The `probability` parameter",
             r"Features [\s\S]* are constant",  # their numbers may fill several lines
             "invalid value encountered in divide",
+            "Bins whose width are too small",
+            "Feature \\d+ is constant and will be replaced with 0",
+            "n_quantiles .* is greater than the total number",
+            "X does not have valid feature names",  # of LightGBM, in a pipeline
+            "Variables are collinear",
+            "divide by zero encountered in log",
         ):
             warnings.filterwarnings("ignore", message)
         rows = len(case.x) // 2
-        head = fit(case.head, case.x[:rows], case.y[:rows])
-        whole, base = _translate(head, ir.Embedding(case.x.shape[1]), "head")
+        # Naive Bayes that was fitted on float32 adds in float32, and is further off than the graph.
+        given = case.x.astype(np.float64 if "GaussianNB" in text(case.head) else np.float32)
+        try:
+            head = fit(case.head, given[:rows], case.y[:rows])
+        except ValueError as error:  # naive Bayes of constant columns is NaN, which a stack can't be fitted on
+            if "GaussianNB" not in text(case.head) or "contains NaN" not in str(error):
+                raise
+            return
+        try:
+            whole, base = _translate(head, ir.Embedding(case.x.shape[1]), "head")
+        except UnsupportedEstimator as error:
+            # A projection before the categories; naive Bayes of a subset of columns that are all constant.
+            if not re.search("whose categories are computed|infinite or NaN", str(error)):
+                raise
+            return
         bounds = rounding([whole, *base], case.x)
         for engine in ENGINES:
             check(case, head, bounds, engine)
-    TALLY.heads.add(" ".join(str(case.head).split()))
+    TALLY.heads.add(text(case.head))
+
+
+if SEED is not None:
+    test_a_random_head = seed(int(SEED))(test_a_random_head)
 
 
 def test_the_random_heads_covered_every_family_and_their_bounds_say_something() -> None:
@@ -657,7 +909,11 @@ def test_the_random_heads_covered_every_family_and_their_bounds_say_something() 
         assert TALLY.beyond[stepped] <= BEYOND[stepped] * TALLY.cases[stepped]
         assert TALLY.blunt[stepped] <= MANY_BLUNT[stepped] * TALLY.cases[stepped]
     missing = {
-        *("scaler", "chain", "union", "columns", "normalizer", "pca", "stacking", "voting"),
+        *("scaler", "chain", "union", "columns", "normalizer", "stacking", "voting", "hard votes"),
+        *("pca", "incremental", "svd", "lda", "bins", "quantiles", "powers", "search", "fixed", "tuned", "eliminated"),
+        *("SGDClassifier", "LinearDiscriminantAnalysis", "QuadraticDiscriminantAnalysis", "GaussianNB"),
+        *("AdaBoostClassifier", "XGBClassifier", "LGBMClassifier", "categories"),
+        *(["temperature"] if TEMPERATURE else []),
         *("LogisticRegression", "LogisticRegressionCV", "svc with probability"),
         *("RandomForestClassifier", "ExtraTreesClassifier", "DecisionTreeClassifier", "ExtraTreeClassifier"),
         *("boosting, log_loss", "boosting, exponential", "HistGradientBoostingClassifier"),
