@@ -48,7 +48,8 @@ def read_dicom(stream: BinaryIO, frame: int | None, modality: Modality | None) -
     """One frame of a DICOM file; `modality`: what it is expected to show, None if either will do."""
     header, element, pixel_bytes = _read_header(stream)
     warnings = dicom_header.check_object(header, modality)
-    dicom_header.check_attributes(header, integers=element == _INTEGER_PIXELS)
+    coded = _transfer_syntax(header).is_encapsulated
+    dicom_header.check_attributes(header, integers=element == _INTEGER_PIXELS, coded=coded)
     frame = choose_frame(_frames(header), frame)
     check_sides(header.Columns, header.Rows)
     _check_layout(header)

@@ -57,9 +57,12 @@ def check_object(header: Any, modality: Modality | None) -> list[str]:
     return [*_doubts(header, told), *_regions_doubt(header)]
 
 
-def check_attributes(header: Any, *, integers: bool) -> None:
-    """Raise `ImageError` unless the header has what every image needs (PS3.3 C.7.6.3, C.7.6.24)."""
-    colour = ("PlanarConfiguration",) if header.get("SamplesPerPixel") == 3 else ()
+def check_attributes(header: Any, *, integers: bool, coded: bool) -> None:
+    """Raise `ImageError` unless the header has what every image needs (PS3.3 C.7.6.3, C.7.6.24).
+
+    coded: the pixels are encapsulated, so that their stream says how samples lie beside each other (PS3.5 8.2).
+    """
+    colour = ("PlanarConfiguration",) if header.get("SamplesPerPixel") == 3 and not coded else ()
     for keyword in (*_REQUIRED, *colour, *(_OF_INTEGERS if integers else ())):
         value = header.get(keyword)
         if value is None or value == "":

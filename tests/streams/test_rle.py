@@ -123,6 +123,6 @@ def test_a_hole_that_reads_as_zeros(wrap: Wrap, refused: Refused, at: int) -> No
 
 
 def test_bits_that_do_not_fit(wrap: Wrap, refused: Refused, picture: Array) -> None:
-    refused(wrap(frame(segments(picture)), picture, RLE, BitsStored=12), "BitsAllocated 8 and BitsStored 12 in RLE")
+    refused(wrap(frame(segments(picture)), picture, RLE, BitsStored=12), "has 12 bits stored of 8 allocated")
     path = wrap(frame(segments(picture)), picture, RLE, BitsAllocated=16, BitsStored=8)
     refused(path, "of 1 segments, expected 2")
