@@ -204,6 +204,9 @@ def _fold(node: ir.Forest, embedding: ir.Embedding) -> _Folding:
     rest = np.setdiff1d(inner, direct)
     rounded = thresholds.nearest if node.double else thresholds.round_down
     threshold[rest] = rounded(trees.threshold[rest])
+    if node.at_values:
+        inexact = rest[[not thresholds.exact(node.x, int(one)) for one in trees.feature[rest]]]
+        threshold[inexact] = thresholds.lowered(threshold[inexact])
     exact = all(route is None or route.exact for route in routes.values())
     return _Folding(feature, threshold, sources, exact)
 

@@ -42,7 +42,7 @@ def asked(graph: Graph, name: NameOf, x: ir.Node, column: Array, edge: Array) ->
 
 def limits(graph: Graph, x: ir.Node, column: Array, edge: Array) -> tuple[tuple[ir.Node, ...], Array, Array]:
     """Where to ask whether x[column] ≥ edge: sources, columns int64 [K] of them side by side, and float32 limits [K]
-    that are to be exceeded. On a computed column the float32 next to the edge is in."""
+    that are to be exceeded. On a computed column what equals the edge but for its last bits is in."""
     of_column = {int(one): thresholds.route(x, int(one)) for one in np.unique(column)}
     routes = [of_column[int(one)] for one in column]
     origin = [(x, int(one)) if r is None else (r.source, r.column) for r, one in zip(routes, column, strict=True)]
@@ -63,4 +63,5 @@ def limits(graph: Graph, x: ir.Node, column: Array, edge: Array) -> tuple[tuple[
         else:
             with np.errstate(over="ignore"):  # nothing is below the lowest float32
                 limit[one] = np.nextafter(thresholds.nearest(edge[one]), np.float32(-np.inf))
+                limit[one] = thresholds.lowered(limit[one])  # an edge is a value of the data, or may be
     return sources, place, thresholds.normal(limit) if graph.portable else limit

@@ -150,13 +150,15 @@ class Trees:
 class Forest(Node):
     """The sum of the trees' leaf values, plus `bias`: [N, 1].
 
-    double: scikit-learn compares x in float64; else it casts x to float32 first.
+    double: scikit-learn compares x in float64; else it casts x to float32 first. at_values: a split is a value of the
+    data, which goes right; others are between two.
     """
 
     x: Node
     trees: Trees
     bias: float = 0.0
     double: bool = False
+    at_values: bool = False
 
 
 @dataclass(frozen=True, eq=False)

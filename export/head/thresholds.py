@@ -119,6 +119,13 @@ def nearest(threshold: Array) -> Array:
     return np.clip(threshold, -_FLOAT32_MAX, _FLOAT32_MAX).astype(np.float32)
 
 
+def lowered(threshold: Array) -> Array:
+    """float32 thresholds a little below: for computed values that may equal a split but for their last bits, as they
+    do where the split is a value of the data, and are to go right."""
+    below: Array = (threshold - np.abs(threshold) * np.float32(2.0**-20)).astype(np.float32)
+    return below
+
+
 def normal(threshold: Array) -> Array:
     """float32 thresholds without subnormal numbers below zero, which OpenVINO takes for zero: then zero would be at
     most the threshold. The same decision for every x that is no subnormal number below zero itself."""

@@ -56,7 +56,7 @@ def _margin(classifier: Any, x: Node, path: str) -> Node:
                 classifier, path, "with categorical features, expected numbers only", hint="enable_categorical=False"
             )
         parts.append(_tree(tree, float(drop[number]) if drop.size else 1.0))
-    return Forest(1, x, join(parts), start)
+    return Forest(1, x, join(parts), start, at_values=True)
 
 
 def _used(classifier: Any, trees: Mapping[str, Any]) -> int:

@@ -357,6 +357,21 @@ def test_boosters_at_their_thresholds(kind: str, scaled: bool) -> None:
         np.testing.assert_allclose(run(lower(head, WIDTH, form), rows)[0], want, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "learner", [HistGradientBoostingClassifier(max_iter=2, max_depth=1), AdaBoostClassifier(n_estimators=2)]
+)
+def test_xgboost_on_what_another_learner_said(learner: Any) -> None:
+    """Its splits are values that the learner said, which differ from the graph's in their last bit: all cases of a
+    learner that says few values went to the other side."""
+    learner.fit(FIT, FIT_LABEL)
+    final = XGBClassifier(n_estimators=5, max_depth=2, n_jobs=1)
+    head = StackingClassifier([("one", learner)], final, cv="prefit").fit(FIT, FIT_LABEL)
+    want = head.predict_proba(FIT)[:, 1]
+    assert np.ptp(want) > 0.1
+    for form, run in ENGINES:
+        np.testing.assert_allclose(run(lower(head, WIDTH, form), FIT)[0], want, rtol=0, atol=PROMISE)
+
+
 def splits(kind: str, dump: str) -> list[tuple[int, float]]:
     if kind == "lgbm":
         pairs = re.findall(r'"split_feature": (\d+).*?"threshold": ([-\d.e+]+)', dump)
