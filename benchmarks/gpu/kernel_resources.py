@@ -22,14 +22,17 @@ KNOWN = {
 }
 
 
+STAGES = 2  # what is chosen nearly always
+
+
 def resources() -> str:
     """Every instance for every architecture, as Markdown. Raises `EngineError` without nvcc."""
-    rows = []
+    rows, every = [], [one for one in instances() if one.stages == STAGES]
     for architecture in ARCHITECTURES:
-        found = {one.name: one for one in with_nvcc(architecture, instances())}
+        found = {one.name: one for one in with_nvcc(architecture, every)}
         for launch in LAUNCHES:
             for specialised in (True, False):
-                some = [found[f"{one.name}_{launch}"] for one in instances() if bool(one.positions) == specialised]
+                some = [found[f"{one.name}_{launch}"] for one in every if bool(one.positions) == specialised]
                 registers = sorted({one.registers for one in some})
                 spills = sum(one.spill_bytes + one.stack_bytes for one in some)
                 span = f"{registers[0]} to {registers[-1]}" if len(registers) > 1 else registers[0]
@@ -47,7 +50,7 @@ Made by `{command()}`. No GPU was used: nothing on this page is a time.
 ## What ptxas says
 
 nvcc {release[0] if release else version}, `-std=c++17`, 256 threads. Each row: float32, float16 and bfloat16, channels
-first and, where the map is of any size, last; 1, 2 and 3 stages. Shared memory is dynamic: its size is in the third
+first and, where the map is of any size, last; 2 stages. Shared memory is dynamic: its size is in the third
 table. What `AttentionPool` compiles has the numbers of its modalities as constants as well.
 
 {table("sm | launch | map | kernels | registers | static shared, bytes | spills and stack, bytes", rows)}
