@@ -554,6 +554,7 @@ def cases(draw: st.DrawFn) -> Case:
 
 UNIT = 2.0**-24  # float32's rounding, relative
 FUNCTION = 2.0**-21  # of exp, the logistic function and tanh: absolute, engines approximate them by polynomials
+LOWERED = 2.0**-19  # of splits at values of the data, on computed numbers: see `thresholds.lowered`
 OFFSET = 1e-8  # of a scaler's offset `emit` drops less than this
 Value = tuple[Array, Array]  # float64 [N, width]: a node's value, and how far float32 arithmetic may be from it
 
@@ -669,7 +670,7 @@ def _within(node: ir.Within, x: Array, error: Array) -> tuple[Array, Array]:
     x, error = x[:, node.column], error[:, node.column]
     unsure = np.zeros(x.shape, bool)
     for edge in (node.low, node.high):
-        unsure |= np.abs(x - edge) <= error + 2 * UNIT * np.abs(edge)
+        unsure |= np.abs(x - edge) <= error + LOWERED * np.abs(edge)
     return (node.low <= x) & (x < node.high), unsure & ~np.array([thresholds.exact(node, k) for k in range(node.width)])
 
 
@@ -740,7 +741,8 @@ def _forest(node: ir.Forest, x: Array, error: Array) -> Value:
         while (inner := trees.feature[at] >= 0).any():
             feature, limit = np.where(inner, trees.feature[at], 0), trees.threshold[at]
             value = x[rows, feature] if node.double else x[rows, feature].astype(np.float32)
-            near = np.abs(value - limit) <= error[rows, feature] + UNIT * np.abs(limit)
+            slack = LOWERED if node.at_values else UNIT
+            near = np.abs(value - limit) <= error[rows, feature] + slack * np.abs(limit)
             near &= inner & sure & computed[feature]
             crossed[near] += (high - low)[at[near]]
             sure &= ~near
@@ -921,7 +923,8 @@ def test_the_random_heads_covered_every_family_and_their_bounds_say_something() 
         *("boosting, log_loss", "boosting, exponential", "HistGradientBoostingClassifier"),
         *(f"MLP, {activation}" for activation in ("identity", "logistic", "tanh", "relu")),
     } - set(TALLY.families)
-    assert not missing
+    # The suite's share of the search may miss a few, which `test_head_families` has one by one.
+    assert len(missing) <= (4 if EXAMPLES < 1000 else 0), missing
     for part in ("bagging of", "calibrated", "linear, ", "rbf, ", "poly, ", "sigmoid, ", "LinearSVC, "):
         assert any(part in family for family in TALLY.families), part
 
