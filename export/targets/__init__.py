@@ -17,12 +17,14 @@ the device has to `verify` it.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, Protocol, cast
 
 from mpmmu_rt.engines import engine_module, engines, known_engine
-from mpmmu_rt.errors import ParityError, UnfitTarget, UsageError
+from mpmmu_rt.errors import EngineError, ParityError, UnfitTarget, UsageError
 from mpmmu_rt.export.draft import FIRST, Draft, Wanted
 from mpmmu_rt.spec import Target
 
@@ -93,16 +95,18 @@ def resolve(wanted: Wanted) -> tuple[Target, ...]:
 def prove(draft: Draft) -> None:
     """Make and prove the first target, then every wanted one, and enter what was found into the draft.
 
-    A target that was asked for by name and fails raises `ParityError` or `UnfitTarget`; one that was not is left out,
-    and `entry["precision"]` says why.
+    A target that was asked for by name and fails raises `ParityError`, or `UnfitTarget` where its engine can't load or
+    run the model; one that was not is left out, and `entry["precision"]` says why.
     """
-    draft.entry["parity"] = family(FIRST.engine).prove(draft, FIRST)
+    with _engines_word(FIRST, "every bundle has it: replace that operator in the module, or update onnxruntime"):
+        draft.entry["parity"] = family(FIRST.engine).prove(draft, FIRST)
     for target in resolve(draft.wanted):
         side, listed = family(target.engine), str(_plain(target))
         try:
-            report = side.make(draft, target)
-            draft.seal()
-            report |= side.prove(draft, target)
+            with _engines_word(target, "leave the target out, or replace that operator in the module"):
+                report = side.make(draft, target)
+                draft.seal()
+                report |= side.prove(draft, target)
         except (UnfitTarget, ParityError) as error:
             if draft.wanted.targets is not None:
                 raise
@@ -112,6 +116,15 @@ def prove(draft: Draft) -> None:
         else:
             draft.entry["targets"].append(listed)
         draft.entry["precision"][listed] = report
+
+
+@contextlib.contextmanager
+def _engines_word(target: Target, hint: str) -> Iterator[None]:
+    """What an engine can't do with this model, at export: its own hint is for a bundle that was proven."""
+    try:
+        yield
+    except EngineError as error:
+        raise UnfitTarget(f"{target} can't have this model: {error}", hint=hint) from error
 
 
 def _plain(target: Target) -> Target:
