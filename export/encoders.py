@@ -205,6 +205,7 @@ def _require_embedding(out: object, count: int, name: str) -> None:
             hint = "pool the feature map: `.mean((2, 3))`"
         elif count == 1 and out.ndim == 1:
             hint = "keep the axis of the cases when there is one: flatten(1), or squeeze with its axes, for squeeze()"
-        raise ExportError(f"{name} gives {got} for {count} cases, expected {wanted}", hint=hint)
+        cases = "one case" if count == 1 else f"{count} cases"
+        raise ExportError(f"{name} gives {got} for {cases}, expected {wanted}", hint=hint)
     if out.dtype != torch.float32:
         raise ExportError(f"{name} gives {got}, expected {wanted}", hint="end its `forward` with `.float()`")

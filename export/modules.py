@@ -51,13 +51,13 @@ def require_exportable(module: nn.Module, name: str) -> None:
     parts = dict(module.named_modules())
     _refuse(
         name,
-        [path or "itself" for path, part in parts.items() if isinstance(part, torch.jit.ScriptModule)],
+        [path for path, part in parts.items() if isinstance(part, torch.jit.ScriptModule)],
         "is TorchScript ({}), expected the Python module that it was made from",
         "build that module and give it these weights: `module.load_state_dict(scripted.state_dict())`",
     )
     _refuse(
         name,
-        [path or "itself" for path, part in parts.items() if _is_quantized(part)],
+        [path for path, part in parts.items() if _is_quantized(part)],
         "is quantized already ({}), expected it in float",
         "export the float module; 8 bits are a target: openvino:int8 with calibration images",
     )
@@ -66,7 +66,7 @@ def require_exportable(module: nn.Module, name: str) -> None:
 def _refuse(name: str, places: Sequence[str], got: str, hint: str) -> None:
     if places:
         more = f" and {len(places) - 1} more" if len(places) > 1 else ""
-        raise ExportError(f"{name} {got.format(f'`{places[0]}`{more}')}", hint=hint)
+        raise ExportError(f"{name} {got.format(f'`{places[0]}`{more}' if places[0] else 'all of it')}", hint=hint)
 
 
 def _is_quantized(part: nn.Module) -> bool:

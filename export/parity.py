@@ -95,7 +95,8 @@ class Parity:
             raise ParityError(
                 f"the exported model differs from the original: {worst.name} is {worst.value:.3g}, expected at most "
                 f"{worst.limit:.3g} ({len(failed)} of {len(self.checks)} checks failed); no bundle was written",
-                hint="this is a defect of the conversion or of an installed version: report it with `mpmmu-rt doctor`",
+                hint="no module may ask whether it is being exported; if none does, this is a defect of the conversion "
+                "or of an installed version: report it with `mpmmu-rt doctor`",
             )
 
 

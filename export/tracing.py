@@ -22,7 +22,7 @@ from .reasons import first_cause, one_line, place
 
 TRACE_BATCH = 2  # torch specialises on a batch of 1
 _MAX_BATCH = 4096
-_OWN = str(Path(__file__).resolve().parents[1])
+_OWN = str(Path(__file__).resolve().parent)
 _BY_NUMBER = (
     "compute all cases at once: no Python loop over them, no `if` and no fixed shape that depends on their number"
 )
@@ -96,7 +96,7 @@ def _require_every_batch(program: Any, name: str) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """What torch's exporter says beside what it raises: warnings, and the half of a graph, printed, where it stopped."""
+    """What torch's exporter says beside what it raises: warnings, and the part of a graph that it got to."""
     loggers = [logging.getLogger(name) for name in _LOUD]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -106,6 +106,10 @@ def _quiet() -> Iterator[None]:
             # torch's exporter calls what torch itself deprecates.
             warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
             warnings.filterwarnings("ignore", category=DeprecationWarning)
+            # A feature map that a module keeps; what the graph says without it is held to the original.
+            warnings.filterwarnings(
+                "ignore", message="The tensor attribute.* assigned during export", category=UserWarning
+            )
             # Both inputs of the pool share the batch N, which is meant.
             warnings.filterwarnings("ignore", message="# The axis name: N", category=UserWarning)
             yield

@@ -26,6 +26,7 @@ from typing import Any, Protocol, cast
 from mpmmu_rt.engines import engine_module, engines, known_engine
 from mpmmu_rt.errors import EngineError, ParityError, UnfitTarget, UsageError
 from mpmmu_rt.export.draft import FIRST, Draft, Wanted
+from mpmmu_rt.export.graphs import other_floats
 from mpmmu_rt.spec import Target
 
 
@@ -98,8 +99,7 @@ def prove(draft: Draft) -> None:
     A target that was asked for by name and fails raises `ParityError`, or `UnfitTarget` where its engine can't load or
     run the model; one that was not is left out, and `entry["precision"]` says why.
     """
-    with _engines_word(FIRST, "every bundle has it: replace that operator in the module, or update onnxruntime"):
-        draft.entry["parity"] = family(FIRST.engine).prove(draft, FIRST)
+    draft.entry["parity"] = _first(draft)
     for target in resolve(draft.wanted):
         side, listed = family(target.engine), str(_plain(target))
         try:
@@ -116,6 +116,24 @@ def prove(draft: Draft) -> None:
         else:
             draft.entry["targets"].append(listed)
         draft.entry["precision"][listed] = report
+
+
+def _first(draft: Draft) -> dict[str, Any]:
+    """Prove the target that every bundle has. Of modules that do not compute in float32, the hint says so."""
+    try:
+        with _engines_word(FIRST, "every bundle has it: replace that operator in the module, or update onnxruntime"):
+            return family(FIRST.engine).prove(draft, FIRST)
+    except (UnfitTarget, ParityError) as error:
+        found = {modality: other_floats(graph) for modality, graph in draft.encoders().items()}
+        said = [
+            f"the {modality} module computes in {' and '.join(kinds)}" for modality, kinds in found.items() if kinds
+        ]
+        if not said:
+            raise
+        hint = (
+            f"{'; '.join(said)}: export it in float32, which is `module.float()` without autocast or casts of its own"
+        )
+        raise type(error)(str(error), hint=hint) from error
 
 
 @contextlib.contextmanager
