@@ -25,10 +25,11 @@ from mpmmu_rt.progress import Progress, silent
 from mpmmu_rt.spec import MODALITIES, Modality, TensorSpec
 
 from . import cases as all_cases
-from . import graphs, head, parity, reference, targets
+from . import graphs, head, parity, reference, steadiness, targets
 from .cases import Data
 from .draft import Draft, Wanted
 from .encoders import Encoders
+from .modules import resting
 from .parity import Original
 from .pool_weights import pool_weights, require_pools
 from .sigmoid import exact_sigmoids
@@ -167,7 +168,10 @@ def _export(
     model: Model, output: Path, cases: Data | None, wanted: Wanted, overwrite: bool, progress: Progress
 ) -> Bundle:
     _check(model, wanted)  # before minutes of work for what can't be had
-    with atomic_folder(output, marker=bundles.MANIFEST, overwrite=overwrite) as folder:
+    with (
+        atomic_folder(output, marker=bundles.MANIFEST, overwrite=overwrite) as folder,
+        resting(model.modules.values()),
+    ):
         finish(begin(folder, model, cases, wanted, progress))
     return Bundle.open(output)
 
@@ -175,12 +179,14 @@ def _export(
 def begin(folder: Path, model: Model, cases: Data | None, wanted: Wanted, progress: Progress) -> Draft:
     """Write to `folder` what all targets are made from, and seal it: graphs, weights of the pools, golden vectors."""
     encoders = Encoders(model.modules, model.preprocessing.size)
-    tensors, heads = _write_graphs(folder / "onnx", model, encoders, progress)
+    heads = _lower(model.head, encoders)  # first: it may be refused, and soon
+    lowered = {name: head.report(graph) for name, graph in heads.items()}
     cases, wanted = _cases_to_prove(cases, wanted, model.preprocessing, progress)
     original = _run_original(encoders, model.head, cases, progress)
+    tensors = _write_graphs(folder / "onnx", heads, encoders, progress)
     _write_golden(folder / "golden", cases, original)
     pools = _write_pools(folder, encoders, original)
-    entry = _entry(model, tensors) | {"head": heads, "attention_pool": pools}
+    entry = _entry(model, tensors) | {"head": lowered, "attention_pool": pools}
     draft = Draft(folder, entry, model.head, original, cases, wanted, progress)
     draft.seal()
     return draft
@@ -216,22 +222,27 @@ def _cases_to_prove(
 
 
 def _run_original(encoders: Encoders, classifier: Any, cases: Data, progress: Progress) -> Original:
+    """What the original says of `cases`. Raises `ExportError` for modules that don't say one thing of each."""
     progress("running the original", 0, 1)
-    original = parity.run_original(encoders, classifier, cases.pixels)
+    stages = encoders.run(cases.pixels, parity.BATCH)
+    steadiness.require_finite(encoders, stages["embedding"], cases)
+    original = parity.with_head(stages, classifier)
+    steadiness.require_steady(encoders, classifier, original, cases)
     progress("running the original", 1, 1)
     return original
 
 
+def _lower(classifier: Any, encoders: Encoders) -> dict[str, onnx.ModelProto]:
+    width = sum(encoders.width(modality) for modality in MODALITIES)
+    return {"head": head.lower(classifier, width), "head_onnxruntime": head.lower(classifier, width, "onnxruntime")}
+
+
 def _write_graphs(
-    folder: Path, model: Model, encoders: Encoders, progress: Progress
-) -> tuple[dict[str, TensorSpec], dict[str, Any]]:
-    """Write all graphs; returns the tensors that cross their borders, and how the heads were lowered."""
+    folder: Path, heads: Mapping[str, onnx.ModelProto], encoders: Encoders, progress: Progress
+) -> dict[str, TensorSpec]:
+    """Write all graphs; returns the tensors that cross their borders."""
     folder.mkdir()
     shapes = encoders.shapes()
-    width = int(shapes["embedding"][1])
-    portable = head.lower(model.head, width)  # first: it may be refused, and soon
-    heads = {"head": portable, "head_onnxruntime": head.lower(model.head, width, "onnxruntime")}
-    reports = {name: head.report(graph) for name, graph in heads.items()}
     parts: dict[str, onnx.ModelProto] = {}
     for step, modality in enumerate(MODALITIES):
         progress("exporting graphs", step, 5)
@@ -239,7 +250,7 @@ def _write_graphs(
     progress("exporting graphs", 2, 5)
     pool = encoders.pool_graph()
     progress("exporting graphs", 3, 5)
-    whole = graphs.join(parts["mammography"], parts["ultrasound"], pool, portable)
+    whole = graphs.join(parts["mammography"], parts["ultrasound"], pool, heads["head"])
     progress("exporting graphs", 4, 5)
     first: dict[str, onnx.ModelProto] = {**parts, "attention_pool": pool}
     exact = {f"{name}_onnxruntime": exact_sigmoids(graph) for name, graph in first.items()}
@@ -248,7 +259,7 @@ def _write_graphs(
     size = encoders.size
     pixels = {f"{m}_pixels": TensorSpec(f"{m}_pixels", "uint8", ("N", 1, size, size)) for m in MODALITIES}
     floats = {name: TensorSpec(name, "float32", shape) for name, shape in (shapes | {"probability": ("N",)}).items()}
-    return pixels | floats, reports
+    return pixels | floats
 
 
 def _write_golden(folder: Path, cases: Data, original: Original) -> None:

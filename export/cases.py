@@ -21,15 +21,22 @@ Pixels = Mapping[Modality, Array]
 
 @dataclass(frozen=True)
 class Data:
-    """Pixels uint8 [N, 1, S, S] per modality; labels int [N] where known; source says in words what they are."""
+    """Pixels uint8 [N, 1, S, S] per modality; labels int [N] where known; source says in words what they are; ids are
+    those of the manifest, if they are of one."""
 
     pixels: Pixels
     labels: Array | None
     source: str
+    ids: tuple[str, ...] = ()
 
     def rows(self, chosen: Sequence[int], source: str) -> Data:
         pixels: dict[Modality, Array] = {modality: self.pixels[modality][chosen] for modality in MODALITIES}
-        return Data(pixels, None if self.labels is None else self.labels[chosen], source)
+        ids = tuple(self.ids[row] for row in chosen) if self.ids else ()
+        return Data(pixels, None if self.labels is None else self.labels[chosen], source, ids)
+
+    def name(self, row: int) -> str:
+        """What messages call a case."""
+        return f"case `{self.ids[row]}`" if self.ids else f"case {row + 1} of {self.source}"
 
     def first(self, count: int) -> dict[Modality, Array]:
         """The pixels of the first `count` cases."""
@@ -57,7 +64,8 @@ def of_manifest(path: Path, preprocessing: Preprocessing, progress: Progress) ->
     pixels = {modality: np.stack(arrays) for modality, arrays in images.items()}
     labels = np.array([case.label for case in manifest.cases]) if labelled else None
     source = f"{len(manifest.cases)} cases of {path.name}, sha256 {manifest.sha256[:12]}"
-    return Data(pixels, labels, source), tuple(manifest.cases)
+    ids = tuple(case.case_id for case in manifest.cases)
+    return Data(pixels, labels, source, ids), tuple(manifest.cases)
 
 
 def halves(data: Data, cases: Sequence[Case]) -> tuple[Data, Data]:

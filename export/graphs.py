@@ -93,3 +93,14 @@ def _make_external(tensor: Any, offset: int, length: int) -> None:
     del tensor.external_data[:]
     for key, value in (("location", WEIGHTS), ("offset", str(offset)), ("length", str(length))):
         tensor.external_data.add(key=key, value=value)
+
+
+_OTHER_FLOATS = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE)
+
+
+def other_floats(model: onnx.ModelProto) -> list[str]:
+    """The types besides float32 that a graph of ours computes in because its module does, such as `float16`."""
+    casts = [node for node in model.graph.node if node.op_type == "Cast"]
+    kinds = {attribute.i for node in casts for attribute in node.attribute if attribute.name == "to"}
+    kinds |= {tensor.data_type for tensor in model.graph.initializer}
+    return sorted(onnx.TensorProto.DataType.Name(kind).lower() for kind in kinds.intersection(_OTHER_FLOATS))

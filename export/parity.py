@@ -31,7 +31,7 @@ from .encoders import Encoders
 # pairs (tiny preset); with ONNX Runtime's own Sigmoid it was 8 of 200, by up to 0.033.
 CROSSING_TOLERANCE = 2e-2
 CROSSING_SHARE = 0.02  # of the cases; more would not be rounding
-_BATCH = 32
+BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,12 @@ class Original:
 
 def run_original(encoders: Encoders, head: Any, pixels: Mapping[Modality, Array]) -> Original:
     """Every stage of the original on pixels uint8 [N, 1, S, S]."""
-    stages = encoders.run(pixels)
-    return Original(stages | {"probability": probability_of(head, stages["embedding"])})
+    return with_head(encoders.run(pixels, BATCH), head)
+
+
+def with_head(stages: Mapping[str, Array], head: Any) -> Original:
+    """What the encoders say, with what scikit-learn says of it."""
+    return Original({**stages, "probability": probability_of(head, stages["embedding"])})
 
 
 def probability_of(head: Any, embedding: Array) -> Array:
@@ -91,7 +95,8 @@ class Parity:
             raise ParityError(
                 f"the exported model differs from the original: {worst.name} is {worst.value:.3g}, expected at most "
                 f"{worst.limit:.3g} ({len(failed)} of {len(self.checks)} checks failed); no bundle was written",
-                hint="this is a defect of the conversion or of an installed version: report it with `mpmmu-rt doctor`",
+                hint="no module may ask whether it is being exported; if none does, this is a defect of the conversion "
+                "or of an installed version: report it with `mpmmu-rt doctor`",
             )
 
 
@@ -106,18 +111,18 @@ def measure(
     """Compare `predictor` with the original on pixels uint8 [N, 1, S, S], then with itself across batch sizes."""
     count = len(original.probability)
     parts = []
-    for start in range(0, count, _BATCH):
+    for start in range(0, count, BATCH):
         progress("checking parity", start, count)
-        parts.append(predictor.predict({modality: pixels[modality][start : start + _BATCH] for modality in MODALITIES}))
+        parts.append(predictor.predict({modality: pixels[modality][start : start + BATCH] for modality in MODALITIES}))
     progress("checking parity", count, count)
     embedding = np.concatenate([part.embedding for part in parts])
     probability = np.concatenate([part.probability for part in parts])
-    few = {modality: pixels[modality][:_BATCH] for modality in MODALITIES}
+    few = {modality: pixels[modality][:BATCH] for modality in MODALITIES}
     feature_maps = predictor.feature_maps(few)
     checks = [
         Check(
             f"{modality} feature map, relative",
-            relative_difference(feature_maps[modality], original.stages[f"{modality}.feature_map"][:_BATCH]),
+            relative_difference(feature_maps[modality], original.stages[f"{modality}.feature_map"][:BATCH]),
             RELATIVE_TOLERANCE,
         )
         for modality in MODALITIES
@@ -158,7 +163,7 @@ def _decisions(got: Array, want: Array, threshold: float) -> tuple[list[Check], 
     return (
         [
             Check("probability, max |Δp|", smooth, PROBABILITY_TOLERANCE),
-            Check("split crossings, share of cases", float(crossed.mean()), _crossing_limit(len(got))),
+            Check("split crossings, share of cases", float(crossed.mean()), crossing_limit(len(got))),
             Check("split crossings, max |Δp|", float(difference.max()), CROSSING_TOLERANCE),
             Check("decisions flipped", float(flips), 0.0),
         ],
@@ -167,7 +172,8 @@ def _decisions(got: Array, want: Array, threshold: float) -> tuple[list[Check], 
     )
 
 
-def _crossing_limit(count: int) -> float:
+def crossing_limit(count: int) -> float:
+    """The share of so many cases that may cross a split."""
     return max(CROSSING_SHARE, 1 / count)
 
 

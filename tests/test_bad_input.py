@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 import skops.io
+import torch
 from PIL import Image
 from sklearn.ensemble import VotingClassifier
 from sklearn.linear_model import LogisticRegression, SGDClassifier
@@ -32,6 +33,7 @@ from typer.testing import CliRunner
 from mpmmu_rt import bundle as bundles
 from mpmmu_rt.cli import app
 from mpmmu_rt.files import sha256_file
+from mpmmu_rt.model import checkpoint as checkpoints
 from mpmmu_rt.model.checkpoint import load_skops
 from mpmmu_rt.spec import Array
 
@@ -385,6 +387,15 @@ def bad_arch(place: Place) -> None:
     place.config(model=model | {"ultrasound": model["ultrasound"] | {"arch": "resnet99"}})
 
 
+def diverged(place: Place) -> None:
+    """A training that ended in NaN, and was saved."""
+    trained = checkpoints.load(place.checkpoint)
+    with torch.no_grad():
+        trained.encoders["ultrasound"].conv1.weight[0, 0, 0, 0] = torch.nan
+    shutil.rmtree(place.checkpoint)
+    checkpoints.save(trained, place.checkpoint)
+
+
 def journal_of_another(place: Place) -> None:
     (place.path / "out.csv.partial").write_text('{"schema": "mpmmu-run/2"}\nok,0.5,malignant,,\n')
 
@@ -545,6 +556,7 @@ CASES: dict[str, tuple[Maker, str, int]] = {
         EXPORT,
         1,
     ),
+    "checkpoint: a weight that is NaN": (diverged, EXPORT, 1),
     "checkpoint: weights missing": (lambda p: (p.checkpoint / "mammography.safetensors").unlink(), EXPORT, 1),
     "checkpoint: no head": (lambda p: (p.checkpoint / "head.skops").unlink(), EXPORT, 1),
     "checkpoint: a pickled head": (pickled_head, EXPORT, 1),

@@ -23,7 +23,7 @@ from benchmarks import report
 from mpmmu_rt import machine
 from mpmmu_rt._optional import require
 from mpmmu_rt.engines.openvino import ENGINE
-from mpmmu_rt.export import encoders
+from mpmmu_rt.export import encoders, tracing
 from mpmmu_rt.export.rewrite import rewrite
 from mpmmu_rt.model.config import EncoderConfig
 from mpmmu_rt.model.encoder import Encoder
@@ -68,7 +68,9 @@ def over_sizes(folder: Path, precision: str) -> list[float]:
         path = folder / f"{size}.onnx"
         if not path.exists():
             example = torch.zeros(2, 1, size, size, dtype=torch.uint8)
-            onnx.save(encoders._trace(encoders.Features(encoder), (example,), ["pixels"], "feature_map"), str(path))
+            onnx.save(
+                tracing.trace(encoders.Features(encoder, cut=True), (example,), ["pixels"], "feature_map"), str(path)
+            )
         session = ENGINE.load(path, precision, machine.usable_threads())
         pixels = np.random.default_rng(size).integers(0, 256, (1, 1, size, size), dtype=np.uint8)
         found.append(best_ms(lambda session=session, pixels=pixels: session.run({"pixels": pixels})))  # type: ignore[misc]

@@ -25,7 +25,7 @@ from benchmarks import report
 from benchmarks.racing import Call, race, ratio
 from mpmmu_rt import machine
 from mpmmu_rt.engines import known_engine
-from mpmmu_rt.export import Data, Limits, Wanted, encoders, export_bundle, reference
+from mpmmu_rt.export import Data, Limits, Wanted, encoders, export_bundle, reference, tracing
 from mpmmu_rt.export.quantization import calibrate, quantize
 from mpmmu_rt.export.rewrite import REWRITES, Rewrite, rewrite
 from mpmmu_rt.model.config import EncoderConfig
@@ -146,7 +146,7 @@ def attention_tax(folder: Path) -> None:
 
 def _trace(encoder: Encoder) -> onnx.ModelProto:
     pixels = torch.zeros(2, 1, 224, 224, dtype=torch.uint8)
-    return encoders._trace(encoders.Features(encoder), (pixels,), ["pixels"], "feature_map")
+    return tracing.trace(encoders.Features(encoder, cut=True), (pixels,), ["pixels"], "feature_map")
 
 
 def _quantized(graph: onnx.ModelProto) -> onnx.ModelProto:

@@ -11,7 +11,7 @@ import onnx
 import onnxruntime
 from onnx import helper
 
-from mpmmu_rt.errors import ExportError
+from mpmmu_rt.errors import ExportError, UnfitTarget
 from mpmmu_rt.machine import usable_threads
 from mpmmu_rt.progress import Progress, silent
 from mpmmu_rt.spec import MODALITIES, Array, Modality
@@ -41,7 +41,8 @@ def calibrate(graph: onnx.ModelProto, pixels: Array, progress: Progress = silent
     """
     tensors = candidates(graph)
     if not tensors or not len(pixels):
-        raise ExportError(
+        # A model without such tensors can't have INT8; without images, nothing can be said.
+        raise (ExportError if tensors else UnfitTarget)(
             f"calibration got {len(pixels)} images and a graph with {len(tensors)} tensors to quantize, "
             "expected at least one of each",
             hint="INT8 is for encoders with 2-D convolutions of 8 channels or more",

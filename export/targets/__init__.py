@@ -17,13 +17,16 @@ the device has to `verify` it.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, Protocol, cast
 
 from mpmmu_rt.engines import engine_module, engines, known_engine
-from mpmmu_rt.errors import ParityError, UnfitTarget, UsageError
+from mpmmu_rt.errors import EngineError, ParityError, UnfitTarget, UsageError
 from mpmmu_rt.export.draft import FIRST, Draft, Wanted
+from mpmmu_rt.export.graphs import other_floats
 from mpmmu_rt.spec import Target
 
 
@@ -93,16 +96,17 @@ def resolve(wanted: Wanted) -> tuple[Target, ...]:
 def prove(draft: Draft) -> None:
     """Make and prove the first target, then every wanted one, and enter what was found into the draft.
 
-    A target that was asked for by name and fails raises `ParityError` or `UnfitTarget`; one that was not is left out,
-    and `entry["precision"]` says why.
+    A target that was asked for by name and fails raises `ParityError`, or `UnfitTarget` where its engine can't load or
+    run the model; one that was not is left out, and `entry["precision"]` says why.
     """
-    draft.entry["parity"] = family(FIRST.engine).prove(draft, FIRST)
+    draft.entry["parity"] = _first(draft)
     for target in resolve(draft.wanted):
         side, listed = family(target.engine), str(_plain(target))
         try:
-            report = side.make(draft, target)
-            draft.seal()
-            report |= side.prove(draft, target)
+            with _engines_word(target, "leave the target out, or replace that operator in the module"):
+                report = side.make(draft, target)
+                draft.seal()
+                report |= side.prove(draft, target)
         except (UnfitTarget, ParityError) as error:
             if draft.wanted.targets is not None:
                 raise
@@ -112,6 +116,33 @@ def prove(draft: Draft) -> None:
         else:
             draft.entry["targets"].append(listed)
         draft.entry["precision"][listed] = report
+
+
+def _first(draft: Draft) -> dict[str, Any]:
+    """Prove the target that every bundle has. Of modules that do not compute in float32, the hint says so."""
+    try:
+        with _engines_word(FIRST, "every bundle has it: replace that operator in the module, or update onnxruntime"):
+            return family(FIRST.engine).prove(draft, FIRST)
+    except (UnfitTarget, ParityError) as error:
+        found = {modality: other_floats(graph) for modality, graph in draft.encoders().items()}
+        said = [
+            f"the {modality} module computes in {' and '.join(kinds)}" for modality, kinds in found.items() if kinds
+        ]
+        if not said:
+            raise
+        hint = (
+            f"{'; '.join(said)}: export it in float32, which is `module.float()` without autocast or casts of its own"
+        )
+        raise type(error)(str(error), hint=hint) from error
+
+
+@contextlib.contextmanager
+def _engines_word(target: Target, hint: str) -> Iterator[None]:
+    """What an engine can't do with this model, at export: its own hint is for a bundle that was proven."""
+    try:
+        yield
+    except EngineError as error:
+        raise UnfitTarget(f"{target} can't have this model: {error}", hint=hint) from error
 
 
 def _plain(target: Target) -> Target:

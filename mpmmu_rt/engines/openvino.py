@@ -371,8 +371,11 @@ def _cannot_load(name: str, error: Exception) -> EngineError:
 
 
 def _reason(error: Exception) -> str:
-    """The last line: OpenVINO's messages begin with where in its sources they were raised."""
-    return next((line for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)[:300]
+    """The last lines: OpenVINO's messages begin with where in its sources they were raised. Of operators that it can't
+    convert, their names come last, and the reason of one before them."""
+    said, _, summary = str(error).partition("\nSummary:")
+    last = [next((line for line in reversed(part.splitlines()) if line.strip()), "") for part in (summary, said)]
+    return (": ".join(line.strip("- ") for line in last if line) or type(error).__name__)[:300]
 
 
 ENGINE = OpenVino()

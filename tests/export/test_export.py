@@ -260,9 +260,22 @@ def overridden() -> Encoder:
     return module
 
 
+def hooked_within() -> Encoder:
+    module = encoder()
+    module.bn1.register_forward_hook(lambda _, arguments, out: 2 * out)  # `rewrite` folds it away
+    return module
+
+
+def replaced_within() -> Encoder:
+    module = encoder()
+    module.bn1 = nn.GroupNorm(1, 4)  # type: ignore[assignment]
+    return module
+
+
 def test_what_is_not_called_as_features_and_pool_is_not_cut() -> None:
     assert is_cut(encoder())
-    assert [is_cut(module) for module in (encoder(Unit), hooked(), overridden(), Thumbnail(3, 0))] == [False] * 4
+    changed = (encoder(Unit), hooked(), overridden(), hooked_within(), replaced_within(), Thumbnail(3, 0))
+    assert [is_cut(module) for module in changed] == [False] * 6
 
 
 @pytest.mark.slow
@@ -323,9 +336,13 @@ def test_a_module_that_works_in_place_changes_no_image_of_the_users(tmp_path: Pa
         (
             {"mammography": Fails()},
             ExportError,
-            "the mammography module fails on pixels uint8 .*: pixels must be float",
+            r"the mammography module \(Fails\) fails on pixels uint8\[2, 1, 32, 32\]: pixels must be float",
         ),
-        ({"ultrasound": Integers()}, ExportError, r"the ultrasound module gives torch.int64\[2\], expected float32"),
+        (
+            {"ultrasound": Integers()},
+            ExportError,
+            r"the ultrasound module \(Integers\) gives int64\[2\] .*, expected float32",
+        ),
         ({"mammography": Thumbnail(6, 0)}, UnsupportedEstimator, "fitted on 8 features and the encoders give 9"),
         (
             {"head": LogisticRegression().fit(np.eye(8)[:6], [0, 1, 2] * 2)},
