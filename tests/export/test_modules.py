@@ -299,6 +299,7 @@ def test_what_is_no_function_of_the_case(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "forward",
     [
