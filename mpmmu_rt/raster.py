@@ -52,7 +52,8 @@ def read_raster(plugin: str, stream: BinaryIO, frame: int | None) -> GreyImage:
         else:
             decoded = _jpeg_image(data, coded)
             decoded.info = image.info  # its orientation
-        grey = _raster_grey(ImageOps.exif_transpose(decoded))
+        ImageOps.exif_transpose(decoded, in_place=True)  # without the copy of what is upright already
+        grey = _raster_grey(decoded)
     if deep_colour:
         check_depth(grey)
     return GreyImage(grey, aspect)
