@@ -41,6 +41,7 @@ def embedding(cuda: SimulatedCuda, cupy: SimulatedCupy, pool: AttentionPool, map
     """What one launch gives."""
     first, second = (cupy.asarray(x) for x in maps)
     out = cupy.asarray(np.full((len(maps[0]), pool.columns), np.nan, np.float32))
+    cupy.cuda.Device().synchronize()  # CuPy writes on a stream of its own
     error, stream = cuda.cudaStreamCreateWithFlags(1)
     assert error == OK
     pool.launch((first.data.ptr, second.data.ptr), out.data.ptr, len(maps[0]), CupyStream(cupy, stream))
