@@ -92,8 +92,8 @@ SMOOTH, FINAL = 1e-5, 2e-5
 BLUNT = 1e-4  # a bound from which on it says little
 # The search is longer with MPMMU_RANDOM_HEADS=2500, and another one with MPMMU_RANDOM_SEED=1.
 EXAMPLES = int(os.environ.get("MPMMU_RANDOM_HEADS", "350"))
-# Of all cases, by `stepped`, at most. Those beyond 1e-5 are the cases of few heads, whose steps lie at what other learners
-# said of the same cases: 0.5 % of one draw of 246 heads, so that the suite's small share is given twice that.
+# Of all cases, by `stepped`, at most. Those beyond 1e-5 are the cases of few heads, whose steps lie at what other
+# learners said of the same cases: 0.5 % of one draw of 246 heads, so that the suite's small share is given twice that.
 BEYOND, MANY_BLUNT = {False: 0.0, True: 0.005 if EXAMPLES >= 1000 else 0.01}, {False: 0.02, True: 0.2}
 SEED = os.environ.get("MPMMU_RANDOM_SEED")
 DISTINCT = EXAMPLES * 4 // 7  # hypothesis varies what it drew before, so that not all heads are new
