@@ -88,17 +88,19 @@ def to_json(targets: list[Finding], abilities: list[Finding]) -> dict[str, Any]:
 
 
 def _image_formats() -> list[Finding]:
-    versions = package_versions(("pillow", "pydicom", "pylibjpeg", "pyjpegls", "python-gdcm"))
+    versions = package_versions(("pillow", "pydicom", "imagecodecs"))
     raster = Finding("PNG, JPEG, TIFF, BMP", False, "pillow is not installed", "pip install pillow")
     if "pillow" in versions:
         raster = Finding(raster.name, True, f"pillow {versions['pillow']}")
     if "pydicom" not in versions:
         return [raster, Finding("DICOM", False, "pydicom is not installed", "pip install 'mpmmu-rt[dicom]'")]
     dicom = Finding("DICOM", True, f"pydicom {versions['pydicom']}")
-    codecs = [f"{name} {versions[name]}" for name in ("pylibjpeg", "pyjpegls", "python-gdcm") if name in versions]
-    hint = "" if codecs else "pip install pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg pyjpegls"
-    compressed = Finding("compressed DICOM", bool(codecs), ", ".join(codecs) or "no decoder is installed", hint)
-    return [raster, dicom, compressed]
+    # JPEG, JPEG 2000 and RLE need nothing more.
+    name = "DICOM in JPEG Lossless and JPEG-LS"
+    if "imagecodecs" in versions:
+        return [raster, dicom, Finding(name, True, f"imagecodecs {versions['imagecodecs']}")]
+    missing = Finding(name, False, "imagecodecs is not installed", "pip install 'mpmmu-rt[codecs]'")
+    return [raster, dicom, missing]
 
 
 def _export() -> Finding:
