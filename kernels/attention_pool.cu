@@ -339,7 +339,7 @@ struct FixedTile {
     }
 
     // A lane takes a group, and each LANES threads one channel of it, all by the same instructions. Instructions for each
-    // part of a group, with all places known, are fewer and were slower: they miss the instruction cache.
+    // part of a group, with all places known, were slower on an H200: they miss the instruction cache.
     template <bool PEAK, bool GATED, typename Finish>
     __device__ void over_positions(const unsigned char* stage, int, int count, int n, const float* gate, float*,
                                    Finish finish) const {
