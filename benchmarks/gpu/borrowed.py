@@ -3,7 +3,7 @@
     python -m benchmarks.gpu.borrowed [--parts PART …] [--seconds 390] [--out FOLDER]
 
 In this order, each in a process of its own, with a deadline in proportion to what it needs (seconds on one H100 or
-H200, guessed):
+H200, guessed; in 60 on an H200 `torch` left out batch 8, and in FP16 all but batch 32):
 
      90 s   torch         the device path with torch's encoders and head, FP32 and FP16, beside torch eager
     100 s   kernel        the attention pool kernel: right, clean under sanitizers, and how fast
@@ -15,7 +15,8 @@ H200, guessed):
 What one does not use goes to those that follow. All but `kernel` and `profile` need the packs of `make gpu-pack`
 in .gpu-pack/, or what an earlier call has unpacked to .gpu-run/. After each part FOLDER holds `evidence.md`, which says
 what became of each, `evidence.json`, and `results.tar.gz` with all that was found. The exit code is 0 if all that was
-asked for has run and is proven. **No GPU has run this yet.**
+asked for has run and is proven. `torch`, `onnxruntime` before it had the device path, and `profile` have run on an H200
+(results/nvidia-h200/evidence.md); **the others no GPU has run from here yet.**
 """
 
 from __future__ import annotations

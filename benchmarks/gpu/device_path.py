@@ -9,8 +9,9 @@ For every GPU target that BUNDLE lists, or that is named (`torch:fp32` and `torc
 whole-graph engine. Every call gets other cases than the one before (noise, each of another grey level), and is held to
 what onnxruntime:fp32 says of them on the processor, here or in the FILE that was written elsewhere (see
 `device_answers.Judge`). A target that can't run here, or that fails, is listed with the reason, and so is a variant
-that did not run as it was asked to: without its CUDA graph, or as the whole graph. The exit code then says so. **No GPU
-has run this yet.**
+that did not run as it was asked to: without its CUDA graph, or as the whole graph. The exit code then says so. On an
+H200 it has run for `torch` and for `onnxruntime-cuda` without the device path (results/nvidia-h200/); **for TensorRT,
+for `onnxruntime-cuda` on the device path and for `torch-compile` no GPU has run it yet.**
 
 wall: from pixels in host memory to probabilities in host memory, input checks included. device: between two CUDA
 events around the launch of the graph. The ledger of the stages is taken without graphs, from events around each; there
