@@ -6,9 +6,9 @@ pool. Without, or where the kernel or the head can't be had, feature maps stay o
 attention pool is ONNX Runtime's operators, and the stacking head runs on the host: a warning and a remark say so.
 That other way has run on an H200; **on the device path it has run on no GPU yet**.
 
-cuDNN chooses how to convolve by the batch, and not always in the precision that was asked for: on an H200, with TF32
-off, embeddings of 128 cases were 3.5e-4 off in FP32, and those of 32, 8 or 1 by 1e-5 (docs/edge.md). So the sizes that
-`mpmmu_rt.verify` asks are the only ones that run here: `SIZES`.
+cuDNN chooses how to convolve by the batch, and perhaps not always in the precision that was asked for: on an H200, with
+TF32 off, embeddings of 128 cases were 3.5e-4 off in FP32, and those of 32, 8 or 1 by 1e-5 (docs/edge.md). So the sizes
+that `mpmmu_rt.verify` asks are the only ones that run here: `SIZES`.
 """
 
 from __future__ import annotations
