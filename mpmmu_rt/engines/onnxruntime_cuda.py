@@ -151,10 +151,9 @@ class OnnxRuntimeCuda:
                 if modality:
                     raise
                 raise NoKernel(f"the stacking head can't run on the GPU: {error}") from error
-            runtime = require("onnxruntime", _PURPOSE)
-            made = SessionEngine(runtime, session, graph, Profile(SIZES[0], SIZES[-1], SIZES[-1]), stream)
-            made.own_graphs = self._options.get("enable_cuda_graph") == "1"
-            return made
+            runtime, profile = require("onnxruntime", _PURPOSE), Profile(SIZES[0], SIZES[-1], SIZES[-1])
+            own_graphs = self._options.get("enable_cuda_graph") == "1"
+            return SessionEngine(runtime, session, graph, profile, stream, own_graphs=own_graphs)
 
         return DevicePath(bundle, target, engine, no_graphs=NOT_CAPTURED, sizes=SIZES)
 
