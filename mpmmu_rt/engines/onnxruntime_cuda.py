@@ -33,7 +33,7 @@ from . import Traits
 from .onnxruntime import EXACT_GRAPHS, OnnxRuntimeSession, installation_problem, session_options
 from .shared.device_code import lacks
 from .shared.gpu import gpu
-from .shared.host_head import HostHead, InSizes, filled
+from .shared.host_head import HostHead, InSizes, filled, in_parts
 from .shared.onnxruntime_device import NOT_CAPTURED, SessionEngine, on_stream
 from .shared.onnxruntime_lanes import BoundEmbedder, Memory, first_line
 from .tensorrt.cuda import Resources, Stream
@@ -213,11 +213,8 @@ class SizedSession(OnnxRuntimeSession):
     """Runs batches of `SIZES` alone: parts of larger ones, and the last part filled up with zeros."""
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        cases = len(next(iter(feeds.values())))
         parts: list[dict[str, Array]] = []
-        for first in range(0, cases, SIZES[-1]):
-            rows = slice(first, min(first + SIZES[-1], cases))
-            size = next(size for size in SIZES if size >= rows.stop - rows.start)
+        for rows, size in in_parts(len(next(iter(feeds.values()))), SIZES):
             found = super().run({name: filled(array[rows], size) for name, array in feeds.items()})
             parts.append({name: array[: rows.stop - rows.start] for name, array in found.items()})
         return {name: np.concatenate([part[name] for part in parts]) for name in self.outputs}
