@@ -27,12 +27,12 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.evidence import Part, conditions, run_all
-from benchmarks.gpu.stage import Deadline, end_on_sigterm, failure, parser, say
+from benchmarks.gpu.evidence import Part, report_of, run_all
+from benchmarks.gpu.stage import Deadline, end_on_sigterm, failure, no_gpu, parser, say
 from benchmarks.gpu.unpack import BUNDLE, EXPECTED, environment, unpack_bundle
 from benchmarks.report import ROOT, commit_of_tree
 from mpmmu_rt.engines.shared.gpu import gpu
-from mpmmu_rt.errors import EngineError, MpmmuError, UsageError
+from mpmmu_rt.errors import MpmmuError, UsageError
 
 SECONDS = 390.0
 WEIGHTS = {"torch": 90.0, "kernel": 100.0, "onnxruntime": 100.0, "convolution": 45.0, "profile": 25.0, "compile": 120.0}
@@ -59,7 +59,8 @@ class Prepared:
         """The bundle, and its expected answers."""
         into = self._place / "bundle"
         if not (into / BUNDLE).is_dir():
-            partial = self._fresh("bundle")
+            partial = self._place / "bundle.partial"
+            shutil.rmtree(partial, ignore_errors=True)
             unpack_bundle(self._pack("bundle"), partial)
             partial.rename(into)
         return into / BUNDLE, into / EXPECTED
@@ -78,11 +79,6 @@ class Prepared:
                 f"{self._packs.name}/{name} is not here, expected a pack", hint="make gpu-pack, and carry what it wrote"
             )
         return self._packs / name
-
-    def _fresh(self, name: str) -> Path:
-        partial = self._place / f"{name}.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        return partial
 
 
 def command_of(name: str, prepared: Prepared, common: list[str]) -> list[str]:
@@ -127,14 +123,11 @@ def prove(names: list[str], out: Path, commit: str, seconds: float, prepared: Pr
     deadline = Deadline.after(seconds)
     here = gpu()
     if here is None:
-        raise EngineError(
-            "there is no NVIDIA GPU and driver here, expected one: nothing is measured and nothing is written",
-            hint="run `make gpu-run` on a machine with a GPU",
-        )
+        raise no_gpu("run `make gpu-run` on a machine with a GPU")
     results = PLACE / "results"
     shutil.rmtree(results, ignore_errors=True)
     results.mkdir(parents=True)
-    report: dict[str, Any] = conditions(here, commit, seconds)
+    report: dict[str, Any] = report_of(here, commit, seconds)
     asked = parts(names, prepared, ["--out", str(results), "--commit", commit])
     passed = run_all(asked, results, report, deadline, keep=lambda: hand_over(results, out))
     print((results / "evidence.md").read_text(encoding="utf-8"))

@@ -33,7 +33,6 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -46,20 +45,21 @@ from benchmarks.gpu.stage import (
     NEVER,
     OUT_OF_TIME,
     Deadline,
+    conditions,
     end_on_sigterm,
     failure,
+    no_gpu,
     parser,
     run_child,
     say,
     tail,
-    versions,
     with_bundle,
 )
-from benchmarks.report import command, commit_of_tree, folder_of, save
+from benchmarks.report import commit_of_tree, folder_of, save
 from mpmmu_rt import machine
 from mpmmu_rt.bundle import Bundle
 from mpmmu_rt.engines.shared.gpu import gpu
-from mpmmu_rt.errors import EngineError, MpmmuError
+from mpmmu_rt.errors import MpmmuError
 from mpmmu_rt.files import atomic_file
 from mpmmu_rt.spec import Array, Target
 
@@ -231,13 +231,9 @@ def on_gpu(
 ) -> dict[str, Any]:
     """Run all targets. keep: is given the report so far, time and again. source: of the expected answers."""
     report: dict[str, Any] = {
-        "gpu": name,
-        "command": command(),
-        "commit": commit,
-        "date": datetime.now(UTC).isoformat(),
+        **conditions(name, commit),
         "bundle": {"name": bundle.name, "trained": bundle.trained, "digest": bundle.digest},
         "machine": machine.describe(),
-        "versions": versions(),
         "expected": source,
         "rounds": ROUNDS,
         "targets": {str(target): {"not_run": "not yet"} for target in targets},
@@ -285,10 +281,7 @@ def main() -> int:
 def evidence(given: argparse.Namespace, deadline: Deadline) -> int:
     here = gpu()
     if here is None:
-        raise EngineError(
-            "there is no NVIDIA GPU and driver here, expected one: nothing is measured and nothing is written",
-            hint="run it on a machine with a GPU; --write-expected works without",
-        )
+        raise no_gpu("run it on a machine with a GPU; --write-expected works without")
     bundle = Bundle.open(given.bundle)
     targets = [Target.parse(name) for name in given.targets] or targets_of(bundle)
     if given.part:
