@@ -7,6 +7,7 @@ fragments, more or fewer frames than NumberOfFrames.
 from __future__ import annotations
 
 import struct
+from typing import NoReturn
 
 from .stream import damaged
 
@@ -32,7 +33,7 @@ def split(data: bytes, frames: int, extended: tuple[bytes, bytes] | None = None)
         if len(table) % 4:
             damaged("has a basic offset table of a broken length")
         offsets = list(struct.unpack(f"<{len(table) // 4}I", table))
-        if len(offsets) < frames and frames * 4 != len(table):
+        if len(offsets) != frames:
             _miscounted(len(offsets), frames, "its basic offset table")
     elif extended:
         offsets = _extended(extended, dict(zip(starts, fragments, strict=True)), frames)
@@ -90,5 +91,5 @@ def _by_content(data: bytes, fragments: list[tuple[int, int]], starts: list[int]
     return begins
 
 
-def _miscounted(seen: int, frames: int, source: str) -> None:
+def _miscounted(seen: int, frames: int, source: str) -> NoReturn:
     damaged(f"holds {seen} frame(s) by {source}", f"{frames}, by its NumberOfFrames")
