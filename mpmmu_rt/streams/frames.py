@@ -41,19 +41,15 @@ def split(data: bytes, frames: int, extended: tuple[bytes, bytes] | None = None)
         offsets = starts
     else:
         offsets = _by_content(data, fragments, starts, frames)
-    if len(offsets) != frames:
-        _miscounted(len(offsets), frames, "where its fragments begin")
-    if offsets != sorted(set(offsets)) or not set(offsets) <= set(starts) or offsets[0] != 0:
+    begins = set(offsets)
+    if offsets != sorted(begins) or not begins <= set(starts) or offsets[0] != 0:
         damaged("has an offset table that doesn't fit its fragments", "the place of each frame")
-    found = []
-    for begin, end in zip(offsets, [*offsets[1:], len(data)], strict=True):
-        parts = [
-            data[at : at + length]
-            for (at, length), start in zip(fragments, starts, strict=True)
-            if begin <= start < end
-        ]
-        found.append(b"".join(parts))
-    return found
+    found: list[list[bytes]] = []
+    for (at, length), start in zip(fragments, starts, strict=True):
+        if start in begins:
+            found.append([])
+        found[-1].append(data[at : at + length])
+    return [b"".join(parts) for parts in found]
 
 
 def _items(data: bytes) -> list[tuple[int, int]]:
