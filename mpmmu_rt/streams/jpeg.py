@@ -44,9 +44,7 @@ def decode(data: bytes, jpeg: Jpeg, colour: Colour) -> Array:
     return samples[..., 0] if colour == "grey" else samples
 
 
-def without_applications(
-    data: bytes, jpeg: Jpeg, colour: Colour = "unknown", shortened: Scan | None = None
-) -> bytes:
+def without_applications(data: bytes, jpeg: Jpeg, colour: Colour = "unknown", shortened: Scan | None = None) -> bytes:
     """The image alone: no segment that makes a decoder guess at colours, but one that names them if `colour` does.
 
     `shortened` is a scan that loses its last byte.

@@ -14,9 +14,8 @@ from mpmmu_rt.spec import Array
 
 from .jpeg import without_applications
 from .jpeg_header import Jpeg, Scan, intervals, units
-from .stream import damaged, unsupported
+from .stream import CODECS_PURPOSE, damaged, unsupported
 
-_PURPOSE = "reading JPEG Lossless or JPEG-LS in DICOM"
 _STRIP_ROWS = 64  # whose differences and code lengths stay in a cache
 
 
@@ -32,7 +31,7 @@ def decode(data: bytes, jpeg: Jpeg) -> Array:
             damaged(f"has a lossless JPEG scan with the predictor {scan.spectral[0]}", "1 to 7")
         if scan.approximation[1] >= jpeg.bits:
             damaged("has a lossless JPEG scan that leaves out all bits", "a point transform below its precision")
-    codec = require("imagecodecs", _PURPOSE)
+    codec = require("imagecodecs", CODECS_PURPOSE)
     kind = "GRAYSCALE" if len(jpeg.components) == 1 else "RGB"  # both: no conversion
     try:
         samples: Array = codec.jpeg8_decode(without_applications(data, jpeg), colorspace=kind, outcolorspace=kind)
