@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import struct
 from dataclasses import dataclass, field
+from itertools import chain
 
 import numpy as np
 
@@ -64,7 +65,14 @@ class Codestream:
 
     @property
     def reversible(self) -> bool:
-        return all(body[9:10] == b"\1" for marker, body in self.header if marker == 0xFF52)
+        """Whether each COD and COC, of tiles too, names the reversible wavelet (A.6.1, A.6.2)."""
+        tile_parts = (part.header for parts in self.tiles.values() for part in parts)
+        transform = {0xFF52: 9, 0xFF53: 6}  # where each has it
+        return all(
+            body[transform[marker] :][:1] == b"\1"
+            for marker, body in chain(self.header, *tile_parts)
+            if marker in transform
+        )
 
     @property
     def stream(self) -> Stream:
