@@ -20,17 +20,6 @@ from .stream import DECOMPRESS, Colour, Stream, damaged, unsupported
 _MAIN = range(0xFF50, 0xFF65)  # markers of the main and tile-part headers (table A.1)
 
 
-@dataclass(frozen=True)
-class Coding:
-    """How a tile-component is coded (A.6.1, A.6.2)."""
-
-    levels: int
-    block: tuple[int, int]  # exponents of a code-block's width and height
-    style: int
-    reversible: bool
-    precincts: tuple[tuple[int, int], ...]  # exponents for each resolution level
-
-
 @dataclass
 class TilePart:
     header: list[tuple[int, bytes]]
@@ -197,10 +186,10 @@ def _read_tile_part(code: Codestream, data: bytes, at: int) -> int:
     across, down = code.grid
     if tile >= across * down or part != len(before) or end > len(data):
         damaged(f"has a JPEG 2000 stream with part {part} of tile {tile} out of place or cut off")
-    if parts and (len(before) >= parts):
+    if parts and len(before) >= parts:
         damaged(f"has a JPEG 2000 stream with {len(before) + 1} parts of tile {tile}", f"{parts}, as it says")
     found = TilePart([], 0, end)
-    code.tiles[tile].append(found)
+    before.append(found)
     inside = at + 12
     while data[inside : inside + 2] != b"\xff\x93":
         marker, body, inside = _segment(data, inside)
