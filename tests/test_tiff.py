@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import struct
 import zlib
 from collections.abc import Callable, Sequence
@@ -451,14 +450,12 @@ def test_a_marker_in_12_bits_without_a_window_is_refused(write: Write) -> None:
     refused(path, "has 99 % of its pixels in the grey values 1 to 14 of 0 to 255, expected at least 32")
 
 
-def test_nothing_but_memory_is_read(write: Write) -> None:
-    """A stream of a TIFF, cut anywhere, is refused or whole."""
+def test_a_file_that_is_cut_anywhere_is_refused(write: Write) -> None:
     data = tiff(ROWS, {278: (LONG, [8])})
     for cut in range(0, len(data), 7):
         path = write(data[:cut])
         with pytest.raises(ImageError):
             read_grey(path)
-    assert io.BytesIO(data).read(4) == b"II*\0"
 
 
 @pytest.mark.parametrize("size", [1, 2, 255, 256, 257, 4000, 60_000, 300_000])
