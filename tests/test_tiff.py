@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import zlib
 from collections.abc import Callable, Sequence
@@ -295,6 +296,15 @@ def test_jpeg_strips(tmp_path: Path, mode: str) -> None:
     at = data.index(b"\xff\xda") + 60
     (tmp_path / "a.tif").write_bytes(data[:at] + b"\0" * 40 + data[at + 40 :])
     refused(tmp_path / "a.tif", "has a JPEG (stream|scan)")
+
+
+def test_a_palette_in_jpeg_is_refused(write: Write) -> None:
+    """An index that is nearly right is another colour."""
+    coded = io.BytesIO()
+    Image.fromarray(pattern()).save(coded, "jpeg", quality=80)
+    colours = np.random.default_rng(4).integers(0, 65536, 768).tolist()
+    tags: Tags = {259: (SHORT, [7]), 262: (SHORT, [3]), 320: (SHORT, colours)}
+    refused(write(tiff([coded.getvalue()], tags)), "photometric interpretation 3, compression 7, .* expected a comb")
 
 
 # what does not fit together ────────────────────────────────────────────────────────────────────────
