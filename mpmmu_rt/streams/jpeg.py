@@ -64,7 +64,7 @@ def _check_end(data: bytes, jpeg: Jpeg, colour: Colour, scan: Scan) -> None:
     """Refuse a scan that is longer than its picture: without its last byte, it must not decode.
 
     A hole in a stream shifts what follows by a few MCUs and leaves a few bytes over; libjpeg doesn't count those that
-    it has fetched ahead, up to 8. At an eighth of the size this costs little more than the codes.
+    it has fetched ahead, up to 8. At an eighth of the size all codes are read, and one pixel made of each block.
     """
     shorter = without_applications(data, jpeg, colour, scan)
     import simplejpeg

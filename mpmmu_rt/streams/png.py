@@ -101,7 +101,7 @@ def _header(kind: bytes, body: bytes) -> _Header:
 def _inflate(parts: list[bytes], expected: int) -> list[bytes]:
     """Refuse zlib's stream in `parts` unless it holds exactly `expected` bytes and its own checksum (RFC 1950).
 
-    The same bytes as a stream of stored blocks (RFC 1951, 3.2.4), which costs next to nothing to inflate again.
+    The same bytes as a stream of stored blocks (RFC 1951, 3.2.4), which are copied where others are inflated.
     """
     inflate, length, tail = zlib.decompressobj(), 0, b""
     blocks = [b"\x78\x01"]
