@@ -122,7 +122,7 @@ def _inflate(parts: list[bytes], expected: int) -> list[bytes]:
         damaged(f"is a PNG file with {seen} of pixels", f"exactly {expected}, by its header")
     if tail or inflate.unused_data:
         damaged("is a PNG file with data after its pixels")
-    return [*blocks, b"\1\0\0\xff\xff", b"".join(parts)[-4:]]
+    return [*blocks, b"\1\0\0\xff\xff", b"".join(part[-4:] for part in parts)[-4:]]
 
 
 def _check_frames(header: _Header, chunks: list[tuple[bytes, bytes, bytes]]) -> None:
