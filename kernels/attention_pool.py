@@ -137,14 +137,12 @@ def compiled(cupy: Any, pools: tuple[Pool, Pool], strategy: Strategy, source: st
     code = SOURCE.read_text(encoding="utf-8") if source is None else source
     options = strategy.options((pools[0].branch, pools[1].branch))
     module = cupy.RawModule(code=code, options=("-std=c++17", *options))
-    found = []
+    found = tuple(module.get_function(f"attention_pool_{name}") for name in LAUNCHES)  # compiles: before the lock
     with _ATTRIBUTES:
-        for name, shared in zip(LAUNCHES, strategy.shared, strict=True):
-            kernel = module.get_function(f"attention_pool_{name}")
+        for kernel, shared in zip(found, strategy.shared, strict=True):
             if kernel.max_dynamic_shared_size_bytes < shared:
                 kernel.max_dynamic_shared_size_bytes = shared
-            found.append(kernel)
-    return tuple(found)
+    return found
 
 
 class AttentionPool:

@@ -360,7 +360,7 @@ def test_the_options_are_ones_that_the_provider_knows() -> None:
     if not library.is_file():
         pytest.skip(f"no {library.name} on this system")
     data = library.read_bytes()
-    names = (*onnxruntime_cuda.PROVIDER_OPTIONS, onnxruntime_cuda.PROVIDER_OPTIONS["cudnn_conv_algo_search"])
+    names = (*onnxruntime_cuda.PROVIDER_OPTIONS, "cudnn_conv_algo_search", *onnxruntime_cuda.SEARCHES.values())
     assert [name for name in names if name.encode() + b"\0" not in data] == []
 
 

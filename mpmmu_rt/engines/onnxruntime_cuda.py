@@ -6,9 +6,10 @@ pool. Without, or where the kernel or the head can't be had, feature maps stay o
 attention pool is ONNX Runtime's operators, and the stacking head runs on the host: a warning and a remark say so.
 That other way has run on an H200; **on the device path it has run on no GPU yet**.
 
-cuDNN chooses how to convolve by the batch, and perhaps not always in the precision that was asked for: on an H200, with
-TF32 off, embeddings of 128 cases were 3.5e-4 off in FP32, and those of 32, 8 or 1 by 1e-5 (docs/edge.md). So the sizes
-that `mpmmu_rt.verify` asks are the only ones that run here: `SIZES`.
+cuDNN chooses how to convolve by the batch, and not always in the precision that was asked for. With `use_tf32=0`, and
+its choice by heuristics or by a race, embeddings of 128 cases were 3.5e-4 off in FP32 on an H100 and an H200, those of
+32 by 1e-5; with TF32 forbidden to all of NVIDIA's libraries that choice can't be set up. Its default is right at both
+(docs/gpu.md): FP32 asks for that, and the sizes that `mpmmu_rt.verify` asks are the only ones that run: `SIZES`.
 """
 
 from __future__ import annotations
@@ -44,9 +45,9 @@ PROVIDER = "CUDAExecutionProvider"
 PROVIDER_OPTIONS = {
     "device_id": "0",
     "use_tf32": "0",  # FP32 means FP32
-    # The kernel for a shape by cuDNN's rules, not by a race: the same in every process, and no search per batch size.
-    "cudnn_conv_algo_search": "HEURISTIC",
 }
+# How cuDNN chooses, by the precision of a graph: never by a race, so that it is the same in every process.
+SEARCHES = {"fp32": "DEFAULT", "fp16": "HEURISTIC"}
 _PURPOSE = "the targets onnxruntime-cuda:fp32 and onnxruntime-cuda:fp16"
 _INSTALL = "pip uninstall -y onnxruntime, then pip install 'mpmmu-rt[cuda-ort]'"
 SIZES = (1, 2, 8, 32)  # what `mpmmu_rt.verify.BATCHES` comes to: 7 is filled up to 8, and 35 is 32 and 3, filled up
@@ -70,8 +71,8 @@ class OnnxRuntimeCuda:
     traits = Traits()
 
     def __init__(self, **options: str) -> None:
-        """options: of the CUDA provider, beside `PROVIDER_OPTIONS`: for what is measured and not chosen yet."""
-        self._options = PROVIDER_OPTIONS | options
+        """options: of the CUDA provider, instead of what is chosen here: for what is measured and not chosen yet."""
+        self._options = options
 
     def problem(self, precision: str = "fp32") -> MpmmuError | None:
         if problem := installation_problem(_PURPOSE):
@@ -110,7 +111,7 @@ class OnnxRuntimeCuda:
         return str(require("onnxruntime", _PURPOSE).__version__)
 
     def load(self, graph: Path, precision: str, threads: int) -> OnnxRuntimeSession:
-        return SizedSession(self._open(graph, threads), graph)
+        return SizedSession(self._open(graph, threads, precision), graph)
 
     def pipeline(
         self, bundle: Bundle, precision: str, threads: int, *, host_head: bool = False
@@ -146,7 +147,7 @@ class OnnxRuntimeCuda:
             modality = next((one for one in MODALITIES if one == name), None)
             graph = self.graph(bundle, modality, target.precision) if modality else bundle.graph(self.head)
             try:
-                session = self._open(graph, threads, on_stream(stream))
+                session = self._open(graph, threads, target.precision if modality else "fp32", on_stream(stream))
             except EngineError as error:
                 if modality:
                     raise
@@ -172,21 +173,26 @@ class OnnxRuntimeCuda:
         graphs["attention_pool"] = bundle.graph(EXACT_GRAPHS["attention_pool"])
         runtime = require("onnxruntime", _PURPOSE)
         memory = Memory("cuda", partial(allocate, runtime, "cuda"))
-        sessions = {name: self._open(path, threads) for name, path in graphs.items()}
+        sessions = {
+            name: self._open(path, threads, precision if name in MODALITIES else "fp32")
+            for name, path in graphs.items()
+        }
         return BoundEmbedder(sessions, graphs, memory)
 
-    def _open(self, graph: Path, threads: int, more: Mapping[str, str] | None = None) -> Any:
+    def _open(self, graph: Path, threads: int, precision: str, more: Mapping[str, str] | None = None) -> Any:
+        """precision: of the graph."""
         runtime = require("onnxruntime", _PURPOSE)
         _load_libraries()
+        asked = {**PROVIDER_OPTIONS, "cudnn_conv_algo_search": SEARCHES[precision], **self._options}
         try:
-            session = _session(runtime, str(graph), threads, self._options | dict(more or {}))
+            session = _session(runtime, str(graph), threads, asked | dict(more or {}))
         except Exception as error:
             raise EngineError(
                 f"ONNX Runtime can't load {graph.name} so that all of it runs on the GPU: {first_line(error)}",
                 hint="`mpmmu-rt doctor` says whether the GPU can be used; nothing falls back to the processor",
             ) from error
         require_provider(session, graph, PROVIDER)
-        require_options(session, graph, self._options)
+        require_options(session, graph, asked)
         return session
 
 

@@ -158,6 +158,7 @@ class SimulatedCupy(ModuleType):
         self.launched: list[dict[str, str]] = []
         self.functions: dict[tuple[tuple[str, ...], str], Kernel] = {}
         self.broken: Exception | None = None  # what the compiler says
+        self.compiling: threading.Barrier | None = None  # what compiles waits for as many others
         # As much as CuPy 14 tells of a device: its `attributes` know no compute capability.
         properties = {
             "name": b"simulated",
@@ -203,8 +204,10 @@ class SimulatedCupy(ModuleType):
             raise self.broken
 
         def get_function(name: str) -> Kernel:
-            if (macros, name) not in self.functions:
-                self.functions[macros, name] = Kernel(self, macros, name)
-            return self.functions[macros, name]
+            if self.compiling and name.endswith(LAUNCHES[0]):
+                self.compiling.wait(timeout=30)  # CuPy compiles a module when its first function is asked for
+            if found := self.functions.get((macros, name)):
+                return found
+            return self.functions.setdefault((macros, name), Kernel(self, macros, name))
 
         return SimpleNamespace(get_function=get_function)

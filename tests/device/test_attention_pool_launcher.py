@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,7 @@ import pytest
 
 from mpmmu_rt.errors import UsageError
 from mpmmu_rt.kernels import check
-from mpmmu_rt.kernels.attention_pool import AttentionPool
+from mpmmu_rt.kernels.attention_pool import AttentionPool, compiled
 from mpmmu_rt.kernels.check import TOLERANCE, Shape
 from mpmmu_rt.kernels.plan import LAUNCHES, candidates
 from mpmmu_rt.kernels.weights import Array
@@ -74,6 +76,16 @@ def test_a_second_pool_leaves_the_first_one_its_shared_memory(cuda: SimulatedCud
     for pool, shape in ((first, large), (second, small)):
         maps = maps_of(shape, shape.cases)
         assert same(embedding(cuda, cupy, pool, maps), shape, maps)
+
+
+def test_two_kernels_compile_at_once(cupy: SimulatedCupy) -> None:
+    """CuPy lets go of the interpreter for the second or two that NVRTC takes; no lock of ours may be held meanwhile."""
+    pools = Shape(2, ("eca", 24, 2, 3), ("none", 16, 3, 3)).pools()
+    strategy = candidates((pools[0].branch, pools[1].branch), 2, "float32", False, HOPPER)[0]
+    cupy.compiling = threading.Barrier(2)
+    with ThreadPoolExecutor(2) as threads:
+        first, second = threads.map(lambda _: compiled(cupy, pools, strategy), range(2))
+    assert first == second
 
 
 @pytest.mark.parametrize("cases", [1, 2, 3])

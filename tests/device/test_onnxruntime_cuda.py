@@ -127,6 +127,7 @@ def test_tf32_is_off_in_every_session_and_read_back(cuda_ort: Any) -> None:
     asked = list(runtime.asked)
     assert len(asked) == 6
     assert {one["use_tf32"] for one in asked} == {"0"}
+    assert {one["cudnn_conv_algo_search"] for one in asked} == {"DEFAULT"}, "the others are TF32 at some sizes"
     assert [one["has_user_compute_stream"] for one in asked] == ["1"] * 3 + ["0"] * 3
     assert len({one["user_compute_stream"] for one in asked[:3]}) == 2, "the encoders run beside each other"
     runtime.stubborn = {"use_tf32": "1"}
