@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import threading
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,9 +21,10 @@ from mpmmu_rt._optional import require
 from mpmmu_rt.errors import EngineError, UsageError
 
 from .plan import KINDS, LAUNCHES, Branch, Device, ElementType, Layout, Strategy, blocks, choose
+from .source import source_of
 from .weights import Array, PoolWeights
 
-SOURCE = Path(__file__).with_name("attention_pool.cu")
+SOURCE = "attention_pool.cu"
 ARRAYS = ("fc1", "fc1_bias", "fc2", "fc2_bias", "kernel")
 SCRATCH = ("means", "parts", "hidden_units", "gate", "maps")
 
@@ -134,7 +134,7 @@ def compiled(cupy: Any, pools: tuple[Pool, Pool], strategy: Strategy, source: st
     source: instead of attention_pool.cu. CuPy gives the same functions to all who ask for the same source and options,
     each with one limit of shared memory: it is raised and never lowered.
     """
-    code = SOURCE.read_text(encoding="utf-8") if source is None else source
+    code = source_of(SOURCE) if source is None else source
     options = strategy.options((pools[0].branch, pools[1].branch))
     module = cupy.RawModule(code=code, options=("-std=c++17", *options))
     found = tuple(module.get_function(f"attention_pool_{name}") for name in LAUNCHES)  # compiles: before the lock

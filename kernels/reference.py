@@ -57,13 +57,18 @@ def cbam(
     channel_gate = sigmoid(mlp(feature_map.mean(axis=(2, 3))) + mlp(feature_map.max(axis=(2, 3))))
     gated = feature_map * channel_gate[:, :, None, None]
     maps = np.stack([gated.mean(axis=1), gated.max(axis=1)], axis=1)  # [N, 2, h, w]
-    size, (height, width) = spatial.shape[1], maps.shape[2:]
+    return gated * sigmoid(convolve(maps, spatial))[:, None]
+
+
+def convolve(maps: Float, kernel: Float) -> Float:
+    """[N, M, h, w] by [M, k, k], k odd, with zeros outside: [N, h, w]."""
+    size, (height, width) = kernel.shape[1], maps.shape[2:]
     padded = np.pad(maps, ((0, 0), (0, 0), (size // 2, size // 2), (size // 2, size // 2)))
-    logit = np.zeros((maps.shape[0], height, width))
+    found = np.zeros((maps.shape[0], height, width))
     for y in range(height):
         for x in range(width):
-            logit[:, y, x] = (padded[:, :, y : y + size, x : x + size] * spatial).sum(axis=(1, 2, 3))
-    return gated * sigmoid(logit)[:, None]
+            found[:, y, x] = (padded[:, :, y : y + size, x : x + size] * kernel).sum(axis=(1, 2, 3))
+    return found
 
 
 def average_pool(feature_map: Float) -> Float:

@@ -17,6 +17,7 @@ from mpmmu_rt.errors import EngineError
 
 from .attention_pool import SOURCE
 from .plan import FIXED, LAUNCHES, STAGES, THREADS
+from .source import source_of
 
 # Ampere (A100, RTX 30, Orin), Ada, Hopper, Blackwell (B200, Thor, RTX 50): what the kernel is compiled for.
 ARCHITECTURES = (80, 86, 87, 89, 90, 100, 110, 120)
@@ -74,7 +75,7 @@ def instances() -> list[Instance]:
 
 def source(chosen: Iterable[Instance]) -> str:
     """The kernel's source with the entries of each instance."""
-    return SOURCE.read_text(encoding="utf-8") + "".join(one.entries for one in chosen)
+    return source_of(SOURCE) + "".join(one.entries for one in chosen)
 
 
 def parse(report: str) -> list[Resources]:

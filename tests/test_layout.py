@@ -110,6 +110,6 @@ def test_the_wheel_holds_every_package_once(tmp_path: Path) -> None:
     want = {f"mpmmu_rt/{path.relative_to(ROOT / 'mpmmu_rt')}" for path in (ROOT / "mpmmu_rt").rglob("*.py")}
     for link in LINKS:
         want |= {f"{link}/{path.relative_to(ROOT / link)}" for path in (ROOT / link).rglob("*.py")}
-    want |= {f"mpmmu_rt/kernels/{path.name}" for path in (ROOT / "kernels").glob("*.cu")}
+    want |= {f"mpmmu_rt/kernels/{path.name}" for path in (ROOT / "kernels").glob("*.cu*")}
     assert sorted(held) == sorted(want | {"mpmmu_rt/py.typed"})
     assert {"mpmmu_rt/export/build.py", "mpmmu_rt/kernels/reference.py"} <= set(held)

@@ -21,6 +21,7 @@ from mpmmu_rt._optional import require
 from mpmmu_rt.kernels import check
 from mpmmu_rt.kernels.attention_pool import SOURCE, AttentionPool, Pool, compiled, device_facts
 from mpmmu_rt.kernels.plan import ELEMENT_BYTES, Branch, ElementType, Strategy, candidates
+from mpmmu_rt.kernels.source import source_of
 from mpmmu_rt.machine import usable_threads
 
 SANITIZER_SECONDS = 60.0  # for each tool
@@ -214,9 +215,9 @@ class Overreading(AttentionPool):
     """The kernel with a mistake: it reads 64 elements past the end of a feature map."""
 
     def _compile(self) -> tuple[Any, ...]:
-        text = SOURCE.read_text(encoding="utf-8")
+        text = source_of(SOURCE)
         if text.count(PLANTED[0]) != 1:
-            raise RuntimeError(f"{SOURCE.name} has no `{PLANTED[0]}` to plant the mistake in")
+            raise RuntimeError(f"{SOURCE} has no `{PLANTED[0]}` to plant the mistake in")
         return compiled(self._cupy, self.pools, self.strategy, text.replace(*PLANTED))
 
 

@@ -25,6 +25,7 @@ import pytest
 
 from mpmmu_rt.kernels.attention_pool import ARRAYS, PROBLEM, SCRATCH, SOURCE
 from mpmmu_rt.kernels.plan import ELEMENT_BYTES, LAUNCHES, Device
+from mpmmu_rt.kernels.source import FOLDER, source_of
 
 from .simulated_cuda import OK, Range, SimulatedCuda
 
@@ -65,7 +66,7 @@ def compiled(options: tuple[str, ...]) -> Callable[..., int]:
     arguments = [named[name] for name in ("ELEMENT", "CHANNELS_LAST", "POSITIONS0", "POSITIONS1", "STAGES")]
     macros = [f"-DPOOL={', '.join(arguments)}", "-DFEW", *(one for one in options if one.startswith("-DKNOWN"))]
     flags = ["-std=c++17", "-O1", "-fPIC", "-shared", "-Wno-unknown-pragmas", "-Wno-return-type", "-pthread"]
-    command = [compiler, *flags, *macros, "-I", str(SOURCE.parent), "-I", str(SHIM), str(HOST), "-o", str(output)]
+    command = [compiler, *flags, *macros, "-I", str(FOLDER), "-I", str(SHIM), str(HOST), "-o", str(output)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     function: Callable[..., int] = ctypes.CDLL(str(output)).attention_pool
@@ -197,7 +198,7 @@ class SimulatedCupy(ModuleType):
         return self.asarray(np.zeros(shape, dtype))
 
     def RawModule(self, *, code: str, options: tuple[str, ...]) -> SimpleNamespace:
-        assert code == SOURCE.read_text(encoding="utf-8")
+        assert code == source_of(SOURCE)
         macros = tuple(one for one in options if one.startswith("-D"))
         self.launched.append(dict(one.removeprefix("-D").split("=") for one in macros))
         if self.broken:

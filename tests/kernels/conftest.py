@@ -13,8 +13,9 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 
-from mpmmu_rt.kernels.attention_pool import PROBLEM, SOURCE, Pool, grids, kernel_weights, problem, scratch
+from mpmmu_rt.kernels.attention_pool import PROBLEM, Pool, grids, kernel_weights, problem, scratch
 from mpmmu_rt.kernels.plan import ELEMENT_BYTES, Strategy
+from mpmmu_rt.kernels.source import FOLDER
 from mpmmu_rt.kernels.weights import Array
 
 Build = Literal["plain", "thread", "address"]
@@ -48,7 +49,7 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Build], Path]:
             pytest.skip("no host compiler: g++ is missing")
         if name not in built:
             flags = ["-std=c++17", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-pthread"]
-            command = [compiler, *flags, *FLAGS[name], "-I", str(SOURCE.parent), str(HOST / "run.cpp")]
+            command = [compiler, *flags, *FLAGS[name], "-I", str(FOLDER), str(HOST / "run.cpp")]
             done = subprocess.run([*command, "-o", str(folder / name)], capture_output=True, text=True, check=False)
             assert done.returncode == 0, done.stderr[-4000:]
             built[name] = folder / name

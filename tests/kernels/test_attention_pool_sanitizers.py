@@ -13,6 +13,7 @@ from mpmmu_rt.kernels import check
 from mpmmu_rt.kernels.attention_pool import SOURCE, Pool
 from mpmmu_rt.kernels.check import TOLERANCE, Shape
 from mpmmu_rt.kernels.plan import Device, Strategy, candidates
+from mpmmu_rt.kernels.source import source_of
 
 pytestmark = pytest.mark.slow  # the kernel's source is compiled for the CPU first
 
@@ -68,7 +69,7 @@ def test_every_missing_barrier_is_seen(run: Callable[..., Any], number: int) -> 
 
 
 def test_every_barrier_has_a_number_of_its_own() -> None:
-    text = SOURCE.read_text()
+    text = source_of(SOURCE)
     found = re.findall(r"block_barrier<(\d+)", text)
     assert sorted(map(int, found)) == list(NUMBERS)
     assert text.count("__syncthreads()") == 1

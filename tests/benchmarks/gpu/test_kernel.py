@@ -22,6 +22,7 @@ from benchmarks.gpu.stage import NEVER, OUT_OF_TIME, Deadline
 from mpmmu_rt.kernels import check
 from mpmmu_rt.kernels.attention_pool import SOURCE, Pool
 from mpmmu_rt.kernels.plan import Device, ElementType, Strategy, candidates
+from mpmmu_rt.kernels.source import source_of
 
 HOPPER = Device((9, 0), 132, 227 << 10, 228 << 10, 50 << 20)
 
@@ -218,7 +219,7 @@ def test_the_child_finds_the_package_in_the_source_tree(
 
 
 def test_a_mistake_can_be_planted() -> None:
-    assert SOURCE.read_text(encoding="utf-8").count(checks.PLANTED[0]) == 1
+    assert source_of(SOURCE).count(checks.PLANTED[0]) == 1
 
 
 # ---------------------------------------------------------------- all steps

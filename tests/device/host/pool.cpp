@@ -9,11 +9,6 @@ extern "C" int attention_pool(int number, int threads, int blocks, int shared_by
     if (bytes != sizeof(Problem)) return 1;
     Problem problem;
     std::memcpy(&problem, parameter, sizeof problem);
-    Request request{};
-    request.threads = threads;
-    request.resident = 1;
-    request.blocks[number] = blocks;
-    request.shared_bytes[number] = shared_bytes;
-    launch(request, problem, attention_pool_block<POOL>, number);
+    launch(blocks, threads, shared_bytes, 1, [&] { attention_pool_block<POOL>(problem, number); });
     return 0;
 }

@@ -1,4 +1,4 @@
-// What attention_pool.cu needs of CUDA, on the host: a thread of the CPU for every thread of a block, so that
+// What the kernels need of CUDA, on the host: a thread of the CPU for every thread of a block, so that
 // ThreadSanitizer sees each missing barrier and AddressSanitizer each access beyond a buffer. For tests only.
 //
 // Asynchronous copies happen when their group is waited for and not before. Shared memory holds NaN before every block.
@@ -111,12 +111,22 @@ inline float bits_to_float(unsigned bits) {
     return value;
 }
 
+inline unsigned bits_of(float x) {
+    unsigned bits;
+    std::memcpy(&bits, &x, 4);
+    return bits;
+}
+
 inline float max_or_nan(float a, float b) { return a != a || a > b ? a : b; }
 
 struct Half;
 struct Bfloat16;
 struct Unit;
-Unit load16(const void* shared);
+// In elements.h.
+Unit load16(const void* from);
+void store16(void* to, const Unit& unit);
 float to_float(Half x);
 float to_float(Bfloat16 x);
+void from_float(float x, Half& y);
+void from_float(float x, Bfloat16& y);
 inline float to_float(float x) { return x; }
