@@ -14,8 +14,9 @@
 //
 //   statistics  sums of `inner` over a part of the positions; CBAM: maxima of x
 //   hidden      CBAM: relu(W1 means + b1) + relu(V1 maxima + c1)
-//   gate        sigmoid(W2 hidden + b2); ECA: sigmoid(W means + b), where W is the convolution over channels times the
-//               block's last convolution, which is a full matrix
+//   gate        sigmoid(W2 hidden + b2); composed ECA: sigmoid(W means + b), where W is the convolution over channels
+//               times the block's last convolution, which is a full matrix; ECA: of the convolution over x's own means,
+//               which is less work where there are many channels
 //   spatial     CBAM: mean and maximum over channels of x * gate, at each position
 //   apply       CBAM: the k x k convolution of these and its sigmoid; both: y
 //
@@ -26,19 +27,21 @@
 #include "primitives.cuh"
 
 #define BLOCK_ECA 1
-#define BLOCK_CBAM 2
+#define BLOCK_COMPOSED 2
+#define BLOCK_CBAM 3
 
 // Mirrored by BLOCK in block_attention.py.
 struct Block {
-    const void *inner, *x, *residual;  // [cases, positions, inner_channels], twice [cases, positions, channels]
+    const void *inner, *x, *residual;  // [cases, positions, inner_channels], twice [cases, positions, channels]; ECA's
+                                       // inner is x
     void* y;                           // [cases, positions, channels]
-    const float* inner_weight;         // [inner_channels, hidden], ECA [inner_channels, channels]
-    const float* inner_bias;           // [hidden], ECA [channels]
+    const float* inner_weight;         // [inner_channels, hidden], composed [inner_channels, channels]
+    const float* inner_bias;           // [hidden], composed [channels]
     const float* peak_weight;          // CBAM: [channels, hidden]
     const float* peak_bias;            // CBAM: [hidden]
     const float* gate_weight;          // CBAM: [hidden, channels]
     const float* gate_bias;            // CBAM: [channels]
-    const float* kernel;               // CBAM: [2, size, size] over (mean, maximum)
+    const float* kernel;               // CBAM: [2, size, size] over (mean, maximum); ECA: [size]
     float* sums;                       // [cases, splits, inner_channels]
     float* peaks;                      // CBAM: [cases, splits, channels]
     float* hidden_units;               // CBAM: [cases, hidden]
@@ -105,13 +108,15 @@ __device__ inline void statistics(const Block& b, int block, float* scratch) {
 
 // ---------------------------------------------------------------- small matrix products
 
-// to [b.samples, length] in shared memory: parts [case, splits, length] put together for cases first, first + 1, ...
+// to [b.samples, count] in shared memory: parts [case, splits, length] put together, from channel `start` on, for cases
+// first, first + 1, ...; 0 where there is no such channel.
 template <bool PEAK>
-__device__ inline void join(const Block& b, const float* parts, float* to, int first, int length, float factor) {
-    for (int i = threadIdx.x; i < b.samples * length; i += BLOCK) {
-        const int n = first + i / length, k = i % length;
+__device__ inline void join(const Block& b, const float* parts, float* to, int first, int length, int start, int count,
+                            float factor) {
+    for (int i = threadIdx.x; i < b.samples * count; i += BLOCK) {
+        const int n = first + i / count, k = start + i % count;
         float value = PEAK ? MINUS_INFINITY : 0;
-        if (n < b.cases) {
+        if (n < b.cases && k >= 0 && k < length) {
             const float* from = parts + static_cast<long long>(n) * b.splits * length + k;
 #pragma unroll 8
             for (int part = 0; part < b.splits; ++part) {
@@ -155,8 +160,8 @@ __device__ inline void hidden(const Block& b, int block, float* shared) {
     float* means = shared;
     float* peaks = means + b.samples * b.inner_channels;
     float* scratch = peaks + b.samples * b.channels;  // [2, SAMPLES, BLOCK]
-    join<false>(b, b.sums, means, first, b.inner_channels, 1.0f / (b.height * b.width));
-    join<true>(b, b.peaks, peaks, first, b.channels, 1);
+    join<false>(b, b.sums, means, first, b.inner_channels, 0, b.inner_channels, 1.0f / (b.height * b.width));
+    join<true>(b, b.peaks, peaks, first, b.channels, 0, b.channels, 1);
     block_barrier<2>();
     multiply(b, b.inner_weight, b.hidden, column, columns, means, b.inner_channels, scratch);
     multiply(b, b.peak_weight, b.hidden, column, columns, peaks, b.channels, scratch + SAMPLES * BLOCK);
@@ -171,25 +176,30 @@ __device__ inline void hidden(const Block& b, int block, float* shared) {
 }
 
 __device__ inline void gate(const Block& b, int block, float* shared) {
-    const bool cbam = b.kind == BLOCK_CBAM;
-    const int length = cbam ? b.hidden : b.inner_channels;
+    const bool cbam = b.kind == BLOCK_CBAM, eca = b.kind == BLOCK_ECA;
     const int columns = b.gate_columns, tiles = over(b.channels, columns), shares = BLOCK / columns;
     const int first = block / tiles * b.samples, start = block % tiles * columns, column = start + threadIdx.x % columns;
+    const int length = cbam ? b.hidden : eca ? columns + 2 * (b.size / 2) : b.inner_channels;
     float* scratch = shared + b.samples * length;  // [SAMPLES, BLOCK]
     if (cbam) {
         const int here = min(b.samples, b.cases - first) * length;
         const float* from = b.hidden_units + static_cast<long long>(first) * length;
         for (int i = threadIdx.x; i < b.samples * length; i += BLOCK) shared[i] = i < here ? from[i] : 0;
     } else {
-        join<false>(b, b.sums, shared, first, length, 1.0f / (b.height * b.width));
+        const int from = eca ? start - b.size / 2 : 0;
+        join<false>(b, b.sums, shared, first, b.inner_channels, from, length, 1.0f / (b.height * b.width));
     }
     block_barrier<4>();
-    multiply(b, cbam ? b.gate_weight : b.inner_weight, b.channels, column, columns, shared, length, scratch);
+    if (!eca) multiply(b, cbam ? b.gate_weight : b.inner_weight, b.channels, column, columns, shared, length, scratch);
     block_barrier<5>();
     for (int i = threadIdx.x; i < b.samples * columns; i += BLOCK) {
         const int s = i / columns, n = first + s, c = start + i % columns;
         if (n >= b.cases || c >= b.channels) continue;
-        const float sum = joined(scratch, s, shares, columns, i % columns) + (cbam ? b.gate_bias : b.inner_bias)[c];
+        float sum = 0;
+        if (eca)
+            for (int j = 0; j < b.size; ++j) sum += b.kernel[j] * shared[s * length + i % columns + j];
+        else
+            sum = joined(scratch, s, shares, columns, i % columns) + (cbam ? b.gate_bias : b.inner_bias)[c];
         b.gate[static_cast<long long>(n) * b.channels + c] = sigmoid(sum);
     }
 }

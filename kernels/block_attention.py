@@ -8,7 +8,7 @@ for it.
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -22,7 +22,7 @@ from .weights import Array
 
 SOURCE = "block_attention.cu"
 LAUNCHES = ("statistics", "hidden", "gate", "spatial", "apply")
-KINDS = ("", "eca", "cbam")
+KINDS = ("", "eca", "composed", "cbam")
 ARRAYS = ("inner_weight", "inner_bias", "peak_weight", "peak_bias", "gate_weight", "gate_bias", "kernel")
 SCRATCH = ("sums", "peaks", "hidden_units", "gate", "maps")
 THREADS = 256
@@ -43,46 +43,56 @@ BLOCK = np.dtype(
 )
 
 
+BlockKind = Literal["eca", "composed", "cbam"]
+
+
+def _none() -> Array:
+    return np.zeros(0, np.float32)
+
+
 @dataclass(frozen=True)
 class BlockWeights:
-    """The attention of one block, float32; O: hidden units of CBAM, and all channels of ECA.
+    """The attention of one block of C channels; arrays are float32, and empty where the kind has none.
 
-    inner_weight [I, O], inner_bias [O]: of the means of the I channels that the block's last convolution reads.
-    CBAM alone: peak_weight [C, O], peak_bias [O], gate_weight [O, C], gate_bias [C], kernel [2, k, k] over
-    (mean, maximum). Raises `UsageError` for arrays that don't fit each other.
+    eca: kernel [k], over the channels' means. composed: the same times the block's last convolution, as a matrix over
+    the means of the I channels which that reads: inner_weight [I, C], inner_bias [C]. cbam, with O hidden units:
+    inner_weight [I, O], inner_bias [O], peak_weight [C, O], peak_bias [O], gate_weight [O, C], gate_bias [C],
+    kernel [2, k, k] over (mean, maximum). Raises `UsageError` for arrays that don't fit each other.
     """
 
-    kind: Literal["eca", "cbam"]
-    inner_weight: Array
-    inner_bias: Array
-    peak_weight: Array
-    peak_bias: Array
-    gate_weight: Array
-    gate_bias: Array
-    kernel: Array
+    kind: BlockKind
+    channels: int
+    inner_weight: Array = field(default_factory=_none)
+    inner_bias: Array = field(default_factory=_none)
+    peak_weight: Array = field(default_factory=_none)
+    peak_bias: Array = field(default_factory=_none)
+    gate_weight: Array = field(default_factory=_none)
+    gate_bias: Array = field(default_factory=_none)
+    kernel: Array = field(default_factory=_none)
 
     def __post_init__(self) -> None:
-        cbam, (inner, outputs) = self.kind == "cbam", self.inner_weight.shape
-        channels, size = (self.gate_bias.size, self.kernel.shape[-1]) if cbam else (outputs, 0)
-        want = {"inner_weight": (inner, outputs), "inner_bias": (outputs,)}
-        if cbam:
-            want |= {"peak_weight": (channels, outputs), "peak_bias": (outputs,), "gate_weight": (outputs, channels)}
-            want |= {"gate_bias": (channels,), "kernel": (2, size, size)}
+        c, o, i, k = self.channels, self.hidden, self.inner_channels, self.size
+        want: dict[str, tuple[int, ...]] = {"kernel": (k,)}
+        if self.kind == "composed":
+            want = {"inner_weight": (i, c), "inner_bias": (c,)}
+        elif self.kind == "cbam":
+            want = {"inner_weight": (i, o), "inner_bias": (o,), "peak_weight": (c, o), "peak_bias": (o,)}
+            want |= {"gate_weight": (o, c), "gate_bias": (c,), "kernel": (2, k, k)}
         got = {name: getattr(self, name).shape for name in ARRAYS if getattr(self, name).size}
-        if got != want or (cbam and size % 2 == 0):
-            raise UsageError(f"weights of a {self.kind} block have the shapes {got}, expected {want}, with an odd size")
-
-    @property
-    def channels(self) -> int:
-        return int(self.gate_bias.size if self.kind == "cbam" else self.inner_bias.size)
+        if got != want or ("kernel" in want and k % 2 == 0):
+            raise UsageError(f"weights of {self.kind} attention have the shapes {got}, expected {want}, of an odd size")
 
     @property
     def inner_channels(self) -> int:
-        return int(self.inner_weight.shape[0])
+        return self.channels if self.kind == "eca" else int(self.inner_weight.shape[0])
 
     @property
     def hidden(self) -> int:
         return int(self.inner_bias.size) if self.kind == "cbam" else 0
+
+    @property
+    def size(self) -> int:
+        return int(self.kernel.shape[-1])
 
 
 @dataclass(frozen=True)
@@ -130,7 +140,7 @@ class Plan:
     def samples(self) -> int:
         """Cases that share the weights that a block of `hidden` and `gate` reads: fewer where memory is short."""
         weights = self.shape.weights
-        length = weights.inner_channels + (weights.channels if self.shape.cbam else 0)
+        length = weights.inner_channels + weights.channels * self.shape.cbam if weights.kind != "eca" else 0
         room = FLOATS - 2 * SAMPLES * self.threads
         return next((one for one in (4, 2, 1) if one * length <= room), 1)
 
@@ -148,7 +158,7 @@ class Plan:
             "hidden": weights.hidden,
             "height": shape.height,
             "width": shape.width,
-            "size": weights.kernel.shape[-1] if shape.cbam else 0,
+            "size": weights.size,
             "cases": cases,
             "splits": splits,
             "first": cases * splits * self._tiles(weights.inner_channels),
@@ -182,13 +192,13 @@ class Plan:
         shape, found, threads = self.shape, self.numbers(), self.threads
         unit = 16 // ELEMENT_BYTES[shape.element]
         samples, channels, inner = found["samples"], found["channels"], found["inner_channels"]
-        length = found["hidden"] if shape.cbam else inner
+        lengths = {"cbam": found["hidden"], "composed": inner, "eca": found["gate_columns"] + found["size"]}
         spatial = channels + 2 * found["spatial_chunk"] * (self.lanes + 1)
         apply = channels + (_over(found["apply_chunk"], 4) * 4 + found["apply_chunk"] * found["size"])
         floats = (
             threads * unit,
             samples * (inner + channels) + 2 * SAMPLES * threads,
-            samples * length + SAMPLES * threads,
+            samples * lengths[shape.weights.kind] + SAMPLES * threads,
             spatial,
             apply,
         )
@@ -264,7 +274,8 @@ class BlockAttention:
         return self._prepared[cases]
 
     def launch(self, addresses: tuple[int, int, int], y: int, cases: int, stream: Any = None) -> None:
-        """Enqueue the kernels on device addresses of inner, x and residual, and of y, contiguous and channels last.
+        """Enqueue the kernels on device addresses of inner (x where ECA is not composed), x and residual, and of y, all
+        contiguous and channels last.
 
         Nothing is allocated and nothing is waited for. y may be residual. Raises `UsageError` for other `cases` than
         these were made for and for an address that is not a multiple of 16, and `EngineError` if CUDA refuses.
@@ -297,13 +308,13 @@ class BlockFloor:
     """The least that must move, and what these launches move if no read is met by L2, in bytes of device memory."""
 
     least: int  # inner, x and the residual read once, y written once, the weights read once
-    moved: int  # CBAM reads x three times
+    moved: int  # CBAM reads x three times, ECA that is not composed twice
 
 
 def floor(shape: BlockShape, cases: int) -> BlockFloor:
     """Bytes for `cases` cases, whatever the plan."""
     weights, item = shape.weights, ELEMENT_BYTES[shape.element]
     one = cases * shape.positions * weights.channels * item
-    inner = cases * shape.positions * weights.inner_channels * item
+    inner = cases * shape.positions * weights.inner_channels * item if weights.kind != "eca" else 0
     held = 4 * sum(getattr(weights, name).size for name in ARRAYS)
-    return BlockFloor(inner + 3 * one + held, inner + (5 if shape.cbam else 3) * one + held)
+    return BlockFloor(inner + 3 * one + held, inner + {"eca": 4, "composed": 3, "cbam": 5}[weights.kind] * one + held)

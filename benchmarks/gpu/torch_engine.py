@@ -15,6 +15,7 @@ from __future__ import annotations
 import ctypes
 import functools
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -36,6 +37,9 @@ from mpmmu_rt.spec import Target
 
 PRECISIONS = ("fp32", "fp16")
 PROFILE = Profile(1, 32, 128)
+PLAIN, LAST = torch_graph.Options(), torch_graph.Options(channels_last=True)
+BLOCKS = torch_graph.Options(channels_last=True, blocks=True)
+FUSED = torch_graph.Options(channels_last=True, blocks=True, relus=True)
 Enqueue = Callable[[Stream, "TorchContext"], object]
 Compile = Callable[[nn.Module], Callable[..., tuple[torch.Tensor, ...]]]
 _NAMES = dict(torch_graph.TYPES.values())
@@ -77,7 +81,7 @@ class TorchEngine:
         *,
         profile: Profile = PROFILE,
         device: str = "cuda",
-        channels_last: bool = False,
+        options: torch_graph.Options = PLAIN,
         compiled: Compile = lambda module: module,
         enqueue: Enqueue = on_cuda,
     ) -> None:
@@ -87,7 +91,7 @@ class TorchEngine:
         self.tensors |= {one.name: _tensor(one, False) for one in source.output}
         self.inputs = tuple(one.name for one in source.input)
         self.outputs = tuple(one.name for one in source.output)
-        self.run = compiled(torch_graph.load(graph, device, channels_last=channels_last))
+        self.run = compiled(torch_graph.load(graph, device, replace(options, cases=profile.max)))
         self.pool: Any = None
         if device == "cuda":
             self.pool = torch.cuda.MemPool()
@@ -212,7 +216,7 @@ def variants(
     all; of `torch-compile`, torch's compiler. All whole models run in one stream. options: of `TorchEngine`.
 
     In FP16 each comes with its weights channels last as well, which tensor cores read without turning them. Compiled,
-    it comes only so: a compilation takes longer than all the rest.
+    it comes only so: a compilation takes longer than all the rest. Fused (`torch_blocks`) it is channels last.
     """
     set_up()
     half = target.precision == "fp16"
@@ -221,13 +225,15 @@ def variants(
     if target.engine == "torch-compile":
         compiled = functools.partial(torch.compile, fullgraph=True, dynamic=False)
         name = "torch.compile, CUDA graph" + ", channels last" * half
-        return {name: (alone, functools.partial(model, compiled=compiled, channels_last=half))}
+        return {name: (alone, functools.partial(model, compiled=compiled, options=LAST if half else PLAIN))}
     found: dict[str, tuple[Mapping[str, bool], Callable[[], DevicePath | WholeGraph]]] = {
         "device path, CUDA graph": (graphs, path),
         "device path, no graph": (none, functools.partial(path, graphs=False)),
         "torch eager, CUDA graph": (alone, model),
     }
     if half:
-        found["device path, CUDA graph, channels last"] = (graphs, functools.partial(path, channels_last=True))
-        found["torch eager, CUDA graph, channels last"] = (alone, functools.partial(model, channels_last=True))
+        found["device path, CUDA graph, channels last"] = (graphs, functools.partial(path, options=LAST))
+        found["torch eager, CUDA graph, channels last"] = (alone, functools.partial(model, options=LAST))
+        found["device path, CUDA graph, ReLU fused too"] = (graphs, functools.partial(path, options=FUSED))
+    found["device path, CUDA graph, blocks fused"] = (graphs, functools.partial(path, options=BLOCKS))
     return found

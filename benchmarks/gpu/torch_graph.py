@@ -7,6 +7,7 @@ read when the module is made, so that nothing is asked of the device while it ru
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ import torch.nn.functional as F
 from onnx import numpy_helper
 from torch import Tensor, fx, nn
 
+from benchmarks.gpu import torch_blocks
+from benchmarks.gpu.torch_blocks import Attention, Fragment
 from mpmmu_rt.errors import EngineError
 from mpmmu_rt.spec import Array
 
@@ -33,19 +36,29 @@ Attributes = Mapping[str, Any]
 _PARAMETERS = {"Reshape": 1, "Slice": 1, "Unsqueeze": 1, "ReduceMean": 1, "ReduceMax": 1, "ReduceSum": 1}
 
 
-def load(path: Path, device: str, *, channels_last: bool = False) -> nn.Module:
+@dataclass(frozen=True)
+class Options:
+    """channels_last: weights of convolutions lie so, and what is computed follows them. blocks: in-block attention by
+    our kernels; relus: ReLU in the convolution before it. cases: the most that come at once."""
+
+    channels_last: bool = False
+    blocks: bool = False
+    relus: bool = False
+    cases: int = 1
+
+
+def load(path: Path, device: str, options: Options = Options()) -> nn.Module:
     """The module of the graph in the file `path`: takes its inputs in order, returns a tuple of its outputs.
 
-    channels_last: weights of convolutions lie so, and what is computed follows them. Raises `EngineError` for what the
-    graph holds and this module does not know.
+    Raises `EngineError` for what the graph holds and this module does not know.
     """
     model = onnx.load(str(path))
-    return _Builder(model.graph, device, channels_last).module(path.name)
+    return _Builder(model.graph, device, options).module(path.name)
 
 
 class _Builder:
-    def __init__(self, graph: onnx.GraphProto, device: str, channels_last: bool) -> None:
-        self.source, self.device, self.channels_last = graph, device, channels_last
+    def __init__(self, graph: onnx.GraphProto, device: str, options: Options) -> None:
+        self.source, self.device, self.options = graph, device, options
         self.constants: dict[str, Array] = {item.name: numpy_helper.to_array(item) for item in graph.initializer}
         self.root = nn.Module()
         self.code = fx.Graph()
@@ -54,13 +67,40 @@ class _Builder:
     def module(self, name: str) -> nn.Module:
         for item in self.source.input:
             self.values[item.name] = self.code.placeholder(_identifier(item.name))
-        for node in self.source.node:
-            self._add(node)
+        fused, left_out = self._fused(), set[int]()
+        for fragment in fused.values():
+            left_out |= fragment.nodes
+        for place, node in enumerate(self.source.node):
+            if node.output[0] in fused:
+                self._add_fused(fused[node.output[0]])
+            elif place not in left_out:
+                self._add(node)
         self.code.output(tuple(self._value(item.name) for item in self.source.output))
         return fx.GraphModule(self.root, self.code, _identifier(name)).eval()
 
+    def _fused(self) -> dict[str, Fragment]:
+        """By what they make."""
+        found: list[Fragment] = []
+        if self.options.blocks:
+            found += torch_blocks.find(self.source, self.constants)
+        if self.options.relus:
+            taken = frozenset().union(*(one.nodes for one in found))
+            found += torch_blocks.find_relus(self.source, self.constants, taken)
+        return {one.output: one for one in found}
+
+    def _add_fused(self, fragment: Fragment) -> None:
+        values = [self._value(name) for name in fragment.inputs]
+        if isinstance(fragment, Attention):
+            key = f"attended_{len(self.values)}"
+            self.root.add_module(key, torch_blocks.Attended(fragment.weights, self.options.cases))
+            self.values[fragment.output] = self.code.call_module(key, tuple(values))
+            return
+        node = next(self.source.node[place] for place in fragment.nodes if self.source.node[place].op_type == "Conv")
+        _, extra = _conv(_attributes(node), [], len(values))
+        self.values[fragment.output] = self.code.call_function(torch_blocks.conv_relu, (*values, *extra))
+
     def _add(self, node: onnx.NodeProto) -> None:
-        attributes = {one.name: onnx.helper.get_attribute_value(one) for one in node.attribute}
+        attributes = _attributes(node)
         if node.op_type == "Constant":
             self.constants[node.output[0]] = numpy_helper.to_array(attributes["value"])
             return
@@ -90,12 +130,16 @@ class _Builder:
         """What a node makes, or a constant, which becomes a buffer on the device."""
         if name not in self.values:
             tensor = torch.from_numpy(np.array(self.constants[name])).to(self.device)
-            if self.channels_last and tensor.ndim == 4:
+            if self.options.channels_last and tensor.ndim == 4:
                 tensor = tensor.contiguous(memory_format=torch.channels_last)
             key = f"weight_{len(self.values)}"
             self.root.register_buffer(key, tensor)
             self.values[name] = self.code.get_attr(key)
         return self.values[name]
+
+
+def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
+    return {one.name: onnx.helper.get_attribute_value(one) for one in node.attribute}
 
 
 def _identifier(name: str) -> str:

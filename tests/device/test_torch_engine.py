@@ -15,7 +15,7 @@ import pytest
 import torch
 from onnx import helper, numpy_helper
 
-from benchmarks.gpu import device_path, torch_engine, torch_graph
+from benchmarks.gpu import device_path, torch_blocks, torch_engine, torch_graph
 from benchmarks.gpu.device_answers import Cases
 from mpmmu_rt.bundle import Bundle
 from mpmmu_rt.checks import relative_difference
@@ -45,19 +45,28 @@ def open_on(machine: Any, kind: str, precision: str, **options: Any) -> Any:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["device path", "whole"])
-@pytest.mark.parametrize(("precision", "channels_last"), [("fp32", False), ("fp16", False), ("fp16", True)])
+@pytest.mark.parametrize(
+    ("precision", "options"),
+    [
+        ("fp32", torch_engine.PLAIN),
+        ("fp16", torch_engine.PLAIN),
+        ("fp16", torch_engine.LAST),
+        ("fp32", torch_engine.FUSED),
+        ("fp16", torch_engine.BLOCKS),
+    ],
+)
 def test_every_way_says_what_the_processor_says(
     plug: Callable[..., Any],
     target: Callable[..., Any],
     cases: Callable[..., Any],
     kind: str,
     precision: str,
-    channels_last: bool,
+    options: torch_graph.Options,
 ) -> None:
     """Captured, in several batch sizes, on a device that runs what it was given late and in any order."""
     machine = plug(target("tensorrt", precision), seed=3)
     want = cases(12)
-    pipeline = open_on(machine, kind, precision, channels_last=channels_last)
+    pipeline = open_on(machine, kind, precision, options=options)
     limit = 1e-5 if precision == "fp32" else 1e-2
     for rows in (slice(0, 1), slice(2, 9), slice(11, 12)):
         embedding = np.full_like(want.embedding[rows], np.nan)
@@ -66,6 +75,36 @@ def test_every_way_says_what_the_processor_says(
         assert np.abs(said["probability"] - want.probability[rows]).max() < (1e-5 if precision == "fp32" else 0.3)
         assert "device" in spent
     assert pipeline.batches.captured == (1, 7)
+
+
+@pytest.mark.slow
+def test_every_block_is_fused_once(plug: Callable[..., Any], target: Callable[..., Any]) -> None:
+    """And what is left of the encoder is convolutions, the first pool, and what makes of pixels its input."""
+    bundle = plug(target("tensorrt", "fp32")).target.bundle
+    for modality in MODALITIES:
+        path = torch_engine.graph_of(bundle, modality, "fp32")
+        module = torch_graph.load(path, "cpu", torch_engine.FUSED)
+        code: Any = module.graph
+        blocks = [one for one in module.modules() if isinstance(one, torch_blocks.Attended)]
+        assert len(blocks) == 8
+        named = {getattr(node.target, "__name__", "") for node in code.nodes if node.op == "call_function"}
+        assert not named & {"mean", "amax", "sigmoid", "relu", "add"}
+
+
+def test_what_others_use_as_well_is_not_fused(tmp_path: Path) -> None:
+    weight = np.ones((4, 4, 1, 1), np.float32)
+    nodes = [
+        helper.make_node("Conv", ["x", "w", "b"], ["c"]),
+        helper.make_node("Relu", ["c"], ["r"]),
+        helper.make_node("Add", ["r", "c"], ["y"]),
+    ]
+    source = graph(nodes, [2, 4, 3, 3], {"w": weight, "b": np.ones(4, np.float32)}).graph
+    constants = {one.name: numpy_helper.to_array(one) for one in source.initializer}
+    assert torch_blocks.find_relus(source, constants, frozenset()) == []
+    nodes[2] = helper.make_node("Add", ["r", "x"], ["y"])
+    source = graph(nodes, [2, 4, 3, 3], {"w": weight, "b": np.ones(4, np.float32)}).graph
+    (found,) = torch_blocks.find_relus(source, constants, frozenset())
+    assert (found.inputs, found.output, set(found.nodes)) == (("x", "w", "b"), "r", {0, 1})
 
 
 def test_a_failure_of_torch_has_its_words(plug: Callable[..., Any], target: Callable[..., Any], cases: Any) -> None:
@@ -230,7 +269,9 @@ def test_every_variant_of_torch_is_judged_and_measured(measured: Callable[[str],
     assert "failed" not in found
     assert list(found["batches"]) == ["2", "1"]
     names = ["device path, CUDA graph", "device path, no graph", "torch eager, CUDA graph"]
-    names += [f"{names[0]}, channels last", f"{names[2]}, channels last"] if name == "torch:fp16" else []
+    if name == "torch:fp16":
+        names += [f"{names[0]}, channels last", f"{names[2]}, channels last", f"{names[0]}, ReLU fused too"]
+    names.append(f"{names[0]}, blocks fused")
     for rows in found["batches"].values():
         assert list(rows) == names
         for variant, row in rows.items():

@@ -59,7 +59,7 @@ def run(
     missing_barrier: int = 0,
 ) -> Ran:
     """maps: inner, x and the residual, as they lie in memory. `resident` blocks at a time."""
-    cases = len(maps[0])
+    cases, maps = len(maps[1]), (maps[1], *maps[1:]) if shape.weights.kind == "eca" else maps
     plan = Plan(shape, cases, threads, LANES)
     record = plan.record()
     offsets = {name: field[1] for name, field in (BLOCK.fields or {}).items()}

@@ -72,15 +72,13 @@ def test_random_shapes(folder: Path) -> None:
     for _ in range(30):
         element: Any = rng.choice(list(ELEMENT_BYTES))
         channels, inner, cases, height, width = (int(rng.integers(1, most)) for most in (9, 6, 7, 12, 12))
-        case = Case(
-            cases, rng.choice(["eca", "cbam"]), 8 * channels, 8 * inner, height, width, int(rng.integers(1, 20))
-        )
-        case = replace(case, size=int(rng.choice([1, 3, 5, 7])))
+        case = Case(cases, rng.choice(["eca", "composed", "cbam"]), 8 * channels, 8 * inner, height, width)
+        case = replace(case, hidden=int(rng.integers(1, 20)), size=int(rng.choice([1, 3, 5, 7])))
         check(program, case, element, threads=int(rng.choice([4, 8, 20])), seed=int(rng.integers(1 << 30)))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["cbam", "eca"])
+@pytest.mark.parametrize("kind", ["cbam", "composed", "eca"])
 def test_rows_do_not_depend_on_the_others(folder: Path, kind: Any) -> None:
     """With the same plan. Another plan adds up in another order: within rounding."""
     program, case = block_host.compiled(folder, "plain"), Case(5, kind, 16, 8, 4, 5)
@@ -97,7 +95,7 @@ def test_rows_do_not_depend_on_the_others(folder: Path, kind: Any) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("which", ["inner", "x", "residual"])
-@pytest.mark.parametrize("kind", ["cbam", "eca"])
+@pytest.mark.parametrize("kind", ["cbam", "composed", "eca"])
 def test_not_a_number_is_kept(folder: Path, kind: Any, which: str) -> None:
     program, case = block_host.compiled(folder, "plain"), Case(2, kind, 16, 8, 4, 5)
     shape, maps = case.shape("float32"), in_float32(case)
@@ -170,8 +168,7 @@ def test_channels_that_are_no_whole_units_are_refused() -> None:
 
 def test_weights_that_do_not_fit_are_refused() -> None:
     weights = Case(1, "cbam", 16, 8, 3, 3).shape("float32").weights
-    with pytest.raises(UsageError, match=r"weights of a cbam block have the shapes .*, expected .*\(16, 5\)"):
+    with pytest.raises(UsageError, match=r"weights of cbam attention have the shapes .*, expected .*\(16, 5\)"):
         replace(weights, peak_weight=weights.peak_weight[:8])
-    none = np.zeros(0, np.float32)
-    eca = BlockWeights("eca", np.zeros((8, 16), np.float32), np.zeros(16, np.float32), none, none, none, none, none)
-    assert (eca.channels, eca.inner_channels, eca.hidden) == (16, 8, 0)
+    with pytest.raises(UsageError, match=r"weights of eca attention have the shapes .*, expected .*, of an odd size"):
+        BlockWeights("eca", 16, kernel=np.zeros(4, np.float32))
