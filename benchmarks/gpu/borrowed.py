@@ -8,15 +8,15 @@ H200, guessed; in 60 on an H200 `torch` left out batch 8, and in FP16 all but ba
      90 s   torch         the device path with torch's encoders and head, FP32 and FP16, beside torch eager
     100 s   kernel        the attention pool kernel: right, clean under sanitizers, and how fast
     100 s   onnxruntime   onnxruntime-cuda, FP32 and FP16, on the device path and not; and with its own CUDA graphs
+     70 s   blocks        in-block attention by our kernels: right, and how fast
      45 s   convolution   which of cuDNN's convolutions are FP32 at which batch, as onnxruntime-gpu asks for them
      25 s   profile       the kernel under Nsight Compute
     120 s   compile       torch.compile on the whole model, which compiles for half a minute for each batch size
 
-What one does not use goes to those that follow. All but `kernel` and `profile` need the packs of `make gpu-pack`
-in .gpu-pack/, or what an earlier call has unpacked to .gpu-run/. After each part FOLDER holds `evidence.md`, which says
-what became of each, `evidence.json`, and `results.tar.gz` with all that was found. The exit code is 0 if all that was
-asked for has run and is proven. `torch`, `onnxruntime` before it had the device path, and `profile` have run on an H200
-(results/nvidia-h200/evidence.md); **the others no GPU has run from here yet.**
+What one does not use goes to those that follow. All but `kernel`, `blocks` and `profile` need the packs of `make
+gpu-pack` in .gpu-pack/, or what an earlier call has unpacked to .gpu-run/. After each part FOLDER holds `evidence.md`,
+which says what became of each, `evidence.json`, and `results.tar.gz` with all that was found. The exit code is 0 if all
+that was asked for has run and is proven.
 """
 
 from __future__ import annotations
@@ -35,7 +35,10 @@ from mpmmu_rt.engines.shared.gpu import gpu
 from mpmmu_rt.errors import MpmmuError, UsageError
 
 SECONDS = 390.0
-WEIGHTS = {"torch": 90.0, "kernel": 100.0, "onnxruntime": 100.0, "convolution": 45.0, "profile": 25.0, "compile": 120.0}
+WEIGHTS = {
+    **{"torch": 90.0, "kernel": 100.0, "onnxruntime": 100.0, "blocks": 70.0, "convolution": 45.0, "profile": 25.0},
+    "compile": 120.0,
+}
 PACKS, PLACE = ROOT / ".gpu-pack", ROOT / ".gpu-run"
 # The more telling batch sizes first; torch is compiled for two alone.
 BATCHES, COMPILED = ("32", "1", "128", "8"), ("32", "1")
@@ -85,6 +88,8 @@ def command_of(name: str, prepared: Prepared, common: list[str]) -> list[str]:
     """Raises what unpacking does."""
     if name == "kernel":
         return [sys.executable, "-m", "benchmarks.gpu.kernel", "--gpu", *common]
+    if name == "blocks":
+        return [sys.executable, "-m", "benchmarks.gpu.blocks", *common]
     if name == "profile":
         return [sys.executable, "-m", "benchmarks.gpu.kernel_profile", *common]
     bundle, expected = prepared.bundle()

@@ -15,9 +15,9 @@ Steps, by value, and about how long they may take on 16 cores:
      20 s   compile a hundred kernels, 1 s to 2 s each, on all cores
      15 s   the product's shapes against the reference
      30 s   bandwidth, empty launch, and the kernel at 7 x 7 in float16, batch 1, 8, 32, 128
-    130 s   memcheck, memcheck with a planted mistake that it has to catch, racecheck: 60 s each at the most
-     60 s   torch eager and torch.compile on the same
+     60 s   memcheck, memcheck with a planted mistake that it has to catch, racecheck, side by side
      30 s   the other shapes against the reference
+     60 s   torch eager and torch.compile on what was timed
      90 s   the other times, and torch on them
 
 What does not fit in `--seconds` is "not run: out of time". Results are written after every step; a step or a row that
@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -55,6 +56,12 @@ from mpmmu_rt.kernels.attention_pool import device_facts
 from mpmmu_rt.kernels.plan import ElementType
 
 SECONDS = 540.0
+# By name: the tool, and whether it runs over the kernel with a mistake.
+SANITIZED = {
+    "memcheck": ("memcheck", False),
+    "memcheck of a planted mistake": ("memcheck", True),
+    "racecheck": ("racecheck", False),
+}
 TIMED_MAPS: tuple[tuple[int, ElementType], ...] = ((7, "float16"), (7, "float32"), (32, "float16"))
 
 
@@ -126,8 +133,12 @@ def run_steps(report: dict[str, Any], ahead: Ahead, keep: Callable[[], object], 
             raise RuntimeError("the kernel has no row of this")
         found["torch"] = time_torch(row, require("cupy", "this benchmark"))
 
-    def sanitized(name: str, tool: str, **options: bool) -> None:
-        report["sanitizer"][name] = sanitize(tool, min(SANITIZER_SECONDS, deadline.left()), **options)
+    def sanitized() -> None:
+        seconds = min(SANITIZER_SECONDS, deadline.left())
+        with ThreadPoolExecutor(len(SANITIZED)) as threads:
+            found = {name: threads.submit(sanitize, tool, seconds, planted=p) for name, (tool, p) in SANITIZED.items()}
+            for name, future in found.items():
+                report["sanitizer"][name] = future.result()
 
     try:
         step("compile", begin)
@@ -138,12 +149,10 @@ def run_steps(report: dict[str, Any], ahead: Ahead, keep: Callable[[], object], 
         step("bandwidth and empty launch", measure_ceilings)
         for row in first:
             step(f"time {row}", partial(timed, row))
-        step("memcheck", lambda: sanitized("memcheck", "memcheck"))
-        step("memcheck of a mistake", lambda: sanitized("memcheck of a planted mistake", "memcheck", planted=True))
-        step("racecheck", lambda: sanitized("racecheck", "racecheck"))
+        step("sanitizers", sanitized)
+        step("check other shapes", lambda: validate(other_parts, ahead=ahead, deadline=deadline, keep=checked))
         for row in first:
             step(f"torch {row}", partial(with_torch, row))
-        step("check other shapes", lambda: validate(other_parts, ahead=ahead, deadline=deadline, keep=checked))
         for row in others:
             step(f"time {row}", partial(timed, row))
         for row in others:

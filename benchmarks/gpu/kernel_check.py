@@ -242,10 +242,12 @@ def sanitizer() -> str | None:
     return next((str(place) for place in places if place.is_file()), None)
 
 
-def sanitize(tool: str, seconds: float = SANITIZER_SECONDS, *, planted: bool = False) -> dict[str, Any]:
+def sanitize(
+    tool: str, seconds: float = SANITIZER_SECONDS, *, planted: bool = False, module: str = "benchmarks.gpu.kernel"
+) -> dict[str, Any]:
     """compute-sanitizer over the small shapes in a process of its own: `result`, and what it said unless it passed.
 
-    planted: over the kernel with a mistake, which it has to catch to pass.
+    planted: over the kernel with a mistake, which it has to catch to pass. module: whose `--check` runs.
     """
     program = sanitizer()
     if program is None:
@@ -259,7 +261,7 @@ def sanitize(tool: str, seconds: float = SANITIZER_SECONDS, *, planted: bool = F
         str(FOUND),
         sys.executable,
         "-m",
-        "benchmarks.gpu.kernel",
+        module,
     ]
     with tempfile.TemporaryDirectory(prefix="evidence-") as folder:
         log = Path(folder) / "log"

@@ -78,7 +78,7 @@ def test_a_part_without_its_pack_says_so_and_costs_no_other(tmp_path: Path) -> N
     for name in ("torch", "onnxruntime", "convolution", "compile"):
         assert str(found[name]).startswith("UsageError: ")
         assert "bundle is not here, expected a pack" in found[name]
-    for name, module in {"kernel": "kernel", "profile": "kernel_profile"}.items():
+    for name, module in {"kernel": "kernel", "blocks": "blocks", "profile": "kernel_profile"}.items():
         assert found[name][:3] == [sys.executable, "-m", f"benchmarks.gpu.{module}"]
         assert (ROOT / "benchmarks/gpu" / f"{module}.py").is_file()
 
