@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.gpu.kernel_check import SANITIZER_SECONDS, sanitize
+from benchmarks.gpu.kernel_check import NOT_INSTALLED, PASSED, SANITIZER_SECONDS, sanitize
 from benchmarks.gpu.kernel_times import Clock, captured_ms, ceilings, compile_anew
 from benchmarks.gpu.stage import OUT_OF_TIME, Deadline, conditions, end_on_sigterm, ending, failure, parser, say
 from benchmarks.report import commit_of_tree, folder_of, save, table
@@ -275,9 +275,7 @@ def markdown(report: dict[str, Any]) -> str:
             f"- a kernel that only reads: {top['bytes_per_s'] / 1e12:.2f} TB/s; an empty launch in a graph: "
             f"{1e3 * top['empty_launch_ms']:.1f} us"
         )
-    heads = (
-        "attention | map | element | batch | floor, us | moved | ours, cold | over floor | torch eager | torch.compile"
-    )
+    heads = "attention | map | element | batch | floor, us | moved | ours | over floor | torch eager | torch.compile"
     cells = [cells_of(one) for one in report["times"]]
     lines += ["", table(heads, cells), "", "All blocks of both encoders, us:", "", table(*whole(report)), ""]
     return "\n".join([*lines, *ending(problems(report), report["versions"])])
