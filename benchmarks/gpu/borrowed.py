@@ -43,7 +43,7 @@ PACKS, PLACE = ROOT / ".gpu-pack", ROOT / ".gpu-run"
 # The more telling batch sizes first; torch is compiled for two alone.
 BATCHES, COMPILED = ("32", "1", "128", "8"), ("32", "1")
 TARGETS = {
-    "torch": ("torch:fp32", "torch:fp16"),
+    "torch": ("torch:fp16", "torch:fp32"),
     "onnxruntime": (
         *("onnxruntime-cuda:fp32", "onnxruntime-cuda:fp16"),
         *("onnxruntime-cuda-graph:fp16", "onnxruntime-cuda-graph:fp32"),

@@ -115,7 +115,7 @@ def test_a_pack_is_unpacked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         str(place / "bundle/reference.bundle"),
     ]
     for part, targets in {
-        "torch": ["torch:fp32", "torch:fp16"],
+        "torch": ["torch:fp16", "torch:fp32"],
         "onnxruntime": ["onnxruntime-cuda:fp32", "onnxruntime-cuda:fp16"],
         "compile": ["torch-compile:fp16", "torch-compile:fp32"],
     }.items():
