@@ -49,19 +49,24 @@ __device__ inline void store16(void* to, const Unit& unit) {
 __device__ inline void from_float(float x, Half& y) { asm("cvt.rn.f16.f32 %0, %1;" : "=h"(y.bits) : "f"(x)); }
 __device__ inline void from_float(float x, Bfloat16& y) { asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(y.bits) : "f"(x)); }
 
+// An address in shared memory, in a register of the thread. threadIdx.y is 0, which no compiler knows: left alone, ptxas
+// 13.0 puts the sum of a block's and a thread's part into the copy itself, and where there are loops around it encodes it
+// wrongly: LDGSTS [R21+UR0], desc[UR1] is an illegal instruction (met on an H100).
+__device__ inline unsigned shared_address(void* shared) {
+    return static_cast<unsigned>(__cvta_generic_to_shared(shared)) ^ threadIdx.y;
+}
 // Starts to copy 16 bytes from device to shared memory. Those before a commit are a group; copies_wait<N> leaves the N
 // youngest groups on their way. Visible to this thread afterwards.
 __device__ inline void copy16(void* shared, const void* global) {
-    const unsigned to = static_cast<unsigned>(__cvta_generic_to_shared(shared));
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(global) : "memory");
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(shared)), "l"(global) : "memory");
 }
 // The same, of what nobody reads again (`last`): L2 gives it up before anything else.
 __device__ inline void copy16(void* shared, const void* global, bool last) {
     if (!last) return copy16(shared, global);
-    const unsigned to = static_cast<unsigned>(__cvta_generic_to_shared(shared));
     unsigned long long policy;
     asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
-    asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "l"(policy)
+    asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2;" ::"r"(shared_address(shared)),
+                 "l"(global), "l"(policy)
                  : "memory");
 }
 __device__ inline void copies_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
