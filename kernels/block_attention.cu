@@ -56,6 +56,7 @@ struct Block {
 };
 
 constexpr int SAMPLES = 4;  // the most that `samples` may be
+constexpr int ROWS = 4;     // positions that a block of `statistics` reads at once, at the least
 
 // ---------------------------------------------------------------- statistics
 
@@ -65,7 +66,7 @@ template <typename T, bool PEAK>
 __device__ inline void reduce_positions(const void* from, float* to, int channels, int positions, const Block& b,
                                         int block, float* scratch) {
     constexpr int E = 16 / sizeof(T);
-    const int units = channels / E, wide = min(units, BLOCK), tiles = over(units, wide), rows = BLOCK / wide;
+    const int units = channels / E, wide = min(units, BLOCK / ROWS), tiles = over(units, wide), rows = BLOCK / wide;
     const int tile = block % tiles, part = block / tiles % b.splits, n = b.cases - 1 - block / tiles / b.splits;
     const int each = over(positions, b.splits), begin = part * each, end = min(begin + each, positions);
     const int column = threadIdx.x % wide, row = threadIdx.x / wide, unit = tile * wide + column;
@@ -113,18 +114,27 @@ __device__ inline void statistics(const Block& b, int block, float* scratch) {
 template <bool PEAK>
 __device__ inline void join(const Block& b, const float* parts, float* to, int first, int length, int start, int count,
                             float factor) {
-    for (int i = threadIdx.x; i < b.samples * count; i += BLOCK) {
-        const int n = first + i / count, k = start + i % count;
-        float value = PEAK ? MINUS_INFINITY : 0;
-        if (n < b.cases && k >= 0 && k < length) {
-            const float* from = parts + static_cast<long long>(n) * b.splits * length + k;
-#pragma unroll 8
-            for (int part = 0; part < b.splits; ++part) {
-                const float one = from[static_cast<long long>(part) * length];
-                value = PEAK ? max_or_nan(value, one) : value + one;
-            }
+    constexpr int AHEAD = 8;  // elements of a thread whose loads are on their way at once
+    for (int begin = threadIdx.x; begin < b.samples * count; begin += AHEAD * BLOCK) {
+        const float* from[AHEAD];
+        float value[AHEAD];
+#pragma unroll
+        for (int q = 0; q < AHEAD; ++q) {
+            const int i = begin + q * BLOCK, n = first + i / count, k = start + i % count;
+            const bool there = i < b.samples * count && n < b.cases && k >= 0 && k < length;
+            from[q] = there ? parts + static_cast<long long>(n) * b.splits * length + k : nullptr;
+            value[q] = PEAK && there ? MINUS_INFINITY : 0;
         }
-        to[i] = value * factor;
+        for (int part = 0; part < b.splits; ++part)
+#pragma unroll
+            for (int q = 0; q < AHEAD; ++q)
+                if (from[q]) {
+                    const float one = from[q][static_cast<long long>(part) * length];
+                    value[q] = PEAK ? max_or_nan(value[q], one) : value[q] + one;
+                }
+#pragma unroll
+        for (int q = 0; q < AHEAD; ++q)
+            if (begin + q * BLOCK < b.samples * count) to[begin + q * BLOCK] = value[q] * factor;
     }
 }
 
@@ -237,6 +247,7 @@ __device__ inline void spatial(const Block& b, int block, float* shared) {
             sum[q] = 0;
             peak[q] = MINUS_INFINITY;
         }
+#pragma unroll(4 / EACH)
         for (int u = lane; u < units; u += LANES) {
             Unit one[EACH];
 #pragma unroll
@@ -272,12 +283,13 @@ __device__ inline void spatial(const Block& b, int block, float* shared) {
     }
 }
 
-// Row dy of the size x size convolution over maps (mean, maximum) at one position.
-__device__ inline float convolve_row(const Block& b, const float* maps, int position, int dy) {
+// Row dy of the size x size convolution at one position. maps: rows `top` to `bottom` of mean and maximum.
+__device__ inline float convolve_row(const Block& b, const float* maps, const float* kernel, int top, int bottom,
+                                     int position, int dy) {
     const int reach = b.size / 2, y = position / b.width, x = position - y * b.width, row = y + dy - reach;
-    if (row < 0 || row >= b.height) return 0;
-    const float *mean = maps + row * b.width + x - reach, *peak = mean + b.height * b.width;
-    const float *mean_weight = b.kernel + dy * b.size, *peak_weight = mean_weight + b.size * b.size;
+    if (row < top || row >= bottom) return 0;
+    const float *mean = maps + (row - top) * b.width + x - reach, *peak = mean + (bottom - top) * b.width;
+    const float *mean_weight = kernel + dy * b.size, *peak_weight = mean_weight + b.size * b.size;
     float logit = 0;
     for (int dx = max(0, reach - x); dx < min(b.size, b.width + reach - x); ++dx)
         logit += mean_weight[dx] * mean[dx] + peak_weight[dx] * peak[dx];
@@ -293,13 +305,20 @@ __device__ inline void apply(const Block& b, int block, float* shared) {
     float* gates = shared;
     float* places = gates + b.channels;                        // gate of each position
     float* rows = places + over(b.apply_chunk, 4) * 4;         // [dy, position]
+    float* kernel = rows + b.size * b.apply_chunk;             // [2, size, size]
+    float* maps = kernel + 2 * b.size * b.size;                // rows of mean and maximum that the convolution needs
     const long long origin = (static_cast<long long>(n) * positions + begin) * units;
     copy_floats(gates, b.gate + static_cast<long long>(n) * b.channels, b.channels);
     copies_commit();
     if (b.kind == BLOCK_CBAM) {
-        const float* maps = b.maps + static_cast<long long>(n) * 2 * positions;
+        const int top = max(0, begin / b.width - b.size / 2);
+        const int bottom = min(b.height, (begin + count - 1) / b.width + b.size / 2 + 1), held = (bottom - top) * b.width;
+        const float* from = b.maps + static_cast<long long>(n) * 2 * positions + top * b.width;
+        for (int i = threadIdx.x; i < 2 * held; i += BLOCK) maps[i] = from[i < held ? i : positions + i - held];
+        for (int i = threadIdx.x; i < 2 * b.size * b.size; i += BLOCK) kernel[i] = b.kernel[i];
+        block_barrier<10>();
         for (int i = threadIdx.x; i < b.size * count; i += BLOCK)
-            rows[i] = convolve_row(b, maps, begin + i % count, i / count);
+            rows[i] = convolve_row(b, maps, kernel, top, bottom, begin + i % count, i / count);
         block_barrier<8>();
         for (int i = threadIdx.x; i < count; i += BLOCK) {
             float logit = 0;

@@ -27,6 +27,7 @@ ARRAYS = ("inner_weight", "inner_bias", "peak_weight", "peak_bias", "gate_weight
 SCRATCH = ("sums", "peaks", "hidden_units", "gate", "maps")
 THREADS = 256
 LANES = 32
+ROWS = 4  # positions that a block of `statistics` reads at once, at the least
 SAMPLES = 4  # of a block of `hidden` and `gate`
 ENOUGH = 1024  # blocks that keep every multiprocessor busy
 FLOATS = 48 << 8  # of shared memory that a block has without asking
@@ -147,7 +148,8 @@ class Plan:
     def numbers(self) -> dict[str, int]:
         """Fields of `Block`, by name."""
         shape, cases, positions = self.shape, self.cases, self.shape.positions
-        splits = min(_over(ENOUGH, cases), 32, max(1, positions // 8))
+        tiles = max(self._tiles(shape.weights.inner_channels), self._tiles(shape.weights.channels))
+        splits = min(_over(ENOUGH // 2, cases * tiles), 32, max(1, positions // (4 * ROWS)))
         weights, rows = shape.weights, max(1, self.threads // self.lanes)
         each = next((one for one in (4, 2) if cases * positions >= ENOUGH // 4 * one * rows), 1)
         most = max(1, min(64, 16384 // weights.channels))
@@ -170,7 +172,9 @@ class Plan:
         }
 
     def _tiles(self, channels: int) -> int:
-        return _over(channels * ELEMENT_BYTES[self.shape.element] // 16, self.threads)
+        """Blocks of `statistics` side by side."""
+        units = channels * ELEMENT_BYTES[self.shape.element] // 16
+        return _over(units, min(units, self.threads // ROWS))
 
     def blocks(self) -> tuple[int, ...]:
         """Of each launch, 0 for one that is not needed."""
@@ -194,7 +198,11 @@ class Plan:
         samples, channels, inner = found["samples"], found["channels"], found["inner_channels"]
         lengths = {"cbam": found["hidden"], "composed": inner, "eca": found["gate_columns"] + found["size"]}
         spatial = channels + 2 * found["spatial_chunk"] * (self.lanes + 1)
-        apply = channels + (_over(found["apply_chunk"], 4) * 4 + found["apply_chunk"] * found["size"])
+        apply = channels
+        if shape.cbam:
+            chunk, size, width = found["apply_chunk"], found["size"], found["width"]
+            rows = min(found["height"], _over(chunk - 1, width) + size)  # that the convolution of a chunk needs
+            apply += _over(chunk, 4) * 4 + chunk * size + 2 * size * size + 2 * rows * width
         floats = (
             threads * unit,
             samples * (inner + channels) + 2 * SAMPLES * threads,

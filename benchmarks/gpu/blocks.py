@@ -141,15 +141,13 @@ def torch_function(torch: Any, shape: BlockShape) -> Callable[..., Any]:
         return torch.from_numpy(np.ascontiguousarray(array)).cuda().to(kind)
 
     linear, relu = torch.nn.functional.linear, torch.relu
-    kernel = there(weights.kernel)
+    kernel, reach = there(weights.kernel), weights.size // 2  # torch.compile can't look into `weights`
     inner_weight, inner_bias = there(weights.inner_weight.T), there(weights.inner_bias)
     peak_weight, peak_bias = there(weights.peak_weight.T), there(weights.peak_bias)
     gate_weight, gate_bias = there(weights.gate_weight.T), there(weights.gate_bias)
 
     def eca(inner: Any, x: Any, residual: Any) -> Any:
-        gate = torch.sigmoid(
-            torch.nn.functional.conv1d(x.mean((2, 3))[:, None], kernel[None, None], padding=weights.size // 2)
-        )
+        gate = torch.sigmoid(torch.nn.functional.conv1d(x.mean((2, 3))[:, None], kernel[None, None], padding=reach))
         return relu(x * gate.transpose(1, 2)[..., None] + residual)
 
     def composed(inner: Any, x: Any, residual: Any) -> Any:
@@ -161,7 +159,7 @@ def torch_function(torch: Any, shape: BlockShape) -> Callable[..., Any]:
         hidden = hidden + relu(linear(x.amax((2, 3)), peak_weight, peak_bias))
         gated = x * torch.sigmoid(linear(hidden, gate_weight, gate_bias))[:, :, None, None]
         maps = torch.cat([gated.mean(1, keepdim=True), gated.amax(1, keepdim=True)], 1)
-        place = torch.sigmoid(torch.nn.functional.conv2d(maps, kernel[None], padding=weights.size // 2))
+        place = torch.sigmoid(torch.nn.functional.conv2d(maps, kernel[None], padding=reach))
         return relu(gated * place + residual)
 
     return {"eca": eca, "composed": composed, "cbam": cbam}[weights.kind]

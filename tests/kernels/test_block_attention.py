@@ -21,7 +21,7 @@ from mpmmu_rt.kernels.weights import Array
 from . import block_host
 from .block_host import Ran
 
-NUMBERS = range(1, 10)  # of the barriers
+NUMBERS = range(1, 11)  # of the barriers
 
 
 @pytest.fixture(scope="session")
