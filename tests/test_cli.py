@@ -262,7 +262,10 @@ def test_a_check_without_a_finite_value_is_still_json(folder: Path) -> None:
     result = call("verify", folder, "--json")
     assert result.exit_code == 3
     failed = [check for check in document(result)["checks"] if not check["passed"]]
-    assert [(check["name"], check["value"]) for check in failed] == [("golden embedding, relative", None)]
+    assert [(check["name"], check["value"]) for check in failed] == [
+        ("golden embedding, relative", None),
+        ("golden probability of the golden embedding, max |Δp|", None),
+    ]
     assert "not finite" in call("verify", folder).stdout
 
 
