@@ -242,7 +242,7 @@ def _read_manifest(folder: Path) -> tuple[dict[str, Any], bytes]:
         raise DigestMismatch(f"{path} is a link, expected a file", hint=_ALTERED)
     if not path.is_file():
         if any((folder / part).exists() for part in ("onnx/head.onnx", "golden/golden.npz")):
-            raise DigestMismatch(f"{path} is missing, and other parts of a bundle are there", hint=_ALTERED)
+            raise DigestMismatch(f"{path} is missing beside other parts of a bundle, expected it", hint=_ALTERED)
         state = "does not exist" if not folder.exists() else f"holds no {MANIFEST}" if folder.is_dir() else "is a file"
         raise BundleError(f"{folder} {state}, expected a bundle", hint="name a folder that `mpmmu-rt export` wrote")
     if (size := path.stat().st_size) > MAX_JSON_BYTES:

@@ -12,12 +12,11 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 
-from .bundle import Bundle
 from .checks import Check, probability_difference, relative_difference
+from .decisions import recorded
 from .engines import Session, TellsPrecision, engines, known_engine
 from .errors import AnswerError, EngineError
 from .facts import (
@@ -41,6 +40,9 @@ _STAGES = (
     (_EXACT_HEAD, "the stacking head"),
 )
 _STALE = "golden probability of the golden embedding, max |Δp|"
+_MOVED = "embedding in any batch against batch 1, relative"
+_MIXED = "rows in any batch that are nearer to another case"
+_BESIDE = "head in any batch on its embedding, max |Δp|"
 
 
 def verify(predictor: Predictor) -> list[Check]:
@@ -62,33 +64,47 @@ def verify(predictor: Predictor) -> list[Check]:
 
 
 def stage_at_fault(checks: Iterable[Check]) -> str:
-    """Which stage of the way leaves its tolerance first, of the checks of `verify`; "" where none does by itself."""
+    """Which stage of the way leaves its tolerance first, of the checks of `verify`; "" where none does by itself.
+
+    Where every encoder is off, it may as well be the golden vectors that are another model's.
+    """
     failed = {check.name for check in checks if not check.passed}
     if _STALE in failed and _EXACT_HEAD not in failed:
         return "the golden vectors, which contradict themselves"
     encoders = [stage for name, stage in _STAGES[: len(MODALITIES)] if name in failed]
+    if len(encoders) == len(MODALITIES):
+        return f"{' and '.join(encoders)}, or the golden vectors are another model's"
     later = [stage for name, stage in _STAGES[len(MODALITIES) :] if name in failed]
-    return " and ".join(encoders) or next(iter(later), "")
+    if _BESIDE in failed:
+        later.append("the stacking head, in some batches")
+    if failed & {_MOVED, _MIXED}:
+        later.append("the encoders or the attention pool, in some batches")
+    return next(iter([*encoders, *later]), "")
 
 
 class PortableHead:
     """The head's portable graph in FP32: what must be said of an embedding, by another graph than ONNX Runtime's own.
 
-    A graph that can't be loaded or run says nothing: every difference from it is infinite.
+    From a graph that can't be loaded or run every difference is infinite.
     """
 
     def __init__(self, load: Callable[[], Session]) -> None:
+        """load: called when the head is first asked."""
+        self._load = load
         self._session: Session | None = None
-        with contextlib.suppress(EngineError):
-            self._session = load()
+
+    def probability(self, embedding: Array) -> Array:
+        """float32 [N], of embeddings float32 [N, D]. Raises `EngineError`."""
+        if self._session is None:
+            self._session = self._load()
+        return self._session.run({"embedding": np.ascontiguousarray(embedding, np.float32)})["probability"]
 
     def difference(self, embedding: Array, probability: Array) -> float:
         """max |Δp| of `probability` [N] from what the head says of `embedding` [N, D]."""
-        if self._session is None or not np.isfinite(embedding).all():
+        if not np.isfinite(embedding).all():
             return float("inf")
-        feeds = {"embedding": np.ascontiguousarray(embedding, np.float32)}
         try:
-            return probability_difference(probability, self._session.run(feeds)["probability"])
+            return probability_difference(probability, self.probability(embedding))
         except EngineError:
             return float("inf")
 
@@ -217,14 +233,6 @@ def _steadiness(predictor: Predictor, prediction: Prediction, golden: Mapping[st
     return Steadiness(max(relative, RELATIVE_TOLERANCE), max(probability, PROBABILITY_TOLERANCE))
 
 
-def recorded(bundle: Bundle, target: Target) -> Mapping[str, Any]:
-    """What the export has measured of the decisions of `target`, which its families store under different keys; {} for
-    the first target, which `parity` describes, and for one that was not judged."""
-    report: dict[str, Any] = bundle.entry["precision"].get(_plain(target), {})
-    parts: list[Any] = [report, report.get("gate"), report.get("graph")]
-    return next((part for part in parts if isinstance(part, dict) and "cases" in part), {})
-
-
 def _plain(target: Target) -> str:
     return f"{target.engine}:{target.precision}"
 
@@ -277,13 +285,9 @@ def self_consistency(
         ]
     return [
         *checks,
-        Check("embedding in any batch against batch 1, relative", moved, steadiness.relative),
-        Check("rows in any batch that are nearer to another case", mixed, 0.0),
-        *(
-            []
-            if head is None
-            else [Check("head in any batch on its embedding, max |Δp|", beside, PROBABILITY_TOLERANCE)]
-        ),
+        Check(_MOVED, moved, steadiness.relative),
+        Check(_MIXED, mixed, 0.0),
+        *([] if head is None else [Check(_BESIDE, beside, PROBABILITY_TOLERANCE)]),
     ]
 
 

@@ -226,6 +226,12 @@ def test_the_stage_at_fault_is_named(folder: Path, graph: str, output: str, stag
     assert verify.stage_at_fault(checks) == stage
 
 
+def test_in_batches_too(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wicked(folder, "array[::-1] if len(array) == 7 else array", monkeypatch)
+    with load(folder, "wicked:fp32") as predictor:
+        assert verify.stage_at_fault(verify.verify(predictor)) == "the stacking head, in some batches"
+
+
 def test_golden_vectors_that_contradict_themselves_are_what_is_named(folder: Path) -> None:
     path = folder / "golden/golden.npz"
     with np.load(path) as vectors:

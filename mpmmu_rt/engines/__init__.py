@@ -62,11 +62,12 @@ class Pipeline(Protocol):
 class Traits:
     """What sets an engine apart for those that don't know it.
 
-    names_gpus: an export says for which compute capabilities to build. profiled: what it loads is made for a range of
-    batches. case_by_case: every case is computed by itself, so that nothing that shares its batch changes a bit of its
-    embedding. licence: what its makers forbid; an export says so.
+    gpu: it computes on a GPU. names_gpus: an export says for which compute capabilities to build. profiled: what it
+    loads is made for a range of batches. case_by_case: every case is computed by itself, so that nothing that shares
+    its batch changes a bit of its embedding. licence: what its makers forbid; an export says so.
     """
 
+    gpu: bool = False
     names_gpus: bool = False
     profiled: bool = False
     case_by_case: bool = False
