@@ -7,16 +7,16 @@ very thresholds that decide on the device. The portable graph has the same ones,
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
 from ._optional import require
 from .bundle import Bundle
-from .engines import engine
+from .engines import Session, engine
 from .errors import BundleError
 from .spec import Array, Target
 
@@ -65,53 +65,45 @@ class Forest:
             node = np.where(value > self.threshold[node], self.right[node], self.left[node])
         return nearest
 
-    def crossings(self, values: Array, errors: Array) -> Array:
-        """In how many trees a case would fall into another leaf: int64 [N, M], of `values` float32 [N, C] with each of
-        `errors` [M, C] added in turn.
 
-        It does exactly where a comparison on its own path comes out otherwise: a value leaves the interval between the
-        nearest thresholds of its path.
-        """
-        node = np.broadcast_to(self.roots, (len(values), self.trees)).copy()
-        crossed = np.zeros((len(errors), *node.shape), bool)
-        for _ in range(self.depth):
-            inner, feature, threshold = self.left[node] != node, self.feature[node], self.threshold[node]
-            value = np.take_along_axis(values, feature, 1)
-            above = value > threshold
-            for row, error in enumerate(errors):
-                crossed[row] |= inner & ((value + error[feature].astype(np.float32) > threshold) != above)
-            node = np.where(above, self.right[node], self.left[node])
-        return np.asarray(crossed.sum(2).T)
-
-
-@dataclass(frozen=True)
 class Forests:
-    """All forests of a head, and the part of the head that comes before them: `values` says what they compare."""
+    """All forests of a head. Use it as a context manager, or call `close`."""
 
-    forests: tuple[Forest, ...]
-    _model: Any
-    _threads: int
+    def __init__(self, forests: Sequence[Forest], probe: Session | None) -> None:
+        """probe: gives the tensors that forests read which are not the embedding itself (products of a PCA, votes)."""
+        self.forests = tuple(forests)
+        self._probe = probe
 
     @property
     def trees(self) -> int:
         return sum(forest.trees for forest in self.forests)
 
     def values(self, embedding: Array) -> Mapping[str, Array]:
-        """The tensors that the forests read, float32 [N, C] by name, of embeddings float32 [N, D].
-
-        Most read the embedding itself; what others read (products of a PCA, votes) is computed by ONNX Runtime.
-        """
-        found = {_EMBEDDING: embedding}
-        wanted = sorted({forest.source for forest in self.forests} - {_EMBEDDING})
-        if wanted:
-            onnx = require("onnx", _PURPOSE)
-            probe = onnx.ModelProto.FromString(self._model.SerializeToString())
-            del probe.graph.output[:]
-            probe.graph.output.extend(
-                onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in wanted
-            )
-            found |= _run(probe, embedding, self._threads)
+        """The tensors that the forests compare, float32 [N, C] by name, of embeddings float32 [N, D]."""
+        found: dict[str, Array] = {_EMBEDDING: embedding}
+        if self._probe is not None:
+            found |= self._probe.run({_EMBEDDING: np.ascontiguousarray(embedding)})
         return found
+
+    def leaves(self, embedding: Array) -> Array:
+        """The leaf of each tree: int64 [N, trees]."""
+        values = self.values(embedding)
+        return np.concatenate([forest.leaves(values[forest.source]) for forest in self.forests], 1)
+
+    def distances(self, embedding: Array) -> Array:
+        """float32 [N, trees]: see `Forest.distances`."""
+        values = self.values(embedding)
+        return np.concatenate([forest.distances(values[forest.source]) for forest in self.forests], 1)
+
+    def close(self) -> None:
+        if self._probe is not None:
+            self._probe.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def read_forests(bundle: Bundle, threads: int = 1) -> Forests:
@@ -125,7 +117,15 @@ def read_forests(bundle: Bundle, threads: int = 1) -> Forests:
         if node.op_type == _OPERATOR:
             facts = {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
             found.append(_forest(node.input[0], facts, path))
-    return Forests(tuple(found), model, threads)
+    wanted = sorted({forest.source for forest in found} - {_EMBEDDING})
+    if not wanted:
+        return Forests(found, None)
+    del model.graph.output[:]
+    model.graph.output.extend(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in wanted)
+    with tempfile.TemporaryDirectory() as folder:
+        probe = Path(folder) / "probe.onnx"
+        probe.write_bytes(model.SerializeToString())
+        return Forests(found, engine(Target("onnxruntime", "fp32")).load(probe, "fp32", threads))
 
 
 def _forest(source: str, facts: Mapping[str, Any], path: Path) -> Forest:
@@ -163,14 +163,3 @@ def _depth(roots: Array, left: Array, right: Array) -> int:
     while (nodes := nodes[left[nodes] != nodes]).size and depth < len(left):
         nodes, depth = np.unique(np.concatenate([left[nodes], right[nodes]])), depth + 1
     return depth
-
-
-def _run(model: Any, embedding: Array, threads: int) -> dict[str, Array]:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "probe.onnx"
-        path.write_bytes(model.SerializeToString())
-        session = engine(Target("onnxruntime", "fp32")).load(path, "fp32", threads)
-        try:
-            return session.run({_EMBEDDING: np.ascontiguousarray(embedding)})
-        finally:
-            session.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -65,6 +66,7 @@ class _Seen:
     """What both said so far. Of embeddings the first `_KEPT`, of pixels those of the `_WORST` cases."""
 
     labels: list[int] = field(default_factory=list)
+    patients: list[str] = field(default_factory=list)
     new: list[Array] = field(default_factory=list)
     reference: list[Array] = field(default_factory=list)
     embeddings: list[tuple[Array, Array]] = field(default_factory=list)  # (reference, new)
@@ -113,11 +115,15 @@ def judge(
         expected = None
         if reference and head:
             before, after = (np.concatenate(parts)[:_KEPT] for parts in zip(*seen.embeddings, strict=True))
-            forests, why = _forests(new)
-            notes += [why] if why else []
-            expected = forecast(head.probability, forests, before, after, bundle.threshold)
+            with contextlib.ExitStack() as stack:
+                forests, why = _forests(new)
+                if forests:
+                    stack.enter_context(forests)
+                notes += [why] if why else []
+                patients = seen.patients[: len(before)]
+                expected = forecast(head.probability, forests, before, after, bundle.threshold, patients)
             if expected is None:
-                notes.append(f"{len(before)} cases are too few to forecast flips from")
+                notes.append(f"{len(before)} cases are too few to forecast flips from, or of too few patients")
     stored = recorded(bundle, new.target)
     at_export = (int(stored["decisions_flipped"]), int(stored["cases"])) if stored and reference else None
     if at_export and share_interval(found.flips, found.cases)[0] > share_interval(*at_export)[1]:
@@ -206,6 +212,7 @@ def _note(seen: _Seen, head: PortableHead | None, answers: list[_Answer]) -> Non
     difference = np.abs(said.probability.astype(np.float64) - probability)
     for item, _, _, row in answers:
         seen.labels.append(UNKNOWN if item.case.label is None else item.case.label)
+        seen.patients.append(item.case.group)
         seen.worst.append((float(difference[row]), item))
     seen.worst = sorted(seen.worst, key=lambda pair: -pair[0])[:_WORST]
 

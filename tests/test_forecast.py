@@ -56,8 +56,7 @@ def sklearn_leaves(estimator: Any, values: Array) -> Array:
 
 
 def test_the_leaves_are_scikit_learns(bundle_folder: Path, small_model: Checkpoint, embedding: Array) -> None:
-    forests = read_forests(Bundle.open(bundle_folder))
-    found = np.concatenate([forest.leaves(embedding) for forest in forests.forests], 1)
+    found = read_forests(Bundle.open(bundle_folder)).leaves(embedding)
     learners = [step for step in small_model.head[-1].named_estimators_.values() if hasattr(step, "apply")]
     values = small_model.head[:-1].transform(embedding)
     wanted = np.concatenate([sklearn_leaves(learner, values) for learner in learners], 1)
@@ -65,18 +64,15 @@ def test_the_leaves_are_scikit_learns(bundle_folder: Path, small_model: Checkpoi
     assert np.array_equal(same_leaf(found), same_leaf(wanted))
 
 
-def test_crossings_are_leaves_that_changed(bundle_folder: Path, embedding: Array) -> None:
-    forest = read_forests(Bundle.open(bundle_folder)).forests[0]
-    errors = 1e-3 * np.random.default_rng(0).standard_normal((5, embedding.shape[1])).astype(np.float32)
-    wanted = [(forest.leaves(embedding + error) != forest.leaves(embedding)).sum(1) for error in errors]
-    found = forest.crossings(embedding, errors)
-    assert np.array_equal(found, np.stack(wanted, 1))
-    assert found.max() > 0
-    # Nothing nearer than a value's error: nothing crosses.
-    safe = np.full((1, embedding.shape[1]), 0.99 * forest.distances(embedding).min(), np.float32)
-    assert safe.max() > 0
-    assert not forest.crossings(embedding, safe).any()
-    assert not forest.crossings(embedding, -safe).any()
+def test_nothing_nearer_than_the_nearest_threshold_changes_a_leaf(bundle_folder: Path, embedding: Array) -> None:
+    forests = read_forests(Bundle.open(bundle_folder))
+    leaves, nearest = forests.leaves(embedding), forests.distances(embedding)
+    assert nearest.min() > 0
+    for by in (0.99 * nearest.min(), -0.99 * nearest.min()):
+        assert np.array_equal(forests.leaves(embedding + np.float32(by)), leaves)
+    row, tree = np.unravel_index(np.argmin(nearest), nearest.shape)
+    moved = [forests.leaves(embedding + np.float32(by)) for by in (1.01 * nearest.min(), -1.01 * nearest.min())]
+    assert any(leaf[row, tree] != leaves[row, tree] for leaf in moved)
 
 
 def sealed_with(head_graph: onnx.ModelProto, bundle_folder: Path, tmp_path: Path) -> Bundle:
@@ -92,12 +88,11 @@ def test_trees_that_read_something_else_than_the_embedding(
     label = np.arange(CASES) % 2
     fitted = make_pipeline(PCA(3), RandomForestClassifier(5, max_depth=3, random_state=0)).fit(embedding, label)
     bundle = sealed_with(head.lower(fitted, embedding.shape[1], "onnxruntime"), bundle_folder, tmp_path)
-    forests = read_forests(bundle)
-    (forest,) = forests.forests
-    assert forest.source != "embedding"
-    values = forests.values(embedding)[forest.source]
+    with read_forests(bundle) as forests:
+        assert "embedding" not in {forest.source for forest in forests.forests}
+        leaves = forests.leaves(embedding)
     wanted = sklearn_leaves(fitted[-1], fitted[:-1].transform(embedding))
-    agree = same_leaf(forest.leaves(values)) == same_leaf(wanted)
+    agree = same_leaf(leaves) == same_leaf(wanted)
     assert agree.mean() > 0.999  # products in float32 move what lies on a threshold
 
 
@@ -114,13 +109,17 @@ def test_trees_that_compare_otherwise_are_refused(bundle_folder: Path, tmp_path:
 @pytest.mark.slow
 @pytest.mark.parametrize("bits", [11, 7, 5])
 def test_what_is_forecast_is_what_happens(bundle_folder: Path, embedding: Array, says: Head, bits: int) -> None:
-    """Rounding to so many bits, drawn anew each time: 95 % intervals may miss some of the time, and no more."""
+    """Rounding to so many bits, drawn anew each time: 95 % intervals may miss some of the time, and no more.
+
+    The error of a value is that of a mean over as many active values as make it up: it grows with the value's root.
+    """
     forests = read_forests(Bundle.open(bundle_folder))
     missed, flips = {"flips": 0, "crossings": 0}, []
     for seed in range(FORECASTS):
         random = np.random.default_rng(seed)
-        noise = 2.0**-bits * random.standard_normal(embedding.shape)
-        found = forecast(says, forests, embedding, (embedding * (1 + noise)).astype(np.float32), 0.4)
+        scale = 2.0**-bits * np.sqrt(np.abs(embedding) * np.abs(embedding).mean(0))
+        new = embedding + scale * random.standard_normal(embedding.shape)
+        found = forecast(says, forests, embedding, new.astype(np.float32), 0.4)
         assert found is not None
         assert found.crossings is not None
         flips.append((found.flips.expected, found.flips.happened))
@@ -159,5 +158,27 @@ def test_without_an_error_nothing_is_expected(bundle_folder: Path, embedding: Ar
 
 
 def test_too_few_cases_tell_nothing(embedding: Array, says: Head) -> None:
-    few = embedding[: LEAST - 1]
+    few = embedding[: 2 * LEAST - 1]
     assert forecast(says, None, few, few, 0.4) is None
+
+
+def test_patients_stay_together(embedding: Array, says: Head) -> None:
+    """All cases of one patient: nobody else's error is there to be lent."""
+    assert forecast(says, None, embedding, embedding, 0.4, ["one"] * CASES) is None
+    found = forecast(says, None, embedding, embedding, 0.4, [str(row // 4) for row in range(CASES)])
+    assert found is not None
+
+
+def test_cases_of_a_patient_that_flip_together_widen_the_interval(embedding: Array, says: Head) -> None:
+    """The same cases four times over: four times the flips, in lumps of four."""
+    random = np.random.default_rng(0)
+    new = (embedding * (1 + 2.0**-6 * random.standard_normal(embedding.shape))).astype(np.float32)
+    once = forecast(says, None, embedding, new, 0.4)
+    names = [str(row) for row in range(CASES)]
+    many = forecast(says, None, np.tile(embedding, (4, 1)), np.tile(new, (4, 1)), 0.4, names * 4)
+    alone = forecast(says, None, np.tile(embedding, (4, 1)), np.tile(new, (4, 1)), 0.4)
+    assert once is not None
+    assert many is not None
+    assert alone is not None
+    assert many.flips.happened == 4 * once.flips.happened
+    assert many.flips.high - many.flips.low > 1.5 * (alone.flips.high - alone.flips.low)
