@@ -276,8 +276,44 @@ def faults(other: Path | None, targets: tuple[str, ...]) -> Iterator[Fault]:
     yield Fault("stale golden file", "all answers of other cases", golden(shifted(*names)))
     pixels = [f"{modality}.pixels" for modality in MODALITIES]
     yield Fault("stale golden file", "other images than those that were answered", golden(shifted(*pixels)))
+    yield from altered()
     if other:
         yield Fault("stale golden file", "that of another training", of_other(other))
+
+
+def altered() -> Iterator[Fault]:
+    """Files that are not what was sealed, by more than a bit; not sealed again."""
+
+    def cut(folder: Path) -> None:
+        data = (folder / "onnx/weights.bin").read_bytes()
+        (folder / "onnx/weights.bin").write_bytes(data[: len(data) // 2])
+
+    def shortened(folder: Path) -> None:
+        data = (folder / "bundle.json").read_bytes()
+        (folder / "bundle.json").write_bytes(data[:-9])
+
+    def planted(name: str) -> Edit:
+        def edit(folder: Path) -> None:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(b"mine")
+
+        return edit
+
+    def linked(folder: Path) -> None:
+        path = folder / "onnx/weights.bin"
+        path.rename(folder.parent / "weights.bin")
+        path.symlink_to(folder.parent / "weights.bin")
+
+    for says, edit in (
+        ("weights.bin cut in half", cut),
+        ("bundle.json without its end", shortened),
+        ("head.onnx missing", lambda folder: (folder / "onnx/head.onnx").unlink()),
+        ("bundle.json missing", lambda folder: (folder / "bundle.json").unlink()),
+        ("a file beside the graphs that is not listed", planted("onnx/notes.txt")),
+        ("an engine that is not listed", planted("engines/tensorrt-fp16/model.engine")),
+        ("weights.bin a link to elsewhere", linked),
+    ):
+        yield Fault("altered file", says, edit, reseal=False)
 
 
 def bits(folder: Path, count: int, seed: int = 0) -> Iterator[Fault]:
@@ -333,10 +369,12 @@ def write(folder: Path, source: Path, rows: list[Caught], flips: list[Caught]) -
     for caught in flips:
         by_file.setdefault(caught.fault.says.partition(" of ")[2], []).append(caught)
     bundle = Bundle.open(source)
+    on = bundle.entry["card"].get("trained_on", "what it does not say")
+    trained = f"trained on {on}" if bundle.trained else "that is UNTRAINED"
     text = [
         report.heading("Injected faults", ("onnx",)),
-        f"Bundle `{bundle.name}`, {'trained' if bundle.trained else 'UNTRAINED'}, {bundle.preprocessing.size} pixels a "
-        f"side, targets {', '.join(bundle.targets)}. Each fault was put into a copy, which was sealed again so that "
+        f"Bundle of a model {trained}, {bundle.preprocessing.size} pixels a side, targets {', '.join(bundle.targets)}. "
+        f"Each fault was put into a copy, which was sealed again so that "
         "every digest holds (but for flipped bits), and verified. "
         f"{len(rows) + len(flips)} faults, {len(rows) + len(flips) - len(missed)} caught.\n",
         report.table("fault | what was done | target | caught by | stage named", (caught.row() for caught in rows)),

@@ -108,8 +108,9 @@ def _verify(
         note(f"error: {failed} of {len(checks)} checks failed on {target}, expected none{at}")
         note("hint: do not use this bundle on this machine; try another target, or another version of the engine")
         raise typer.Exit(3)
-    where = f"; kept in {kept}" if kept else ""
-    note(f"{path}: digests hold, {len(checks)} checks passed on {target}{where}")
+    note(f"{path}: digests hold, {len(checks)} checks passed on {target}")
+    if kept:
+        note(f"kept in {kept}")
 
 
 def _second(path: Path, manifest: Path | None, target: str, against: str | None) -> str | None:

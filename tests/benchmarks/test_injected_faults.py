@@ -22,7 +22,10 @@ def caught(bundle_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> lis
 @pytest.mark.slow
 def test_all_are_caught(caught: list[Caught]) -> None:
     assert [one.fault for one in caught if not one.by] == []
-    kinds = {"rows mixed", "zeros", "other numbers", "swapped modality", "other precision", "stale golden file"}
+    kinds = {"rows mixed", "zeros", "other numbers", "swapped modality", "other precision"} | {
+        "stale golden file",
+        "altered file",
+    }
     assert {one.fault.kind for one in caught} == kinds
 
 
@@ -35,6 +38,13 @@ def test_what_golden_vectors_can_not_see_is_caught_by_batches(caught: list[Caugh
         assert not any(name.startswith("golden") for name in one.by)
         assert "batch 32 against batch 1" in one.by
         assert one.stage.endswith("in some batches")
+
+
+@pytest.mark.slow
+def test_whatever_is_not_as_it_was_sealed_has_one_answer(caught: list[Caught]) -> None:
+    found = [one for one in caught if one.fault.kind == "altered file"]
+    assert len(found) == 7
+    assert all(one.by[0].startswith("DigestMismatch: ") for one in found)
 
 
 @pytest.mark.slow
