@@ -197,3 +197,47 @@ def test_int8_is_held_to_the_limits_of_its_export(int8_folder: Path, phantom_man
     result = call(*command)
     assert result.exit_code == 3
     assert "own cases, mean |Δp|" in {check["name"] for check in document(result)["checks"] if not check["passed"]}
+
+
+ENGINE = '''
+import numpy as np
+from mpmmu_rt.engines.onnxruntime import OnnxRuntime
+
+class Session:
+    """Has no number for the fourth of twelve cases."""
+
+    def __init__(self, session):
+        self._session = session
+        self.inputs, self.outputs = session.inputs, session.outputs
+
+    def run(self, feeds):
+        said = self._session.run(feeds)
+        if len(said["probability"]) == 12:
+            said["probability"][3] = np.nan
+        return said
+
+    def close(self):
+        self._session.close()
+
+class Gaps(OnnxRuntime):
+    name = "gaps"
+
+    def load(self, graph, precision, threads):
+        return Session(super().load(graph, precision, threads))
+
+ENGINE = Gaps()
+'''
+
+
+def test_a_case_without_an_answer_fails_and_the_others_count(
+    bundle_folder: Path, phantom_manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mpmmu_rt import engines as known
+
+    (tmp_path / "mpmmu_test_gaps.py").write_text(ENGINE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(known._MODULES, "gaps", ("mpmmu_test_gaps", "ENGINE"))
+    with load(bundle_folder, "gaps:fp32") as new, load(bundle_folder) as reference:
+        found = judge(new, reference, read_manifest(phantom_manifest))
+    assert (found.unanswered, found.decisions.cases, found.decisions.flips) == (1, 11, 0)
+    assert [check.name for check in found.checks if not check.passed] == ["own cases without an answer"]
