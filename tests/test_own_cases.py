@@ -212,7 +212,7 @@ class Session:
 
     def run(self, feeds):
         said = self._session.run(feeds)
-        if len(said["probability"]) == 12:
+        if len(said.get("probability", ())) == 12:
             said["probability"][3] = np.nan
         return said
 
