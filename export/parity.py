@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
-from mpmmu_rt.checks import Check, probability_difference, relative_difference
+from mpmmu_rt.checks import Check, crossing_limit, probability_difference, relative_difference
 from mpmmu_rt.errors import ParityError
-from mpmmu_rt.facts import PROBABILITY_TOLERANCE, RELATIVE_TOLERANCE
+from mpmmu_rt.facts import CROSSING_TOLERANCE, PROBABILITY_TOLERANCE, RELATIVE_TOLERANCE
 from mpmmu_rt.predictor import Predictor
 from mpmmu_rt.progress import Progress, silent
 from mpmmu_rt.spec import MODALITIES, Array, Modality
@@ -27,10 +27,6 @@ from mpmmu_rt.verify import self_consistency
 
 from .encoders import Encoders
 
-# A few trees of some hundred. With exact gates (`sigmoid.py`) no engine crossed a split on 200 phantoms and 122 real
-# pairs (tiny preset); with ONNX Runtime's own Sigmoid it was 8 of 200, by up to 0.033.
-CROSSING_TOLERANCE = 2e-2
-CROSSING_SHARE = 0.02  # of the cases; more would not be rounding
 BATCH = 32
 
 
@@ -170,11 +166,6 @@ def _decisions(got: Array, want: Array, threshold: float) -> tuple[list[Check], 
         int(crossed.sum()),
         flips,
     )
-
-
-def crossing_limit(count: int) -> float:
-    """The share of so many cases that may cross a split."""
-    return max(CROSSING_SHARE, 1 / count)
 
 
 def _auc(labels: Array | None, original: Array, exported: Array) -> tuple[float, float] | None:

@@ -21,13 +21,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mpmmu_rt.checks import crossing_limit
 from mpmmu_rt.errors import ExportError
 from mpmmu_rt.facts import PROBABILITY_TOLERANCE, RELATIVE_TOLERANCE
 from mpmmu_rt.spec import MODALITIES, Array, Modality
 
 from .cases import Data
 from .encoders import Encoders
-from .parity import BATCH, Original, crossing_limit, probability_of
+from .parity import BATCH, Original, probability_of
 
 AGAIN_TOLERANCE = RELATIVE_TOLERANCE / 10
 _FEW = 8

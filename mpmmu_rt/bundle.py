@@ -35,7 +35,9 @@
     sha256         of all the other keys: what a flipped bit in the threshold would otherwise slip past
 
 A bundle is written to a temporary folder and renamed. Opening it checks the schema, and the size and digest of
-every listed file, before anything is deserialised; unlisted files are never read. It never contains a pickle.
+every listed file, before anything is deserialised. Whatever is not as it was sealed gets one answer, `DigestMismatch`:
+a file that is missing, cut, changed or linked, one that is not listed, and a `bundle.json` that is no JSON any more.
+What was sealed and makes no sense is a `BundleError`. It never contains a pickle.
 """
 
 from __future__ import annotations
@@ -86,6 +88,8 @@ GOLDEN = frozenset({f"{m}.{part}" for m in MODALITIES for part in ("pixels", "fe
     "embedding",
     "probability",
 }
+# What systems leave in folders that are looked at: not a person's doing, and never read.
+_LEFT_BY_SYSTEMS = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})
 _HINT = "export the bundle again with `mpmmu-rt export`"
 _ALTERED = "the bundle was altered or damaged: do not use it; copy or export it again"
 
@@ -103,23 +107,17 @@ class Bundle:
 
     @classmethod
     def open(cls, path: Path) -> Bundle:
-        """Open and check a bundle. Raises `BundleError`, or `DigestMismatch` for an altered file."""
+        """Open and check a bundle.
+
+        Raises `DigestMismatch` for one that is not as it was sealed, `BundleError` for what was sealed and makes no
+        sense, is of another version, or is no bundle.
+        """
         manifest = path / MANIFEST
-        if not manifest.is_file():
-            state = "does not exist" if not path.exists() else f"holds no {MANIFEST}" if path.is_dir() else "is a file"
-            raise BundleError(f"{path} {state}, expected a bundle", hint="name a folder that `mpmmu-rt export` wrote")
-        if manifest.is_symlink():
-            raise BundleError(f"{manifest} is a link, expected a file", hint="copy the whole bundle")
-        data = read_bounded(manifest, MAX_JSON_BYTES, BundleError, _HINT)
-        entry = parse_json_object(manifest, data, BundleError, _HINT)
+        entry, data = _read_manifest(path)
         if entry.get("schema") != SCHEMA:
             raise BundleError(
                 f"{manifest} has the schema {entry.get('schema')!r}, this version reads `{SCHEMA}`",
                 hint="export the bundle again with this version of mpmmu-rt",
-            )
-        if entry.get("sha256") != _own_digest(entry):
-            raise DigestMismatch(
-                f"{manifest} does not match its own SHA-256, expected the file as it was exported", hint=_ALTERED
             )
         try:
             _check_facts(entry)
@@ -212,7 +210,8 @@ class Bundle:
         return _read_arrays(self.path / pool["weights"], MAX_POOL_BYTES)
 
     def check_files(self) -> None:
-        """Hold every listed file to its digest again. Raises `BundleError`, or `DigestMismatch` for an altered one."""
+        """Hold every file to its digest again. Raises `DigestMismatch` for one that is altered, missing, or not listed,
+        `BundleError` for a list that makes no sense."""
         files = _mapping(self.entry, "files")
         used = [*_mapping(self.entry, "graphs").values(), self.entry["golden"]]
         if pool := self.entry.get("attention_pool"):
@@ -223,13 +222,47 @@ class Bundle:
             raise BundleError(f"{self.path / MANIFEST} does not list {absent[0]}, expected its digest", hint=_HINT)
         for name, facts in files.items():
             _check_file(self.path, name, int(facts["bytes"]), str(facts["sha256"]))
-        # An engine is code, and is looked for beside its graph: none may lie there that was not exported.
-        for path in sorted((self.path / ENGINES).rglob("*")):
-            if not path.is_dir() and (name := path.relative_to(self.path).as_posix()) not in files:
-                raise BundleError(
-                    f"{self.path} holds {name}, which {MANIFEST} does not list, expected no engine of another origin",
-                    hint="remove it, or export the bundle again",
+        # An engine is code, and is looked for beside its graph; and what nobody listed, nobody has looked at.
+        for path in sorted(self.path.rglob("*")):
+            name = path.relative_to(self.path).as_posix()
+            if name in files or name == MANIFEST or (path.is_dir() and not path.is_symlink()):
+                continue
+            if path.name not in _LEFT_BY_SYSTEMS or name.startswith(f"{ENGINES}/"):
+                raise DigestMismatch(
+                    f"{self.path} holds {name}, which {MANIFEST} does not list, expected the files as they were "
+                    "exported",
+                    hint="remove it, if you put it there; else do not use the bundle: copy or export it again",
                 )
+
+
+def _read_manifest(folder: Path) -> tuple[dict[str, Any], bytes]:
+    """`bundle.json`, whole and as it was sealed, and its bytes; of any version."""
+    path = folder / MANIFEST
+    if path.is_symlink():
+        raise DigestMismatch(f"{path} is a link, expected a file", hint=_ALTERED)
+    if not path.is_file():
+        if any((folder / part).exists() for part in ("onnx/head.onnx", "golden/golden.npz")):
+            raise DigestMismatch(f"{path} is missing beside other parts of a bundle, expected it", hint=_ALTERED)
+        state = "does not exist" if not folder.exists() else f"holds no {MANIFEST}" if folder.is_dir() else "is a file"
+        raise BundleError(f"{folder} {state}, expected a bundle", hint="name a folder that `mpmmu-rt export` wrote")
+    if (size := path.stat().st_size) > MAX_JSON_BYTES:
+        raise DigestMismatch(f"{path} has {size} bytes, expected at most {MAX_JSON_BYTES}", hint=_ALTERED)
+    data = read_bounded(path, MAX_JSON_BYTES, BundleError, "check its permissions and the disk")
+    entry: dict[str, Any] = dict(parse_json_object(path, data, DigestMismatch, _ALTERED))
+    # Without white space, which tools and transfers change: what a value's digest can't see is how it was spelt (1e-05
+    # and 1E-05), and a key that is there twice.
+    as_sealed = json.dumps(entry).encode()
+    if entry.get("sha256") != _own_digest(entry) or _bare(data) != _bare(as_sealed):
+        schema = entry.get("schema")
+        of = "" if schema == SCHEMA else f" and has the schema {schema!r}, where this version reads `{SCHEMA}`"
+        raise DigestMismatch(
+            f"{path} does not match its own SHA-256{of}, expected the file as it was exported", hint=_ALTERED
+        )
+    return entry, data
+
+
+def _bare(text: bytes) -> bytes:
+    return b"".join(text.split())
 
 
 def target_folder(engine: str, precision: str) -> str:
@@ -243,7 +276,7 @@ def _check_file(folder: Path, name: str, size: int, digest: str) -> None:
         raise BundleError(f"{folder / MANIFEST} lists the path `{name}`, expected one inside the bundle", hint=_HINT)
     path = folder / relative
     if path.is_symlink() or not path.is_file():
-        raise BundleError(f"{path} is missing or a link, expected a file of {size} bytes", hint="copy the whole bundle")
+        raise DigestMismatch(f"{path} is missing or a link, expected a file of {size} bytes", hint=_ALTERED)
     got = path.stat().st_size
     if got != size or size > MAX_FILE_BYTES or sha256_file(path) != digest:
         raise DigestMismatch(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .facts import CROSSING_SHARE
 from .spec import Array
 
 
@@ -41,3 +42,8 @@ def probability_difference(got: Array, want: Array) -> float:
     if got.shape != want.shape or not np.isfinite(got).all():
         return float("inf")
     return float(np.abs(got.astype(np.float64) - want).max())
+
+
+def crossing_limit(count: int) -> float:
+    """The share of so many cases that may cross a split of a forest in FP32: at least one case."""
+    return max(CROSSING_SHARE, 1 / count)

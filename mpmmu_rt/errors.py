@@ -15,7 +15,8 @@
     ├── UnsupportedEstimator      a scikit-learn estimator that the head exporter does not know
     ├── ExportError               a graph that could not be made
     │   └── UnfitTarget           a model that a target can't have
-    └── ParityError               the exported model differs from the original            exit code 3
+    └── ParityError               the exported model differs from the original, or was
+                                  not shown here to be the same                           exit code 3
 
 An error says in its message what was got and what was expected, in one sentence; `hint` says what to do.
 """

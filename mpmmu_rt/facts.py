@@ -53,6 +53,12 @@ FASTER_HEAD: Mapping[str, tuple[Target, Fact]] = {
 RELATIVE_TOLERANCE = 1e-4
 PROBABILITY_TOLERANCE = 1e-4
 
+# A forest is a step function: an FP32 embedding that differs in its last bits may fall on the other side of a split, in
+# any implementation. A few trees of some hundred. With exact gates (`export/sigmoid.py`) no engine crossed a split on
+# 200 phantoms and 122 real pairs (tiny preset); with ONNX Runtime's own Sigmoid it was 8 of 200, by up to 0.033.
+CROSSING_TOLERANCE = 2e-2
+CROSSING_SHARE = 0.02  # of the cases; more would not be rounding
+
 
 @dataclass(frozen=True)
 class Tolerance:

@@ -128,6 +128,11 @@ def threshold_by_hand(place: Place) -> None:
     path.write_text(path.read_text().replace('"threshold": 0.4', '"threshold": 0.6'))
 
 
+def key_twice(place: Place) -> None:
+    path = place.bundle / "bundle.json"
+    path.write_text(path.read_text().replace('"threshold": 0.4', '"threshold": 0.6, "threshold": 0.4'))
+
+
 def huge_json(place: Place) -> None:
     with (place.bundle / "bundle.json").open("ab") as file:
         file.truncate(17 * 2**20)
@@ -520,18 +525,22 @@ CASES: dict[str, tuple[Maker, str, int]] = {
     "bundle: bundle.json is no JSON": (
         lambda p: (p.bundle / "bundle.json").write_text('{"schema": "mpmmu'),
         "inspect {b}",
-        1,
+        3,
     ),
-    "bundle: bundle.json is a list": (lambda p: (p.bundle / "bundle.json").write_text("[]"), "inspect {b}", 1),
-    "bundle: bundle.json is huge": (huge_json, "inspect {b}", 1),
+    "bundle: bundle.json is a list": (lambda p: (p.bundle / "bundle.json").write_text("[]"), "inspect {b}", 3),
+    "bundle: bundle.json is huge": (huge_json, "inspect {b}", 3),
+    "bundle: bundle.json is missing": (lambda p: (p.bundle / "bundle.json").unlink(), "verify {b}", 3),
+    "bundle: bundle.json with a key twice": (key_twice, "inspect {b}", 3),
     "bundle: of a later version": (lambda p: p.edit("schema", value="mpmmu-bundle/2"), "run {b} {m}", 1),
     "bundle: threshold changed in an editor": (threshold_by_hand, RUN, 3),
     "bundle: one bit of the weights flipped": (lambda p: flip(p.bundle / "onnx/weights.bin"), RUN, 3),
     "bundle: one bit of a graph flipped": (lambda p: flip(p.bundle / "onnx/head.onnx"), "inspect {b}", 3),
     "bundle: copied half": (lambda p: cut(p.bundle / "onnx/weights.bin"), "bench {b}", 3),
-    "bundle: a graph is missing": (lambda p: (p.bundle / "onnx/head.onnx").unlink(), RUN, 1),
-    "bundle: a graph is a link": (lambda p: link(p.bundle / "onnx/head.onnx"), RUN, 1),
-    "bundle: bundle.json is a link": (lambda p: link(p.bundle / "bundle.json"), RUN, 1),
+    "bundle: a graph is missing": (lambda p: (p.bundle / "onnx/head.onnx").unlink(), RUN, 3),
+    "bundle: a graph is a link": (lambda p: link(p.bundle / "onnx/head.onnx"), RUN, 3),
+    "bundle: bundle.json is a link": (lambda p: link(p.bundle / "bundle.json"), RUN, 3),
+    "bundle: a file that is not listed": (lambda p: (p.bundle / "notes.txt").write_text("mine"), RUN, 3),
+    "bundle: not verified here": (nothing, RUN + " --require-verified", 3),
     "bundle: sealed with threshold NaN": (lambda p: p.edit("threshold", value=float("nan")), RUN, 1),
     "bundle: sealed with other classes": (lambda p: p.edit("classes", value=["malignant", "benign"]), RUN, 1),
     "bundle: sealed without a key": (lambda p: p.edit("targets", remove=True), "inspect {b}", 1),
@@ -599,6 +608,14 @@ CASES: dict[str, tuple[Maker, str, int]] = {
     "argument: export over a foreign folder": (foreign_output, EXPORT + " --overwrite", 1),
     "argument: export over a bundle": (lambda p: p.bundle.rename(p.path / "new.bundle"), EXPORT, 1),
     "argument: --parity without a checkpoint": (nothing, "export --parity {m}", 2),
+    "argument: --against without a manifest": (nothing, "verify {b} --against openvino:fp32", 2),
+    "argument: --against the target itself": (nothing, "verify {b} {m} --against onnxruntime:fp32", 2),
+    "argument: --against a target that was not proven": (nothing, "verify {b} {m} --against openvino:bf16", 2),
+    "argument: verify on cases that can't be read": (
+        lambda p: p.manifest(HEADER + "bad,no.png,us.png,1\n"),
+        "verify {b} {m}",
+        1,
+    ),
     "argument: train on nothing": (nothing, "train -o {p}/new", 2),
 }
 

@@ -227,7 +227,7 @@ def test_run_with_a_case_that_fails(bundle_folder: Path, phantom_manifest: Path,
 
 
 def test_verify(bundle_folder: Path) -> None:
-    result = call("verify", bundle_folder)
+    result = call("verify", bundle_folder, "--no-record")
     assert result.exit_code == 0
     assert "golden embedding, relative" in result.stdout
     assert "FAILED" not in result.stdout
@@ -245,7 +245,7 @@ def test_verify_that_fails_has_its_exit_code_and_still_prints_its_data(folder: P
     result = call("verify", folder)
     assert result.exit_code == 3
     assert "FAILED" in result.stdout
-    assert two_lines(result)[0].endswith("checks failed on onnxruntime:fp32, expected none")
+    assert "checks failed on onnxruntime:fp32, expected none; the first stage at fault: " in two_lines(result)[0]
     asjson = call("verify", folder, "--json")
     assert asjson.exit_code == 3
     assert document(asjson)["passed"] is False
@@ -262,17 +262,48 @@ def test_a_check_without_a_finite_value_is_still_json(folder: Path) -> None:
     result = call("verify", folder, "--json")
     assert result.exit_code == 3
     failed = [check for check in document(result)["checks"] if not check["passed"]]
-    assert [(check["name"], check["value"]) for check in failed] == [("golden embedding, relative", None)]
+    assert [(check["name"], check["value"]) for check in failed] == [
+        ("golden embedding, relative", None),
+        ("golden probability of the golden embedding, max |Δp|", None),
+    ]
     assert "not finite" in call("verify", folder).stdout
 
 
 def test_an_altered_bundle_fails_verification(folder: Path) -> None:
     with (folder / "onnx/weights.bin").open("r+b") as file:
         file.write(b"\x01\x02\x03")
-    for command in (["verify", folder], ["inspect", folder], ["verify", folder, "--json"]):
+    for command in (["verify", folder], ["inspect", folder]):
         result = call(*command)
         assert (result.exit_code, result.stdout) == (3, "")
         two_lines(result)
+
+
+@pytest.mark.parametrize("damage", ["cut", "missing", "extra", "bundle.json"])
+def test_verify_of_a_damaged_bundle_is_a_document_too(folder: Path, damage: str) -> None:
+    graph = folder / "onnx/head.onnx"
+    if damage == "cut":
+        graph.write_bytes(graph.read_bytes()[:-1])
+    elif damage == "missing":
+        graph.unlink()
+    elif damage == "extra":
+        (folder / "notes.txt").write_text("mine")
+    else:
+        (folder / "bundle.json").write_bytes((folder / "bundle.json").read_bytes()[:-9])
+    result = call("verify", folder, "--json")
+    error, hint = two_lines(result)
+    said = document(result)
+    assert result.exit_code == 3
+    assert (said["schema"], said["passed"], said["checks"]) == ("mpmmu-verify/1", False, [])
+    assert (f"error: {said['error']}", f"hint: {said['hint']}") == (error, hint)
+
+
+def test_verify_names_the_stage_at_fault(folder: Path) -> None:
+    graphs = [folder / f"onnx/{modality}_onnxruntime.onnx" for modality in ("mammography", "ultrasound")]
+    shutil.copy(graphs[1], graphs[0])
+    reseal(folder)
+    result = call("verify", folder, "--json")
+    assert document(result)["stage_at_fault"] == "the mammography encoder"
+    assert two_lines(result)[0].endswith("expected none; the first stage at fault: the mammography encoder")
 
 
 def test_inspect(bundle_folder: Path) -> None:
@@ -346,7 +377,7 @@ def test_no_bars_and_no_colour_where_there_is_no_terminal(
     assert result.stdout == b""
     for mark in (b"\x1b", b"\r", "━".encode(), b"%"):
         assert mark not in result.stderr
-    assert len(result.stderr.splitlines()) == 3
+    assert len(result.stderr.splitlines()) == 4  # what was written, two of times, whether it was verified here
 
 
 @pytest.mark.slow

@@ -71,7 +71,7 @@ def test_predicting_sends_nothing_and_leaves_nothing(shim: Path, tmp_path: Path)
     [
         ("doctor",),
         ("inspect", str(BUNDLE)),
-        ("verify", str(BUNDLE), "--target", "openvino:int8"),
+        ("verify", str(BUNDLE), "--target", "openvino:int8", "--no-record"),
         ("bench", str(BUNDLE), "--batch", "4", "--seconds", str(SECONDS)),
     ],
     ids=lambda command: command[0],

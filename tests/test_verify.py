@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def reseal(folder: Path) -> None:
 def test_a_good_bundle_passes_every_check(bundle_folder: Path) -> None:
     with load(bundle_folder) as predictor:
         checks = verify.verify(predictor)
-    assert len(checks) == 5 + 2 * len(BATCHES)
+    assert len(checks) == 7 + 2 * len(BATCHES) + 3
     assert len({check.name for check in checks}) == len(checks)
     assert all(check.passed for check in checks)
     assert any(check.value > 0 for check in checks)  # something was measured
@@ -188,6 +189,151 @@ def test_an_engine_whose_answer_depends_on_the_place_in_the_batch_is_caught(
     wicked(folder, "(array.T * (1 - 0.001 * __import__('numpy').arange(len(array), dtype='f4'))).T", monkeypatch)
     names = failed(folder, "wicked:fp32")
     assert {"batch 7 against batch 1", "batch 32 against batch 1", "batch 32 in reverse order"} <= names
+
+
+def change(folder: Path, graph: str, wrong: Callable[[onnx.ModelProto], object]) -> None:
+    """Change a graph of the bundle and seal it again, as a careless builder would."""
+    path = folder / f"onnx/{graph}.onnx"
+    model = onnx.load(path, load_external_data=False)
+    wrong(model)
+    onnx.save(model, path)
+    reseal(folder)
+
+
+def scaled(output: str, by: float) -> Callable[[onnx.ModelProto], object]:
+    def wrong(model: onnx.ModelProto) -> None:
+        for node in model.graph.node:
+            node.output[:] = ["raw" if name == output else name for name in node.output]
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(by), "by"))
+        model.graph.node.append(onnx.helper.make_node("Mul", ["raw", "by"], [output]))
+
+    return wrong
+
+
+@pytest.mark.parametrize(
+    ("graph", "output", "stage"),
+    [
+        ("mammography_onnxruntime", "feature_map", "the mammography encoder"),
+        ("ultrasound_onnxruntime", "feature_map", "the ultrasound encoder"),
+        ("attention_pool_onnxruntime", "embedding", "the attention pool"),
+        ("head_onnxruntime", "probability", "the stacking head"),
+    ],
+)
+def test_the_stage_at_fault_is_named(folder: Path, graph: str, output: str, stage: str) -> None:
+    change(folder, graph, scaled(output, 0.98))
+    with load(folder) as predictor:
+        checks = verify.verify(predictor)
+    assert verify.stage_at_fault(checks) == stage
+
+
+def test_in_batches_too(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wicked(folder, "array[::-1] if len(array) == 7 else array", monkeypatch)
+    with load(folder, "wicked:fp32") as predictor:
+        assert verify.stage_at_fault(verify.verify(predictor)) == "the stacking head, in some batches"
+
+
+def test_golden_vectors_that_contradict_themselves_are_what_is_named(folder: Path) -> None:
+    path = folder / "golden/golden.npz"
+    with np.load(path) as vectors:
+        golden: dict[str, Array] = {name: vectors[name] for name in vectors.files}
+    golden["probability"] = golden["probability"][::-1]
+    with path.open("wb") as file:
+        np.savez(file, **golden)  # type: ignore[arg-type]
+    reseal(folder)
+    with load(folder) as predictor:
+        checks = verify.verify(predictor)
+    assert verify.stage_at_fault(checks) == "the golden vectors, which contradict themselves"
+
+
+def test_a_portable_head_that_can_not_run_fails_and_does_not_crash(folder: Path) -> None:
+    change(folder, "head", lambda model: setattr(model.graph.node[0], "op_type", "NoSuchOperator"))
+    assert "golden head on the same embedding, max |Δp|" in failed(folder)
+
+
+EMBEDDER = '''
+import numpy as np
+from mpmmu_rt.engines.onnxruntime import OnnxRuntime
+
+class Rounding:
+    """Embeds as if it rounded otherwise in every size of batch, or mixed its rows."""
+
+    def __init__(self, embedder):
+        self._embedder = embedder
+
+    def embed(self, pixels, embedding):
+        spent = self._embedder.embed(pixels, embedding)
+        count = len(embedding)
+        noise = np.random.default_rng(count).standard_normal(embedding.shape).astype("f4")
+        embedding *= 1 + NOISE * noise  # of each value, as rounding does
+        embedding[:] = EXPRESSION
+        return spent
+
+    def close(self):
+        self._embedder.close()
+
+class Half(OnnxRuntime):
+    name = "half"
+    precisions = ("fp32", "fp16")
+
+    def _embedder(self, bundle, precision, threads):
+        return Rounding(super()._embedder(bundle, precision, threads))
+
+ENGINE = Half()
+'''
+
+
+@pytest.mark.parametrize(
+    ("expression", "caught"),
+    [
+        ("embedding", set()),
+        ("embedding[::-1] if count == 7 else embedding", {"rows in any batch that are nearer to another case"}),
+        ("embedding * 1.1 if count > 8 else embedding", {"embedding in any batch against batch 1, relative"}),
+        ("embedding * np.nan if count > 8 else embedding", {"batch 32, cases without an answer"}),
+    ],
+)
+def test_what_a_batch_may_change_fits_the_precision(
+    folder: Path, expression: str, caught: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FP16 that rounds otherwise in a batch is no fault, and hides none: no row may become another's."""
+    name = f"mpmmu_test_half_{folder.parent.name}"
+    source = EMBEDDER.replace("EXPRESSION", expression).replace("NOISE", "5e-4")
+    (folder.parent / f"{name}.py").write_text(source)
+    monkeypatch.syspath_prepend(folder.parent)
+    monkeypatch.setitem(engines._MODULES, "half", (name, "ENGINE"))
+    names = failed(folder, "half:fp16")
+    assert caught <= names
+    assert bool(names) == bool(caught), names
+
+
+def test_an_engine_without_numbers_fails_and_does_not_crash(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wicked(folder, "array * float('nan')", monkeypatch)
+    assert failed(folder, "wicked:fp32") == {"golden cases without an answer"}
+
+
+def test_an_engine_without_numbers_for_single_cases(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wicked(folder, "array * float('nan') if len(array) == 1 else array", monkeypatch)
+    assert failed(folder, "wicked:fp32") == {"cases without an answer in a batch of 1"}
+
+
+def unquantized(model: onnx.ModelProto) -> None:
+    """The last two convolutions get their activations as they were before they were quantized: they run in float."""
+    made = {output: node for node in model.graph.node for output in node.output}
+    codes = [node for node in model.graph.node if node.op_type == "Conv" and node.input[0] in made]
+    codes = [node for node in codes if made[node.input[0]].op_type == "DequantizeLinear"]
+    for node in codes[-2:]:
+        quantize = made[made[node.input[0]].input[0]]
+        assert quantize.op_type == "QuantizeLinear"
+        node.input[0] = quantize.input[0]
+
+
+@pytest.mark.slow
+def test_layers_that_are_float_are_not_what_is_claimed_as_int8(int8_folder: Path, tmp_path: Path) -> None:
+    """They are nearer to the original than 8 bits are, so that no number tells."""
+    if problem := engines.engines()["openvino"].problem("int8"):
+        pytest.skip(str(problem))
+    folder = Path(shutil.copytree(int8_folder, tmp_path / "copy.bundle"))
+    change(folder, "ultrasound.int8", unquantized)
+    assert "layers that were to be 8 bits wide and are not" in failed(folder, "openvino:int8")
 
 
 @pytest.mark.parametrize(

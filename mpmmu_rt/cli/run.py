@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -9,6 +9,9 @@ from mpmmu_rt.errors import ImageError, UsageError
 
 from ._report import bars, note, print_json
 from .export import warn_untrained
+
+if TYPE_CHECKING:
+    from mpmmu_rt.verified import Verdict
 
 
 def run(
@@ -22,15 +25,27 @@ def run(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an unfinished run.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUTPUT or an unfinished run.")] = False,
+    require_verified: Annotated[
+        bool, typer.Option("--require-verified", help="Refuse a bundle that `verify` did not pass on this machine.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
     """Predict every case of a manifest; exit code 1 if the images of any could not be read."""
+    from mpmmu_rt import verified
+    from mpmmu_rt.bundle import Bundle
     from mpmmu_rt.cases import read_manifest
-    from mpmmu_rt.predictor import load
+    from mpmmu_rt.engines import engine
+    from mpmmu_rt.predictor import Predictor
     from mpmmu_rt.run import run as run_manifest
+    from mpmmu_rt.spec import Target
 
     cases = read_manifest(manifest)
-    with load(bundle, target) as predictor, bars() as progress:
+    opened, wanted = Bundle.open(bundle), Target.parse(target)
+    engine(wanted)
+    verdict = verified.look_up(opened, wanted)
+    if require_verified and target in opened.targets:  # of any other, another reason is given below
+        verified.require(verdict, opened, wanted)
+    with Predictor(opened, wanted) as predictor, bars() as progress:
         # TensorRT engines that were built where there was no GPU are listed, and nobody has seen them run.
         report = predictor.bundle.entry["precision"].get(target, {"passed": True})
         if report["passed"] is None:
@@ -57,7 +72,7 @@ def run(
         trained, head, remarks = predictor.bundle.trained, predictor.head_target, predictor.remarks
     if as_json:
         facts = {"target": target, "head_target": str(head), "remarks": list(remarks), "output": str(output)}
-        print_json({"schema": "mpmmu-run/1", **facts, **summary.to_json()})
+        print_json({"schema": "mpmmu-run/1", **facts, **summary.to_json(), "verified": verdict.to_json()})
     note(
         f"wrote {output}: {summary.cases - summary.failed} predictions, {summary.failed} errors"
         + (f" ({summary.resumed} rows were there already)" if summary.resumed else "")
@@ -78,6 +93,7 @@ def run(
         )
     for remark in remarks:
         note(f"note: {remark}")
+    note(_said(verdict, bundle, target))
     warn_untrained(trained)
     if summary.failed:
         raise ImageError(
@@ -85,3 +101,13 @@ def run(
             f"{summary.first_error}",
             hint=f"the column `error` of {output} says why for each",
         )
+
+
+def _said(verdict: Verdict, bundle: Path, target: str) -> str:
+    if verdict.passed:
+        return f"{target} was verified on this machine on {verdict.date} ({verdict.checks} checks)"
+    if verdict.passed is False:
+        return f"warning: {target} failed its verification on this machine on {verdict.date}: {verdict.why}"
+    return (
+        f"note: {target} is not verified on this machine: {verdict.why}; `mpmmu-rt verify {bundle} --target {target}`"
+    )

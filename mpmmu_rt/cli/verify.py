@@ -1,40 +1,180 @@
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ._report import note, print_json, table
+from mpmmu_rt.errors import MpmmuError, UsageError
+
+from ._report import bars, note, print_json, table
+from .export import warn_untrained
+
+if TYPE_CHECKING:
+    from mpmmu_rt.own_cases import OwnCases
+    from mpmmu_rt.predictor import Predictor
+
+SCHEMA = "mpmmu-verify/1"
 
 
 def verify(
     bundle: Annotated[Path, typer.Argument(help="Bundle to check.")],
+    manifest: Annotated[
+        Path | None, typer.Argument(help="Your own cases: hold their decisions to a second target.")
+    ] = None,
     target: Annotated[str, typer.Option("--target", help="Engine and precision.")] = "onnxruntime:fp32",
-    as_json: Annotated[bool, typer.Option("--json", help="Print the checks as JSON.")] = False,
+    against: Annotated[
+        str | None, typer.Option("--against", help="Target to hold MANIFEST's decisions to; else onnxruntime:fp32.")
+    ] = None,
+    frame: Annotated[
+        int | None, typer.Option("--frame", min=0, help="Frame to take of files that hold several, from 0.")
+    ] = None,
+    record: Annotated[
+        bool, typer.Option("--record/--no-record", help="Keep the verdict beside the bundle, for `run`.")
+    ] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False,
 ) -> None:
-    """Check digests, replay the golden vectors, and prove that no case depends on its batch; exit code 3 if not."""
+    """Check digests, replay the golden vectors, prove that no case depends on its batch, and hold your own cases'
+    decisions to a second target; exit code 3 if anything fails. The verdict is kept in BUNDLE.verified.json."""
+    try:
+        _verify(bundle, manifest, target, against, frame, record=record, as_json=as_json)
+    except UsageError:
+        raise
+    except MpmmuError as error:
+        if as_json:  # a program that asked gets an answer
+            facts = {"target": target, "passed": False, "error": str(error), "hint": error.hint, "checks": []}
+            print_json({"schema": SCHEMA, **facts})
+        raise
+
+
+def _verify(
+    path: Path,
+    manifest: Path | None,
+    target: str,
+    against: str | None,
+    frame: int | None,
+    *,
+    record: bool,
+    as_json: bool,
+) -> None:
+    from mpmmu_rt.cases import read_manifest
     from mpmmu_rt.predictor import load
+    from mpmmu_rt.verify import stage_at_fault
     from mpmmu_rt.verify import verify as run_checks
 
-    with load(bundle, target) as predictor:
-        checks = [check.to_json() for check in run_checks(predictor)]
-        digest, head, remarks = predictor.bundle.digest, predictor.head_target, predictor.remarks
-    passed = all(check["passed"] for check in checks)
+    second = _second(path, manifest, target, against)
+    cases = read_manifest(manifest) if manifest else None
+    own, facts = None, None
+    with load(path, target) as predictor:
+        if second is not None:
+            _require_listed(predictor, path, second)
+        found = run_checks(predictor)
+        if cases:
+            own = _own(predictor, path, cases, second, frame)
+            found += own.checks
+            facts = {"manifest": str(manifest), "sha256": cases.sha256, **own.to_json()}
+        checks = [check.to_json() for check in found]
+        passed = all(check["passed"] for check in checks)
+        kept, trouble = _keep(predictor, checks, facts) if record else (None, "")
+        head, remarks, trained = predictor.head_target, predictor.remarks, predictor.bundle.trained
+        digest = predictor.bundle.digest
+    stage = stage_at_fault(found) or (own.stage if own else "")
     if as_json:
-        facts = {"target": target, "head_target": str(head), "remarks": list(remarks), "bundle_digest": digest}
-        print_json({"schema": "mpmmu-verify/1", **facts, "passed": passed, "checks": checks})
+        entry = {
+            "schema": SCHEMA,
+            "target": target,
+            "head_target": str(head),
+            "remarks": list(remarks),
+            "bundle_digest": digest,
+            "trained": trained,
+            "passed": passed,
+            "stage_at_fault": None if passed else stage or None,
+            "checks": checks,
+            "own_cases": facts,
+            "kept_in": str(kept) if kept else None,
+        }
+        print_json(entry)
     else:
         typer.echo(checks_table(checks))
-    for remark in remarks:
+        if own:
+            typer.echo("\n" + decisions_table(own, target))
+    for remark in (*remarks, *([trouble] if trouble else []), *_words(own)):
         note(f"note: {remark}")
+    warn_untrained(trained)
     if not passed:
         failed = sum(not check["passed"] for check in checks)
-        note(f"error: {failed} of {len(checks)} checks failed on {target}, expected none")
+        at = f"; the first stage at fault: {stage}" if stage else ""
+        note(f"error: {failed} of {len(checks)} checks failed on {target}, expected none{at}")
         note("hint: do not use this bundle on this machine; try another target, or another version of the engine")
         raise typer.Exit(3)
-    note(f"{bundle}: digests hold, {len(checks)} checks passed on {target}")
+    note(f"{path}: digests hold, {len(checks)} checks passed on {target}")
+    if kept:
+        note(f"kept in {kept}")
+
+
+def _second(path: Path, manifest: Path | None, target: str, against: str | None) -> str | None:
+    """The target that own cases are held to; None where the first target is asked for, which all are held to."""
+    from mpmmu_rt.predictor import DEFAULT_TARGET
+
+    if against is not None and manifest is None:
+        raise UsageError(
+            f"--against {against} is given without a manifest, expected both: decisions are compared on your own cases",
+            hint=f"mpmmu-rt verify {path} MANIFEST --target {target} --against {against}",
+        )
+    if against == target:
+        raise UsageError(
+            f"--against names {against}, which is the target itself, expected another",
+            hint=f"leave --against out, or name another target of the bundle: mpmmu-rt inspect {path}",
+        )
+    return against or (None if target == DEFAULT_TARGET else DEFAULT_TARGET)
+
+
+def _require_listed(predictor: Predictor, path: Path, second: str) -> None:
+    listed = predictor.bundle.targets
+    if second not in listed:
+        raise UsageError(
+            f"--against names {second}, which was not proven when {path} was exported, expected one of "
+            f"{', '.join(listed)}",
+            hint=f"--against {next(name for name in listed if name != str(predictor.target))}"
+            if set(listed) != {str(predictor.target)}
+            else "leave --against out",
+        )
+
+
+def _own(predictor: Predictor, path: Path, cases: Any, second: str | None, frame: int | None) -> OwnCases:
+    from mpmmu_rt.own_cases import judge
+    from mpmmu_rt.predictor import load
+
+    with bars() as progress:
+        if second is None:
+            return judge(predictor, None, cases, frame=frame, progress=progress)
+        with load(path, second) as reference:
+            return judge(predictor, reference, cases, frame=frame, progress=progress)
+
+
+def _keep(
+    predictor: Predictor, checks: Sequence[Mapping[str, Any]], own_cases: Mapping[str, Any] | None
+) -> tuple[Path | None, str]:
+    """Where the verdict is kept, or why it isn't: a place that can't be written is no reason to fail."""
+    from mpmmu_rt.verified import keep, place_of
+
+    try:
+        return keep(predictor.bundle, predictor.target, checks, own_cases), ""
+    except OSError as error:
+        place = place_of(predictor.bundle)
+        return None, (
+            f"the verdict is not kept, for {place} can't be written ({error.strerror}): copy the bundle to a place "
+            "that can be, if `run --require-verified` shall find it, or pass --no-record"
+        )
+
+
+def _words(own: OwnCases | None) -> Iterable[str]:
+    if own is None:
+        return
+    yield from own.notes
+    if own.unread:
+        yield f"{len(own.unread)} cases could not be read and are not counted; the first is {own.unread[0]}"
 
 
 def checks_table(checks: Sequence[Mapping[str, Any]]) -> str:
@@ -48,3 +188,44 @@ def checks_table(checks: Sequence[Mapping[str, Any]]) -> str:
         for check in checks
     ]
     return table(["check", "measured", "limit", ""], rows)
+
+
+def decisions_table(own: OwnCases, target: str) -> str:
+    """One sign for every Δ, which the head of the table says."""
+    from mpmmu_rt.metrics import share_interval
+
+    found, cases = own.decisions, own.decisions.cases
+
+    def share(hits: int, count: int) -> str:
+        low, high = share_interval(hits, count)
+        return f"{hits} of {count}: {hits / count:.1%} ({low:.1%} to {high:.1%})"
+
+    rows = [
+        [name, f"{pair[0]:.4f}", f"{pair[1]:.4f}", f"{pair[1] - pair[0]:+.4f}"]
+        for name, pair in found.pairs.items()
+        if pair
+    ]
+    lines = [
+        f"Decisions on {cases} own cases. Reference: {own.reference}; new: {target}. Δ is new - reference.",
+        f"flipped          {share(found.flips, cases)}; to malignant {found.to_malignant}, to benign {found.to_benign}",
+    ]
+    if own.at_export:
+        lines.append(f"… at export      {share(*own.at_export)}")
+    if found.malignant:
+        lines.append(f"malignant lost   {share(found.lost, found.malignant)}; won {found.won}")
+    lines.append(f"|Δp|             mean {found.mean_difference:.2g}, max {found.max_difference:.2g}")
+    for name, count in (
+        ("flips forecast", own.forecast.flips if own.forecast else None),
+        ("leaves crossed", own.forecast.crossings if own.forecast else None),
+    ):
+        if count is not None:
+            as_forecast = "as forecast" if count.as_forecast else "NOT as forecast: more than rounding as measured"
+            if count.happened < count.low:
+                as_forecast = "fewer than forecast"
+            lines.append(
+                f"{name}   {count.expected:.1f} expected ({count.low:.0f} to {count.high:.0f}), {count.happened} "
+                f"happened: {as_forecast}"
+            )
+    if rows:
+        lines += ["", table([f"{found.labelled} labelled cases", "reference", "new", "Δ"], rows)]
+    return "\n".join(lines)

@@ -10,7 +10,7 @@ import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from mpmmu_rt.bundle import Bundle, HeadGraph
 from mpmmu_rt.errors import EngineError, MpmmuError
@@ -62,12 +62,15 @@ class Pipeline(Protocol):
 class Traits:
     """What sets an engine apart for those that don't know it.
 
-    names_gpus: an export says for which compute capabilities to build. profiled: what it loads is made for a range of
-    batches. licence: what its makers forbid; an export says so.
+    gpu: it computes on a GPU. names_gpus: an export says for which compute capabilities to build. profiled: what it
+    loads is made for a range of batches. case_by_case: every case is computed by itself, so that nothing that shares
+    its batch changes a bit of its embedding. licence: what its makers forbid; an export says so.
     """
 
+    gpu: bool = False
     names_gpus: bool = False
     profiled: bool = False
+    case_by_case: bool = False
     licence: str = ""
 
 
@@ -95,6 +98,15 @@ class Engine(Protocol):
 
     def graph(self, bundle: Bundle, modality: Modality, precision: str) -> Path:
         """The graph of the encoder that `pipeline` runs in `precision`. Raises `BundleError` where there is none."""
+        ...
+
+
+@runtime_checkable
+class TellsPrecision(Protocol):
+    """An engine that tells in what it computes: what an engine may have besides."""
+
+    def layers_in_8_bits(self, bundle: Bundle, threads: int) -> int:
+        """How many layers of both encoders it computes in 8 bits, by its own word. Raises `EngineError`."""
         ...
 
 

@@ -68,7 +68,7 @@ class OnnxRuntimeCuda:
     name = "onnxruntime-cuda"
     precisions: tuple[str, ...] = ("fp32", "fp16")
     head: HeadGraph = "head"
-    traits = Traits()
+    traits = Traits(gpu=True)
 
     def __init__(self, **options: str) -> None:
         """options: of the CUDA provider, instead of what is chosen here: for what is measured and not chosen yet."""

@@ -245,7 +245,7 @@ class OpenVino:
     name = "openvino"
     precisions = ("fp32", "bf16", "int8")
     head: HeadGraph = "head"
-    traits = Traits()
+    traits = Traits(case_by_case=True)
 
     def problem(self, precision: str = "fp32") -> MpmmuError | None:
         try:
@@ -287,6 +287,18 @@ class OpenVino:
     def graph(self, bundle: Bundle, modality: Modality, precision: str) -> Path:
         return bundle.graph(modality, precision)
 
+    def layers_in_8_bits(self, bundle: Bundle, threads: int) -> int:
+        core, count = require("openvino", _PURPOSE).Core(), 0
+        for modality in MODALITIES:
+            graph = bundle.graph(modality, "int8")
+            try:
+                model = core.read_model(str(graph))
+            except RuntimeError as error:
+                raise _cannot_load(graph.name, error) from error
+            kinds = convolution_precisions(_compiled(core, model, "int8", threads, 1, graph.name))
+            count += sum(kind in ("i8", "u8") for kind in kinds)
+        return count
+
     def _embedder(self, bundle: Bundle, precision: str, threads: int) -> OpenVinoEmbedder:
         return OpenVinoEmbedder(require("openvino", _PURPOSE), bundle, precision, threads)
 
@@ -325,12 +337,16 @@ def _settings(precision: str, threads: int, streams: int) -> dict[str, Any]:
 
 
 def _compile(core: Any, model: Any, precision: str, threads: int, streams: int, name: str) -> Any:
-    try:
-        compiled = core.compile_model(model, "CPU", _settings(precision, threads, streams))
-    except RuntimeError as error:
-        raise _cannot_load(name, error) from error
+    compiled = _compiled(core, model, precision, threads, streams, name)
     _check_precision(compiled, precision, name)
     return compiled
+
+
+def _compiled(core: Any, model: Any, precision: str, threads: int, streams: int, name: str) -> Any:
+    try:
+        return core.compile_model(model, "CPU", _settings(precision, threads, streams))
+    except RuntimeError as error:
+        raise _cannot_load(name, error) from error
 
 
 def _check_precision(compiled: Any, precision: str, name: str) -> None:

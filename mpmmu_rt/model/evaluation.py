@@ -14,10 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from mpmmu_rt.metrics import CONFIDENCE, brier_score, calibration_error
 from mpmmu_rt.spec import Array
-
-CONFIDENCE = 0.95
-CALIBRATION_BINS = 10
 
 
 @dataclass(frozen=True)
@@ -106,18 +104,6 @@ def operating_point(label: Array, probability: Array, threshold: float) -> Opera
         sensitivity=rate(tp, tp + fn), specificity=rate(tn, tn + fp),
         ppv=rate(tp, tp + fp), npv=rate(tn, tn + fn), f1=rate(2 * tp, 2 * tp + fp + fn),
     )  # fmt: skip
-
-
-def brier_score(label: Array, probability: Array) -> float:
-    """Mean squared difference of probability float [N] and label int [N] (Brier 1950); 0 is perfect."""
-    return float(np.mean((probability - label) ** 2))
-
-
-def calibration_error(label: Array, probability: Array, bins: int = CALIBRATION_BINS) -> float:
-    """Expected calibration error over `bins` equal bins of 0..1 (Naeini et al. 2015, AAAI, section 4)."""
-    of_row = np.minimum((probability * bins).astype(np.int64), bins - 1)
-    gaps = np.bincount(of_row, label - probability, minlength=bins)
-    return float(np.abs(gaps).sum() / len(label))
 
 
 def evaluate(label: Array, probability: Array, groups: Sequence[str], threshold: float) -> dict[str, Any]:

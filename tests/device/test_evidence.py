@@ -16,11 +16,11 @@ import pytest
 from benchmarks.gpu import device_answers, device_path, device_report, device_variants
 from benchmarks.gpu.device_answers import COUNT, CROSSING_TOLERANCE, Cases, Judge, Pixels
 from benchmarks.gpu.stage import Deadline, run_child
+from mpmmu_rt import facts
 from mpmmu_rt.bundle import Bundle
 from mpmmu_rt.engines import engine as known
 from mpmmu_rt.engines import onnxruntime as cpu
 from mpmmu_rt.errors import EngineError, MissingPackage, UsageError
-from mpmmu_rt.export import parity
 from mpmmu_rt.spec import Array, Target
 
 RTX = Target("tensorrt-rtx", "fp32")
@@ -305,7 +305,7 @@ def said(answers: Cases) -> dict[str, Array]:
 
 def test_fp32_is_judged_as_parity_does(judge: Callable[..., Judge], answers: Cases) -> None:
     """Embeddings with the noise of another order of sums cross splits; the head is exact on what it got."""
-    assert CROSSING_TOLERANCE == parity.CROSSING_TOLERANCE
+    assert CROSSING_TOLERANCE == facts.CROSSING_TOLERANCE
     one = judge()
     assert one.head is not None
     got = said(answers)

@@ -59,7 +59,7 @@ class TensorRt:
 
     def __init__(self, flavour: Flavour) -> None:
         self.flavour: Flavour = flavour
-        self.traits = Traits(names_gpus=flavour == "tensorrt_rtx", profiled=True, licence=LICENCE)
+        self.traits = Traits(gpu=True, names_gpus=flavour == "tensorrt_rtx", profiled=True, licence=LICENCE)
         self.name = flavour.replace("_", "-")
 
     def problem(self, precision: str = "fp32") -> MpmmuError | None:

@@ -1,0 +1,243 @@
+"""`verify BUNDLE MANIFEST`: a target against a second one on the user's own cases."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from typer.testing import CliRunner, Result
+
+from mpmmu_rt import load
+from mpmmu_rt.bundle import seal
+from mpmmu_rt.cases import read_manifest
+from mpmmu_rt.cli import app
+from mpmmu_rt.engines import engines
+from mpmmu_rt.own_cases import judge
+
+Wrong = Callable[[onnx.ModelProto], object]
+
+
+def call(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def document(result: Result) -> Any:
+    return json.loads(result.stdout, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+
+
+@pytest.fixture
+def folder(bundle_folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(bundle_folder, tmp_path / "copy.bundle"))
+
+
+@pytest.fixture(autouse=True)
+def _openvino() -> None:
+    if problem := engines()["openvino"].problem():
+        pytest.skip(str(problem))
+
+
+def change(folder: Path, graph: str, wrong: Wrong) -> None:
+    path = folder / f"onnx/{graph}.onnx"
+    model = onnx.load(path, load_external_data=False)
+    wrong(model)
+    onnx.save(model, path)
+    seal(folder, json.loads((folder / "bundle.json").read_text()))
+
+
+def scaled(output: str, by: float) -> Wrong:
+    def wrong(model: onnx.ModelProto) -> None:
+        for node in model.graph.node:
+            node.output[:] = ["raw" if name == output else name for name in node.output]
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(by), "by"))
+        model.graph.node.append(onnx.helper.make_node("Mul", ["raw", "by"], [output]))
+
+    return wrong
+
+
+@pytest.mark.slow
+def test_two_engines_in_fp32_decide_alike(bundle_folder: Path, phantom_manifest: Path) -> None:
+    with load(bundle_folder, "openvino:fp32") as new, load(bundle_folder) as reference:
+        found = judge(new, reference, read_manifest(phantom_manifest))
+        alone = new.predict({modality: array for modality, array in _pixels(bundle_folder, phantom_manifest).items()})
+    assert (found.decisions.cases, found.decisions.flips, found.stage, found.unread) == (12, 0, "", ())
+    assert found.at_export == (0, 32)
+    assert all(check.passed for check in found.checks)
+    assert found.forecast is None  # of 12
+    assert found.notes == ("12 cases are too few to forecast flips from, or of too few patients",)
+    malignant = [case.label == 1 for case in read_manifest(phantom_manifest).cases]
+    hits = (alone.probability >= np.float32(0.4))[malignant]
+    assert found.decisions.sensitivity == pytest.approx((hits.mean(), hits.mean()))
+
+
+def _pixels(bundle: Path, manifest: Path) -> Any:
+    from mpmmu_rt.bundle import Bundle
+    from mpmmu_rt.images import read_pixels
+    from mpmmu_rt.spec import MODALITIES
+
+    preprocessing, cases = Bundle.open(bundle).preprocessing, read_manifest(manifest).cases
+    return {
+        modality: np.stack(
+            [read_pixels(path, preprocessing, modality=modality) for case in cases if (path := case.image(modality))]
+        )
+        for modality in MODALITIES
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("graph", "output", "by", "stage"),
+    [
+        ("mammography", "feature_map", 0.9, "the mammography encoder"),
+        ("ultrasound", "feature_map", 0.9, "the ultrasound encoder"),
+        ("attention_pool", "embedding", 0.9, "the attention pool"),
+    ],
+)
+def test_the_stage_at_fault_is_named(
+    folder: Path, phantom_manifest: Path, graph: str, output: str, by: float, stage: str
+) -> None:
+    """The graphs that OpenVINO runs are others than ONNX Runtime's: one of the two goes wrong."""
+    change(folder, graph, scaled(output, by))
+    with load(folder, "openvino:fp32") as new, load(folder) as reference:
+        found = judge(new, reference, read_manifest(phantom_manifest))
+    assert found.stage == stage
+    assert not all(check.passed for check in found.checks)
+
+
+def test_the_first_target_is_held_to_the_portable_head(folder: Path, phantom_manifest: Path) -> None:
+    """It has no other to be held to; a head that was exchanged alone is seen."""
+    manifest = read_manifest(phantom_manifest)
+    with load(folder) as predictor:
+        found = judge(predictor, None, manifest)
+    assert found.reference == "the portable head on the same embeddings"
+    assert (found.decisions.flips, found.forecast, found.at_export) == (0, None, None)
+    change(folder, "head_onnxruntime", scaled("probability", 0.5))
+    with load(folder) as predictor:
+        found = judge(predictor, None, manifest)
+    assert not all(check.passed for check in found.checks)
+
+
+@pytest.mark.slow
+def test_what_can_not_be_read_is_named_and_not_counted(
+    bundle_folder: Path, phantom_manifest: Path, tmp_path: Path
+) -> None:
+    with phantom_manifest.open() as source:
+        rows = list(csv.DictReader(source))
+    for row in rows:
+        row |= {name: str(phantom_manifest.parent / row[name]) for name in ("mammography", "ultrasound")}
+    rows[3]["ultrasound"] = str(tmp_path / "missing.png")
+    with (tmp_path / "m.csv").open("w") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    result = call("verify", bundle_folder, tmp_path / "m.csv", "--target", "openvino:fp32", "--no-record", "--json")
+    assert result.exit_code == 0, result.stderr
+    own = document(result)["own_cases"]
+    assert own["decisions"]["cases"] == 11
+    assert len(own["unread"]) == 1
+    assert "1 cases could not be read and are not counted; the first is `" in result.stderr
+    (tmp_path / "m.csv").write_text("case_id,mammography,ultrasound\na,b.png,c.png\n")
+    result = call("verify", bundle_folder, tmp_path / "m.csv", "--no-record")
+    assert result.exit_code == 1
+    assert "none of the 1 cases of" in result.stderr.splitlines()[0]
+
+
+@pytest.mark.slow
+def test_the_command(bundle_folder: Path, phantom_manifest: Path) -> None:
+    verify = ("verify", bundle_folder, phantom_manifest, "--no-record")
+    result = call(*verify, "--target", "openvino:fp32")
+    assert result.exit_code == 0, result.stderr
+    assert "Δ is new - reference" in result.stdout
+    assert "flipped          0 of 12: 0.0% (0.0% to 26.5%)" in result.stdout
+    assert "… at export      0 of 32" in result.stdout
+    said = document(call(*verify, "--against", "openvino:fp32", "--json"))
+    assert said["passed"] is True
+    assert (said["target"], said["own_cases"]["reference"]) == ("onnxruntime:fp32", "openvino:fp32")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "hint"),
+    [
+        (["--against", "openvino:fp32"], "is given without a manifest, expected both", "verify {b} MANIFEST"),
+        (["{m}", "--against", "onnxruntime:fp32"], "is the target itself, expected another", "leave --against out"),
+        (["{m}", "--against", "openvino:int8"], "was not proven when", "--against openvino:fp32"),
+        (["{m}", "--against", "abacus"], "was not proven when", "--against openvino:fp32"),
+    ],
+)
+def test_what_can_not_be_compared(
+    bundle_folder: Path, phantom_manifest: Path, arguments: list[str], error: str, hint: str
+) -> None:
+    filled = [part.format(m=phantom_manifest) for part in arguments]
+    result = call("verify", bundle_folder, *filled, "--no-record", "--json")
+    assert (result.exit_code, result.stdout) == (2, "")
+    lines = result.stderr.splitlines()
+    assert error in lines[0]
+    assert hint.format(b=bundle_folder) in lines[1]
+
+
+@pytest.mark.slow
+def test_int8_is_held_to_the_limits_of_its_export(int8_folder: Path, phantom_manifest: Path, tmp_path: Path) -> None:
+    """The same answers, with the limits that it was exported with and with narrower ones."""
+    if problem := engines()["openvino"].problem("int8"):
+        pytest.skip(str(problem))
+    folder = Path(shutil.copytree(int8_folder, tmp_path / "copy.bundle"))
+    command = ("verify", folder, phantom_manifest, "--target", "openvino:int8", "--no-record", "--json")
+    result = call(*command)
+    assert result.exit_code == 0, result.stderr
+    entry = json.loads((folder / "bundle.json").read_text())
+    for check in entry["precision"]["openvino:int8"]["gate"]["checks"]:
+        check["limit"] = 1e-6
+    seal(folder, entry)
+    result = call(*command)
+    assert result.exit_code == 3
+    assert "own cases, mean |Δp|" in {check["name"] for check in document(result)["checks"] if not check["passed"]}
+
+
+ENGINE = '''
+import numpy as np
+from mpmmu_rt.engines.onnxruntime import OnnxRuntime
+
+class Session:
+    """Has no number for the fourth of twelve cases."""
+
+    def __init__(self, session):
+        self._session = session
+        self.inputs, self.outputs = session.inputs, session.outputs
+
+    def run(self, feeds):
+        said = self._session.run(feeds)
+        if len(said.get("probability", ())) == 12:
+            said["probability"][3] = np.nan
+        return said
+
+    def close(self):
+        self._session.close()
+
+class Gaps(OnnxRuntime):
+    name = "gaps"
+
+    def load(self, graph, precision, threads):
+        return Session(super().load(graph, precision, threads))
+
+ENGINE = Gaps()
+'''
+
+
+def test_a_case_without_an_answer_fails_and_the_others_count(
+    bundle_folder: Path, phantom_manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mpmmu_rt import engines as known
+
+    (tmp_path / "mpmmu_test_gaps.py").write_text(ENGINE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(known._MODULES, "gaps", ("mpmmu_test_gaps", "ENGINE"))
+    with load(bundle_folder, "gaps:fp32") as new, load(bundle_folder) as reference:
+        found = judge(new, reference, read_manifest(phantom_manifest))
+    assert (found.unanswered, found.decisions.cases, found.decisions.flips) == (1, 11, 0)
+    assert [check.name for check in found.checks if not check.passed] == ["own cases without an answer"]
