@@ -171,7 +171,7 @@ def _measure(path: Path, target: Target, batch: int, seconds: float) -> list[flo
     golden = bundle.golden()
     pixels, answers = tile(golden, batch), list[Array]()
     with Predictor(bundle, target) as predictor:
-        effort = Effort(warmup_ms=seconds * 300, measure_ms=seconds * 1e3, min_samples=3)
+        effort = Effort(warmup_ms=seconds * 300, measure_ms=seconds * 1e3, min_samples=3, max_warmup_ms=0)
         calls = sample(lambda: answers.append(predictor.predict(pixels).probability), effort)
     hold_to_golden(target, answers, golden)
     return calls

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -120,6 +121,34 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         return "  ".join(parts).rstrip()
 
     return "\n".join([line(header), line(["-" * width for width in widths]), *(line(row) for row in cells[1:])])
+
+
+def fitted(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """`table`, or where the terminal is too narrow for it `name: value` lines, a blank line between rows."""
+    whole = table(header, rows)
+    if max(map(len, whole.splitlines())) <= width():
+        return whole
+    blocks = ("\n".join(f"{name}: {cell}" for name, cell in zip(header, row, strict=True)) for row in rows)
+    return "\n\n".join(wrapped(block) for block in blocks)
+
+
+def wrapped(text: str, indent: str = "  ") -> str:
+    """Each line broken between words at the terminal's width, what follows indented; a longer word stays whole."""
+    import textwrap
+
+    def broken(line: str) -> str:
+        return textwrap.fill(line, width(), subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+
+    return "\n".join(map(broken, text.splitlines()))
+
+
+def width() -> int:
+    """Columns of the terminal, 80 where there is none, at most 120."""
+    return min(120, shutil.get_terminal_size((80, 24)).columns)
+
+
+def milliseconds(value: float | None, digits: int = 1) -> str:
+    return "-" if value is None else f"{value:.{digits}f} ms"
 
 
 @contextmanager
