@@ -95,11 +95,7 @@ class Conditions:
     @property
     def line(self) -> str:
         """All of it in one line."""
-        found = "; ".join(self.reasons)
-        named = "suspects: " + "; ".join(f"{name}: {says}" for name, says in self.suspects.items())
-        parts = [found, named if self.suspects else "no suspect among what is known"]
-        unknown = f"not known: {', '.join(self.not_known)}" if self.not_known else ""
-        return f"{self.state}: " + "; ".join(part for part in (*parts, unknown) if part)
+        return line_of(self.to_json())
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -110,6 +106,15 @@ class Conditions:
             "observed": asdict(self.observed),
             **self.facts,
         }
+
+
+def line_of(conditions: Mapping[str, Any]) -> str:
+    """`Conditions.line` of stored JSON values."""
+    named = "; ".join(f"{one['name']}: {one['says']}" for one in conditions["suspects"])
+    parts = [*conditions["reasons"], f"suspects: {named}" if named else "no suspect among what is known"]
+    if conditions["not_known"]:
+        parts.append(f"not known: {', '.join(conditions['not_known'])}")
+    return f"{conditions['state']}: {'; '.join(parts)}"
 
 
 def observe(before: Snapshot, after: Snapshot) -> Observed:
@@ -137,17 +142,17 @@ def judge(observed: Observed, threads: int, reasons: tuple[str, ...] = ()) -> Co
         suspects["steal time"] = f"the hypervisor took {stolen:.2f} of {count} processors"
     if (others := observed.others) is not None and others > OTHERS * count and count - others < min(threads, count):
         suspects["other load"] = f"other processes took {others:.2f} of {count} processors"
-    # Our own threads wait for each other's processors too: it counts where there is nothing better.
+    # Threads of ours wait and make way for each other too: both count where there is nothing better.
     if others is None and observed.waiting is not None and observed.waiting > WAITING:
         suspects["CPU pressure"] = f"some process had no processor in {observed.waiting:.0%} of the time"
+    if others is None and observed.switches_per_s > SWITCHES_PER_S * threads:
+        suspects["context switches"] = f"{observed.switches_per_s:.0f} a second were involuntary"
     if observed.throttled is not None and observed.throttled > THROTTLED:
         suspects["quota throttling"] = f"the cgroup's quota was used up in {observed.throttled:.1%} of the time"
     if observed.heat:
         suspects["thermal throttling"] = f"cores were slowed down {observed.heat} times for their temperature"
     if observed.clock is not None and abs(observed.clock) > SLOWER_CLOCK:
         suspects["clock frequency"] = f"{observed.clock:+.0%} from begin to end"
-    if observed.switches_per_s > SWITCHES_PER_S * threads:
-        suspects["context switches"] = f"{observed.switches_per_s:.0f} a second were involuntary"
     unknown = tuple(name for key, name in _CALLED.items() if getattr(observed, key) is None)
     return Conditions(reasons, suspects, unknown, observed)
 

@@ -316,7 +316,7 @@ def test_doctor_fails_where_nothing_runs(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.slow
 def test_bench_writes_json_to_stdout_or_to_a_file(bundle_folder: Path, tmp_path: Path) -> None:
-    options = ("--batch", 2, "--seconds", 0.1)
+    options = ("--batch", 2, "--seconds", 0.1, "--idle", "0,0.1", "--sweep", "auto")
     printed = call("bench", bundle_folder, *options, "--json", "-")
     assert printed.exit_code == 0
     stored = call("bench", bundle_folder, *options, "--json", tmp_path / "bench.json")

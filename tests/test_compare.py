@@ -77,8 +77,9 @@ def test_a_budget_that_ends_can_not_tell(pair: tuple[Side, Side], tmp_path: Path
 @pytest.mark.slow
 def test_a_side_that_can_not_run_ends_it_with_the_reason(pair: tuple[Side, Side]) -> None:
     other = Side(pair[1].path, Target.parse("tensorrt-rtx:fp16"))  # of which the bundle has no engine
-    with pytest.raises(EngineError, match=r"slow.bundle on tensorrt-rtx:fp16 ended with status 1 and said: mpmmu_rt"):
+    with pytest.raises(EngineError, match=r"slow.bundle on tensorrt-rtx:fp16: the target tensorrt-rtx needs") as error:
         compare(pair[0], other, 1, turn_s=0.05, budget_s=20)
+    assert error.value.hint
 
 
 def test_a_bundle_that_is_none_is_told_before_anything_runs(pair: tuple[Side, Side]) -> None:

@@ -57,7 +57,6 @@ def test_quiet() -> None:
         ("quota throttling", "was used up in 20.0% of the time", replace(QUIET, throttle=V2.format(2_000_000))),
         ("thermal throttling", "cores were slowed down 4 times", replace(QUIET, thermal=7)),
         ("clock frequency", "-20% from begin to end", replace(QUIET, mhz=2400.0)),
-        ("context switches", "250 a second were involuntary", replace(QUIET, involuntary_switches=2510)),
     ],
 )
 def test_each_suspect_is_named_alone(name: str, says: str, after: Snapshot) -> None:
@@ -96,7 +95,10 @@ def test_pressure_counts_where_there_is_nothing_better() -> None:
     waited = replace(QUIET, pressure=PRESSURE.format(6_000_000))
     assert observe(BEFORE, waited).waiting == pytest.approx(0.5)
     assert suspects(waited) == {}  # both processors were ours
+    assert suspects(replace(waited, involuntary_switches=9999)) == {}
     assert suspects(replace(waited, stat=None)) == {"CPU pressure": "some process had no processor in 50% of the time"}
+    switched = replace(QUIET, stat=None, involuntary_switches=2510)
+    assert suspects(switched) == {"context switches": "250 a second were involuntary"}
 
 
 def test_others_beside_free_processors_are_no_suspects() -> None:

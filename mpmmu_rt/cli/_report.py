@@ -115,7 +115,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
     def line(row: Sequence[str]) -> str:
         parts = [
-            cell.rjust(width) if cell[:1].isdigit() or cell[:2] in ("-0", "-1") else cell.ljust(width)
+            cell.rjust(width) if cell[:1].isdigit() or cell == "-" or cell[:2] in ("-0", "-1") else cell.ljust(width)
             for cell, width in zip(row, widths, strict=True)
         ]
         return "  ".join(parts).rstrip()
