@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,7 @@ def bench(
     )
     entry = {
         "schema": SCHEMA,
+        "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "target": str(target),
         "head_target": str(head),
         "remarks": list(remarks),

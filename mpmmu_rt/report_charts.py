@@ -1,0 +1,212 @@
+"""The plots of a report that stand for one thing each: parts of a whole, silences, batches, rounds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from .charts import (
+    BLUE,
+    BOTTOM,
+    GREEN,
+    INK,
+    LEFT,
+    MUTED,
+    PARTS,
+    RIGHT,
+    SIDES,
+    TOP,
+    VERMILLION,
+    WIDTH,
+    Axis,
+    Frame,
+    axis,
+    label,
+    svg,
+)
+from .gate import statistics
+from .markup import Markup, el, number, table
+
+_BAR = 46.0
+
+
+def parts(title: str, shares: Mapping[str, float], total: float, unit: str, per: int = 1) -> Markup:
+    """A bar of the parts of `total`, and below it a table of them. per: pairs, where the time of one is told too."""
+    positive = sum(max(0.0, value) for value in shares.values()) or 1.0
+    x, drawn = 0.0, []
+    for at, value in enumerate(shares.values()):
+        width = max(0.0, value) / positive * WIDTH
+        colour = PARTS[at % len(PARTS)]
+        drawn.append(el("rect", x=x, y=0.0, width=width, height=_BAR, fill=colour, stroke="#fff"))
+        if width > 11 * len(text := f"{value / total:.0%}"):
+            ink = "#fff" if colour in (BLUE, VERMILLION, "#7f8a99") else INK
+            drawn.append(label(x + width / 2, _BAR / 2 + 5, text, anchor="middle", colour=ink, bold=True))
+        x += width
+    rows = []
+    for at, (name, value) in enumerate(shares.items()):
+        swatch = el("span", class_="swatch", style=f"background:{PARTS[at % len(PARTS)]}")
+        cells: list[object] = [el("span", swatch, name.replace("_", " ")), number(value)]
+        rows.append([*cells, *([number(value / per)] if per > 1 else []), f"{value / total:.1%}"])
+    whole = [number(total), *([number(total / per)] if per > 1 else []), "100.0%"]
+    rows.append([el("b", cell) for cell in ("all", *whole)])
+    header = ["part", unit, *([f"{unit} per pair"] if per > 1 else []), "share"]
+    return el("div", svg(title, _BAR, *drawn), table(header, rows))
+
+
+def silences(idle: Mapping[str, Any]) -> Markup:
+    """The call after each silence: every repeat, and the medians joined."""
+    gaps = idle["gaps"]
+    names = [f"{gap['seconds']:g} s" for gap in gaps]
+    places = Axis(
+        "silence before the call",
+        -0.5,
+        len(gaps) - 0.5,
+        ticks=tuple(range(len(gaps))),
+        form=lambda value: names[round(value)],
+    )
+    everything = [ms for gap in gaps for ms in gap["samples_ms"]]
+    frame = Frame(places, axis("ms of one pair", [0.0, *everything], zero=True))
+    xs = [at for at, gap in enumerate(gaps) for _ in gap["samples_ms"]]
+    marks = [
+        frame.line(range(len(gaps)), [gap["median_ms"] for gap in gaps], BLUE),
+        frame.dots(xs, everything, BLUE, 8, 0.6),
+    ]
+    for at, gap in enumerate(gaps):
+        text = f"{number(gap['median_ms'])} ms"
+        marks.append(label(frame.px(at) + 10, frame.py(gap["median_ms"]) - 8, text, halo=True))
+    return frame.drawn("Latency of the first call after a silence", *marks)
+
+
+def throughput(sweep: Mapping[str, Any]) -> Markup:
+    steps = sweep["steps"]
+    batches, rates = [step["batch"] for step in steps], [step["pairs_per_s"] for step in steps]
+    frame = Frame(_batch_axis(batches), axis("pairs per second", [0.0, *rates], zero=True))
+    (at,) = (step for step in steps if step["batch"] == sweep["knee"])
+    return frame.drawn(
+        "Throughput by batch",
+        frame.level(sweep["enough"] * max(rates), f"{sweep['enough']:.0%} of the best", GREEN, left=True),
+        frame.line(batches, rates, BLUE),
+        frame.dots(batches, rates, BLUE, 8),
+        _ring(frame, at["batch"], at["pairs_per_s"], f"knee: {number(at['pairs_per_s'])} pairs/s"),
+    )
+
+
+def latency_by_batch(sweep: Mapping[str, Any]) -> Markup:
+    steps = sweep["steps"]
+    batches, means = [step["batch"] for step in steps], [step["mean_ms"] for step in steps]
+    spread = max(means) > 20 * min(means)
+    form = "ms per call, logarithmic" if spread else "ms per call"
+    frame = Frame(_batch_axis(batches), axis(form, means if spread else [0.0, *means], zero=True, log=spread))
+    (at,) = (step for step in steps if step["batch"] == sweep["knee"])
+    return frame.drawn(
+        "Mean latency by batch",
+        frame.line(batches, means, BLUE),
+        frame.dots(batches, means, BLUE, 8),
+        _ring(frame, at["batch"], at["mean_ms"], f"knee: {number(at['mean_ms'])} ms"),
+    )
+
+
+def _batch_axis(batches: Sequence[int]) -> Axis:
+    step = math.ceil(len(batches) / 9)
+    low, high = min(batches) / 1.25, max(batches) * 1.25
+    return Axis("pairs per call", low, high, True, tuple(batches[::-1][::step]), lambda value: f"{value:.0f}")
+
+
+def _ring(frame: Frame, x: float, y: float, text: str) -> Markup:
+    px, py = frame.px(x), frame.py(y)
+    left = px > WIDTH / 2
+    ring = el("circle", cx=px, cy=py, r=8.5, fill="none", stroke=VERMILLION, stroke_width=2.5)
+    at, anchor = (px - 16, "end") if left else (px + 16, "start")
+    return el("g", ring, label(at, py + 4, text, anchor=anchor, colour=VERMILLION, halo=True, bold=True))
+
+
+def both_by_round(samples: Mapping[str, Sequence[Sequence[float]]]) -> Markup:
+    """Every call of both sides: the rounds in the order they were run, A left and B right in each."""
+    from .charts import milliseconds
+
+    everything = [ms for side in ("a", "b") for calls in samples[side] for ms in calls]
+    count = len(samples["a"])
+    rounds = Axis("round", 0.4, count + 0.6, ticks=tuple(range(1, count + 1, math.ceil(count / 10))))
+    frame = Frame(rounds, milliseconds(everything))
+    marks = []
+    for side, shift in (("a", -0.17), ("b", 0.17)):
+        xs = [at + shift for at, calls in enumerate(samples[side], 1) for _ in calls]
+        marks.append(frame.dots(xs, [ms for calls in samples[side] for ms in calls], SIDES[side], 3.2, 0.5))
+    for at, side in enumerate(("a", "b")):
+        marks.append(label(LEFT + 8 + 26 * at, TOP + 6, side.upper(), colour=SIDES[side], halo=True, bold=True))
+    return frame.drawn("Each call of A and B in ms, by round", *marks)
+
+
+def slowdowns(entry: Mapping[str, Any]) -> Markup:
+    """B against A: of each statistic every round, the estimate with its interval, and what is allowed."""
+    samples, allowed = entry["samples_ms"], entry["rule"]["max_slowdown"]
+    names = list(entry["estimates"])
+    ratios = {
+        name: [statistics(b)[name] / statistics(a)[name] - 1 for a, b in zip(samples["a"], samples["b"], strict=True)]
+        for name in names
+    }
+    known = [
+        value
+        for one in entry["estimates"].values()
+        for value in (one["low"], one["high"], one["slowdown"])
+        if value is not None
+    ]
+    inner = np.quantile([value for found in ratios.values() for value in found], [0.02, 0.98]).tolist()
+    x = axis("B against A, slower to the right", [*inner, *known, 0.0, allowed, -allowed])
+    x = Axis(x.label, x.low, x.high, ticks=x.ticks, form=lambda value: f"{value:+.3g}%" if value else "0")
+    ticks = tuple(round(value * 100, 6) for value in x.ticks)
+    x = Axis(x.label, x.low * 100, x.high * 100, ticks=ticks, form=x.form)
+    height = TOP + BOTTOM + 92.0 * len(names)
+    frame = Frame(x, Axis("", 0.0, 1.0), height)
+    bottom = height - BOTTOM
+    limit, zero = frame.px(allowed * 100), frame.px(0)
+    beyond, left = max(0.0, WIDTH - RIGHT - limit), limit > WIDTH - 110
+    marks = [
+        el("rect", x=limit, y=TOP, width=beyond, height=bottom - TOP, fill=VERMILLION, opacity=0.09),
+        _stroke((zero, TOP), (zero, bottom), MUTED, 1.0),
+        _stroke((limit, TOP), (limit, bottom), VERMILLION, 1.0, "5 4"),
+        label(
+            limit + (-4 if left else 4),
+            TOP + 11,
+            f"allowed {allowed:.1%}",
+            anchor="end" if left else "start",
+            colour=VERMILLION,
+            halo=True,
+        ),
+    ]
+    for at, name in enumerate(names):
+        middle = TOP + 92.0 * at + 46
+        marks += _estimate(frame, middle, name, [value * 100 for value in ratios[name]], entry["estimates"][name])
+    return frame.drawn("By how much B is slower than A: every round, the estimate and its interval", *marks)
+
+
+def _estimate(frame: Frame, middle: float, name: str, rounds: Sequence[float], one: Mapping[str, Any]) -> list[Markup]:
+    """Rounds, in percent, as dots that are spread a little; below them the median and its interval, dotted where an
+    end of it is not known."""
+    x, below = frame.x, middle + 24
+    shown = [min(max(value, x.low), x.high) for value in rounds]
+    dots = "".join(f"M{frame.px(v):.1f} {middle - 12 + 24 * (k * 0.618 % 1):.1f}h0" for k, v in enumerate(shown))
+    ends = [None if one[end] is None else one[end] * 100 for end in ("low", "high")]
+    low, high = (frame.px(edge if end is None else end) for end, edge in zip(ends, (x.low, x.high), strict=True))
+    marks = [
+        el("path", d=dots, stroke=BLUE, stroke_width=4.5, stroke_linecap="round", opacity=0.45, fill="none"),
+        _stroke((low, below), (high, below), INK, 2.5, "2 5" if None in ends else None),
+    ]
+    for end, place in zip(ends, (low, high), strict=True):
+        if end is not None:
+            marks.append(_stroke((place, below - 5), (place, below + 5), INK, 2.5))
+    at = frame.px(min(max(one["slowdown"] * 100, x.low), x.high))
+    marks.append(el("circle", cx=at, cy=below, r=5.5, fill=INK, stroke="#fff"))
+    marks.append(label(8, middle - 8, name, bold=True))
+    marks.append(label(8, below + 4, f"{one['slowdown']:+.1%}", bold=True))
+    return marks
+
+
+def _stroke(
+    begin: tuple[float, float], end: tuple[float, float], colour: str, width: float, dashes: str | None = None
+) -> Markup:
+    (x1, y1), (x2, y2) = begin, end
+    return el("line", x1=x1, y1=y1, x2=x2, y2=y2, stroke=colour, stroke_width=width, stroke_dasharray=dashes)
