@@ -20,7 +20,7 @@ from mpmmu_rt import __version__
 from mpmmu_rt.bundle import seal
 from mpmmu_rt.cli import _report, app
 
-COMMANDS = ("train", "export", "verify", "run", "bench", "inspect", "doctor", "phantom")
+COMMANDS = ("train", "export", "verify", "run", "bench", "report", "inspect", "doctor", "phantom")
 
 
 def call(*arguments: object) -> Result:
@@ -317,7 +317,8 @@ def test_doctor_fails_where_nothing_runs(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.slow
 def test_bench_writes_json_to_stdout_or_to_a_file(bundle_folder: Path, tmp_path: Path) -> None:
     options = ("--batch", 2, "--seconds", 0.1, "--idle", "0,0.1", "--sweep", "auto")
-    printed = call("bench", bundle_folder, *options, "--json", "-")
+    printed = call("bench", bundle_folder, *options, "--json", "-", "--html", tmp_path / "bench.html")
+    assert f"wrote {tmp_path / 'bench.html'}" in printed.stderr
     assert printed.exit_code == 0
     stored = call("bench", bundle_folder, *options, "--json", tmp_path / "bench.json")
     assert stored.exit_code == 0
@@ -325,6 +326,10 @@ def test_bench_writes_json_to_stdout_or_to_a_file(bundle_folder: Path, tmp_path:
     assert "pairs/s" in stored.stdout
     assert "includes input checks" in stored.stdout
     assert set(document(printed)) == set(json.loads((tmp_path / "bench.json").read_text()))
+    (tmp_path / "again.json").write_text(printed.stdout)
+    assert call("report", tmp_path / "again.json", "-o", tmp_path / "again.html").exit_code == 0
+    assert (tmp_path / "again.html").read_text() == (tmp_path / "bench.html").read_text()
+    assert "Throughput by batch" in (tmp_path / "again.html").read_text()
 
 
 def test_phantoms(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -30,6 +31,14 @@ def test_every_part_takes_time_and_they_add_up(bundle_folder: Path) -> None:
     assert 0 <= found.remainder_ms < 0.1 * found.total_ms
     assert found.second_call_ms > 0
     assert found.to_json()["remainder_ms"] == found.total_ms - sum(found.parts_ms.values())
+
+
+@pytest.mark.slow
+def test_the_peak_memory_is_the_childs_own(bundle_folder: Path) -> None:
+    """Not that of the process that started it, whose memory it shares until it becomes another program."""
+    held = np.ones(600 * 2**20, np.uint8)
+    found = cold_start.measure(bundle_folder, FP32, 1).peak_rss_bytes
+    assert 2**24 < found < len(held)
 
 
 @pytest.fixture

@@ -65,13 +65,16 @@ def test_what_takes_longer_is_called_slower(
 def test_a_budget_that_ends_can_not_tell(pair: tuple[Side, Side], tmp_path: Path) -> None:
     """Through the command: exit code 5, a table, the raw samples, and what to do."""
     arguments = ["compare", str(pair[0].path), str(pair[1].path), "--batch", "1", "--budget", "1s"]
-    done = CliRunner().invoke(app, [*arguments, "--json", str(tmp_path / "found.json")])
+    done = CliRunner().invoke(
+        app, [*arguments, "--json", str(tmp_path / "found.json"), "--html", str(tmp_path / "found.html")]
+    )
     assert done.exit_code == 5, done.output
     assert "cannot tell: 1 rounds in" in done.output
     assert "--budget 2s gives it more rounds" in done.output
     entry = json.loads((tmp_path / "found.json").read_text())
     assert entry["estimates"]["typical"]["low"] is None
     assert min(entry["samples_ms"]["a"][0]) > 0
+    assert "This machine cannot tell" in (tmp_path / "found.html").read_text()
 
 
 @pytest.mark.slow

@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
 from mpmmu_rt.bench import bench
 from mpmmu_rt.charts import axis
+from mpmmu_rt.cli import app
 from mpmmu_rt.compare import Comparison, Side, Turns
 from mpmmu_rt.errors import UsageError
 from mpmmu_rt.gate import Rule, judge, undecided
@@ -145,6 +147,35 @@ def test_whatever_comes_from_outside_is_text(measured: dict[str, Any]) -> None:
         assert bad.tags <= plain.tags | {"b"}, name
         assert bad.attributes <= plain.attributes, name
         assert "alert(" in "".join(bad.text)
+
+
+@pytest.mark.slow
+def test_a_result_that_was_changed_is_drawn_or_refused(measured: dict[str, Any], tmp_path: Path) -> None:
+    """One value, chosen at random, is another: the page is drawn, or the error has its two lines."""
+    rng = random.Random(11)
+    strange: list[Any] = [None, "text", -1, 0, 1e308, float("nan"), float("inf"), [], {}, True, [0, -1], 10**400]
+    stored = [entry for entry in documents(measured).values()]
+    refused = 0
+    for _ in range(100):
+        entry = json.loads(json.dumps(rng.choice(stored)))
+        place, key = rng.choice(places(entry))
+        place[key] = rng.choice(strange)
+        (tmp_path / "r.json").write_text(json.dumps(entry))
+        result = CliRunner().invoke(app, ["report", str(tmp_path / "r.json"), "-o", str(tmp_path / "r.html")])
+        lines = [line.partition(":")[0] for line in result.stderr.splitlines()]
+        assert (result.exit_code, lines) in ((0, [f"wrote {tmp_path / 'r.html'}"]), (2, ["error", "hint"])), (
+            result.stderr
+        )
+        refused += result.exit_code == 2
+        if result.exit_code == 0:
+            Tree((tmp_path / "r.html").read_text())
+    assert 10 < refused < 90
+
+
+def places(value: Any) -> list[tuple[Any, Any]]:
+    """Every value of a document, and a share of those of long lists."""
+    keys = list(value) if isinstance(value, dict) else list(range(len(value)))[:3] if isinstance(value, list) else []
+    return [place for key in keys for place in [(value, key), *places(value[key])]]
 
 
 @pytest.mark.parametrize("entry", [{}, {"schema": "mpmmu-bench/1"}, {"schema": ["mpmmu-bench/2"]}, {"schema": None}])

@@ -97,10 +97,21 @@ def write_json(path: Path, entry: Any) -> None:
     note(f"wrote {path}")
 
 
-def check_output(path: Path) -> None:
-    """Before minutes of work whose result could not be stored. Raises `OutputError`."""
+def write_html(path: Path, entry: Any) -> None:
+    """The report of a result that `bench` or `compare` writes as JSON."""
+    from mpmmu_rt.files import atomic_file
+    from mpmmu_rt.report_html import page
+
+    with atomic_file(path) as partial:
+        partial.write_text(page(entry), encoding="utf-8")
+    note(f"wrote {path}")
+
+
+def check_output(path: Path, *, stdout: bool = True) -> None:
+    """Before minutes of work whose result could not be stored. stdout: may be named instead. Raises `OutputError`."""
     if path.is_dir():
-        raise OutputError(f"{path} is a folder, expected a file to write", hint="name a file, or - for stdout")
+        hint = "name a file, or - for stdout" if stdout else "name a file"
+        raise OutputError(f"{path} is a folder, expected a file to write", hint=hint)
     if not path.parent.is_dir():
         raise OutputError(
             f"the folder {path.parent} does not exist, expected the place to write {path.name} into",

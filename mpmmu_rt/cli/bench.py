@@ -10,7 +10,7 @@ import typer
 from mpmmu_rt.errors import UsageError
 
 from ._bench_text import describe
-from ._report import bars, check_output, note, print_json, write_json
+from ._report import bars, check_output, note, print_json, write_html, write_json
 from .export import REFERENCE_BUNDLE, warn_untrained
 
 
@@ -21,6 +21,7 @@ def bench(
     batch: Annotated[int, typer.Option("--batch", min=1, max=4096, help="Pairs per call.")] = 32,
     target: Annotated[str, typer.Option("--target", help="Engine and precision.")] = "onnxruntime:fp32",
     json_to: Annotated[str | None, typer.Option("--json", help="Write the result as JSON to a file, or to - .")] = None,
+    html_to: Annotated[Path | None, typer.Option("--html", help="Write a report with plots: one HTML page.")] = None,
     seconds: Annotated[float, typer.Option("--seconds", min=0.1, max=600, help="How long to measure.")] = 3.0,
     idle: Annotated[
         str, typer.Option("--idle", help="Seconds of silence after which the first call is measured, or none.")
@@ -43,6 +44,8 @@ def bench(
     engine(chosen)  # before a long export
     if json_to and json_to != "-":
         check_output(Path(json_to))
+    if html_to:
+        check_output(html_to, stdout=False)
     if bundle is None:
         bundle = _reference()
     with bars() as progress:
@@ -54,6 +57,8 @@ def bench(
         typer.echo(describe(result.entry))
         if json_to:
             write_json(Path(json_to), result.entry)
+    if html_to:
+        write_html(html_to, result.entry)
     for remark in result.entry["remarks"]:
         note(f"note: {remark}")
     if result.warning:
