@@ -19,7 +19,7 @@ INK, MUTED, GRID = "#1b2430", "#5b6675", "#e3e7ec"
 SIDES = {"a": BLUE, "b": VERMILLION}
 PARTS = (BLUE, SKY, GREEN, ORANGE, PURPLE, VERMILLION, "#7f8a99", "#b9c1cb")
 WIDTH, HEIGHT = 480.0, 290.0
-LEFT, RIGHT, TOP, BOTTOM = 70.0, 16.0, 20.0, 50.0
+LEFT, RIGHT, TOP, BOTTOM = 80.0, 16.0, 20.0, 50.0
 HEAVY_TAIL = 4.0  # times the median: from there on an axis is logarithmic
 
 

@@ -141,68 +141,52 @@ def both_by_round(samples: Mapping[str, Sequence[Sequence[float]]]) -> Markup:
 
 
 def slowdowns(entry: Mapping[str, Any]) -> Markup:
-    """B against A: of each statistic every round, the estimate with its interval, and what is allowed."""
-    samples, allowed = entry["samples_ms"], entry["rule"]["max_slowdown"]
-    names = list(entry["estimates"])
-    ratios = {
-        name: [statistics(b)[name] / statistics(a)[name] - 1 for a, b in zip(samples["a"], samples["b"], strict=True)]
-        for name in names
-    }
-    known = [
-        value
-        for one in entry["estimates"].values()
-        for value in (one["low"], one["high"], one["slowdown"])
-        if value is not None
-    ]
-    inner = np.quantile([value for found in ratios.values() for value in found], [0.02, 0.98]).tolist()
-    x = axis("B against A, slower to the right", [*inner, *known, 0.0, allowed, -allowed])
-    x = Axis(x.label, x.low, x.high, ticks=x.ticks, form=lambda value: f"{value:+.3g}%" if value else "0")
-    ticks = tuple(round(value * 100, 6) for value in x.ticks)
-    x = Axis(x.label, x.low * 100, x.high * 100, ticks=ticks, form=x.form)
-    height = TOP + BOTTOM + 92.0 * len(names)
-    frame = Frame(x, Axis("", 0.0, 1.0), height)
-    bottom = height - BOTTOM
-    limit, zero = frame.px(allowed * 100), frame.px(0)
-    beyond, left = max(0.0, WIDTH - RIGHT - limit), limit > WIDTH - 110
+    """B against A, a plot for each statistic: every round, the estimate with its interval, and what is allowed."""
+    samples, allowed = entry["samples_ms"], entry["rule"]["max_slowdown"] * 100
+    found = []
+    for name, one in entry["estimates"].items():
+        pairs = zip(samples["a"], samples["b"], strict=True)
+        rounds = [(statistics(b)[name] / statistics(a)[name] - 1) * 100 for a, b in pairs]
+        ends = [None if one[end] is None else one[end] * 100 for end in ("low", "high")]
+        found.append(_estimate(name, rounds, one["slowdown"] * 100, ends, allowed))
+    return el("div", *found)
+
+
+def _estimate(
+    name: str, rounds: Sequence[float], median: float, ends: Sequence[float | None], allowed: float
+) -> Markup:
+    """All in percent. Rounds as dots that are spread a little; below them the median and its interval, dotted where an
+    end of it is not known. Rounds far out lie at the edge."""
+    inner = np.quantile(rounds, [0.05, 0.95]).tolist()
+    x = axis("", [*inner, *(end for end in ends if end is not None), median, 0.0, allowed, -allowed])
+    x = Axis(
+        f"% that the {name} call of B is slower", x.low, x.high, ticks=x.ticks, form=lambda v: f"{v:+.4g}" if v else "0"
+    )
+    frame = Frame(x, Axis("", 0.0, 1.0), 150.0)
+    bottom, limit, zero = frame.height - BOTTOM, frame.px(allowed), frame.px(0)
+    dots = "".join(
+        f"M{frame.px(min(max(v, x.low), x.high)):.1f} {TOP + 14 + 26 * (k * 0.618 % 1):.1f}h0"
+        for k, v in enumerate(rounds)
+    )
+    low, high = (frame.px(edge if end is None else end) for end, edge in zip(ends, (x.low, x.high), strict=True))
+    below, left = TOP + 60, limit > WIDTH - 110
+    at, anchor = (limit - 4, "end") if left else (limit + 4, "start")
+    beyond = max(0.0, WIDTH - RIGHT - limit)
     marks = [
         el("rect", x=limit, y=TOP, width=beyond, height=bottom - TOP, fill=VERMILLION, opacity=0.09),
         _stroke((zero, TOP), (zero, bottom), MUTED, 1.0),
         _stroke((limit, TOP), (limit, bottom), VERMILLION, 1.0, "5 4"),
-        label(
-            limit + (-4 if left else 4),
-            TOP + 11,
-            f"allowed {allowed:.1%}",
-            anchor="end" if left else "start",
-            colour=VERMILLION,
-            halo=True,
-        ),
-    ]
-    for at, name in enumerate(names):
-        middle = TOP + 92.0 * at + 46
-        marks += _estimate(frame, middle, name, [value * 100 for value in ratios[name]], entry["estimates"][name])
-    return frame.drawn("By how much B is slower than A: every round, the estimate and its interval", *marks)
-
-
-def _estimate(frame: Frame, middle: float, name: str, rounds: Sequence[float], one: Mapping[str, Any]) -> list[Markup]:
-    """Rounds, in percent, as dots that are spread a little; below them the median and its interval, dotted where an
-    end of it is not known."""
-    x, below = frame.x, middle + 24
-    shown = [min(max(value, x.low), x.high) for value in rounds]
-    dots = "".join(f"M{frame.px(v):.1f} {middle - 12 + 24 * (k * 0.618 % 1):.1f}h0" for k, v in enumerate(shown))
-    ends = [None if one[end] is None else one[end] * 100 for end in ("low", "high")]
-    low, high = (frame.px(edge if end is None else end) for end, edge in zip(ends, (x.low, x.high), strict=True))
-    marks = [
+        label(at, TOP - 6, f"allowed {allowed:.3g}%", anchor=anchor, colour=VERMILLION, halo=True),
         el("path", d=dots, stroke=BLUE, stroke_width=4.5, stroke_linecap="round", opacity=0.45, fill="none"),
         _stroke((low, below), (high, below), INK, 2.5, "2 5" if None in ends else None),
     ]
     for end, place in zip(ends, (low, high), strict=True):
         if end is not None:
             marks.append(_stroke((place, below - 5), (place, below + 5), INK, 2.5))
-    at = frame.px(min(max(one["slowdown"] * 100, x.low), x.high))
-    marks.append(el("circle", cx=at, cy=below, r=5.5, fill=INK, stroke="#fff"))
-    marks.append(label(8, middle - 8, name, bold=True))
-    marks.append(label(8, below + 4, f"{one['slowdown']:+.1%}", bold=True))
-    return marks
+    marks.append(el("circle", cx=frame.px(median), cy=below, r=5.5, fill=INK, stroke="#fff"))
+    marks.append(label(8, TOP + 31, name, bold=True))
+    marks.append(label(8, below + 4, f"{median:+.1f}%", bold=True))
+    return frame.drawn(f"By how much the {name} call of B is slower than A's, in percent", *marks)
 
 
 def _stroke(

@@ -187,12 +187,13 @@ def _compare(entry: Mapping[str, Any]) -> tuple[str, *tuple[Markup, ...]]:
             _key("batch", str(entry["batch"]), "", "pairs per call"),
             class_="keys",
         ),
-        *(([_counts(entry["counts"])]) if entry.get("counts") else []),
     ]
+    if entry.get("counts"):
+        parts.append(_counts(entry["counts"]))
     if entry["rounds"]:
         parts += [
             _grid(
-                _card("B against A", plots.slowdowns(entry), "A dot a round; below them the median and its interval. "),
+                _card("B against A", plots.slowdowns(entry), "A dot a round; below them the median and its interval."),
                 _card("Distribution", ecdf(pooled, colours, {}), "All calls of all rounds."),
             ),
         ]
@@ -243,8 +244,18 @@ def _sentence(text: str) -> str:
 
 
 def _counts(counts: Mapping[str, Any]) -> Markup:
-    rows = [[name, value] for name, value in _flat("", counts)]
-    return _card("Counts", table(["what", ""], rows), "What noise can't touch.")
+    """Of one side, or of two, where those that differ are shown and the others counted."""
+    if set(counts) != {"a", "b"}:
+        return _card("Counts", table(["what", ""], _flat("", counts)), "What noise can't touch.")
+    a, b = (dict(_flat("", counts[side])) for side in ("a", "b"))
+    names = list(dict.fromkeys((*a, *b)))
+    rows = [[name, a.get(name, DASH), b.get(name, DASH)] for name in names if a.get(name) != b.get(name)]
+    same = f"{len(names) - len(rows)} {'others' if rows else 'counts'} are the same."
+    return _card(
+        "Counts that differ" if rows else "Counts",
+        table(["what", "A", "B"], rows) if rows else el("p", same),
+        f"What noise can't touch. {same if rows else ''}",
+    )
 
 
 def _flat(name: str, value: Any) -> list[tuple[str, str]]:

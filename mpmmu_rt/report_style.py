@@ -55,7 +55,7 @@ tbody tr:last-child td { border-bottom: 0; }
 .facts dt { color: var(--muted); }
 .facts dd { margin: 0; }
 footer { color: var(--muted); font-size: 13px; margin-top: 24px; }
-@media (max-width: 760px) {
+@media screen and (max-width: 760px) {
   main { padding: 22px 14px; }
   .grid { grid-template-columns: minmax(0, 1fr); }
   .card { padding: 14px 14px 12px; }
@@ -67,6 +67,14 @@ footer { color: var(--muted); font-size: 13px; margin-top: 24px; }
   @page { margin: 14mm; }
   body { background: #fff; font-size: 11pt; -webkit-print-color-adjust: exact; print-color-adjust: exact; }
   main { max-width: none; padding: 0; }
+  .grid, .keys { gap: 10px; margin-bottom: 10px; }
+  .keys { gap: 1px; grid-template-columns: repeat(6, minmax(0, 1fr)); }
+  .key { padding: 8px 10px; }
+  .key dd { font-size: 15pt; }
+  .key .unit, .key .below, .key dt, .note, th { font-size: 8pt; }
+  .card { padding: 10px 12px 8px; }
+  .verdict, table, .facts { font-size: 9pt; }
+  svg { font-size: 14px; }
   .card, .keys, .verdict, header { break-inside: avoid; }
   h2 { break-after: avoid; }
 }

@@ -7,6 +7,7 @@ import random
 import re
 import shutil
 import subprocess
+from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -19,15 +20,16 @@ from typer.testing import CliRunner
 from mpmmu_rt.bench import bench
 from mpmmu_rt.charts import axis
 from mpmmu_rt.cli import app
-from mpmmu_rt.compare import Comparison, Side, Turns
+from mpmmu_rt.compare import Turns
 from mpmmu_rt.errors import UsageError
 from mpmmu_rt.gate import Rule, judge, undecided
 from mpmmu_rt.latency import Effort
+from mpmmu_rt.machine import describe
 from mpmmu_rt.markup import DASH, Markup, el, number, tick
 from mpmmu_rt.report_html import page
 from mpmmu_rt.spec import Target
 
-FP32, OPENVINO = Target("onnxruntime", "fp32"), Target("openvino", "fp32")
+FP32 = Target("onnxruntime", "fp32")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 WIDTHS = (1280, 400)
 
@@ -42,7 +44,7 @@ def measured(bundle_folder: Path) -> dict[str, Any]:
 
 
 def comparison(rounds: int, slower: float) -> dict[str, Any]:
-    """Of simulated turns: B takes so much longer, and one call of fifty is an outlier."""
+    """What `compare` writes, of simulated turns: B takes so much longer, and one call of fifty is an outlier."""
     rng = np.random.default_rng(rounds)
 
     def turn(factor: float) -> list[float]:
@@ -54,10 +56,18 @@ def comparison(rounds: int, slower: float) -> dict[str, Any]:
     turns = Turns(a, b, [turn(1) for _ in range(min(4, rounds))])
     rule = Rule()
     verdict = judge(turns.logs(), rule) or undecided(turns.logs(), rule, f"{rounds} rounds were not enough")
-    sides = Side(Path("/models/first.bundle"), FP32), Side(Path("/models/second.bundle"), OPENVINO)
-    found: dict[str, Any] = json.loads(
-        json.dumps(Comparison(*sides, 32, rule, verdict, turns, 41.5, ("a" * 64, "b" * 64)).to_json())
-    )
+    estimates = {
+        name: {key: value if np.isfinite(value) else None for key, value in asdict(one).items()}
+        for name, one in verdict.estimates.items()
+    }
+    entry = {
+        **{"schema": "mpmmu-compare/1", "answer": verdict.answer, "reason": verdict.reason, "rounds": rounds},
+        **{"estimates": estimates, "noise_floor": turns.noise_floor(), "rule": asdict(rule), "batch": 32},
+        "a": {"bundle": "/models/first.bundle", "digest": "a" * 64, "target": "onnxruntime:fp32"},
+        "b": {"bundle": "/models/second.bundle", "digest": "b" * 64, "target": "openvino:fp32"},
+        **{"samples_ms": asdict(turns), "seconds": 41.5, "machine": describe()},
+    }
+    found: dict[str, Any] = json.loads(json.dumps(entry, allow_nan=False))
     return found
 
 
@@ -68,7 +78,8 @@ def documents(measured: dict[str, Any]) -> dict[str, dict[str, Any]]:
         "bench": measured,
         "bench-bare": bare,
         "not-slower": comparison(20, 0.0),
-        "slower": comparison(40, 0.2) | {"counts": {"graph_bytes": {"a": 1, "b": 2}}},
+        "slower": comparison(40, 0.2)
+        | {"counts": {"a": {"bytes": 1, "ops": 2, "old": 3}, "b": {"bytes": 9, "ops": 2}}},
         "cannot-tell": comparison(2, 0.05),
         "no-round": comparison(0, 0.0),
     }
@@ -120,6 +131,10 @@ def test_every_document_is_whole(measured: dict[str, Any]) -> None:
         assert wanted in said
     assert "operators Conv" in said
     assert "not known" in said  # kernel launches
+    said = " ".join(" ".join(Tree(page(documents(measured)["slower"])).text).split())
+    assert (
+        "Counts that differ what A B bytes 1 9 old 3 \N{EN DASH} What noise can't touch. 1 others are the same." in said
+    )
 
 
 def test_answers_of_a_comparison() -> None:
