@@ -90,8 +90,9 @@ def child(began: int) -> None:
 
 def _predict(began: int, path: Path, target: Target, batch: int) -> None:
     ends = [began]
-    for one in (target, head_target(target)):
-        engine(one)
+    engine(target)  # imports its library
+    if (head := head_target(target)).engine != target.engine:
+        engine(head)
     ends.append(time.monotonic_ns())
     bundle = Bundle.open(path)
     ends.append(time.monotonic_ns())

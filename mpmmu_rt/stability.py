@@ -65,6 +65,7 @@ class Observed:
     switches_per_s: float
 
 
+CGROUPS = Path("/sys/fs/cgroup")
 _CALLED = {
     "stolen": "steal time",
     "others": "other load",
@@ -206,31 +207,40 @@ def _waited_s(pressure: str | None) -> float | None:
 
 
 def _throttled_s(throttle: str | None) -> float | None:
-    """cgroup v2 counts in µs, v1 in ns."""
-    for name, unit in (("throttled_usec", 1e6), ("throttled_time", 1e9)):
-        if match := re.search(rf"^{name} (\d+)", throttle or "", re.MULTILINE):
-            return int(match[1]) / unit
-    return None
+    """Of all cgroups that were read: v2 counts in µs, v1 in ns."""
+    found = [
+        int(time) / unit
+        for name, unit in (("throttled_usec", 1e6), ("throttled_time", 1e9))
+        for time in re.findall(rf"^{name} (\d+)", throttle or "", re.MULTILINE)
+    ]
+    return sum(found) if found else None
 
 
 def _share(before: float | None, after: float | None, seconds: float) -> float | None:
     return None if before is None or after is None else (after - before) / seconds
 
 
+def quota_files(cgroups: str) -> list[Path]:
+    """`cpu.stat` of the cgroups in `/proc/self/cgroup`, v2 and v1, and of those around them, whose quotas count too."""
+    found: dict[Path, None] = {}
+    for line in cgroups.splitlines():
+        number, controllers, path = (*line.split(":", 2), "", "")[:3]
+        if number == "0":
+            mounts = ["", "unified"]
+        elif "cpu" in controllers.split(","):
+            mounts = ["cpu", controllers]
+        else:
+            continue
+        parts = [part for part in path.split("/") if part and part != ".."]
+        for length in range(len(parts), -1, -1):
+            found |= {CGROUPS.joinpath(mount, *parts[:length], "cpu.stat"): None for mount in mounts}
+    return list(found)
+
+
 def _throttle() -> str | None:
-    """`cpu.stat` of this process's cgroup, v2 or v1; of the root where a container shows no other."""
-    root = Path("/sys/fs/cgroup")
-    own = dict.fromkeys(
-        line.partition("::")[2] if line.startswith("0::") else line.split(":", 2)[2]
-        for line in (_read(Path("/proc/self/cgroup")) or "").splitlines()
-        if line.startswith("0::") or "cpu" in line.split(":")[1].split(",")
-    )
-    for path in (*own, "/"):
-        for folder in (root, root / "cpu", root / "cpu,cpuacct"):
-            text = _read(folder / path.lstrip("/") / "cpu.stat")
-            if _throttled_s(text) is not None:
-                return text
-    return None
+    files = {path.resolve() for path in quota_files(_read(Path("/proc/self/cgroup")) or "")}
+    told = [text for path in sorted(files) if (text := _read(path)) and _throttled_s(text) is not None]
+    return "\n".join(told) or None
 
 
 def _thermal(processors: frozenset[int]) -> int | None:

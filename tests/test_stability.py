@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from mpmmu_rt.stability import Observed, Snapshot, cpu_seconds, judge, observe, take
+from mpmmu_rt.stability import Observed, Snapshot, cpu_seconds, judge, observe, quota_files, take
 
 STAT = """cpu  4000 100 300 9000 50 10 40 700 0 0
 cpu0 {0} 50 150 4500 25 5 20 {1} 0 0
@@ -67,6 +67,22 @@ def test_each_suspect_is_named_alone(name: str, says: str, after: Snapshot) -> N
 def test_a_cgroup_of_version_1_counts_in_nanoseconds() -> None:
     before, after = replace(BEFORE, throttle=V1.format(0)), replace(QUIET, throttle=V1.format(2_000_000_000))
     assert observe(before, after).throttled == pytest.approx(0.2)
+
+
+def test_the_quota_of_a_cgroup_that_holds_ours_counts_too() -> None:
+    root = "/sys/fs/cgroup"
+    assert [str(path) for path in quota_files("0::/pod/box\n") if "unified" not in str(path)] == [
+        *(f"{root}/pod/box/cpu.stat", f"{root}/pod/cpu.stat", f"{root}/cpu.stat")
+    ]
+    assert [str(path) for path in quota_files("9:memory:/a\n4:cpu,cpuacct:/b\n")] == [
+        *(f"{root}/cpu/b/cpu.stat", f"{root}/cpu,cpuacct/b/cpu.stat"),
+        *(f"{root}/cpu/cpu.stat", f"{root}/cpu,cpuacct/cpu.stat"),
+    ]
+    assert quota_files("0::/../../x")[0] == Path(f"{root}/x/cpu.stat")
+    assert quota_files("") == []
+    assert quota_files("nonsense\n1:cpuset:/") == []
+    both = V2.format(0) + V2.format(1_000_000)
+    assert observe(replace(BEFORE, throttle=V2.format(0) * 2), replace(QUIET, throttle=both)).throttled == 0.1
 
 
 @pytest.mark.parametrize(
