@@ -68,7 +68,9 @@ def _idle(idle: dict[str, Any]) -> str:
         [f"{gap['seconds']:g}", f"{gap['median_ms']:.2f}", " ".join(f"{ms:.2f}" for ms in gap["samples_ms"])]
         for gap in idle["gaps"]
     ]
-    return fitted(["s of silence", "next call ms", "each, one pair"], rows)
+    return (
+        fitted(["s of silence", "next call ms", "each"], rows) + f"\nbatch {idle['batch']}: a clinic asks for one pair"
+    )
 
 
 def _sweep(sweep: dict[str, Any]) -> str:

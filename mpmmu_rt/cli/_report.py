@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -126,7 +127,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
     def line(row: Sequence[str]) -> str:
         parts = [
-            cell.rjust(width) if cell[:1].isdigit() or cell == "-" or cell[:2] in ("-0", "-1") else cell.ljust(width)
+            cell.rjust(width) if _is_number(cell) else cell.ljust(width)
             for cell, width in zip(row, widths, strict=True)
         ]
         return "  ".join(parts).rstrip()
@@ -134,13 +135,24 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([line(header), line(["-" * width for width in widths]), *(line(row) for row in cells[1:])])
 
 
+def _is_number(cell: str) -> bool:
+    """Or the dash that stands for one."""
+    return re.match(r"[-+]?\d|-$", cell) is not None
+
+
 def fitted(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """`table`, or where the terminal is too narrow for it `name: value` lines, a blank line between rows."""
+    """`table`, or where the terminal is too narrow for it a line of `name value` pairs for each row; of a single row
+    one line for each pair."""
     whole = table(header, rows)
     if max(map(len, whole.splitlines())) <= width():
         return whole
-    blocks = ("\n".join(f"{name}: {cell}" for name, cell in zip(header, row, strict=True)) for row in rows)
-    return "\n\n".join(wrapped(block) for block in blocks)
+    if len(rows) == 1:
+        return "\n".join(wrapped(f"{name}: {cell}") for name, cell in zip(header, rows[0], strict=True))
+    lines = []
+    for first, *rest in rows:
+        pairs = ", ".join(f"{name} {cell}".strip() for name, cell in zip(header[1:], rest, strict=True) if cell)
+        lines.append(wrapped(f"{header[0]} {first}: {pairs}" if _is_number(first) else f"{first}: {pairs}"))
+    return "\n".join(lines)
 
 
 def wrapped(text: str, indent: str = "  ") -> str:
