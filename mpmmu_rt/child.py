@@ -6,6 +6,8 @@ import json
 import signal
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Callable
 
 from . import errors
@@ -48,6 +50,26 @@ def run(what: str, command: list[str], hint: str) -> str:
     if done.returncode:
         raise told(what, done.returncode, done.stderr, hint)
     return done.stdout
+
+
+def run_timed(what: str, command: list[str], hint: str) -> tuple[int, int, str]:
+    """When the child was started, on `time.monotonic_ns`; the ns until its first line was read; its later stdout.
+
+    Raises what `told` makes of its failure.
+    """
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
+        started = time.monotonic_ns()
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as process:
+            assert process.stdout is not None
+            process.stdout.readline()
+            spent = time.monotonic_ns() - started
+            # Not `communicate`, which does not see what `readline` has read beyond its line.
+            rest = process.stdout.read()
+        errors.seek(0)
+        said = errors.read()
+    if process.returncode:
+        raise told(what, process.returncode, said, hint)
+    return started, spent, rest
 
 
 def _own_error(line: str) -> tuple[type[MpmmuError], str, str] | None:

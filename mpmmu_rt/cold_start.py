@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import re
 import resource
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from .bundle import Bundle
-from .child import telling, told
+from .child import run_timed, telling
 from .engines import engine, head_target
 from .predictor import Predictor
 from .spec import Target
@@ -61,21 +60,12 @@ class ColdStart:
 
 def measure(path: Path, target: Target, batch: int) -> ColdStart:
     """Start a process, and have it predict one pair, the same again, and `batch`. Raises what the child raised."""
-    started = time.monotonic_ns()
-    with subprocess.Popen(
-        command(path, target, batch), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None
-        process.stdout.readline()
-        total_ms = (time.monotonic_ns() - started) / 1e6
-        out, errors = process.communicate()
-    if process.returncode:
-        hint = f"`mpmmu-rt verify {path} --target {target}` runs the same here"
-        raise told(f"cold start of {path} on {target}", process.returncode, errors, hint)
+    hint = f"`mpmmu-rt verify {path} --target {target}` runs the same here"
+    started, spent, out = run_timed(f"cold start of {path} on {target}", command(path, target, batch), hint)
     said = json.loads(out)
     ends = [started, *said["ends_ns"]]
     parts = {name: (end - begin) / 1e6 for name, begin, end in zip(PARTS, ends, ends[1:], strict=False)}
-    return ColdStart(total_ms, parts, said["second_call_ms"], said["peak_rss_bytes"])
+    return ColdStart(spent / 1e6, parts, said["second_call_ms"], said["peak_rss_bytes"])
 
 
 def command(path: Path, target: Target, batch: int) -> list[str]:

@@ -100,6 +100,17 @@ def test_what_else_a_child_may_end_with() -> None:
     assert "said: nothing" in str(child.told("work", 4, " \n", "look"))
 
 
+def test_what_comes_with_the_first_line_is_not_lost() -> None:
+    """A parent that had to wait finds both lines at once."""
+    _, spent, rest = child.run_timed("work", [sys.executable, "-c", "print('first\\nsecond')"], "look")
+    assert rest == "second\n"
+    assert spent > 0
+    with pytest.raises(EngineError, match="said: why"):
+        child.run_timed("work", [sys.executable, "-c", "raise SystemExit('why')"], "look")
+    loud = "import sys; print(1, flush=True); sys.stderr.write('x' * 2**20); print(2)"
+    assert child.run_timed("work", [sys.executable, "-c", loud], "look")[2] == "2\n"
+
+
 def test_a_child_that_works_is_heard() -> None:
     assert child.run("work", [sys.executable, "-c", "print(7)"], "look") == "7\n"
     with pytest.raises(EngineError, match="status 5"):
