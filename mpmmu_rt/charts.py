@@ -95,13 +95,12 @@ class Frame:
             "path", d=path, stroke=colour, stroke_width=size, stroke_linecap="round", opacity=opacity, fill="none"
         )
 
-    def level(self, y: float, text: str, colour: str = INK, *, left: bool = False) -> Markup:
+    def level(self, y: float, text: str, colour: str = INK) -> Markup:
         at = self.py(y)
-        x, anchor = (LEFT + 6, "start") if left else (WIDTH - RIGHT, "end")
         return joined(
             (
                 el("line", x1=LEFT, x2=WIDTH - RIGHT, y1=at, y2=at, stroke=colour, stroke_dasharray="5 4"),
-                label(x, at - 5, text, anchor=anchor, colour=colour, halo=True),
+                label(WIDTH - RIGHT, at - 5, text, anchor="end", colour=colour, halo=True),
             )
         )
 
@@ -188,10 +187,10 @@ def ecdf(sides: Mapping[str, Sequence[float]], colours: Mapping[str, str], marks
     for name, share in marks.items():
         px, py = frame.px(float(np.quantile(samples, share))), frame.py(share)
         drawn.append(el("circle", cx=px, cy=py, r=4.5, fill=VERMILLION, stroke="#fff"))
-        # Where there is room: the curve comes from below on the left, and goes on upwards on the right.
-        left, above = px > WIDTH - 130, share > 0.995
+        # Where there is room: at its upper end the curve is flat, so one goes above and the next below.
+        left, above = px > WIDTH - 130, 0.95 < share < 0.995
         text = f"{name} {number(float(np.quantile(samples, share)))} ms"
-        x_of, y_of = px + (-9 if left else 9), py + (-7 if above else 4 if left else 16)
+        x_of, y_of = px + (-9 if left else 9), py + (-7 if above else 16)
         drawn.append(label(x_of, y_of, text, anchor="end" if left else "start", halo=True))
     return frame.drawn("Share of calls that take at most so long", *drawn)
 

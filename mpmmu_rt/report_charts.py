@@ -85,12 +85,13 @@ def throughput(sweep: Mapping[str, Any]) -> Markup:
     batches, rates = [step["batch"] for step in steps], [step["pairs_per_s"] for step in steps]
     frame = Frame(_batch_axis(batches), axis("pairs per second", [0.0, *rates], zero=True))
     (at,) = (step for step in steps if step["batch"] == sweep["knee"])
+    enough = frame.py(sweep["enough"] * max(rates))
     return frame.drawn(
         "Throughput by batch",
-        frame.level(sweep["enough"] * max(rates), f"{sweep['enough']:.0%} of the best", GREEN, left=True),
+        _stroke((LEFT, enough), (WIDTH - RIGHT, enough), GREEN, 1.5, "5 4"),
         frame.line(batches, rates, BLUE),
         frame.dots(batches, rates, BLUE, 8),
-        _ring(frame, at["batch"], at["pairs_per_s"], f"knee: {number(at['pairs_per_s'])} pairs/s"),
+        _ring(frame, at["batch"], at["pairs_per_s"], f"knee: {number(at['pairs_per_s'])} pairs/s", convex=False),
     )
 
 
@@ -105,7 +106,7 @@ def latency_by_batch(sweep: Mapping[str, Any]) -> Markup:
         "Mean latency by batch",
         frame.line(batches, means, BLUE),
         frame.dots(batches, means, BLUE, 8),
-        _ring(frame, at["batch"], at["mean_ms"], f"knee: {number(at['mean_ms'])} ms"),
+        _ring(frame, at["batch"], at["mean_ms"], f"knee: {number(at['mean_ms'])} ms", convex=True),
     )
 
 
@@ -115,12 +116,15 @@ def _batch_axis(batches: Sequence[int]) -> Axis:
     return Axis("pairs per call", low, high, True, tuple(batches[::-1][::step]), lambda value: f"{value:.0f}")
 
 
-def _ring(frame: Frame, x: float, y: float, text: str) -> Markup:
+def _ring(frame: Frame, x: float, y: float, text: str, *, convex: bool) -> Markup:
+    """Around a point of a rising curve, its text where the curve is not: above a convex one, below another."""
     px, py = frame.px(x), frame.py(y)
-    left = px > WIDTH / 2
+    left = px > WIDTH - 190 or (convex and px > LEFT + 150)
     ring = el("circle", cx=px, cy=py, r=8.5, fill="none", stroke=VERMILLION, stroke_width=2.5)
-    at, anchor = (px - 16, "end") if left else (px + 16, "start")
-    return el("g", ring, label(at, py + 4, text, anchor=anchor, colour=VERMILLION, halo=True, bold=True))
+    beside = (px - 16, py + 4) if left else (px + 16, py + 4)
+    at = (px - 8 if left else px - 4, py - 17) if convex else beside if left else (px + 4, py + 26)
+    anchor = "end" if left else "start"
+    return el("g", ring, label(*at, text, anchor=anchor, colour=VERMILLION, halo=True, bold=True))
 
 
 def both_by_round(samples: Mapping[str, Sequence[Sequence[float]]]) -> Markup:

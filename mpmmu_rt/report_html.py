@@ -113,7 +113,9 @@ def _bench(entry: Mapping[str, Any]) -> tuple[str, *tuple[Markup, ...]]:
         ),
     ]
     if sweep := entry.get("sweep"):
-        knee = f"The knee, batch {sweep['knee']}, is the smallest that reaches {sweep['enough']:.0%} of the best."
+        knee = (
+            f"The knee, batch {sweep['knee']}, is the smallest that reaches {sweep['enough']:.0%} of the best (dashed)."
+        )
         parts.append(
             _grid(
                 _card("Throughput by batch", plots.throughput(sweep), knee),
