@@ -5,7 +5,7 @@ No script, no network, nothing beside the file. Whatever the JSON holds is escap
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from . import report_charts as plots
@@ -171,6 +171,9 @@ def _compare(entry: Mapping[str, Any]) -> tuple[str, *tuple[Markup, ...]]:
     floor = ", ".join(f"{name} {share:.1%}" for name, share in entry["noise_floor"].items())
     allowed = f"{entry['rule']['max_slowdown']:.1%}"
     title = f"B is {answer}" if answer != "cannot tell" else "This machine cannot tell"
+    # Counts beyond what is allowed refuse B, however long it takes.
+    worse = [one["name"] for one in entry.get("moved") or () if one["worse"]]
+    badge = f"refused: {len(worse)} counts" if worse else answer
     estimates = [
         _key(f"{name} call", f"{one['slowdown']:+.1%}", "", f"{_ends(one)}") for name, one in entry["estimates"].items()
     ]
@@ -179,7 +182,7 @@ def _compare(entry: Mapping[str, Any]) -> tuple[str, *tuple[Markup, ...]]:
             "Comparison",
             title,
             f"{entry['reason']}; up to {allowed} slower is allowed",
-            _badge(answer, answer == "not slower"),
+            _badge(badge, answer == "not slower" and not worse),
         ),
         sides,
         el(
@@ -191,7 +194,7 @@ def _compare(entry: Mapping[str, Any]) -> tuple[str, *tuple[Markup, ...]]:
         ),
     ]
     if entry.get("counts"):
-        parts.append(_counts(entry["counts"]))
+        parts.append(_counts(entry["counts"], worse))
     if entry["rounds"]:
         parts += [
             _grid(
@@ -245,13 +248,16 @@ def _sentence(text: str) -> str:
     return f"{text[:1].upper()}{text[1:]}."
 
 
-def _counts(counts: Mapping[str, Any]) -> Markup:
-    """Of one side, or of two, where those that differ are shown and the others counted."""
+def _counts(counts: Mapping[str, Any], worse: Sequence[str] = ()) -> Markup:
+    """Of one side, or of two, where those that differ are shown and the others counted. worse: not allowed."""
     if set(counts) != {"a", "b"}:
         return _card("Counts", table(["what", ""], _flat("", counts)), "What noise can't touch.")
     a, b = (dict(_flat("", counts[side])) for side in ("a", "b"))
     names = list(dict.fromkeys((*a, *b)))
-    rows = [[name, a.get(name, DASH), b.get(name, DASH)] for name in names if a.get(name) != b.get(name)]
+    rows: list[list[object]] = []
+    for name in (name for name in names if a.get(name) != b.get(name)):
+        refused = el("b", f"{name}, not allowed", class_="suspect") if name in worse else name
+        rows.append([refused, a.get(name, DASH), b.get(name, DASH)])
     same = f"{len(names) - len(rows)} {'others' if rows else 'counts'} are the same."
     return _card(
         "Counts that differ" if rows else "Counts",

@@ -137,6 +137,15 @@ def test_every_document_is_whole(measured: dict[str, Any]) -> None:
     )
 
 
+def test_counts_that_grew_refuse_what_is_not_slower() -> None:
+    counts = {"a": {"bytes": 1, "ops.Conv": 2}, "b": {"bytes": 9, "ops.Conv": 1}}
+    moved = [{"name": "bytes", "a": 1, "b": 9, "worse": True}, {"name": "ops.Conv", "a": 2, "b": 1, "worse": False}]
+    text = page(comparison(20, 0.0) | {"counts": counts, "moved": moved})
+    assert '<p class="badge bad">! refused: 1 counts</p>' in text
+    assert text.count("not allowed") == 1
+    assert '<p class="badge">✓ not slower</p>' in page(comparison(20, 0.0) | {"counts": counts, "moved": moved[1:]})
+
+
 def test_answers_of_a_comparison() -> None:
     assert "B is slower" in page(comparison(40, 0.2))
     assert "B is not slower" in page(comparison(20, 0.0))
