@@ -88,8 +88,13 @@ def bench(
     hold_to_golden(target, list(calls.answers.values()), golden)
     latency = summarise(done.samples_ms)
     conditions = _conditions(latency, done, before[0], after, threads)
+    what = (
+        "1 pixel pair in host memory to 1 probability"
+        if batch == 1
+        else (f"{batch} pixel pairs in host memory to {batch} probabilities")
+    )
     contract = (
-        f"from {batch} pixel pairs in host memory to {batch} probabilities in host memory, wall clock, {threads} "
+        f"from {what} in host memory, wall clock, {threads} "
         f"threads; includes input checks, both encoders, attention pool and head (on {head}); excludes "
         f"decoding, preprocessing and loading; warm-up of {done.warmup}; nothing clipped"
     )

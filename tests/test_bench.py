@@ -133,3 +133,5 @@ def test_the_text_says_what_a_percentile_takes(entry: dict[str, Any]) -> None:
     few = {"p50": 2.0, "p90": None, "p99": None, "p999": None, "mean": 100.0, "n": 12}
     text = " ".join(describe(entry | {"latency_ms": few}).split())
     assert "-: 12 samples do not tell: p90 takes 36 (--seconds 4), p99 takes 368 (--seconds 37)" in text
+    text = " ".join(describe(entry | {"latency_ms": few | {"mean": 1000.0}}).split())
+    assert "p99 takes 368 (--seconds 368), p99.9 takes 3688 (more than can be had here)" in text

@@ -7,6 +7,7 @@ from typing import Any
 
 from ._report import fitted, wrapped
 
+MOST_SECONDS = 600
 _LABELS = {"p50": "p50", "p90": "p90", "p99": "p99", "p999": "p99.9"}
 
 
@@ -40,10 +41,12 @@ def _missing(latency: dict[str, Any]) -> str:
     absent = {_LABELS[key]: fewest(p) for key, p in PERCENTILES.items() if latency[key] is None}
     if not absent:
         return ""
-    takes = ", ".join(
-        f"{label} takes {count} (--seconds {math.ceil(count * latency['mean'] / 1e3)})"
-        for label, count in absent.items()
-    )
+
+    def way(count: int) -> str:
+        seconds = math.ceil(count * latency["mean"] / 1e3)
+        return f"--seconds {seconds}" if seconds <= MOST_SECONDS else "more than can be had here"
+
+    takes = ", ".join(f"{label} takes {count} ({way(count)})" for label, count in absent.items())
     return f"-: {latency['n']} samples do not tell: {takes}"
 
 

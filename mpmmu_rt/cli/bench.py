@@ -9,7 +9,7 @@ import typer
 
 from mpmmu_rt.errors import UsageError
 
-from ._bench_text import describe
+from ._bench_text import MOST_SECONDS, describe
 from ._report import bars, check_output, note, print_json, write_html, write_json
 from .export import REFERENCE_BUNDLE, warn_untrained
 
@@ -22,7 +22,7 @@ def bench(
     target: Annotated[str, typer.Option("--target", help="Engine and precision.")] = "onnxruntime:fp32",
     json_to: Annotated[str | None, typer.Option("--json", help="Write the result as JSON to a file, or to - .")] = None,
     html_to: Annotated[Path | None, typer.Option("--html", help="Write a report with plots: one HTML page.")] = None,
-    seconds: Annotated[float, typer.Option("--seconds", min=0.1, max=600, help="How long to measure.")] = 3.0,
+    seconds: Annotated[float, typer.Option("--seconds", min=0.1, max=MOST_SECONDS, help="How long to measure.")] = 3.0,
     idle: Annotated[
         str, typer.Option("--idle", help="Seconds of silence after which the first call is measured, or none.")
     ] = "0,1",
