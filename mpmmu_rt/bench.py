@@ -82,7 +82,12 @@ def bench(
             gaps = idle_gaps(lambda: calls.predict(1), idle_s, _shown(progress, "idle"))
             curves["idle"] = {"batch": 1, "gaps": [gap.to_json() for gap in gaps]}
         if batches:
-            short = replace(effort, measure_ms=effort.measure_ms / 3, min_samples=min(effort.min_samples, 6))
+            short = replace(
+                effort,
+                measure_ms=effort.measure_ms / 3,
+                max_warmup_ms=effort.max_warmup_ms / 3,
+                min_samples=min(effort.min_samples, 6),
+            )
             curves["sweep"] = sweep_json(sweep(calls.predict, batches, short, _shown(progress, "sweep")))
         remarks, threads, head = predictor.remarks, predictor.threads, predictor.head_target
     hold_to_golden(target, list(calls.answers.values()), golden)

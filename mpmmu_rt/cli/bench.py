@@ -49,7 +49,7 @@ def bench(
     if bundle is None:
         bundle = _reference()
     with bars() as progress:
-        effort = Effort(measure_ms=seconds * 1e3)
+        effort = Effort(measure_ms=seconds * 1e3, max_warmup_ms=min(5000.0, seconds * 2e3))
         result = measure(bundle, chosen, batch, effort=effort, idle_s=silences, batches=sizes, progress=progress)
     if json_to == "-":
         print_json(result.entry)
