@@ -10,9 +10,9 @@ from PIL import Image
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from mpmmu_rt import Predictor
-from mpmmu_rt.bench import tile
 from mpmmu_rt.facts import PROBABILITY_TOLERANCE
 from mpmmu_rt.images import Preprocessing, read_pixels
+from mpmmu_rt.tiles import tile
 
 
 @pytest.mark.parametrize("batch", [1, 8, 32])

@@ -1,34 +1,31 @@
-"""Latency and throughput of a bundle on a target, with the conditions that give them a meaning.
-
-Run as a module (`python -m mpmmu_rt.bench BUNDLE TARGET BATCH`) it is the fresh process in which the cold start and
-the memory are measured: it predicts one case, says so, then one batch, and prints its peak memory.
-"""
+"""Latency and throughput of a bundle on a target, with the conditions that give them a meaning."""
 
 from __future__ import annotations
 
-import json
-import resource
-import subprocess
-import sys
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from . import cold_start
 from .bundle import Bundle
-from .checks import probability_difference
-from .errors import EngineError
-from .facts import TOLERANCES
-from .latency import Effort, Latency, sample, summarise
+from .curves import check_gaps, idle_gaps, sweep, sweep_json
+from .errors import UsageError
+from .latency import Effort, Latency, Measured, measure, summarise
+from .ledger import ledger
 from .machine import describe
 from .predictor import Predictor
 from .progress import Progress, silent
-from .spec import MODALITIES, Array, Modality, Target
+from .spec import Array, Target
+from .stability import Conditions, Snapshot, judge, observe, take
+from .tiles import hold_to_golden as hold_to_golden
+from .tiles import tile as tile
 
-SCHEMA = "mpmmu-bench/1"
+SCHEMA = "mpmmu-bench/2"
+MOST_PAIRS = 4096
 
 
 @dataclass(frozen=True)
@@ -41,108 +38,141 @@ class Bench:
 
 
 def bench(
-    path: Path, target: Target, batch: int, *, effort: Effort | None = None, progress: Progress = silent
+    path: Path,
+    target: Target,
+    batch: int,
+    *,
+    effort: Effort | None = None,
+    idle_s: Sequence[float] = (),
+    batches: Sequence[int] = (),
+    progress: Progress = silent,
 ) -> Bench:
-    """Measure `batch` pairs at a time on `target`. Raises what opening and predicting raise, and `EngineError` if
-    the probabilities that were timed are not the golden ones."""
+    """Measure `batch` pairs at a time on `target`.
+
+    idle_s: silences, in seconds, whose first call after them, of one pair, is measured too. batches: of a sweep, each
+    measured a third as long. Raises `UsageError` for silences or batches that make no sense, what opening and
+    predicting raise, also in the process that starts cold, and `EngineError` if the probabilities that were timed are
+    not the golden ones.
+    """
     effort = effort or Effort()
+    check_gaps(idle_s)
+    for size, hint in ((batch, "--batch 32"), *((size, "--sweep 1,2,4,8") for size in batches)):
+        if not 1 <= size <= MOST_PAIRS:
+            raise UsageError(f"a batch of {size}, expected 1 to {MOST_PAIRS} pairs", hint=hint)
     bundle = Bundle.open(path)
     progress("cold start", 0, 1)
-    cold_start_ms, peak_rss_bytes = _fresh_process(path, target, batch)
+    cold = cold_start.measure(path, target, batch)
     progress("cold start", 1, 1)
     golden = bundle.golden()
-    pixels = tile(golden, batch)
     with Predictor(bundle, target) as predictor:
-        threads, head = predictor.threads, predictor.head_target
-        stages: dict[str, list[float]] = {}
-        last: list[Array] = []
+        calls = _Calls(predictor, golden)
+        before: list[Snapshot] = []
 
-        def call() -> None:
-            prediction = predictor.predict(pixels)
-            last[:] = [prediction.probability]
-            for stage, spent in prediction.stages_ms.items():
-                stages.setdefault(stage, []).append(spent)
+        def settled() -> None:
+            calls.forget()
+            before.append(take())
 
-        samples = sample(call, effort, lambda share: progress("measuring", round(share * 100), 100))
-        remarks = predictor.remarks
-    hold_to_golden(target, last, golden)
-    latency = summarise(samples)
+        done = measure(lambda: calls.predict(batch), effort, _shown(progress, "measuring"), settled)
+        after = take()
+        stages = {name: list(spent) for name, spent in calls.stages.items()}
+        curves: dict[str, Any] = {"idle": None, "sweep": None}
+        if idle_s:
+            for _ in range(2):  # what an engine compiles for one pair
+                calls.predict(1)
+            gaps = idle_gaps(lambda: calls.predict(1), idle_s, _shown(progress, "idle"))
+            curves["idle"] = {"batch": 1, "gaps": [gap.to_json() for gap in gaps]}
+        if batches:
+            short = replace(
+                effort,
+                measure_ms=effort.measure_ms / 3,
+                max_warmup_ms=effort.max_warmup_ms / 3,
+                min_samples=min(effort.min_samples, 6),
+            )
+            curves["sweep"] = sweep_json(sweep(calls.predict, batches, short, _shown(progress, "sweep")))
+        remarks, threads, head = predictor.remarks, predictor.threads, predictor.head_target
+    hold_to_golden(target, list(calls.answers.values()), golden)
+    latency = summarise(done.samples_ms)
+    conditions = _conditions(latency, done, before[0], after, threads)
+    what = (
+        "1 pixel pair in host memory to 1 probability"
+        if batch == 1
+        else (f"{batch} pixel pairs in host memory to {batch} probabilities")
+    )
     contract = (
-        f"from {batch} pixel pairs in host memory to {batch} probabilities in host memory, wall clock, {threads} "
+        f"from {what} in host memory, wall clock, {threads} "
         f"threads; includes input checks, both encoders, attention pool and head (on {head}); excludes "
-        f"decoding, preprocessing and loading; warm-up {effort.warmup_ms:g} ms, nothing clipped"
+        f"decoding, preprocessing and loading; warm-up of {done.warmup}; nothing clipped"
     )
     entry = {
         "schema": SCHEMA,
+        "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "target": str(target),
         "head_target": str(head),
         "remarks": list(remarks),
         "batch": batch,
         "latency_ms": latency.to_json(),
+        "samples_ms": done.samples_ms,
         "throughput_pairs_per_s": batch / latency.mean * 1e3,
-        # Warm-up calls were recorded too: only the measured ones count.
-        "stages_ms": {stage: float(np.median(spent[-latency.n :])) for stage, spent in stages.items()},
+        "stages_ms": {stage: float(np.median(spent)) for stage, spent in stages.items()},
+        "ledger": ledger(done.samples_ms, stages, target, bundle.targets).to_json(),
         "contract": contract,
-        "machine": describe(),
+        "conditions": conditions.to_json(),
+        "machine": conditions.facts["machine"],
+        "bundle": {"name": bundle.name, "trained": bundle.trained, "parity": _parity(bundle, target)},
         "bundle_digest": bundle.digest,
-        "peak_rss_bytes": peak_rss_bytes,
-        "cold_start_ms": cold_start_ms,
+        "peak_rss_bytes": cold.peak_rss_bytes,
+        "cold_start_ms": cold.total_ms,
+        "cold_start": cold.to_json(),
+        **curves,
     }
-    return Bench(entry, latency, "" if latency.stable else _unsettled(latency))
+    return Bench(entry, latency, "" if conditions.state == "stable" else conditions.line)
 
 
-def _unsettled(latency: Latency) -> str:
-    return (
-        f"the machine was not settled: the medians of the two halves of the run differ by {latency.drift:.0%}; "
-        "close other programs and measure again before you compare"
-    )
+class _Calls:
+    """Predictions of the golden pixels in batches of any size, the last answer of each, and the time of each stage."""
+
+    def __init__(self, predictor: Predictor, golden: dict[str, Array]) -> None:
+        self._predictor, self._golden = predictor, golden
+        self._pixels: dict[int, Any] = {}
+        self.answers: dict[int, Array] = {}
+        self.stages: dict[str, list[float]] = {}
+
+    def predict(self, batch: int) -> None:
+        if batch not in self._pixels:  # at most one other size at a time: a sweep need not hold all
+            self._pixels = {batch: tile(self._golden, batch)}
+        prediction = self._predictor.predict(self._pixels[batch])
+        self.answers[batch] = prediction.probability
+        for stage, spent in prediction.stages_ms.items():
+            self.stages.setdefault(stage, []).append(spent)
+
+    def forget(self) -> None:
+        self.stages = {}
 
 
-def hold_to_golden(target: Target, answers: Sequence[Array], golden: dict[str, Array]) -> None:
-    """Raise `EngineError` unless these probabilities float32 [N], all of `tile`'s pixels, are the golden ones."""
-    want = golden["probability"]
-    difference = max(probability_difference(one, np.resize(want, len(one))) for one in answers)
-    limit = TOLERANCES[target.precision].probability
-    if not difference <= limit:
-        raise EngineError(
-            f"{target} was fast but wrong: golden probabilities differ by {difference:.3g}, expected at most "
-            f"{limit:.3g}",
-            hint="`mpmmu-rt verify BUNDLE` says in which stage",
-        )
+def _shown(progress: Progress, what: str) -> Callable[[float], None]:
+    return lambda share: progress(what, round(share * 100), 100)
 
 
-def tile(golden: dict[str, Array], batch: int) -> dict[Modality, Array]:
-    """The golden pixels repeated to `batch` pairs: real images, whose answer is known."""
-    count = len(golden["probability"])
-    rows = np.arange(batch) % count
-    return {modality: np.ascontiguousarray(golden[f"{modality}.pixels"][rows]) for modality in MODALITIES}
+def _conditions(latency: Latency, done: Measured, before: Snapshot, after: Snapshot, threads: int) -> Conditions:
+    reasons = []
+    if done.settled is False:
+        reasons.append(f"the warm-up did not settle in {len(done.warmup_ms)} calls")
+    if not latency.stable:
+        reasons.append(f"the medians of the two halves of the run differ by {latency.drift:.0%}")
+    facts = {
+        "drift": latency.drift,
+        "warmup": {"settled": done.settled, "calls": len(done.warmup_ms), "ms": sum(done.warmup_ms)},
+        "machine": describe(),
+    }
+    return replace(judge(observe(before, after), threads, tuple(reasons)), facts=facts)
 
 
-def _fresh_process(path: Path, target: Target, batch: int) -> tuple[float, int]:
-    """Milliseconds from starting a process to its first prediction, and its peak memory after one batch, in bytes."""
-    command = [sys.executable, "-m", "mpmmu_rt.bench", str(path.resolve()), str(target), str(batch)]
-    start = time.perf_counter()
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        process.stdout.readline()
-        cold_start_ms = (time.perf_counter() - start) * 1e3
-        out, errors = process.communicate()
-    if process.returncode != 0:
-        last = next(iter(errors.strip().splitlines()[-1:]), "no message")
-        raise EngineError(f"the cold-start process failed: {last}", hint="run it again with --debug")
-    return cold_start_ms, int(json.loads(out)["peak_rss_bytes"])
-
-
-def _cold_start(path: Path, target: Target, batch: int) -> None:
-    bundle = Bundle.open(path)
-    golden = bundle.golden()
-    with Predictor(bundle, target) as predictor:
-        predictor.predict(tile(golden, 1))
-        print("first prediction", flush=True)
-        predictor.predict(tile(golden, batch))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    print(json.dumps({"peak_rss_bytes": peak}))
-
-
-if __name__ == "__main__":
-    _cold_start(Path(sys.argv[1]), Target.parse(sys.argv[2]), int(sys.argv[3]))
+def _parity(bundle: Bundle, target: Target) -> dict[str, Any] | None:
+    """What the export measured of this target in decisions; None where it said nothing of it."""
+    found = bundle.entry["precision"].get(f"{target.engine}:{target.precision}")
+    if found is None and str(target) == bundle.entry["parity"].get("target"):
+        found = bundle.entry["parity"]
+    if found is None:
+        return None
+    wanted = ("passed", "cases", "decisions_flipped", "auc_original", "auc_exported", "source")
+    return {name: found[name] for name in wanted if name in found}

@@ -10,22 +10,22 @@ from __future__ import annotations
 import json
 import math
 import random
-import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .bench import hold_to_golden, tile
 from .bundle import Bundle
-from .errors import EngineError, UsageError
+from .child import run, telling
+from .errors import UsageError
 from .gate import STATISTICS, Rule, Verdict, judge, statistics, undecided
 from .latency import Effort, sample
 from .machine import describe
 from .predictor import Predictor
 from .progress import Progress, silent
 from .spec import Array, Target
+from .tiles import hold_to_golden, tile
 
 SCHEMA = "mpmmu-compare/1"
 FLOOR_ROUNDS = 4  # in which A has two turns
@@ -113,7 +113,7 @@ def compare(
     """Rounds until the gate can tell, or no further one fits into `budget_s` seconds: then it can't.
 
     turn_s: how long a turn times its calls, of which there are at least three. Raises `UsageError` for no budget or
-    no pairs, what `Bundle.open` raises, and `EngineError` for a side that can't run or answers wrongly.
+    no pairs, what `Bundle.open` raises, and of a side that can't run or answers wrongly what its process raised.
     """
     if budget_s <= 0 or batch < 1:
         raise UsageError(f"budget {budget_s:g} s and batch {batch}, expected more than 0 s and at least 1 pair")
@@ -150,14 +150,9 @@ def _round(turns: Turns, sides: tuple[Side, Side], batch: int, turn_s: float, dr
 def _turn(side: Side, batch: int, turn_s: float) -> list[float]:
     """The ms of each call, of a fresh process."""
     command = [sys.executable, "-m", "mpmmu_rt.compare", str(side.path.resolve()), str(side.target), str(batch)]
-    done = subprocess.run([*command, str(turn_s)], capture_output=True, text=True, check=False)
-    if done.returncode:
-        said = next(iter(done.stderr.strip().splitlines()[-1:]), "nothing")
-        raise EngineError(
-            f"the process that measures {side} ended with status {done.returncode} and said: {said}",
-            hint=f"`mpmmu-rt verify {side.path} --target {side.target}` says what is wrong",
-        )
-    calls: list[float] = json.loads(done.stdout)
+    hint = f"`mpmmu-rt verify {side.path} --target {side.target}` says what is wrong"
+    said = run(str(side), [*command, str(turn_s)], hint)
+    calls: list[float] = json.loads(said)
     return calls
 
 
@@ -171,11 +166,15 @@ def _measure(path: Path, target: Target, batch: int, seconds: float) -> list[flo
     golden = bundle.golden()
     pixels, answers = tile(golden, batch), list[Array]()
     with Predictor(bundle, target) as predictor:
-        effort = Effort(warmup_ms=seconds * 300, measure_ms=seconds * 1e3, min_samples=3)
+        effort = Effort(warmup_ms=seconds * 300, measure_ms=seconds * 1e3, min_samples=3, max_warmup_ms=0)
         calls = sample(lambda: answers.append(predictor.predict(pixels).probability), effort)
     hold_to_golden(target, answers, golden)
     return calls
 
 
+def _main(path: str, target: str, batch: str, seconds: str) -> None:
+    print(json.dumps(_measure(Path(path), Target.parse(target), int(batch), float(seconds))))
+
+
 if __name__ == "__main__":
-    print(json.dumps(_measure(Path(sys.argv[1]), Target.parse(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4]))))
+    telling(lambda: _main(*sys.argv[1:]))

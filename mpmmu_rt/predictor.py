@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ class Prediction:
 
     probability: float32 [N], that the lesion is malignant. base_probability: float32 [N, learners], what each base
     learner of the stacking head says; None if the head has none. embedding: float32 [N, D]. stages_ms: wall time of
-    each stage for the whole batch.
+    each stage for the whole batch, `checks` of pixels and answers the last.
     """
 
     probability: Array
@@ -61,6 +62,7 @@ class Predictor:
         made for, `UsageError` for another `embedding`, `EngineError` if the engine fails, and `AnswerError`, with the
         rows, if any probability is not a number in 0..1 or any embedding is not finite.
         """
+        start = time.perf_counter()
         checked = self._check(pixels)
         shape = (len(checked["mammography"]), self._width)
         if embedding is None:
@@ -71,7 +73,9 @@ class Predictor:
                 f"`embedding` is {got}, expected float32{list(shape)} to write to",
                 hint="leave it out to get a new array",
             )
+        checks_ms = (time.perf_counter() - start) * 1e3
         said, stages_ms = self._pipeline.run(checked, embedding)
+        start = time.perf_counter()
         probability = said["probability"]
         # Trees send NaN left or right and give a number that looks right: the embedding is checked on its own.
         count = len(embedding)
@@ -79,7 +83,8 @@ class Predictor:
             raise self._unanswered(bad, f"embeddings that are not finite for {int(bad.sum())} of {count} cases")
         if (bad := ~np.asarray((probability >= 0) & (probability <= 1))).any():
             raise self._unanswered(bad, f"{int(bad.sum())} of {count} probabilities that are not numbers in 0..1")
-        return Prediction(probability, said.get("base_probability"), embedding, stages_ms)
+        checks_ms += (time.perf_counter() - start) * 1e3
+        return Prediction(probability, said.get("base_probability"), embedding, stages_ms | {"checks": checks_ms})
 
     def _unanswered(self, bad: Array, what: str) -> AnswerError:
         """bad: bool [N]."""

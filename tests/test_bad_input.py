@@ -336,6 +336,11 @@ def manifest(text: str | bytes) -> Maker:
     return lambda place: place.manifest(text)
 
 
+def result(text: str) -> Maker:
+    """A file that stands for a result of `bench`."""
+    return lambda place: (place.path / "r.json").write_text(text)
+
+
 def nothing(place: Place) -> None:
     pass
 
@@ -605,6 +610,18 @@ CASES: dict[str, tuple[Maker, str, int]] = {
     "argument: --resume of another run": (journal_of_another, RUN + " --resume", 1),
     "argument: bench result into a folder": (nothing, "bench {b} --json {p}", 1),
     "argument: bench result into no folder": (nothing, "bench {b} --json {p}/no/x.json", 1),
+    "argument: bench after a silence of words": (nothing, "bench {b} --idle soon", 2),
+    "argument: bench after a silence that is negative": (nothing, "bench {b} --idle 0,-1", 2),
+    "argument: bench of batches of words": (nothing, "bench {b} --sweep all", 2),
+    "argument: bench of batches of nothing": (nothing, "bench {b} --sweep 0,1", 2),
+    "argument: bench report into a folder": (nothing, "bench {b} --html {p}", 1),
+    "argument: compare report into no folder": (nothing, "compare {b} {c} --html {p}/no/x.html", 1),
+    "report: not there": (nothing, "report {p}/no.json -o {p}/r.html", 2),
+    "report: no JSON": (nothing, "report {p}/mg.png -o {p}/r.html", 2),
+    "report: of a bundle": (nothing, "report {b}/bundle.json -o {p}/r.html", 2),
+    "report: of an earlier version": (result('{"schema": "mpmmu-bench/1"}'), "report {p}/r.json -o {p}/r.html", 2),
+    "report: a result cut short by hand": (result('{"schema": "mpmmu-bench/2"}'), "report {p}/r.json -o {p}/r.html", 2),
+    "report: into a folder": (result("{}"), "report {p}/r.json -o {p}", 1),
     "argument: export over a foreign folder": (foreign_output, EXPORT + " --overwrite", 1),
     "argument: export over a bundle": (lambda p: p.bundle.rename(p.path / "new.bundle"), EXPORT, 1),
     "argument: --parity without a checkpoint": (nothing, "export --parity {m}", 2),

@@ -20,7 +20,7 @@ from mpmmu_rt import __version__
 from mpmmu_rt.bundle import seal
 from mpmmu_rt.cli import _report, app
 
-COMMANDS = ("train", "export", "verify", "run", "bench", "inspect", "doctor", "phantom")
+COMMANDS = ("train", "export", "verify", "run", "bench", "report", "inspect", "doctor", "phantom")
 
 
 def call(*arguments: object) -> Result:
@@ -347,15 +347,21 @@ def test_doctor_fails_where_nothing_runs(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.slow
 def test_bench_writes_json_to_stdout_or_to_a_file(bundle_folder: Path, tmp_path: Path) -> None:
-    options = ("--batch", 2, "--seconds", 0.1)
-    printed = call("bench", bundle_folder, *options, "--json", "-")
+    options = ("--batch", 2, "--seconds", 0.1, "--idle", "0,0.1", "--sweep", "auto")
+    printed = call("bench", bundle_folder, *options, "--json", "-", "--html", tmp_path / "bench.html")
+    assert f"wrote {tmp_path / 'bench.html'}" in printed.stderr
     assert printed.exit_code == 0
+    options = (*options[:-2], "--sweep", "1")
     stored = call("bench", bundle_folder, *options, "--json", tmp_path / "bench.json")
     assert stored.exit_code == 0
     assert f"wrote {tmp_path / 'bench.json'}" in stored.stderr
     assert "pairs/s" in stored.stdout
     assert "includes input checks" in stored.stdout
     assert set(document(printed)) == set(json.loads((tmp_path / "bench.json").read_text()))
+    (tmp_path / "again.json").write_text(printed.stdout)
+    assert call("report", tmp_path / "again.json", "-o", tmp_path / "again.html").exit_code == 0
+    assert (tmp_path / "again.html").read_text() == (tmp_path / "bench.html").read_text()
+    assert "Throughput by batch" in (tmp_path / "again.html").read_text()
 
 
 def test_phantoms(tmp_path: Path) -> None:
@@ -403,6 +409,20 @@ def test_a_table_is_aligned() -> None:
         "------  -----",
         "a        1.50",
         "longer  10.25",
+    ]
+
+
+def test_a_table_that_does_not_fit_becomes_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    header, rows = ["batch", "mean ms", ""], [["8", "1.50", "knee"], ["16", "-", ""]]
+    monkeypatch.setenv("COLUMNS", "22")
+    assert _report.fitted(header, rows).splitlines()[2:] == ["    8     1.50  knee", "   16        -"]
+    monkeypatch.setenv("COLUMNS", "18")
+    assert _report.fitted(header, rows).splitlines() == ["batch 8: mean ms", "  1.50, knee", "batch 16: mean ms", "  -"]
+    assert _report.fitted(["stage", "ms"], [["a long name", "+1.5"], ["b", "2"]]).splitlines() == [
+        *("stage        ms", "-----------  ----", "a long name  +1.5", "b               2")
+    ]
+    assert _report.fitted(["p50 ms", "p99.9 ms", "n"], [["1.50", "-", "7"]]).splitlines() == [
+        *("p50 ms: 1.50", "p99.9 ms: -", "n: 7")
     ]
 
 

@@ -65,20 +65,24 @@ def test_what_takes_longer_is_called_slower(
 def test_a_budget_that_ends_can_not_tell(pair: tuple[Side, Side], tmp_path: Path) -> None:
     """Through the command: exit code 5, a table, the raw samples, and what to do."""
     arguments = ["compare", str(pair[0].path), str(pair[1].path), "--batch", "1", "--budget", "1s"]
-    done = CliRunner().invoke(app, [*arguments, "--json", str(tmp_path / "found.json")])
+    done = CliRunner().invoke(
+        app, [*arguments, "--json", str(tmp_path / "found.json"), "--html", str(tmp_path / "found.html")]
+    )
     assert done.exit_code == 5, done.output
     assert "cannot tell: 1 rounds in" in done.output
     assert "--budget 2s gives it more rounds" in done.output
     entry = json.loads((tmp_path / "found.json").read_text())
     assert entry["estimates"]["typical"]["low"] is None
     assert min(entry["samples_ms"]["a"][0]) > 0
+    assert "This machine cannot tell" in (tmp_path / "found.html").read_text()
 
 
 @pytest.mark.slow
 def test_a_side_that_can_not_run_ends_it_with_the_reason(pair: tuple[Side, Side]) -> None:
     other = Side(pair[1].path, Target.parse("tensorrt-rtx:fp16"))  # of which the bundle has no engine
-    with pytest.raises(EngineError, match=r"slow.bundle on tensorrt-rtx:fp16 ended with status 1 and said: mpmmu_rt"):
+    with pytest.raises(EngineError, match=r"slow.bundle on tensorrt-rtx:fp16: the target tensorrt-rtx needs") as error:
         compare(pair[0], other, 1, turn_s=0.05, budget_s=20)
+    assert error.value.hint
 
 
 def test_a_bundle_that_is_none_is_told_before_anything_runs(pair: tuple[Side, Side]) -> None:

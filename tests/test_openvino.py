@@ -60,7 +60,7 @@ def test_it_says_what_onnxruntime_says(bundle_folder: Path, pixels: Pixels) -> N
         want, got = reference.predict(pixels), predictor.predict(pixels)
     np.testing.assert_allclose(got.probability, want.probability, atol=1e-5)
     np.testing.assert_allclose(got.embedding, want.embedding, rtol=1e-4, atol=1e-5)
-    assert tuple(got.stages_ms) == ("encoders", "head")
+    assert tuple(got.stages_ms) == ("encoders", "head", "checks")
 
 
 @pytest.mark.slow

@@ -52,7 +52,7 @@ def test_a_prediction_of_the_golden_cases_is_the_golden_one(bundle_folder: Path)
     assert prediction.base_probability.shape == (4, 4)
     assert prediction.base_probability.min() >= 0
     assert prediction.base_probability.max() <= 1
-    assert tuple(prediction.stages_ms) == ("mammography", "ultrasound", "attention_pool", "head")
+    assert tuple(prediction.stages_ms) == ("mammography", "ultrasound", "attention_pool", "head", "checks")
     assert min(prediction.stages_ms.values()) > 0
 
 

@@ -220,8 +220,10 @@ def shorter(arguments: list[str]) -> list[str]:
 
 
 def masked(line: str) -> str:
-    """Measured values as #, and a count of samples between them; other counts, names and single spaces stay."""
-    return re.sub(r"# \d+ #", "# # #", re.sub(r"-?\d+\.\d+(e[+-]\d+)?|\d{3,}", "#", " ".join(line.split())))
+    """Measured values as #, also those that the samples do not tell (-), and a count of samples between them; other
+    counts, names and single spaces stay."""
+    values = r"-?\d+\.\d+(e[+-]\d+)?|\d{3,}|(?<!\S)-(?!\S)"
+    return re.sub(r"# \d+ #", "# # #", re.sub(values, "#", " ".join(line.split())))
 
 
 def start_training(folder: Path) -> subprocess.Popen[str]:

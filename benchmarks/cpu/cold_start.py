@@ -8,7 +8,6 @@ The process opens the bundle (all digests), loads the target and predicts one pa
 from __future__ import annotations
 
 import shutil
-import sys
 import tempfile
 from pathlib import Path
 
@@ -16,15 +15,17 @@ import numpy as np
 
 from benchmarks import report
 from benchmarks.racing import Command, race_processes, ratio, spread
+from mpmmu_rt import cold_start
 from mpmmu_rt.bundle import Bundle
 from mpmmu_rt.engines.shared.blob_cache import VARIABLE
+from mpmmu_rt.spec import Target
 
 ROUNDS = 9
 
 
 def contenders(bundle: Path, target: str, folder: Path) -> dict[str, Command]:
     """Each cache in a folder of its own: the warm one is filled by the turn that warms up."""
-    arguments = [sys.executable, "-m", "mpmmu_rt.bench", str(bundle.resolve()), target, "1"]
+    arguments = cold_start.command(bundle, Target.parse(target), 1)
     cold, warm = folder / "cold", folder / "warm"
     return {
         "off": Command(arguments, {VARIABLE: "off"}),

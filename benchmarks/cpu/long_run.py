@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import report
-from mpmmu_rt.bench import tile
 from mpmmu_rt.cases import read_manifest
 from mpmmu_rt.model.phantom import write_phantoms
 from mpmmu_rt.predictor import Predictor, load
 from mpmmu_rt.run import run
+from mpmmu_rt.tiles import tile
 
 BATCH = 32
 _PAGE = os.sysconf("SC_PAGE_SIZE")

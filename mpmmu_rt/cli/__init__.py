@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from . import _report, bench, compare, doctor, export, inspect, phantom, run, train, verify
+from . import _report, bench, compare, doctor, export, inspect, phantom, report, run, train, verify
 
 
 class _Commands(TyperGroup):
@@ -62,6 +62,7 @@ for _command in (
     run.run,
     bench.bench,
     compare.compare,
+    report.report,
     inspect.inspect,
     doctor.doctor,
     phantom.phantom,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import json
+import re
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -96,10 +98,21 @@ def write_json(path: Path, entry: Any) -> None:
     note(f"wrote {path}")
 
 
-def check_output(path: Path) -> None:
-    """Before minutes of work whose result could not be stored. Raises `OutputError`."""
+def write_html(path: Path, entry: Any) -> None:
+    """The report of a result that `bench` or `compare` writes as JSON."""
+    from mpmmu_rt.files import atomic_file
+    from mpmmu_rt.report_html import page
+
+    with atomic_file(path) as partial:
+        partial.write_text(page(entry), encoding="utf-8")
+    note(f"wrote {path}")
+
+
+def check_output(path: Path, *, stdout: bool = True) -> None:
+    """Before minutes of work whose result could not be stored. stdout: may be named instead. Raises `OutputError`."""
     if path.is_dir():
-        raise OutputError(f"{path} is a folder, expected a file to write", hint="name a file, or - for stdout")
+        hint = "name a file, or - for stdout" if stdout else "name a file"
+        raise OutputError(f"{path} is a folder, expected a file to write", hint=hint)
     if not path.parent.is_dir():
         raise OutputError(
             f"the folder {path.parent} does not exist, expected the place to write {path.name} into",
@@ -114,12 +127,51 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
     def line(row: Sequence[str]) -> str:
         parts = [
-            cell.rjust(width) if cell[:1].isdigit() or cell[:2] in ("-0", "-1") else cell.ljust(width)
+            cell.rjust(width) if _is_number(cell) else cell.ljust(width)
             for cell, width in zip(row, widths, strict=True)
         ]
         return "  ".join(parts).rstrip()
 
     return "\n".join([line(header), line(["-" * width for width in widths]), *(line(row) for row in cells[1:])])
+
+
+def _is_number(cell: str) -> bool:
+    """Or the dash that stands for one."""
+    return re.match(r"[-+]?\d|-$", cell) is not None
+
+
+def fitted(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """`table`, or where the terminal is too narrow for it a line of `name value` pairs for each row; of a single row
+    one line for each pair."""
+    whole = table(header, rows)
+    if max(map(len, whole.splitlines())) <= width():
+        return whole
+    if len(rows) == 1:
+        return "\n".join(wrapped(f"{name}: {cell}") for name, cell in zip(header, rows[0], strict=True))
+    lines = []
+    for first, *rest in rows:
+        pairs = ", ".join(f"{name} {cell}".strip() for name, cell in zip(header[1:], rest, strict=True) if cell)
+        lines.append(wrapped(f"{header[0]} {first}: {pairs}" if _is_number(first) else f"{first}: {pairs}"))
+    return "\n".join(lines)
+
+
+def wrapped(text: str, indent: str = "  ") -> str:
+    """Each line broken between words at the terminal's width, what follows indented; a longer word stays whole."""
+    import textwrap
+
+    def broken(line: str) -> str:
+        return textwrap.fill(line, width(), subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+
+    return "\n".join(map(broken, text.splitlines()))
+
+
+def width() -> int:
+    """Columns of the terminal, 80 where there is none, at most 120."""
+    return min(120, shutil.get_terminal_size((80, 24)).columns)
+
+
+def milliseconds(value: float | None, digits: int = 1) -> str:
+    return "-" if value is None else f"{value:.{digits}f} ms"
 
 
 @contextmanager

@@ -3,11 +3,14 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from ._report import bars, check_output, note, print_json, table, write_json
+from mpmmu_rt.errors import UsageError
+
+from ._bench_text import MOST_SECONDS, describe
+from ._report import bars, check_output, note, print_json, write_html, write_json
 from .export import REFERENCE_BUNDLE, warn_untrained
 
 
@@ -18,34 +21,73 @@ def bench(
     batch: Annotated[int, typer.Option("--batch", min=1, max=4096, help="Pairs per call.")] = 32,
     target: Annotated[str, typer.Option("--target", help="Engine and precision.")] = "onnxruntime:fp32",
     json_to: Annotated[str | None, typer.Option("--json", help="Write the result as JSON to a file, or to - .")] = None,
-    seconds: Annotated[float, typer.Option("--seconds", min=0.1, max=600, help="How long to measure.")] = 3.0,
+    html_to: Annotated[Path | None, typer.Option("--html", help="Write a report with plots: one HTML page.")] = None,
+    seconds: Annotated[float, typer.Option("--seconds", min=0.1, max=MOST_SECONDS, help="How long to measure.")] = 3.0,
+    idle: Annotated[
+        str, typer.Option("--idle", help="Seconds of silence after which the first call is measured, or none.")
+    ] = "0,1",
+    sweep: Annotated[
+        str | None, typer.Option("--sweep", help="Other batches to measure: 1,2,4,8 or auto, powers of two.")
+    ] = None,
 ) -> None:
     """Measure latency, throughput, memory and cold start, and say what is included."""
     from mpmmu_rt.bench import bench as measure
     from mpmmu_rt.bundle import Bundle
+    from mpmmu_rt.curves import check_gaps
     from mpmmu_rt.engines import engine
     from mpmmu_rt.latency import Effort
     from mpmmu_rt.spec import Target
 
     chosen = Target.parse(target)
+    silences, sizes = _silences(idle), _batches(sweep, batch)
+    check_gaps(silences)
     engine(chosen)  # before a long export
     if json_to and json_to != "-":
         check_output(Path(json_to))
+    if html_to:
+        check_output(html_to, stdout=False)
     if bundle is None:
         bundle = _reference()
     with bars() as progress:
-        result = measure(bundle, chosen, batch, effort=Effort(measure_ms=seconds * 1e3), progress=progress)
+        effort = Effort(measure_ms=seconds * 1e3, max_warmup_ms=min(5000.0, seconds * 2e3))
+        result = measure(bundle, chosen, batch, effort=effort, idle_s=silences, batches=sizes, progress=progress)
     if json_to == "-":
         print_json(result.entry)
     else:
-        typer.echo(_describe(result.entry))
+        typer.echo(describe(result.entry))
         if json_to:
             write_json(Path(json_to), result.entry)
+    if html_to:
+        write_html(html_to, result.entry)
     for remark in result.entry["remarks"]:
         note(f"note: {remark}")
     if result.warning:
         note(f"warning: {result.warning}")
     warn_untrained(Bundle.open(bundle).trained)
+
+
+def _silences(text: str) -> list[float]:
+    if text.strip() == "none":
+        return []
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise UsageError(
+            f"--idle is `{text}`, expected seconds such as 0,1,10, or none", hint="--idle 0,1,10"
+        ) from error
+
+
+def _batches(text: str | None, batch: int) -> list[int]:
+    if text is None:
+        return []
+    if text.strip() == "auto":
+        return [1 << power for power in range(batch.bit_length()) if 1 << power < batch] + [batch]
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise UsageError(
+            f"--sweep is `{text}`, expected batches such as 1,2,4,8, or auto", hint="--sweep 1,2,4,8"
+        ) from error
 
 
 def _reference() -> Path:
@@ -60,33 +102,3 @@ def _reference() -> Path:
     if code:
         raise typer.Exit(code)
     return REFERENCE_BUNDLE
-
-
-def _describe(entry: dict[str, Any]) -> str:
-    latency, batch = entry["latency_ms"], entry["batch"]
-    per_pair = [[stage, f"{spent:.3f}", f"{spent / batch:.3f}"] for stage, spent in entry["stages_ms"].items()]
-    total = ["all", f"{latency['p50']:.3f}", f"{latency['p50'] / batch:.3f}"]
-    return "\n".join(
-        [
-            table(
-                ["target", "batch", "p50 ms", "p90 ms", "p99 ms", "mean ms", "n", "pairs/s"],
-                [
-                    [
-                        entry["target"],
-                        str(batch),
-                        *(f"{latency[key]:.2f}" for key in ("p50", "p90", "p99", "mean")),
-                        str(latency["n"]),
-                        f"{entry['throughput_pairs_per_s']:.1f}",
-                    ]
-                ],
-            ),
-            "",
-            table(["stage", "p50 ms", "per pair"], [*per_pair, total]),
-            "",
-            f"cold start {entry['cold_start_ms']:.0f} ms (process start to first prediction), "
-            f"peak memory {entry['peak_rss_bytes'] / 1e6:.0f} MB",
-            f"measured: {entry['contract']}",
-            f"on: {entry['machine']['cpu']}, {entry['machine']['threads']} threads, "
-            + ", ".join(f"{name} {version}" for name, version in entry["machine"]["packages"].items()),
-        ]
-    )

@@ -9,7 +9,7 @@ import typer
 
 from mpmmu_rt.errors import UsageError
 
-from ._report import bars, check_output, note, print_json, table, write_json
+from ._report import bars, check_output, fitted, note, print_json, wrapped, write_html, write_json
 
 EXIT_CODES = {"not slower": 0, "slower": 4, "cannot tell": 5}
 
@@ -23,6 +23,7 @@ def compare(
     max_slowdown: Annotated[str, typer.Option("--max-slowdown", help="What is allowed.")] = "5%",
     budget: Annotated[str, typer.Option("--budget", help="How long to measure at the most.")] = "120s",
     json_to: Annotated[str | None, typer.Option("--json", help="Write the result as JSON to a file, or to - .")] = None,
+    html_to: Annotated[Path | None, typer.Option("--html", help="Write a report with plots: one HTML page.")] = None,
 ) -> None:
     """Is B slower than A? Exit code 0: no; 4: yes; 5: this machine can't tell within the budget."""
     from mpmmu_rt.compare import Side
@@ -44,6 +45,8 @@ def compare(
         engine(one)
     if json_to and json_to != "-":
         check_output(Path(json_to))
+    if html_to:
+        check_output(html_to, stdout=False)
     with bars() as progress:
         found = race(*sides, batch, rule=rule, budget_s=seconds, progress=progress)
     entry = found.to_json()
@@ -53,6 +56,8 @@ def compare(
         typer.echo(_describe(entry))
         if json_to:
             write_json(Path(json_to), entry)
+    if html_to:
+        write_html(html_to, entry)
     if found.verdict.answer == "cannot tell":
         note(f"note: cannot tell: {found.verdict.reason}; --budget {2 * seconds:.0f}s gives it more rounds")
     raise typer.Exit(EXIT_CODES[found.verdict.answer])
@@ -91,12 +96,14 @@ def _describe(entry: dict[str, Any]) -> str:
     sides = [f"{name.upper()}: {entry[name]['bundle']} on {entry[name]['target']}" for name in ("a", "b")]
     return "\n".join(
         [
-            *sides,
+            *map(wrapped, sides),
             "",
-            table(["call", "A ms", "B ms", "B against A", "interval", "A against A"], rows),
+            fitted(["call", "A ms", "B ms", "B against A", "interval", "A against A"], rows),
             "",
-            f"{entry['answer']}: {entry['reason']} (allowed: {entry['rule']['max_slowdown']:.1%}; {entry['rounds']} "
-            f"rounds of fresh processes in {entry['seconds']:.0f} s, batch {entry['batch']})",
+            wrapped(
+                f"{entry['answer']}: {entry['reason']} (allowed: {entry['rule']['max_slowdown']:.1%}; "
+                f"{entry['rounds']} rounds of fresh processes in {entry['seconds']:.0f} s, batch {entry['batch']})"
+            ),
         ]
     )
 

@@ -7,7 +7,7 @@ import typer
 
 from mpmmu_rt.errors import ImageError, UsageError
 
-from ._report import bars, note, print_json
+from ._report import bars, milliseconds, note, print_json
 from .export import warn_untrained
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def run(
         stages = ", ".join(f"{stage} {spent / summary.predicted:.2f}" for stage, spent in summary.stages_ms.items())
         note(
             f"{summary.pairs_per_s:.1f} pairs/s from files on {target} (head on {head}); batch of ≤ {batch}: "
-            f"p50 {latency.p50:.1f} ms, p99 {latency.p99:.1f} ms (n = {latency.n})"
+            f"p50 {milliseconds(latency.p50)}, p99 {milliseconds(latency.p99)} (n = {latency.n})"
         )
         decode_ms = summary.decode_ms / max(1, summary.cases - summary.resumed)
         note(f"ms per pair: decode {decode_ms:.2f} (in other threads), {stages}")

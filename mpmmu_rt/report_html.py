@@ -1,0 +1,323 @@
+"""The report of `bench` or `compare`: one page, built from their JSON alone.
+
+No script, no network, nothing beside the file. Whatever the JSON holds is escaped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from . import report_charts as plots
+from .charts import BLUE, SIDES, calls, ecdf
+from .errors import UsageError
+from .markup import DASH, Markup, el, joined, number, table
+from .report_style import STYLE
+from .stability import line_of
+
+_PERCENTILES = {"p50": (0.5, "median"), "p90": (0.9, "p90"), "p99": (0.99, "p99"), "p999": (0.999, "p99.9")}
+# What is observed: how it is called, and how its value is written.
+_OBSERVED: dict[str, tuple[str, Callable[[float], str]]] = {
+    "stolen": ("steal time", lambda v: f"{v:.2f} processors"),
+    "others": ("other load", lambda v: f"{v:.2f} processors"),
+    "waiting": ("CPU pressure", lambda v: f"{v:.0%} of the time"),
+    "throttled": ("quota throttling", lambda v: f"{v:.1%} of the time"),
+    "heat": ("thermal throttling", lambda v: f"{v} times"),
+    "clock": ("clock frequency", lambda v: f"{v:+.1%} at the end"),
+    "switches_per_s": ("context switches", lambda v: f"{v:,.0f} involuntary a second"),
+}
+
+
+def page(entry: Mapping[str, Any]) -> str:
+    """An HTML document of the JSON that `bench` or `compare` writes. Raises `UsageError` for anything else."""
+    schema = entry.get("schema")
+    if not isinstance(schema, str) or schema not in _BODIES:
+        raise UsageError(
+            f"the result has the schema {schema!r}, expected one of {', '.join(_BODIES)}",
+            hint="measure again with this version of mpmmu-rt",
+        )
+    return _document(*_BODIES[schema](entry))
+
+
+def _document(title: str, *sections: Markup) -> str:
+    head = el(
+        "head",
+        el("meta", charset="utf-8"),
+        el("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        el("title", title),
+        el("style", Markup(STYLE)),
+    )
+    foot = el("footer", "For research and engineering. Not a medical device, not for diagnosis.")
+    return f"<!DOCTYPE html>\n{el('html', head, el('body', el('main', *sections, foot)), lang='en')}\n"
+
+
+# ---------------------------------------------------------------- bench
+
+
+def _bench(entry: Mapping[str, Any]) -> tuple[str, *tuple[Markup, ...]]:
+    latency, conditions, batch = entry["latency_ms"], entry["conditions"], entry["batch"]
+    stable = conditions["state"] == "stable"
+    samples = entry["samples_ms"]
+    told = {key: one for key, one in _PERCENTILES.items() if latency[key] is not None}
+    ledger, cold = entry["ledger"], entry["cold_start"]
+    title = f"{entry['target']}, batch {batch}"
+    levels = {name: latency[key] for key, (_, name) in told.items() if key in ("p50", "p99")}
+    pairs = "pair" if batch == 1 else "pairs"
+    parts = [
+        _header(
+            "Latency",
+            title,
+            f"{entry['bundle']['name']}, {batch} {pairs} per call",
+            _badge(conditions["state"], stable),
+            untrained=not entry["bundle"]["trained"],
+        ),
+        el(
+            "section",
+            *(_figure(latency, key, name) for key, (_, name) in _PERCENTILES.items()),
+            _key("mean", f"{number(latency['mean'])}", "ms", f"{latency['n']} calls"),
+            _key("throughput", number(entry["throughput_pairs_per_s"]), "pairs/s", "of the mean"),
+            class_="keys",
+        ),
+        el("p", line_of(conditions), class_="verdict" if stable else "verdict bad"),
+        _grid(
+            _card("Every call", calls(samples, levels), "In the order they were made, after the warm-up."),
+            _card(
+                "Distribution",
+                ecdf({"all": samples}, {"all": BLUE}, {name: p for p, name in told.values()}),
+                "A percentile is told where its 95 % interval lies between samples.",
+            ),
+        ),
+        _grid(
+            _card(
+                "Where a call goes",
+                plots.parts(
+                    "Stages of a call",
+                    ledger["stages_ms"] | {"between stages": ledger["remainder_ms"]},
+                    ledger["total_ms"],
+                    "ms",
+                    batch,
+                ),
+                f"Means. {_sentence(ledger['advice'])}",
+            ),
+            _card(
+                "Cold start",
+                plots.parts(
+                    "Parts of the cold start",
+                    cold["parts_ms"] | {"not explained": cold["remainder_ms"]},
+                    cold["total_ms"],
+                    "ms",
+                ),
+                f"From starting a process to its first prediction. A second call took "
+                f"{number(cold['second_call_ms'])} ms; peak memory {number(entry['peak_rss_bytes'] / 1e6)} MB.",
+            ),
+        ),
+    ]
+    if sweep := entry.get("sweep"):
+        knee = (
+            f"The knee, batch {sweep['knee']}, is the smallest that reaches {sweep['enough']:.0%} of the best (dashed)."
+        )
+        parts.append(
+            _grid(
+                _card("Throughput by batch", plots.throughput(sweep), knee),
+                _card("Latency by batch", plots.latency_by_batch(sweep), "Mean of the calls of each batch."),
+            )
+        )
+    idle = entry.get("idle")
+    silence = _card("After a silence", plots.silences(idle), "One pair at a time, each dot a call.") if idle else None
+    parts.append(_grid(*(one for one in (silence, _observed(conditions)) if one)))
+    parts += _tail(entry, {"target": entry["target"], "head": f"on {entry['head_target']}", "batch": str(batch)})
+    return (f"{title} - mpmmu-rt bench", *parts)
+
+
+def _figure(latency: Mapping[str, Any], key: str, name: str) -> Markup:
+    value, ends = latency[key], latency["intervals_95"].get(key)
+    if value is None:
+        return _key(name, DASH, "", f"{latency['n']} samples do not tell")
+    return _key(name, number(value), "ms", f"{number(ends[0])} to {number(ends[1])}" if ends else "")
+
+
+def _observed(conditions: Mapping[str, Any]) -> Markup:
+    seen = conditions["observed"]
+    suspects = {one["name"] for one in conditions["suspects"]}
+    rows: list[list[object]] = []
+    for key, (name, written) in _OBSERVED.items():
+        value = "not known" if seen[key] is None else written(seen[key])
+        rows.append([name, el("b", f"{value}, a suspect", class_="suspect") if name in suspects else value])
+    warmup = conditions["warmup"]
+    settled = {True: "settled", False: "did not settle", None: "too few to tell"}[warmup["settled"]]
+    rows.append(["warm-up", f"{warmup['calls']} calls, {settled}"])
+    rows.append(["median, later half", f"{conditions['drift']:.1%} from the earlier"])
+    note = f"By what the system tells of the {number(seen['seconds'])} s, of {seen['processors']} processors."
+    return _card("What else the machine did", table(["", ""], rows), note)
+
+
+# ---------------------------------------------------------------- compare
+
+
+def _compare(entry: Mapping[str, Any]) -> tuple[str, *tuple[Markup, ...]]:
+    samples, answer = entry["samples_ms"], entry["answer"]
+    pooled = {side.upper(): [ms for calls_ms in samples[side] for ms in calls_ms] for side in ("a", "b")}
+    colours = {side.upper(): colour for side, colour in SIDES.items()}
+    sides = joined(
+        el(
+            "p",
+            el("span", class_="swatch", style=f"background:{SIDES[side]}"),
+            el("b", f"{side.upper()} "),
+            f"{entry[side]['bundle']} on {entry[side]['target']}",
+            class_="side",
+        )
+        for side in ("a", "b")
+    )
+    floor = ", ".join(f"{name} {share:.1%}" for name, share in entry["noise_floor"].items())
+    allowed = f"{entry['rule']['max_slowdown']:.1%}"
+    title = f"B is {answer}" if answer != "cannot tell" else "This machine cannot tell"
+    # Counts beyond what is allowed refuse B, however long it takes.
+    worse = [one["name"] for one in entry.get("moved") or () if one["worse"]]
+    badge = f"refused: {len(worse)} counts" if worse else answer
+    estimates = [
+        _key(f"{name} call", f"{one['slowdown']:+.1%}", "", f"{_ends(one)}") for name, one in entry["estimates"].items()
+    ]
+    parts = [
+        _header(
+            "Comparison",
+            title,
+            f"{entry['reason']}; up to {allowed} slower is allowed",
+            _badge(badge, answer == "not slower" and not worse),
+        ),
+        sides,
+        el(
+            "section",
+            *estimates,
+            _key("rounds", str(entry["rounds"]), "", f"in {number(entry['seconds'])} s"),
+            _key("batch", str(entry["batch"]), "", "pairs per call"),
+            class_="keys",
+        ),
+    ]
+    if entry.get("counts"):
+        parts.append(_counts(entry["counts"], worse))
+    if entry["rounds"]:
+        parts += [
+            _grid(
+                _card("B against A", plots.slowdowns(entry), "A dot a round; below them the median and its interval."),
+                _card("Distribution", ecdf(pooled, colours, {}), "All calls of all rounds."),
+            ),
+        ]
+    note = "A and B take turns in fresh processes, in an order drawn by lot."
+    every = [_card("Every call", plots.both_by_round(samples), note)] if entry["rounds"] else []
+    facts = {f"{side.upper()}, SHA-256": entry[side]["digest"] for side in ("a", "b")}
+    facts["noise floor"] = f"A differs from itself by up to: {floor}" if floor else "not known"
+    facts["error rate"] = f"{entry['rule']['alpha']:g} of a run; two say the same before B is called slower"
+    parts += _tail({key: value for key, value in entry.items() if key != "counts"}, facts, *every)
+    return (f"{title} - mpmmu-rt compare", *parts)
+
+
+def _ends(one: Mapping[str, Any]) -> str:
+    if one["low"] is None and one["high"] is None:
+        return "too few rounds for an interval"
+    low, high = ("?" if one[end] is None else f"{one[end]:+.1%}" for end in ("low", "high"))
+    return f"{low} to {high}"
+
+
+# ---------------------------------------------------------------- what both have
+
+
+def _header(kind: str, title: str, lead: str, badge: Markup, *, untrained: bool = False) -> Markup:
+    warning = el("p", "UNTRAINED model: its cost is real, its probabilities mean nothing.", class_="untrained")
+    top = el("p", f"mpmmu-rt · {kind}", class_="kicker")
+    return el("header", top, el("h1", title), badge, el("p", lead, class_="lead"), *([warning] if untrained else []))
+
+
+def _badge(text: str, good: bool) -> Markup:
+    return el("p", f"{'✓' if good else '!'} {text}", class_="badge" if good else "badge bad")
+
+
+def _key(name: str, value: str, unit: str, below: str) -> Markup:
+    shown = el("dd", value, *([" ", el("span", unit, class_="unit")] if unit else []))
+    return el("dl", el("dt", name), shown, el("dd", below, class_="below"), class_="key")
+
+
+def _card(title: str, body: Markup, note: str = "") -> Markup:
+    return el("section", el("h2", title), body, *([el("p", note, class_="note")] if note else []), class_="card")
+
+
+def _grid(*cards: Markup) -> Markup:
+    return el("div", *cards, class_="grid" if len(cards) > 1 else "grid one")
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}."
+
+
+def _counts(counts: Mapping[str, Any], worse: Sequence[str] = ()) -> Markup:
+    """Of one side, or of two, where those that differ are shown and the others counted. worse: not allowed."""
+    if set(counts) != {"a", "b"}:
+        return _card("Counts", table(["what", ""], _flat("", counts)), "What noise can't touch.")
+    a, b = (dict(_flat("", counts[side])) for side in ("a", "b"))
+    names = list(dict.fromkeys((*a, *b)))
+    rows: list[list[object]] = []
+    for name in (name for name in names if a.get(name) != b.get(name)):
+        refused = el("b", f"{name}, not allowed", class_="suspect") if name in worse else name
+        rows.append([refused, a.get(name, DASH), b.get(name, DASH)])
+    same = f"{len(names) - len(rows)} {'others' if rows else 'counts'} are the same."
+    return _card(
+        "Counts that differ" if rows else "Counts",
+        table(["what", "A", "B"], rows) if rows else el("p", same),
+        f"What noise can't touch. {same if rows else ''}",
+    )
+
+
+def _flat(name: str, value: Any) -> list[tuple[str, str]]:
+    if isinstance(value, Mapping):
+        return [row for key, inner in value.items() for row in _flat(f"{name} {key}".strip(), inner)]
+    if isinstance(value, list | tuple):
+        return [(name, ", ".join(str(one) for one in value) or DASH)]
+    return [(name, "not known" if value is None else f"{value:,}" if isinstance(value, int) else str(value))]
+
+
+def _tail(entry: Mapping[str, Any], facts: Mapping[str, str], *first: Markup) -> list[Markup]:
+    """Counts, contract, machine and parity, after other cards."""
+    parts = [_counts(entry["counts"])] if entry.get("counts") else []
+    machine = entry["machine"]
+    parity = (entry.get("bundle") or {}).get("parity")
+    about = dict(facts)
+    if "bundle_digest" in entry:
+        about["bundle, SHA-256"] = entry["bundle_digest"]
+    for remark in entry.get("remarks", ()):
+        about[f"note {len(about)}"] = remark
+    if "contract" in entry:
+        about["contract"] = entry["contract"]
+    if "measured_at" in entry:
+        about["when"] = entry["measured_at"]
+    rows = {
+        "processor": machine["cpu"],
+        "extensions": ", ".join(machine["cpu_features"]) or "none that matter",
+        "threads": str(machine["threads"]),
+        "memory": "not known" if machine["memory_bytes"] is None else f"{number(machine['memory_bytes'] / 2**30)} GiB",
+        "system": f"{machine['system']}, Python {machine['python']}",
+        "packages": ", ".join(f"{name} {version}" for name, version in machine["packages"].items()),
+    }
+    cards = [*first, _card("What was measured", _facts(about)), _card("Machine", _facts(rows))]
+    if "bundle" in entry:
+        found = _facts({key.replace("_", " "): _plain(value) for key, value in parity.items()}) if parity else None
+        none = el("p", "The bundle holds no report of this target.", class_="note")
+        note = "What the export proved of this target against the original."
+        cards.append(_card("Parity at export", found or none, note))
+    return [*parts, _grid(*cards)]
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if value is None:
+        return "never run when it was built"
+    return number(value, 4) if isinstance(value, float) else str(value)
+
+
+def _facts(facts: Mapping[str, str]) -> Markup:
+    return el("dl", *(joined((el("dt", name), el("dd", value))) for name, value in facts.items()), class_="facts")
+
+
+_BODIES: dict[str, Callable[[Mapping[str, Any]], tuple[str, *tuple[Markup, ...]]]] = {
+    "mpmmu-bench/2": _bench,
+    "mpmmu-compare/1": _compare,
+}
