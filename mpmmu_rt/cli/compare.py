@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from mpmmu_rt.counts import Moved
 from mpmmu_rt.errors import UsageError
 
 from ._report import bars, check_output, note, print_json, table, write_json
@@ -21,10 +23,14 @@ def compare(
     target: Annotated[str, typer.Option("--target", help="Engine and precision.")] = "onnxruntime:fp32",
     target_b: Annotated[str | None, typer.Option("--target-b", help="Of B [default: as A].")] = None,
     max_slowdown: Annotated[str, typer.Option("--max-slowdown", help="What is allowed.")] = "5%",
+    allow_counts: Annotated[
+        list[str] | None,
+        typer.Option("--allow-counts", help="NAME or NAME=5%: a count that may grow; all others must not."),
+    ] = None,
     budget: Annotated[str, typer.Option("--budget", help="How long to measure at the most.")] = "120s",
     json_to: Annotated[str | None, typer.Option("--json", help="Write the result as JSON to a file, or to - .")] = None,
 ) -> None:
-    """Is B slower than A? Exit code 0: no; 4: yes; 5: this machine can't tell within the budget."""
+    """Is B slower than A? Exit code 0: no; 4: yes, or a count grew that must not; 5: can't tell within the budget."""
     from mpmmu_rt.compare import Side
     from mpmmu_rt.compare import compare as race
     from mpmmu_rt.engines import engine
@@ -39,13 +45,13 @@ def compare(
             hint="name a second bundle, or --target-b",
         )
     rule = Rule(share(max_slowdown))
-    seconds = duration(budget)
+    seconds, may_grow = duration(budget), allowances(allow_counts or [])
     for one in {first, second}:
         engine(one)
     if json_to and json_to != "-":
         check_output(Path(json_to))
     with bars() as progress:
-        found = race(*sides, batch, rule=rule, budget_s=seconds, progress=progress)
+        found = race(*sides, batch, rule=rule, allow_counts=may_grow, budget_s=seconds, progress=progress)
     entry = found.to_json()
     if json_to == "-":
         print_json(entry)
@@ -55,15 +61,43 @@ def compare(
             write_json(Path(json_to), entry)
     if found.verdict.answer == "cannot tell":
         note(f"note: cannot tell: {found.verdict.reason}; --budget {2 * seconds:.0f}s gives it more rounds")
-    raise typer.Exit(EXIT_CODES[found.verdict.answer])
+    if more := found.more:
+        names = " ".join(f"--allow-counts {one.name}" for one in more)
+        note(f"note: {len(more)} counts grew or changed; what is meant to is allowed by {names}")
+    raise typer.Exit(EXIT_CODES["slower" if more else found.verdict.answer])
 
 
-def share(text: str) -> float:
+def share(text: str, example: str = "--max-slowdown 5%") -> float:
     """`5%` and `0.05` are 0.05. Raises `UsageError`."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(%?)\s*", text)
     if not match:
-        raise UsageError(f"`{text}` is no share, expected a number such as 5% or 0.05", hint="--max-slowdown 5%")
+        raise UsageError(f"`{text}` is no share, expected a number such as 5% or 0.05", hint=example)
     return float(match[1]) / (100 if match[2] else 1)
+
+
+def allowances(texts: Sequence[str]) -> dict[str, float]:
+    """`parameters.head=5%` is {"parameters.head": 0.05}; without a share, any growth is. Raises `UsageError`."""
+    named = {
+        name.strip(): (share(most, "--allow-counts NAME=5%") if given else math.inf)
+        for name, given, most in (text.partition("=") for text in texts)
+    }
+    if "" in named:
+        raise UsageError(
+            "a count without a name is allowed to grow, expected NAME or NAME=5%", hint="--allow-counts bytes=5%"
+        )
+    return named
+
+
+def describe_counts(entry: dict[str, Any]) -> list[str]:
+    """Lines of the counts that moved, of a document with `counts` and `moved`; one line where none did."""
+    if not entry["moved"]:
+        return [f"counts: all {len(entry['counts']['a'])} are the same", ""]
+    rows = []
+    for one in entry["moved"]:
+        moved = Moved(**one)
+        cells = ["-" if value is None else str(value) for value in (moved.a, moved.b)]
+        rows.append([moved.name, *cells, moved.change, "not allowed" if moved.worse else ""])
+    return [table(["count", "A", "B", "change", ""], rows), ""]
 
 
 def duration(text: str) -> float:
@@ -93,6 +127,7 @@ def _describe(entry: dict[str, Any]) -> str:
         [
             *sides,
             "",
+            *describe_counts(entry),
             table(["call", "A ms", "B ms", "B against A", "interval", "A against A"], rows),
             "",
             f"{entry['answer']}: {entry['reason']} (allowed: {entry['rule']['max_slowdown']:.1%}; {entry['rounds']} "

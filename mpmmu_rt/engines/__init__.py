@@ -10,7 +10,7 @@ import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from mpmmu_rt.bundle import Bundle, HeadGraph
 from mpmmu_rt.errors import EngineError, MpmmuError
@@ -56,6 +56,15 @@ class Pipeline(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class Counted(Protocol):
+    """A pipeline, or a part of one, that can say more of itself than how long it takes."""
+
+    def counts(self, cases: int) -> dict[str, int | str]:
+        """What noise can't touch, by name, of a call of so many cases that has run before: see `mpmmu_rt.counts`."""
+        ...
 
 
 @dataclass(frozen=True)
