@@ -327,6 +327,10 @@ def tile_missing(data: bytes) -> bytes:
 RGB: dict[str, Any] = {"SamplesPerPixel": 3, "PlanarConfiguration": 0, "PhotometricInterpretation": "RGB"}
 
 
+def baseline(schema: str) -> Maker:
+    return lambda place: (place.path / "x.json").write_text(json.dumps({"schema": schema}))
+
+
 def manifest(text: str | bytes) -> Maker:
     return lambda place: place.manifest(text)
 
@@ -596,6 +600,13 @@ CASES: dict[str, tuple[Maker, str, int]] = {
     "argument: --resume of another run": (journal_of_another, RUN + " --resume", 1),
     "argument: bench result into a folder": (nothing, "bench {b} --json {p}", 1),
     "argument: bench result into no folder": (nothing, "bench {b} --json {p}/no/x.json", 1),
+    "argument: a baseline that is not there": (nothing, "bench {b} --baseline {p}/no.json", 2),
+    "argument: a bench result as baseline": (baseline("mpmmu-bench/1"), "bench {b} --baseline {p}/x.json", 2),
+    "argument: a baseline without sessions": (baseline("mpmmu-baseline/1"), "bench {b} --baseline {p}/x.json", 2),
+    "argument: a baseline to keep and to judge by": (nothing, "bench {b} --save x --baseline y", 2),
+    "argument: a budget that is no time": (nothing, "bench {b} --save {p}/x.json --budget soon", 2),
+    "argument: a count without a name": (nothing, "compare {b} {c} --allow-counts =5%", 2),
+    "argument: a bundle compared with itself": (nothing, "compare {b}", 2),
     "argument: export over a foreign folder": (foreign_output, EXPORT + " --overwrite", 1),
     "argument: export over a bundle": (lambda p: p.bundle.rename(p.path / "new.bundle"), EXPORT, 1),
     "argument: --parity without a checkpoint": (nothing, "export --parity {m}", 2),

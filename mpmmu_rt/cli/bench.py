@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from mpmmu_rt.errors import UsageError
+
 from ._report import bars, check_output, note, print_json, table, write_json
 from .export import REFERENCE_BUNDLE, warn_untrained
 
@@ -19,6 +21,20 @@ def bench(
     target: Annotated[str, typer.Option("--target", help="Engine and precision.")] = "onnxruntime:fp32",
     json_to: Annotated[str | None, typer.Option("--json", help="Write the result as JSON to a file, or to - .")] = None,
     seconds: Annotated[float, typer.Option("--seconds", min=0.1, max=600, help="How long to measure.")] = 3.0,
+    save: Annotated[
+        Path | None, typer.Option("--save", help="Instead, take turns of fresh processes and keep them as a baseline.")
+    ] = None,
+    baseline: Annotated[
+        Path | None, typer.Option("--baseline", help="Instead, judge against a baseline: exit codes as of compare.")
+    ] = None,
+    max_slowdown: Annotated[str, typer.Option("--max-slowdown", help="With --baseline: what is allowed.")] = "5%",
+    allow_counts: Annotated[
+        list[str] | None, typer.Option("--allow-counts", help="With --baseline: as of compare.")
+    ] = None,
+    allow_different: Annotated[
+        bool, typer.Option("--allow-different", help="With --baseline: of another machine or version, as a tripwire.")
+    ] = False,
+    budget: Annotated[str, typer.Option("--budget", help="With --save or --baseline: how long to measure.")] = "120s",
 ) -> None:
     """Measure latency, throughput, memory and cold start, and say what is included."""
     from mpmmu_rt.bench import bench as measure
@@ -33,6 +49,26 @@ def bench(
         check_output(Path(json_to))
     if bundle is None:
         bundle = _reference()
+    if save or baseline:
+        from ._baseline import judge_baseline, save_baseline
+
+        if save and baseline:
+            raise UsageError("--save and --baseline are both given, expected one", hint="judge first, and save then")
+        if save:
+            save_baseline(save, bundle, chosen, batch, budget=budget)
+        elif baseline:
+            judge_baseline(
+                baseline,
+                bundle,
+                chosen,
+                batch,
+                max_slowdown=max_slowdown,
+                allow_counts=allow_counts or [],
+                allow_different=allow_different,
+                budget=budget,
+                json_to=json_to,
+            )
+        return
     with bars() as progress:
         result = measure(bundle, chosen, batch, effort=Effort(measure_ms=seconds * 1e3), progress=progress)
     if json_to == "-":

@@ -110,18 +110,22 @@ def duration(text: str) -> float:
     return float(match[1]) * (60 if match[2] == "m" else 1)
 
 
-def _describe(entry: dict[str, Any]) -> str:
+def estimate_row(name: str, one: dict[str, Any], turns: dict[str, list[list[float]]], floor: float) -> list[str]:
+    """Cells: statistic, ms of A and of B, B against A, its interval, and what the machine moves by."""
     import numpy as np
 
     from mpmmu_rt.gate import statistics
 
-    samples = entry["samples_ms"]
-    rows = []
-    for name, one in entry["estimates"].items():
-        ms = [float(np.median([statistics(calls)[name] for calls in samples[side]])) for side in ("a", "b")]
-        floor = entry["noise_floor"].get(name, math.nan)
-        interval = f"{_percent(one['low'])} to {_percent(one['high'])}"
-        rows.append([name, *(f"{value:.3f}" for value in ms), _percent(one["slowdown"]), interval, f"{floor:.1%}"])
+    ms = [float(np.median([statistics(calls)[name] for calls in turns[side]])) for side in ("a", "b")]
+    interval = f"{_percent(one['low'])} to {_percent(one['high'])}"
+    return [name, *(f"{value:.3f}" for value in ms), _percent(one["slowdown"]), interval, f"{floor:.1%}"]
+
+
+def _describe(entry: dict[str, Any]) -> str:
+    rows = [
+        estimate_row(name, one, entry["samples_ms"], entry["noise_floor"].get(name, math.nan))
+        for name, one in entry["estimates"].items()
+    ]
     sides = [f"{name.upper()}: {entry[name]['bundle']} on {entry[name]['target']}" for name in ("a", "b")]
     return "\n".join(
         [
