@@ -136,6 +136,22 @@ def undecided(rounds: Sequence[dict[str, float]], rule: Rule, reason: str) -> Ve
     return _told("cannot tell", reason, rounds, rule)
 
 
+def within(calls_ms: Sequence[float], limit_ms: float, share: float = 0.99, alpha: float = 0.05) -> bool | None:
+    """Whether `share` of all calls take at most `limit_ms`: None while these can't tell.
+
+    Wald's sequential test (1945, "Sequential tests of statistical hypotheses") of the probability p that a call takes
+    longer, 1 - share, against a tenth of it and against five times it: for any larger, or smaller, p the likelihood
+    ratio is a supermartingale too, so that looking after every call costs nothing. At most alpha of those beyond are
+    called within, and the other way round. It takes the calls for independent: a burst counts as many calls.
+    """
+    over, p = sum(ms > limit_ms for ms in calls_ms), 1 - share
+    fits = len(calls_ms) - over
+    for other, said in ((p / 10, True), (min(5 * p, (1 + p) / 2), False)):
+        if over * math.log(other / p) + fits * math.log((1 - other) / (1 - p)) >= math.log(1 / alpha):
+            return said
+    return None
+
+
 def _first_run(rounds: Sequence[dict[str, float]], rule: Rule) -> tuple[int, str | None]:
     """How many rounds the first run took, 0 while it goes on, and the statistic that it calls slower."""
     for count in range(1, len(rounds) + 1):

@@ -13,10 +13,11 @@ from typer.testing import CliRunner
 
 from mpmmu_rt.bundle import Bundle, seal
 from mpmmu_rt.cli import app
-from mpmmu_rt.cli.compare import EXIT_CODES, duration, share
+from mpmmu_rt.cli.compare import EXIT_CODES
 from mpmmu_rt.compare import Side, Turns, compare
 from mpmmu_rt.errors import BundleError, EngineError, UsageError
 from mpmmu_rt.gate import Rule
+from mpmmu_rt.options import duration, share
 from mpmmu_rt.spec import Target
 
 STORED = Path(__file__).parent / "data" / "bundle_613dfc9"

@@ -12,9 +12,10 @@ import pytest
 from onnx import helper
 
 from mpmmu_rt.bundle import Bundle, seal
-from mpmmu_rt.cli.compare import allowances, describe_counts
+from mpmmu_rt.cli.compare import describe_counts
 from mpmmu_rt.counts import Counts, Moved, count, moved
 from mpmmu_rt.errors import EngineError, UsageError
+from mpmmu_rt.options import allowances
 from mpmmu_rt.spec import Target
 
 STORED = Path(__file__).parent / "data" / "bundle_613dfc9"

@@ -10,10 +10,11 @@ import typer
 from mpmmu_rt.baseline import EXIT_CODES, Baseline, judge_against, save
 from mpmmu_rt.compare import Side
 from mpmmu_rt.gate import Rule
+from mpmmu_rt.options import allowances, duration, share
 from mpmmu_rt.spec import Target
 
 from ._report import bars, check_output, note, print_json, table, write_json
-from .compare import allowances, describe_counts, duration, estimate_row, share
+from .compare import describe_counts, estimate_row
 
 
 def save_baseline(path: Path, bundle: Path, target: Target, batch: int, *, budget: str) -> None:
