@@ -23,6 +23,9 @@ the rounds' ratios is beyond max_slowdown, and a second run of fresh rounds says
 `cannot tell`: neither before the rounds end, or the two runs contradict each other. At alpha = 0.05: of comparisons of
 equals at most 0.25 % are called slower (0.05 in each of two runs, half of it for each statistic); of those whose
 typical call is slower by max_slowdown or more at most 5 % not slower.
+
+Where one side is a stored baseline nothing was drawn by lot, and the coin is fair by assumption alone: exchangeable
+days. `baseline.py` says what that costs, and what it does about it.
 """
 
 from __future__ import annotations

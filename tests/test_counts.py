@@ -154,6 +154,9 @@ def test_those_that_are_worse_come_first() -> None:
     entry = {"counts": {"a": A, "b": A}, "moved": [one.to_json() for one in found]}
     first = describe_counts(entry)[0].splitlines()[2]
     assert first.split() == ["parameters.mammography", "200", "210", "+5.0%", "not", "allowed"]
+    sides = [{"target": "openvino:fp32"}, {"target": "openvino:int8"}]
+    assert "not judged" not in describe_counts({**entry, "a": sides[0], "b": sides[0]})[-2]
+    assert describe_counts({**entry, "a": sides[0], "b": sides[1]})[-2].startswith("two targets: their counts differ")
     assert describe_counts({**entry, "moved": []})[0] == "counts: all 7 are the same"
     assert str(Moved("kept.native_kib", 0, 2, True)) == "kept.native_kib 0 → 2"
 

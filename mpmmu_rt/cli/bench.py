@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,14 +28,18 @@ def bench(
     baseline: Annotated[
         Path | None, typer.Option("--baseline", help="Instead, judge against a baseline: exit codes as of compare.")
     ] = None,
-    max_slowdown: Annotated[str, typer.Option("--max-slowdown", help="With --baseline: what is allowed.")] = "5%",
+    max_slowdown: Annotated[
+        str | None, typer.Option("--max-slowdown", help="With --baseline: what is allowed [default: 5%].")
+    ] = None,
     allow_counts: Annotated[
         list[str] | None, typer.Option("--allow-counts", help="With --baseline: as of compare.")
     ] = None,
     allow_different: Annotated[
         bool, typer.Option("--allow-different", help="With --baseline: of another machine or version, as a tripwire.")
     ] = False,
-    budget: Annotated[str, typer.Option("--budget", help="With --save or --baseline: how long to measure.")] = "120s",
+    budget: Annotated[
+        str | None, typer.Option("--budget", help="With --save or --baseline: how long to measure [default: 120s].")
+    ] = None,
 ) -> None:
     """Measure latency, throughput, memory and cold start, and say what is included."""
     from mpmmu_rt.bench import bench as measure
@@ -43,6 +48,8 @@ def bench(
     from mpmmu_rt.latency import Effort
     from mpmmu_rt.spec import Target
 
+    judging = {"--max-slowdown": max_slowdown, "--allow-counts": allow_counts, "--allow-different": allow_different}
+    _check(save, baseline, judging, budget, seconds != 3.0, json_to)
     chosen = Target.parse(target)
     engine(chosen)  # before a long export
     if json_to and json_to != "-":
@@ -52,20 +59,18 @@ def bench(
     if save or baseline:
         from ._baseline import judge_baseline, save_baseline
 
-        if save and baseline:
-            raise UsageError("--save and --baseline are both given, expected one", hint="judge first, and save then")
         if save:
-            save_baseline(save, bundle, chosen, batch, budget=budget)
+            save_baseline(save, bundle, chosen, batch, budget=budget or "120s")
         elif baseline:
             judge_baseline(
                 baseline,
                 bundle,
                 chosen,
                 batch,
-                max_slowdown=max_slowdown,
+                max_slowdown=max_slowdown or "5%",
                 allow_counts=allow_counts or [],
                 allow_different=allow_different,
-                budget=budget,
+                budget=budget or "120s",
                 json_to=json_to,
             )
         return
@@ -82,6 +87,27 @@ def bench(
     if result.warning:
         note(f"warning: {result.warning}")
     warn_untrained(Bundle.open(bundle).trained)
+
+
+def _check(
+    save: Path | None,
+    baseline: Path | None,
+    judging: Mapping[str, object],
+    budget: str | None,
+    seconds: bool,
+    json_to: str | None,
+) -> None:
+    """Raise `UsageError` for options that would do nothing: who gives them must not believe that they do."""
+    if save and baseline:
+        raise UsageError("--save and --baseline are both given, expected one", hint="judge first, and save then")
+    if not baseline and (idle := [name for name, value in judging.items() if value]):
+        raise UsageError(f"{idle[0]} is given without --baseline, expected both", hint="--baseline FILE, or compare")
+    if budget and not (save or baseline):
+        raise UsageError("--budget is given without --save or --baseline, expected one", hint="--seconds 10")
+    if seconds and (save or baseline):
+        raise UsageError("--seconds is given with turns of fresh processes, expected --budget", hint="--budget 120s")
+    if json_to and save:
+        raise UsageError("--json is given with --save, whose file is JSON, expected one of them", hint="--save FILE")
 
 
 def _reference() -> Path:

@@ -75,7 +75,12 @@ def describe_counts(entry: dict[str, Any]) -> list[str]:
         moved = Moved(**one)
         cells = ["-" if value is None else str(value) for value in (moved.a, moved.b)]
         rows.append([moved.name, *cells, moved.change, "not allowed" if moved.worse else ""])
-    return [table(["count", "A", "B", "change", ""], rows), ""]
+    return [table(["count", "A", "B", "change", ""], rows), *_unjudged(entry), ""]
+
+
+def _unjudged(entry: dict[str, Any]) -> list[str]:
+    targets = {side["target"] for side in (entry.get("a"), entry.get("b")) if side}
+    return ["two targets: their counts differ by nature, and are not judged"] if len(targets) > 1 else []
 
 
 def estimate_row(name: str, one: dict[str, Any], turns: dict[str, list[list[float]]], floor: float) -> list[str]:
