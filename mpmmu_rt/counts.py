@@ -13,7 +13,7 @@ Run as a module (`python -m mpmmu_rt.counts BUNDLE TARGET BATCH`) it is the fres
 Each is the same to the unit in every process (tests/test_counts.py). Memory is counted in what is *kept*: Python's by
 `tracemalloc`, which sees NumPy's arrays, the rest by glibc's `mallinfo2`; the least growth per call of several windows,
 so that a free list that fills up is none. What is allocated and given back within a call is left out: neither Python
-nor glibc counts it, and peaks differed by up to a tenth from process to process.
+nor glibc counts it, and peaks were not the same in the next process.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ STORED = Path(__file__).parent / "data" / "bundle_613dfc9"
 FP32 = Target.parse("onnxruntime:fp32")
 SIDE = Side(STORED, FP32)
 TURNS = 40
-COUNT = int(os.environ.get("MPMMU_RT_SIMULATIONS", "30"))  # of each kind
+COUNT = int(os.environ.get("MPMMU_RT_SIMULATIONS", "12"))  # of each kind
 
 
 def turn(weather: Iterator[float], level: float, calls: int = CALLS) -> list[float]:
@@ -194,7 +194,7 @@ def quiet(monkeypatch: pytest.MonkeyPatch, stored: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("quiet")
 def test_turns_are_judged_against_it(stored: Path) -> None:
-    for ms, said in ((10.0, "not slower"), (10.4, "not slower"), (11.0, "slower")):
+    for ms, said in ((10.4, "not slower"), (11.0, "slower")):
         found = judge_against(stored, SIDE, 2, turn=steady(ms))
         assert (found.answer, found.different, found.more) == (said, [], [])
         entry = json.loads(json.dumps(found.to_json(), allow_nan=False))
@@ -215,14 +215,12 @@ def test_all_that_the_baseline_holds_may_not_be_enough(stored: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("quiet")
-@pytest.mark.parametrize(
-    ("ms", "said", "code"), [(10.0, "no alarm", 0), (12.0, "no alarm", 0), (14.0, "far slower", 4)]
-)
-def test_other_conditions_make_it_a_tripwire(stored: Path, ms: float, said: str, code: int) -> None:
+def test_other_conditions_make_it_a_tripwire(stored: Path) -> None:
     edit(stored, processor="another", **{"numpy version": "1.0"})
-    found = judge_against(stored, SIDE, 2, allow_different=True, turn=steady(ms))
-    assert (found.answer, baseline.EXIT_CODES[found.answer]) == (said, code)
-    assert found.rule.max_slowdown == 0.25
+    for ms, said, code in ((12.0, "no alarm", 0), (14.0, "far slower", 4)):
+        found = judge_against(stored, SIDE, 2, allow_different=True, turn=steady(ms))
+        assert (found.answer, baseline.EXIT_CODES[found.answer]) == (said, code)
+        assert found.rule.max_slowdown == 0.25
     assert [one.partition(" → ")[0] for one in found.different] == ["processor another", "numpy version 1.0"]
     wide = judge_against(stored, SIDE, 2, rule=Rule(0.1), allow_different=True, turn=steady(14.0))
     assert (wide.rule.max_slowdown, wide.answer) == (0.5, "no alarm")
@@ -314,8 +312,11 @@ def test_a_file_that_is_no_baseline_is_refused(stored: Path, where: str) -> None
 
 
 @pytest.mark.slow
-def test_sessions_are_added_to_the_same_bundle_under_the_same_conditions(tmp_path: Path) -> None:
-    """With real turns, short ones, of real processes."""
+def test_sessions_are_added_to_the_same_bundle_under_the_same_conditions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first turn is a real one, a short one."""
+    monkeypatch.setattr(baseline, "MOST_TURNS", FEWEST_TURNS)
     path, taken = tmp_path / "b.json", []
 
     def short(side: Side, batch: int, seconds: float) -> list[float]:
@@ -348,29 +349,16 @@ def test_a_budget_that_is_too_short_is_told_with_one_that_is_not(tmp_path: Path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("different", [False, True])
-def test_the_command_says_what_it_found(stored: Path, different: bool) -> None:
-    """Real turns take less than 10 ms: not slower, or no alarm; unless the machine itself moves too much to tell."""
-    if different:
-        edit(stored, system="Plan 9")
-    more = ["--allow-different"] if different else []
-    arguments = [
-        "bench",
-        str(STORED),
-        "--batch",
-        "2",
-        "--baseline",
-        str(stored),
-        "--budget",
-        "5s" if different else "40s",
-        *more,
-    ]
-    done = CliRunner().invoke(app, arguments)
-    said = "no alarm" if different else "not slower"
-    assert (done.exit_code, f"{said}: " in done.output) in ((0, True), (5, False)), done.output
+def test_the_command_says_what_it_found(stored: Path) -> None:
+    """Real turns take less than 10 ms: no alarm, or no answer within the budget."""
+    edit(stored, system="Plan 9")
+    arguments = ["bench", str(STORED), "--batch", "2", "--baseline", str(stored), "--budget", "6s"]
+    done = CliRunner().invoke(app, [*arguments, "--allow-different"])
+    assert (done.exit_code, "no alarm: " in done.output) in ((0, True), (5, False)), done.output
     assert f"counts: all {len(Baseline.read(stored).counts)} are the same" in done.output
-    assert ("not slower" in done.output) <= (not different)
-    assert ("under other conditions (system Plan 9 → " in done.output) == different
+    assert "under other conditions (system Plan 9 → " in done.output
+    assert "not slower" not in done.output
+    assert CliRunner().invoke(app, arguments).exit_code == 2
 
 
 def test_one_of_both(tmp_path: Path) -> None:

@@ -80,29 +80,21 @@ def test_what_they_run_is_shell_and_ours_parses(service: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("service", "step", "code"), [("github", "Compare", 0), ("gitlab", "latency-compare", 5)])
-def test_the_comparison_runs(service: str, step: str, code: int, tmp_path: Path) -> None:
-    """With a budget in which nobody can tell: a warning, by each service's own means."""
+def test_the_comparison_runs(tmp_path: Path) -> None:
+    """With a budget in which nobody can tell: a warning. GitLab runs the same command, and has a key for the rest."""
     for name in ("base.bundle", "head.bundle"):
         shutil.copytree(STORED, tmp_path / name)
-    lines = scripts(service)[step].splitlines()
-    script = "\n".join(lines) if service == "github" else lines[-1]
+    script, theirs = scripts("github")["Compare"], scripts("gitlab")["latency-compare"].splitlines()[-1]
+    assert theirs in script
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     root = str(Path(__file__).resolve().parents[1])
-    environment = {
-        **os.environ,
-        "PATH": path,
-        "PYTHONPATH": root,
-        "TARGET": "onnxruntime:fp32",
-        "BATCH": "1",
-        "BUDGET": "1s",
-    }
+    given = {"PATH": path, "PYTHONPATH": root, "TARGET": "onnxruntime:fp32", "BATCH": "1", "BUDGET": "1s"}
+    command = ["bash", "-e", "-c", script]
     done = subprocess.run(
-        ["bash", "-e", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        command, cwd=tmp_path, env=os.environ | given, capture_output=True, text=True, timeout=120, check=False
     )
-    assert done.returncode == code, done.stderr
+    assert (done.returncode, "::warning title=latency::cannot tell within 1s" in done.stdout) == (0, True), done.stderr
     assert (tmp_path / "compare.json").is_file()
-    assert ("::warning title=latency::cannot tell within 1s" in done.stdout) == (service == "github")
 
 
 @pytest.mark.slow
@@ -114,7 +106,7 @@ def test_the_example_in_pytest_runs(run: Any, pytester: pytest.Pytester) -> None
     here = conditions.conditions(Bundle.open(STORED), target, 32, TURN_S)
     held = Session("2026-11-26T12:00:00+00:00", [[1e3] * 3] * 40, [conditions.control_ms()] * 40)
     Baseline(here, "b", "0" * 64, count(STORED, target, 32), [held]).write(pytester.path / "baseline.json")
-    pytester.makepyfile(text.replace("p99_ms=2000", 'p99_ms=2000, budget="2s"'))
+    pytester.makepyfile(text.replace("p99_ms=2000", 'p99_ms=2000, budget="1s"'))
     result = run()
     result.assert_outcomes(passed=1)
     assert "expected" not in result.stdout.str()

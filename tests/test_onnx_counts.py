@@ -17,7 +17,7 @@ from mpmmu_rt.errors import BundleError
 from mpmmu_rt.onnx_counts import count_graph
 
 STORED = Path(__file__).parent / "data" / "bundle_613dfc9"
-COUNT = int(os.environ.get("MPMMU_RT_RANDOM_GRAPHS", "40"))
+COUNT = int(os.environ.get("MPMMU_RT_RANDOM_GRAPHS", "24"))
 
 
 def want(model: onnx.ModelProto) -> tuple[Counter[str], int]:

@@ -78,20 +78,18 @@ def test_it_does_nothing_unless_it_is_used(run: Callable[..., pytest.RunResult],
 @pytest.mark.slow
 def test_three_states(run: Callable[..., pytest.RunResult], pytester: pytest.Pytester) -> None:
     pytester.makepyfile(TESTS)
-    result = run()
-    result.assert_outcomes(passed=2, failed=1)
+    result = run("--mpmmu-strict")  # without, in the test of xdist
+    result.assert_outcomes(passed=1, failed=2)
     result.stdout.fnmatch_lines(
         [
+            "cannot tell: 0 of * (--mpmmu-strict)",
             "*== mpmmu-rt latency ==*",
             "*::test_fast: not slower: 0 of * calls took more than 100000 ms, of which p99 allows 1 in 100*",
-            "*::test_who_knows: cannot tell: 0 of * calls took more than *",
             "*::test_slow: slower: * of * calls took more than 0.001 ms*",
+            "*::test_who_knows: cannot tell: 0 of * calls took more than *",
         ]
     )
     result.stdout.no_fnmatch_line("*Traceback*")
-    strict = run("--mpmmu-strict", "-k", "who_knows")
-    strict.assert_outcomes(failed=1)
-    strict.stdout.fnmatch_lines(["*cannot tell: 0 of * (--mpmmu-strict)", "*::test_who_knows: cannot tell: *"])
 
 
 @pytest.mark.slow
@@ -139,15 +137,15 @@ def test_with_xdist_one_measures_at_a_time_and_what_runs_beside_is_named(
 ) -> None:
     pytester.makeconftest(LOGGED)
     body = f"def test_{{}}(mpmmu_latency):\n    mpmmu_latency({str(STORED)!r}, {FEW}, p99_ms=1e5)\n"
-    pytester.makepyfile(test_a=body.format("a"), test_b=body.format("b"), test_c=body.format("c"))
+    pytester.makepyfile(test_a=body.format("a"), test_b=body.format("b"))
     with burning() as pid:
-        result = run("-n", "3", "-p", "no:benchmark")
-    result.assert_outcomes(passed=3)
+        result = run("-n", "2", "-p", "no:benchmark")
+    result.assert_outcomes(passed=2)
     turns = sorted(tuple(map(float, line.split())) for line in (pytester.path / "turns").read_text().splitlines())
-    assert len(turns) == 3
+    assert len(turns) == 2
     for (_, end), (begin, _) in itertools.pairwise(turns):
         assert end <= begin
-    for name in "abc":
+    for name in "ab":
         result.stdout.fnmatch_lines(
             [f"test_{name}.py::test_{name}: cannot tell: *; beside it: *({pid}) took * of a core*"]
         )
@@ -274,9 +272,9 @@ def test_a_percentile_is_seldom_told_wrongly() -> None:
     rng = np.random.default_rng(5)
     for share in (0.0101, 0.0099):
         wrong = 0
-        for _ in range(120):
+        for _ in range(60):
             calls = (rng.random(4000) < share).astype(float)
             said = (within(list(calls[:stop]), 0.5) for stop in range(50, 4001, 400))
             first = next((one for one in said if one is not None), None)
             wrong += first is (share > 0.01)
-        assert wrong <= 11
+        assert wrong <= 8

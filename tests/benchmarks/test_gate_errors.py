@@ -20,7 +20,7 @@ STORED = ROOT / "tests/data/bundle_613dfc9"
 
 
 def turn(slow: float, every: int) -> Any:
-    given = [str(STORED), "onnxruntime:fp32", "8", "1", str(slow), str(every)]
+    given = [str(STORED), "onnxruntime:fp32", "8", "0.7", str(slow), str(every)]
     command = [sys.executable, "-m", "benchmarks.gate_errors", "turn", *given]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     return np.array(json.loads(done.stdout))
