@@ -7,7 +7,7 @@ Run as a module (`python -m mpmmu_rt.counts BUNDLE TARGET BATCH`) it is the fres
     bytes.graphs, .weights       of the bundle's files; bytes.engines: of what lies there for this target alone
     kept.python_kib, .native_kib memory that a call after warm-up keeps, in whole KiB: see below
     threads                      of the process after a call of BATCH pairs
-    layers, precision.*          what the engine made of the graphs, where it tells: see its `counts`
+    layers, precision.*          what the engine made of the graphs, where it tells: see its `counts`, and `achieved`
     device.*                     bytes over the bus and launches of a call, where a device path runs
 
 Each is the same to the unit in every process (tests/test_counts.py). Memory is counted in what is *kept*: Python's by
@@ -31,7 +31,7 @@ from typing import Any
 
 from .bench import tile
 from .bundle import ENGINES, Bundle, target_folder
-from .engines import engine, engines
+from .engines import engines, known_engine
 from .errors import EngineError, UsageError
 from .onnx_counts import GraphCounts, count_graph
 from .predictor import Predictor
@@ -130,7 +130,11 @@ def _worse(a: int | str | None, b: int | str | None, most: float) -> bool:
 def _count(path: Path, target: Target, batch: int) -> Counts:
     bundle = Bundle.open(path)
     with Predictor(bundle, target) as predictor:
-        found: Counts = {**_graphs(bundle, target, predictor.head_target), **_bytes(bundle, target)}
+        found: Counts = {
+            **graphs(bundle, target, predictor.head_target),
+            **_bytes(bundle, target),
+            **achieved(bundle, target),
+        }
         golden = bundle.golden()
         small = tile(golden, min(batch, _PAIRS))
         found |= _kept(lambda: predictor.predict(small))
@@ -140,19 +144,39 @@ def _count(path: Path, target: Target, batch: int) -> Counts:
     return found
 
 
-def _graphs(bundle: Bundle, target: Target, head: Target) -> Counts:
-    runs, plain = engine(target), MODALITIES[0]
+def graphs(bundle: Bundle, target: Target, head: Target) -> Counts:
+    """Operators and parameters of the graphs that `target` runs, its head on `head`; nothing is loaded."""
+    runs, plain = known_engine(target), MODALITIES[0]
     paths = {str(modality): runs.graph(bundle, modality, target.precision) for modality in MODALITIES}
     # Whoever runs the encoders in ONNX Runtime's form runs the attention pool in it.
     exact = paths[plain] == bundle.graph("mammography_onnxruntime")
     paths["attention_pool"] = bundle.graph("attention_pool_onnxruntime" if exact else "attention_pool")
     paths["head"] = bundle.graph(engines()[head.engine].head)
+    if head.engine == target.engine:  # its own form of the head, where it has one
+        own = f"{target_folder(target.engine, target.precision)}/head.onnx"
+        paths["head"] = bundle.path / own if own in bundle.entry["files"] else paths["head"]
     found: Counts = {}
     counts: dict[str, GraphCounts] = {name: count_graph(path) for name, path in paths.items()}
     for name, one in counts.items():
         found |= {f"operators.{name}": one.operators.total(), f"parameters.{name}": one.parameters}
         found |= {f"operators.{name}.{kind}": count for kind, count in sorted(one.operators.items())}
     return found
+
+
+def achieved(bundle: Bundle, target: Target) -> Counts:
+    """`precision.<graph>`: the share of multiply-accumulates in each precision, as the export found it and wrote it down
+    for this target: in its report, or in the sidecars of its engines. Nothing for others."""
+    stored = bundle.entry["precision"].get(f"{target.engine}:{target.precision}", {}).get("achieved") or {}
+    folder = f"{target_folder(target.engine, target.precision)}/"
+    for name in bundle.entry["files"]:
+        if name.startswith(folder) and name.endswith(".engine.json"):
+            graph = name.removeprefix(folder).removesuffix(".engine.json")
+            stored = {**stored, graph: json.loads((bundle.path / name).read_text(encoding="utf-8"))["achieved"]}
+    return {
+        f"precision.{graph}": ", ".join(f"{name} {share:.2%}" for name, share in sorted(shares.items()))
+        for graph, shares in stored.items()
+        if shares
+    }
 
 
 def _bytes(bundle: Bundle, target: Target) -> Counts:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -13,7 +14,7 @@ from onnx import helper
 
 from mpmmu_rt.bundle import Bundle, seal
 from mpmmu_rt.cli.compare import describe_counts
-from mpmmu_rt.counts import Counts, Moved, count, moved
+from mpmmu_rt.counts import Counts, Moved, achieved, count, graphs, moved
 from mpmmu_rt.errors import EngineError, UsageError
 from mpmmu_rt.options import allowances
 from mpmmu_rt.spec import Target
@@ -97,6 +98,35 @@ def test_an_operator_more_is_told(counted: Counts, tmp_path: Path) -> None:
     differ = moved(counted, count(other, FP32, 3), None)
     assert [one.name for one in differ if one.worse] == ["operators.mammography", "bytes.graphs"]
     assert [one.name for one in differ if not one.worse] == ["operators.mammography.Identity"]
+
+
+def test_a_target_with_graphs_of_its_own_is_counted_by_them() -> None:
+    """TensorRT's head is lowered to convolutions, and its encoders are FP16; ONNX Runtime's pool is in its own form."""
+    bundle = Bundle.open(STORED)
+    own = graphs(bundle, Target("tensorrt", "fp16"), Target("tensorrt", "fp32"))
+    portable = graphs(bundle, Target("openvino", "fp32"), Target("openvino", "fp32"))
+    exact = graphs(bundle, FP32, FP32)
+    for name in ("head", "mammography"):
+        model = onnx.load(str(STORED / f"engines/tensorrt-fp16/{name}.onnx"), load_external_data=False)
+        assert own[f"operators.{name}"] == len(model.graph.node) != portable[f"operators.{name}"]
+    assert own["operators.attention_pool"] == portable["operators.attention_pool"] != exact["operators.attention_pool"]
+    model = onnx.load(str(STORED / "onnx/head_onnxruntime.onnx"), load_external_data=False)
+    assert exact["operators.head"] == len(model.graph.node)
+
+
+def test_what_the_export_found_of_the_precision_is_told(tmp_path: Path) -> None:
+    stored = Bundle.open(STORED)
+    assert achieved(stored, Target("onnxruntime-cuda", "fp16")) == {
+        "precision.mammography": "fp16 100.00%",
+        "precision.ultrasound": "fp16 100.00%",
+    }
+    assert achieved(stored, Target("tensorrt", "fp16")) == achieved(stored, FP32) == {}
+    other = Path(shutil.copytree(STORED, tmp_path / "b"))
+    sidecar = {"achieved": {"fp32": 0.069, "fp16": 0.931}}
+    (other / "engines/tensorrt-fp16/ultrasound.engine.json").write_text(json.dumps(sidecar))
+    seal(other, stored.entry)
+    found = achieved(Bundle.open(other), Target("tensorrt", "fp16"))
+    assert found == {"precision.ultrasound": "fp16 93.10%, fp32 6.90%"}
 
 
 @pytest.mark.slow
