@@ -24,7 +24,9 @@ from mpmmu_rt.compare import TURN_S, Side, take_turn
 from mpmmu_rt.conditions import conditions, control_ms, differences
 from mpmmu_rt.counts import Counts, count
 from mpmmu_rt.errors import UsageError
+from mpmmu_rt.files import MAX_JSON_BYTES
 from mpmmu_rt.gate import STATISTICS, Rule, statistics
+from mpmmu_rt.latency import Effort
 from mpmmu_rt.spec import Target
 
 from .test_gate import CALLS, KINDS
@@ -335,6 +337,18 @@ def test_sessions_are_added_to_the_same_bundle_under_the_same_conditions(
     seal(other, {**Bundle.open(STORED).entry, "name": "another"})
     with pytest.raises(UsageError, match=r"other conditions \(bundle [0-9a-f]{12} → [0-9a-f]{12}\)"):
         save(path, replace(SIDE, path=other), 1, budget_s=60, turn=short)
+
+
+@pytest.mark.slow
+def test_the_largest_baseline_is_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fastest calls, of which a turn has 5,000; of one session, as the others are as large."""
+    monkeypatch.setattr(baseline, "control_ms", lambda: 12.34567890123)
+    most = Effort().max_samples
+    found = save(tmp_path / "b.json", SIDE, 1, budget_s=60, turn=lambda side, batch, seconds: [0.2123456789] * most)
+    size = (tmp_path / "b.json").stat().st_size
+    assert len(found.sessions[0].turns) == baseline.MOST_TURNS
+    assert baseline.MOST_SESSIONS * size < MAX_JSON_BYTES
+    assert Baseline.read(tmp_path / "b.json").sessions == found.sessions
 
 
 @pytest.mark.slow
