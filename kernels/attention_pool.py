@@ -213,6 +213,10 @@ class AttentionPool:
             self._prepared[cases] = record, [one for one in every if one[1]]
         return self._prepared[cases]
 
+    def launches(self, cases: int) -> int:
+        """Kernels that `launch` enqueues for so many cases."""
+        return len(self._prepare(cases)[1])
+
     def launch(self, addresses: tuple[int, int], out: int, cases: int, stream: Any = None) -> None:
         """Enqueue the kernels on device addresses: two feature maps and float32 [cases, columns], all contiguous.
 

@@ -9,17 +9,35 @@
     >>> with mpmmu_rt.load("reference.bundle") as predictor:      # doctest: +SKIP
     ...     predictor.predict({"mammography": pixels_mg, "ultrasound": pixels_us}).probability
 
-Importing this package imports NumPy and nothing else from outside the standard library. It is made for
-research and is not a medical device. Nothing leaves the machine: what is loaded later is told to keep to itself.
+Importing this package imports nothing from outside the standard library, its names import NumPy and nothing else: the
+pytest plugin is loaded into every test run where this package is installed. It is made for research and is not a
+medical device. Nothing leaves the machine: what is loaded later is told to keep to itself.
 """
+
+from typing import TYPE_CHECKING
 
 from ._optional import silence as _silence
 
 _silence()
 
-from .errors import MpmmuError as MpmmuError
-from .predictor import Prediction as Prediction
-from .predictor import Predictor as Predictor
-from .predictor import load as load
+if TYPE_CHECKING:
+    from .errors import MpmmuError as MpmmuError
+    from .predictor import Prediction as Prediction
+    from .predictor import Predictor as Predictor
+    from .predictor import load as load
 
 __version__ = "0.1.0"
+__all__ = ["MpmmuError", "Prediction", "Predictor", "load"]
+
+
+def __getattr__(name: str) -> object:
+    """PEP 562: the names above, when they are first asked for."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from . import errors, predictor
+
+    return getattr(errors if name == "MpmmuError" else predictor, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

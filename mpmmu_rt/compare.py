@@ -2,7 +2,7 @@
 
 Every turn is a fresh process (`python -m mpmmu_rt.compare BUNDLE TARGET BATCH SECONDS`) that opens the bundle, warms
 up, times its calls and holds the answers to the golden ones. In the first rounds A has two turns: what they differ by
-is the noise floor. `gate.py` judges.
+is the noise floor. `gate.py` judges. Before the rounds `counts.py` counts what noise can't touch, of both sides.
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ import math
 import random
 import sys
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from .bundle import Bundle
 from .child import run, telling
+from .counts import Counts, Moved, count, moved
 from .errors import UsageError
 from .gate import STATISTICS, Rule, Verdict, judge, statistics, undecided
 from .latency import Effort, sample
@@ -74,6 +76,13 @@ class Comparison:
     turns: Turns
     seconds: float
     digests: tuple[str, str]
+    counts: tuple[Counts, Counts]
+    moved: list[Moved]  # counts that differ
+
+    @property
+    def more(self) -> list[Moved]:
+        """The counts that grew beyond what is allowed: B is refused for them, however long it takes."""
+        return [one for one in self.moved if one.worse]
 
     def to_json(self) -> dict[str, Any]:
         """JSON values; an end of an interval that is not known is null."""
@@ -85,6 +94,8 @@ class Comparison:
             "schema": SCHEMA,
             "answer": self.verdict.answer,
             "reason": self.verdict.reason,
+            "counts": dict(zip("ab", self.counts, strict=True)),
+            "moved": [one.to_json() for one in self.moved],
             "rounds": self.verdict.rounds,
             "estimates": estimates,
             "noise_floor": self.turns.noise_floor(),
@@ -100,60 +111,91 @@ class Comparison:
         }
 
 
+Turn = Callable[[Side, int, float], list[float]]  # side, pairs a call, seconds → ms of each call
+
+
 def compare(
     a: Side,
     b: Side,
     batch: int,
     *,
     rule: Rule | None = None,
+    allow_counts: Mapping[str, float] | None = None,
     budget_s: float = 120.0,
     turn_s: float = TURN_S,
     progress: Progress = silent,
 ) -> Comparison:
     """Rounds until the gate can tell, or no further one fits into `budget_s` seconds: then it can't.
 
-    turn_s: how long a turn times its calls, of which there are at least three. Raises `UsageError` for no budget or
-    no pairs, what `Bundle.open` raises, and of a side that can't run or answers wrongly what its process raised.
+    allow_counts: see `counts.moved`; two targets of one bundle differ in their counts by nature, and are not judged by
+    them. turn_s: how long a turn times its calls, of which there are at least three. Counting, some seconds, is not
+    part of the budget. Raises `UsageError` for no budget, no pairs or a count that there is not, what `Bundle.open`
+    raises, and of a side that can't run or answers wrongly what its process raised.
     """
     if budget_s <= 0 or batch < 1:
         raise UsageError(f"budget {budget_s:g} s and batch {batch}, expected more than 0 s and at least 1 pair")
     rule = rule or Rule()
     digests = Bundle.open(a.path).digest, Bundle.open(b.path).digest
-    turns, drawn, started = Turns(), random.Random(), time.monotonic()
-    longest, verdict = 0.0, None
-    while verdict is None:
-        spent = time.monotonic() - started
-        count = len(turns.a)
-        if spent + longest > budget_s or count == MOST_ROUNDS:
-            why = f"{count} rounds in {spent:.0f} s were not enough" if count else f"no round fits into {budget_s:g} s"
-            verdict = undecided(turns.logs(), rule, why)
-            break
-        progress("rounds", min(round(spent), round(budget_s)), round(budget_s))
-        begin = time.monotonic()
-        _round(turns, (a, b), batch, turn_s, drawn)
-        longest = max(longest, time.monotonic() - begin)
-        verdict = judge(turns.logs(), rule)
-    progress("rounds", round(budget_s), round(budget_s))
-    return Comparison(a, b, batch, rule, verdict, turns, time.monotonic() - started, digests)
+    sides, counts = (a, b), list[Counts]()
+    for done, side in enumerate(sides):
+        progress("counts", done, len(sides))
+        counts.append(count(side.path, side.target, batch))
+    progress("counts", len(sides), len(sides))
+    differ = moved(counts[0], counts[1], allow_counts, judged=a.target == b.target)
+    started = time.monotonic()
+    turns, verdict = race(sides, batch, rule=rule, budget_s=budget_s, turn_s=turn_s, progress=progress)
+    spent = time.monotonic() - started
+    return Comparison(a, b, batch, rule, verdict, turns, spent, digests, (counts[0], counts[1]), differ)
 
 
-def _round(turns: Turns, sides: tuple[Side, Side], batch: int, turn_s: float, drawn: random.Random) -> None:
-    """One more, its turns in an order drawn by lot."""
-    a, b = sides
-    wanted = [(turns.a, a), (turns.b, b), *([(turns.again, a)] if len(turns.a) < FLOOR_ROUNDS else [])]
-    drawn.shuffle(wanted)
-    taken = [(samples, _turn(side, batch, turn_s)) for samples, side in wanted]
-    for samples, calls in taken:
-        samples.append(calls)
-
-
-def _turn(side: Side, batch: int, turn_s: float) -> list[float]:
-    """The ms of each call, of a fresh process."""
+def take_turn(side: Side, batch: int, turn_s: float) -> list[float]:
+    """The ms of each call, of a fresh process. Raises `EngineError`."""
     command = [sys.executable, "-m", "mpmmu_rt.compare", str(side.path.resolve()), str(side.target), str(batch)]
     hint = f"`mpmmu-rt verify {side.path} --target {side.target}` says what is wrong"
     said = run(str(side), [*command, str(turn_s)], hint)
     calls: list[float] = json.loads(said)
     return calls
+
+
+def race(
+    sides: tuple[Side, Side],
+    batch: int,
+    *,
+    rule: Rule,
+    budget_s: float,
+    turn_s: float = TURN_S,
+    progress: Progress = silent,
+    turn: Turn = take_turn,
+) -> tuple[Turns, Verdict]:
+    """The rounds of `compare` alone. turn: how a turn is taken."""
+    turns, drawn, started = Turns(), random.Random(), time.monotonic()
+    longest, verdict = 0.0, None
+    while verdict is None:
+        spent = time.monotonic() - started
+        rounds = len(turns.a)
+        if spent + longest > budget_s or rounds == MOST_ROUNDS:
+            why = (
+                f"{rounds} rounds in {spent:.0f} s were not enough" if rounds else f"no round fits into {budget_s:g} s"
+            )
+            verdict = undecided(turns.logs(), rule, why)
+            break
+        progress("rounds", min(round(spent), round(budget_s)), round(budget_s))
+        begin = time.monotonic()
+        _round(turns, sides, drawn, lambda side: turn(side, batch, turn_s))
+        longest = max(longest, time.monotonic() - begin)
+        verdict = judge(turns.logs(), rule)
+    progress("rounds", round(budget_s), round(budget_s))
+    return turns, verdict
+
+
+def _round(turns: Turns, sides: tuple[Side, Side], drawn: random.Random, take: Callable[[Side], list[float]]) -> None:
+    """One more, its turns in an order drawn by lot."""
+    a, b = sides
+    wanted = [(turns.a, a), (turns.b, b), *([(turns.again, a)] if len(turns.a) < FLOOR_ROUNDS else [])]
+    drawn.shuffle(wanted)
+    taken = [(samples, take(side)) for samples, side in wanted]
+    for samples, calls in taken:
+        samples.append(calls)
 
 
 def _ratio(over: list[float], under: list[float]) -> dict[str, float]:

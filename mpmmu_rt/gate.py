@@ -23,6 +23,9 @@ the rounds' ratios is beyond max_slowdown, and a second run of fresh rounds says
 `cannot tell`: neither before the rounds end, or the two runs contradict each other. At alpha = 0.05: of comparisons of
 equals at most 0.25 % are called slower (0.05 in each of two runs, half of it for each statistic); of those whose
 typical call is slower by max_slowdown or more at most 5 % not slower.
+
+Where one side is a stored baseline nothing was drawn by lot, and the coin is fair by assumption alone: exchangeable
+days. `baseline.py` says what that costs, and what it does about it.
 """
 
 from __future__ import annotations
@@ -134,6 +137,22 @@ def judge(rounds: Sequence[dict[str, float]], rule: Rule) -> Verdict | None:
 def undecided(rounds: Sequence[dict[str, float]], rule: Rule, reason: str) -> Verdict:
     """Where no more rounds can be had."""
     return _told("cannot tell", reason, rounds, rule)
+
+
+def within(calls_ms: Sequence[float], limit_ms: float, share: float = 0.99, alpha: float = 0.05) -> bool | None:
+    """Whether `share` of all calls take at most `limit_ms`: None while these can't tell.
+
+    Wald's sequential test (1945, "Sequential tests of statistical hypotheses") of the probability p that a call takes
+    longer, 1 - share, against a tenth of it and against five times it: for any larger, or smaller, p the likelihood
+    ratio is a supermartingale too, so that looking after every call costs nothing. At most alpha of those beyond are
+    called within, and the other way round. It takes the calls for independent: a burst counts as many calls.
+    """
+    over, p = sum(ms > limit_ms for ms in calls_ms), 1 - share
+    fits = len(calls_ms) - over
+    for other, said in ((p / 10, True), (min(5 * p, (1 + p) / 2), False)):
+        if over * math.log(other / p) + fits * math.log((1 - other) / (1 - p)) >= math.log(1 / alpha):
+            return said
+    return None
 
 
 def _first_run(rounds: Sequence[dict[str, float]], rule: Rule) -> tuple[int, str | None]:

@@ -12,7 +12,7 @@ from typing import Self
 import numpy as np
 
 from .bundle import Bundle, Graph
-from .engines import engine
+from .engines import Counted, engine
 from .errors import AnswerError, PixelsError, UsageError
 from .machine import usable_threads
 from .spec import MODALITIES, Array, Modality, Target
@@ -126,6 +126,10 @@ class Predictor:
     def remarks(self) -> tuple[str, ...]:
         """What stands in here for what was asked for, and why, such as an engine that was built anew."""
         return self._pipeline.remarks
+
+    def counts(self, cases: int) -> dict[str, int | str]:
+        """What the engine tells of a call of so many cases, which has run before: see `mpmmu_rt.counts`."""
+        return self._pipeline.counts(cases) if isinstance(self._pipeline, Counted) else {}
 
     @property
     def _width(self) -> int:

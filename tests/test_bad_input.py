@@ -332,6 +332,10 @@ def tile_missing(data: bytes) -> bytes:
 RGB: dict[str, Any] = {"SamplesPerPixel": 3, "PlanarConfiguration": 0, "PhotometricInterpretation": "RGB"}
 
 
+def baseline(schema: str) -> Maker:
+    return lambda place: (place.path / "x.json").write_text(json.dumps({"schema": schema}))
+
+
 def manifest(text: str | bytes) -> Maker:
     return lambda place: place.manifest(text)
 
@@ -622,6 +626,19 @@ CASES: dict[str, tuple[Maker, str, int]] = {
     "report: of an earlier version": (result('{"schema": "mpmmu-bench/1"}'), "report {p}/r.json -o {p}/r.html", 2),
     "report: a result cut short by hand": (result('{"schema": "mpmmu-bench/2"}'), "report {p}/r.json -o {p}/r.html", 2),
     "report: into a folder": (result("{}"), "report {p}/r.json -o {p}", 1),
+    "argument: a baseline that is not there": (nothing, "bench {b} --baseline {p}/no.json", 2),
+    "argument: a bench result as baseline": (baseline("mpmmu-bench/1"), "bench {b} --baseline {p}/x.json", 2),
+    "argument: a baseline without sessions": (baseline("mpmmu-baseline/1"), "bench {b} --baseline {p}/x.json", 2),
+    "argument: a baseline to keep and to judge by": (nothing, "bench {b} --save x --baseline y", 2),
+    "argument: a limit and no baseline": (nothing, "bench {b} --max-slowdown 5%", 2),
+    "argument: differences allowed and no baseline": (nothing, "bench {b} --allow-different", 2),
+    "argument: a budget and no baseline": (nothing, "bench {b} --budget 60s", 2),
+    "argument: seconds of a baseline": (nothing, "bench {b} --save {p}/x.json --seconds 9", 2),
+    "argument: a result beside a baseline to keep": (nothing, "bench {b} --save {p}/x.json --json -", 2),
+    "argument: a report of a baseline": (nothing, "bench {b} --save {p}/x.json --html {p}/r.html", 2),
+    "argument: a budget that is no time": (nothing, "bench {b} --save {p}/x.json --budget soon", 2),
+    "argument: a count without a name": (nothing, "compare {b} {c} --allow-counts =5%", 2),
+    "argument: a bundle compared with itself": (nothing, "compare {b}", 2),
     "argument: export over a foreign folder": (foreign_output, EXPORT + " --overwrite", 1),
     "argument: export over a bundle": (lambda p: p.bundle.rename(p.path / "new.bundle"), EXPORT, 1),
     "argument: --parity without a checkpoint": (nothing, "export --parity {m}", 2),

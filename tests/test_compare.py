@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from mpmmu_rt.bundle import Bundle, seal
 from mpmmu_rt.cli import app
-from mpmmu_rt.cli.compare import EXIT_CODES, duration, share
+from mpmmu_rt.cli.compare import EXIT_CODES
 from mpmmu_rt.compare import Side, Turns, compare
 from mpmmu_rt.errors import BundleError, EngineError, UsageError
 from mpmmu_rt.gate import Rule
+from mpmmu_rt.options import duration, share
 from mpmmu_rt.spec import Target
 
 STORED = Path(__file__).parent / "data" / "bundle_613dfc9"
@@ -75,6 +77,26 @@ def test_a_budget_that_ends_can_not_tell(pair: tuple[Side, Side], tmp_path: Path
     assert entry["estimates"]["typical"]["low"] is None
     assert min(entry["samples_ms"]["a"][0]) > 0
     assert "This machine cannot tell" in (tmp_path / "found.html").read_text()
+    assert entry["moved"] == []
+    assert f"counts: all {len(entry['counts']['a'])} are the same" in done.output
+
+
+@pytest.mark.slow
+def test_a_count_that_grew_is_refused_whatever_the_time_says(pair: tuple[Side, Side], tmp_path: Path) -> None:
+    path = pair[1].path
+    with (path / "onnx/weights.bin").open("ab") as file:
+        file.write(bytes(47270))  # a tenth, rounded down
+    seal(path, Bundle.open(STORED).entry)
+    arguments = ["compare", str(pair[0].path), str(path), "--batch", "1", "--budget", "1s"]
+    done = CliRunner().invoke(app, [*arguments, "--json", str(tmp_path / "found.json")])
+    assert done.exit_code == 4, done.output
+    assert "--allow-counts bytes.weights" in done.output
+    assert ["bytes.weights", "472700", "519970", "+10.0%", "not", "allowed"] in [
+        line.split() for line in done.output.splitlines()
+    ]
+    (one,) = json.loads((tmp_path / "found.json").read_text())["moved"]
+    assert one == {"name": "bytes.weights", "a": 472700, "b": 519970, "worse": True}
+    assert CliRunner().invoke(app, [*arguments, "--allow-counts", "bytes=10%"]).exit_code == 5
 
 
 @pytest.mark.slow
@@ -97,6 +119,7 @@ def test_a_bundle_that_is_none_is_told_before_anything_runs(pair: tuple[Side, Si
         (["A"], "A on onnxruntime:fp32 is compared with itself"),
         (["A", "B", "--max-slowdown", "a bit"], "`a bit` is no share"),
         (["A", "B", "--max-slowdown", "0%"], "max_slowdown is 0 and alpha 0.05"),
+        (["A", "B", "--allow-counts", "=5%"], "a count without a name"),
         (["A", "B", "--budget", "soon"], "`soon` is no duration"),
         (["A", "B", "--target", "onnxruntime:fp8"], "onnxruntime:fp8"),
     ],

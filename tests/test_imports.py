@@ -74,14 +74,22 @@ for arguments in [[], *([command] for command in {COMMANDS!r})]:
     assert result.returncode == 0, result.stderr
 
 
-def test_the_package_pulls_in_numpy_and_nothing_else(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("what", "brings"),
+    [
+        ("import mpmmu_rt", ["mpmmu_rt"]),
+        ("from mpmmu_rt import load", ["mpmmu_rt", "numpy"]),
+        ("import pytest; before = set(sys.modules); import mpmmu_rt.pytest_plugin", ["mpmmu_rt"]),
+    ],
+)
+def test_the_package_pulls_in_numpy_and_nothing_else(what: str, brings: list[str], tmp_path: Path) -> None:
     code = (
-        "import sys\nbefore = set(sys.modules)\nimport mpmmu_rt\n"
+        f"import sys\nbefore = set(sys.modules)\n{what}\n"
         "tops = {name.partition('.')[0] for name in set(sys.modules) - before}\n"
         "print(*sorted(name for name in tops - set(sys.stdlib_module_names) if not name.startswith('__editable__')))"
     )
     result = python(code, cwd=tmp_path)
-    assert result.stdout.split() == ["mpmmu_rt", "numpy"], result.stderr
+    assert result.stdout.split() == brings, result.stderr
 
 
 @pytest.mark.slow

@@ -1,7 +1,7 @@
 """The command line: one file per command; each parses, calls the library, prints.
 
 Data goes to stdout, everything else to stderr. Exit codes: 0 success, 1 error, 2 usage, 3 parity or verification
-failed, 4 slower and 5 cannot tell (`compare`).
+failed, 4 slower and 5 cannot tell (`compare`, `bench --baseline`).
 """
 
 from __future__ import annotations

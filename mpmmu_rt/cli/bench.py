@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -29,6 +30,24 @@ def bench(
     sweep: Annotated[
         str | None, typer.Option("--sweep", help="Other batches to measure: 1,2,4,8 or auto, powers of two.")
     ] = None,
+    save: Annotated[
+        Path | None, typer.Option("--save", help="Instead, take turns of fresh processes and keep them as a baseline.")
+    ] = None,
+    baseline: Annotated[
+        Path | None, typer.Option("--baseline", help="Instead, judge against a baseline: exit codes as of compare.")
+    ] = None,
+    max_slowdown: Annotated[
+        str | None, typer.Option("--max-slowdown", help="With --baseline: what is allowed [default: 5%].")
+    ] = None,
+    allow_counts: Annotated[
+        list[str] | None, typer.Option("--allow-counts", help="With --baseline: as of compare.")
+    ] = None,
+    allow_different: Annotated[
+        bool, typer.Option("--allow-different", help="With --baseline: of another machine or version, as a tripwire.")
+    ] = False,
+    budget: Annotated[
+        str | None, typer.Option("--budget", help="With --save or --baseline: how long to measure [default: 120s].")
+    ] = None,
 ) -> None:
     """Measure latency, throughput, memory and cold start, and say what is included."""
     from mpmmu_rt.bench import bench as measure
@@ -38,6 +57,9 @@ def bench(
     from mpmmu_rt.latency import Effort
     from mpmmu_rt.spec import Target
 
+    judging = {"--max-slowdown": max_slowdown, "--allow-counts": allow_counts, "--allow-different": allow_different}
+    measuring = {"--seconds": seconds != 3.0, "--html": html_to, "--sweep": sweep, "--idle": idle != "0,1"}
+    _check(save, baseline, judging, measuring, budget, json_to)
     chosen = Target.parse(target)
     silences, sizes = _silences(idle), _batches(sweep, batch)
     check_gaps(silences)
@@ -48,6 +70,24 @@ def bench(
         check_output(html_to, stdout=False)
     if bundle is None:
         bundle = _reference()
+    if save or baseline:
+        from ._baseline import judge_baseline, save_baseline
+
+        if save:
+            save_baseline(save, bundle, chosen, batch, budget=budget or "120s")
+        elif baseline:
+            judge_baseline(
+                baseline,
+                bundle,
+                chosen,
+                batch,
+                max_slowdown=max_slowdown or "5%",
+                allow_counts=allow_counts or [],
+                allow_different=allow_different,
+                budget=budget or "120s",
+                json_to=json_to,
+            )
+        return
     with bars() as progress:
         effort = Effort(measure_ms=seconds * 1e3, max_warmup_ms=min(5000.0, seconds * 2e3))
         result = measure(bundle, chosen, batch, effort=effort, idle_s=silences, batches=sizes, progress=progress)
@@ -88,6 +128,28 @@ def _batches(text: str | None, batch: int) -> list[int]:
         raise UsageError(
             f"--sweep is `{text}`, expected batches such as 1,2,4,8, or auto", hint="--sweep 1,2,4,8"
         ) from error
+
+
+def _check(
+    save: Path | None,
+    baseline: Path | None,
+    judging: Mapping[str, object],
+    measuring: Mapping[str, object],
+    budget: str | None,
+    json_to: str | None,
+) -> None:
+    """Raise `UsageError` for options that would do nothing: who gives them must not believe that they do."""
+    if save and baseline:
+        raise UsageError("--save and --baseline are both given, expected one", hint="judge first, and save then")
+    if not baseline and (idle := [name for name, value in judging.items() if value]):
+        raise UsageError(f"{idle[0]} is given without --baseline, expected both", hint="--baseline FILE, or compare")
+    if budget and not (save or baseline):
+        raise UsageError("--budget is given without --save or --baseline, expected one", hint="--seconds 10")
+    if (save or baseline) and (given := [name for name, value in measuring.items() if value]):
+        hint = "--budget 120s" if given[0] == "--seconds" else f"measure without --save and --baseline for {given[0]}"
+        raise UsageError(f"{given[0]} is given with turns of fresh processes, which have no such option", hint=hint)
+    if json_to and save:
+        raise UsageError("--json is given with --save, whose file is JSON, expected one of them", hint="--save FILE")
 
 
 def _reference() -> Path:

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import math
-import re
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from mpmmu_rt.counts import Moved
 from mpmmu_rt.errors import UsageError
+from mpmmu_rt.options import allowances, duration, share
 
 from ._report import bars, check_output, fitted, note, print_json, wrapped, write_html, write_json
 
@@ -21,11 +22,15 @@ def compare(
     target: Annotated[str, typer.Option("--target", help="Engine and precision.")] = "onnxruntime:fp32",
     target_b: Annotated[str | None, typer.Option("--target-b", help="Of B [default: as A].")] = None,
     max_slowdown: Annotated[str, typer.Option("--max-slowdown", help="What is allowed.")] = "5%",
+    allow_counts: Annotated[
+        list[str] | None,
+        typer.Option("--allow-counts", help="NAME or NAME=5%: a count that may grow; all others must not."),
+    ] = None,
     budget: Annotated[str, typer.Option("--budget", help="How long to measure at the most.")] = "120s",
     json_to: Annotated[str | None, typer.Option("--json", help="Write the result as JSON to a file, or to - .")] = None,
     html_to: Annotated[Path | None, typer.Option("--html", help="Write a report with plots: one HTML page.")] = None,
 ) -> None:
-    """Is B slower than A? Exit code 0: no; 4: yes; 5: this machine can't tell within the budget."""
+    """Is B slower than A? Exit code 0: no; 4: yes, or a count grew that must not; 5: can't tell within the budget."""
     from mpmmu_rt.compare import Side
     from mpmmu_rt.compare import compare as race
     from mpmmu_rt.engines import engine
@@ -40,7 +45,7 @@ def compare(
             hint="name a second bundle, or --target-b",
         )
     rule = Rule(share(max_slowdown))
-    seconds = duration(budget)
+    seconds, may_grow = duration(budget), allowances(allow_counts or [])
     for one in {first, second}:
         engine(one)
     if json_to and json_to != "-":
@@ -48,7 +53,7 @@ def compare(
     if html_to:
         check_output(html_to, stdout=False)
     with bars() as progress:
-        found = race(*sides, batch, rule=rule, budget_s=seconds, progress=progress)
+        found = race(*sides, batch, rule=rule, allow_counts=may_grow, budget_s=seconds, progress=progress)
     entry = found.to_json()
     if json_to == "-":
         print_json(entry)
@@ -60,44 +65,51 @@ def compare(
         write_html(html_to, entry)
     if found.verdict.answer == "cannot tell":
         note(f"note: cannot tell: {found.verdict.reason}; --budget {2 * seconds:.0f}s gives it more rounds")
-    raise typer.Exit(EXIT_CODES[found.verdict.answer])
+    if more := found.more:
+        names = " ".join(f"--allow-counts {one.name}" for one in more)
+        note(f"note: {len(more)} counts grew or changed; what is meant to is allowed by {names}")
+    raise typer.Exit(EXIT_CODES["slower" if more else found.verdict.answer])
 
 
-def share(text: str) -> float:
-    """`5%` and `0.05` are 0.05. Raises `UsageError`."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(%?)\s*", text)
-    if not match:
-        raise UsageError(f"`{text}` is no share, expected a number such as 5% or 0.05", hint="--max-slowdown 5%")
-    return float(match[1]) / (100 if match[2] else 1)
+def describe_counts(entry: dict[str, Any]) -> list[str]:
+    """Lines of the counts that moved, of a document with `counts` and `moved`; one line where none did."""
+    if not entry["moved"]:
+        return [f"counts: all {len(entry['counts']['a'])} are the same", ""]
+    rows = []
+    for one in entry["moved"]:
+        moved = Moved(**one)
+        cells = ["-" if value is None else str(value) for value in (moved.a, moved.b)]
+        rows.append([moved.name, *cells, moved.change, "not allowed" if moved.worse else ""])
+    return [fitted(["count", "A", "B", "change", ""], rows), *_unjudged(entry), ""]
 
 
-def duration(text: str) -> float:
-    """Seconds: `90`, `90s` and `1.5m` are 90. Raises `UsageError`."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([sm]?)\s*", text)
-    if not match or not float(match[1]):
-        raise UsageError(
-            f"`{text}` is no duration, expected seconds or minutes, such as 120s or 2m", hint="--budget 120s"
-        )
-    return float(match[1]) * (60 if match[2] == "m" else 1)
+def _unjudged(entry: dict[str, Any]) -> list[str]:
+    targets = {side["target"] for side in (entry.get("a"), entry.get("b")) if side}
+    return ["two targets: their counts differ by nature, and are not judged"] if len(targets) > 1 else []
 
 
-def _describe(entry: dict[str, Any]) -> str:
+def estimate_row(name: str, one: dict[str, Any], turns: dict[str, list[list[float]]], floor: float) -> list[str]:
+    """Cells: statistic, ms of A and of B, B against A, its interval, and what the machine moves by."""
     import numpy as np
 
     from mpmmu_rt.gate import statistics
 
-    samples = entry["samples_ms"]
-    rows = []
-    for name, one in entry["estimates"].items():
-        ms = [float(np.median([statistics(calls)[name] for calls in samples[side]])) for side in ("a", "b")]
-        floor = entry["noise_floor"].get(name, math.nan)
-        interval = f"{_percent(one['low'])} to {_percent(one['high'])}"
-        rows.append([name, *(f"{value:.3f}" for value in ms), _percent(one["slowdown"]), interval, f"{floor:.1%}"])
+    ms = [float(np.median([statistics(calls)[name] for calls in turns[side]])) for side in ("a", "b")]
+    interval = f"{_percent(one['low'])} to {_percent(one['high'])}"
+    return [name, *(f"{value:.3f}" for value in ms), _percent(one["slowdown"]), interval, f"{floor:.1%}"]
+
+
+def _describe(entry: dict[str, Any]) -> str:
+    rows = [
+        estimate_row(name, one, entry["samples_ms"], entry["noise_floor"].get(name, math.nan))
+        for name, one in entry["estimates"].items()
+    ]
     sides = [f"{name.upper()}: {entry[name]['bundle']} on {entry[name]['target']}" for name in ("a", "b")]
     return "\n".join(
         [
             *map(wrapped, sides),
             "",
+            *describe_counts(entry),
             fitted(["call", "A ms", "B ms", "B against A", "interval", "A against A"], rows),
             "",
             wrapped(

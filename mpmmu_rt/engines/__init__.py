@@ -58,6 +58,15 @@ class Pipeline(Protocol):
     def close(self) -> None: ...
 
 
+@runtime_checkable
+class Counted(Protocol):
+    """A pipeline, or a part of one, that can say more of itself than how long it takes."""
+
+    def counts(self, cases: int) -> dict[str, int | str]:
+        """What noise can't touch, by name, of a call of so many cases that has run before: see `mpmmu_rt.counts`."""
+        ...
+
+
 @dataclass(frozen=True)
 class Traits:
     """What sets an engine apart for those that don't know it.

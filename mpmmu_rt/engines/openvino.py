@@ -16,7 +16,7 @@ import os
 import queue
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,6 +100,7 @@ class _Streams:
     def __init__(self, compiled: Any, streams: int, blob: Array | None = None) -> None:
         """blob: the memory that `compiled` was read from, and goes on reading from."""
         self._blob = blob
+        self.compiled = compiled
         self._idle: queue.SimpleQueue[_Lane] = queue.SimpleQueue()
         for _ in range(_LANES_PER_STREAM * streams):
             request = compiled.create_infer_request()
@@ -173,6 +174,16 @@ class OpenVinoEmbedder:
         except (RuntimeError, ValueError) as error:
             raise _failed(self._name, error) from error
         return {"encoders": (time.perf_counter() - start) * 1e3}
+
+    def counts(self, cases: int) -> dict[str, int | str]:
+        """What OpenVINO made of the graphs, by its own word: layers, after fusion, and what they are computed in."""
+        compiled = self._for(cases).compiled
+        kinds = Counter(convolution_precisions(compiled))
+        return {
+            "layers": len(compiled.get_runtime_model().get_ops()),
+            "precision.achieved": compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name(),
+            "precision.convolutions": ", ".join(f"{kind} {count}" for kind, count in sorted(kinds.items())),
+        }
 
     def _for(self, cases: int) -> _Streams:
         """Streams for so many cases, compiled on first use."""

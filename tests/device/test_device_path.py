@@ -964,3 +964,24 @@ def test_engines_for_different_batches_run_those_that_all_take(
             pipeline = machine.open()
             check(pipeline, cases(7))
             assert pipeline.batches.captured == (2, 3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("graphs", [True, False])
+def test_bytes_and_launches_are_counted(plug: Plug, target: Any, cases: Any, graphs: bool) -> None:
+    """Of 40 cases in batches of at most 33: 33 and 7."""
+    machine = plug(target())
+    pipeline = machine.open(graphs=graphs)
+    check(pipeline, cases(40))
+    pool = {batch: pipeline._pool.launches(batch) for batch in (33, 7)}
+    size = machine.target.bundle.preprocessing.size
+    head = pipeline._engines["head"].tensors
+    per_case = sum(head[name].bytes(1) for name in ("embedding", "probability", "base_probability"))
+    assert pipeline.counts(40) == {
+        "device.bytes_in": 40 * 2 * size * size,
+        "device.bytes_out": 40 * per_case,
+        "device.graph_launches": 2 if graphs else 0,
+        "device.engine_launches": 6,
+        "device.pool_kernels": sum(pool.values()),
+    }
+    assert min(pool.values()) >= 2

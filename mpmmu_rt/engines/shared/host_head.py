@@ -9,7 +9,7 @@ from typing import Protocol, Self
 import numpy as np
 
 from mpmmu_rt.bundle import Bundle
-from mpmmu_rt.engines import Session, engine, head_target
+from mpmmu_rt.engines import Counted, Session, engine, head_target
 from mpmmu_rt.spec import Array, Modality, Target
 
 
@@ -48,6 +48,9 @@ class InSizes:
             if size > cases:
                 np.copyto(embedding[rows], into[:cases])
         return spent
+
+    def counts(self, cases: int) -> dict[str, int | str]:
+        return self._embedder.counts(cases) if isinstance(self._embedder, Counted) else {}
 
     def close(self) -> None:
         self._embedder.close()
@@ -100,6 +103,9 @@ class HostHead:
         start = time.perf_counter()
         said = self._head.run({"embedding": embedding})
         return said, stages_ms | {"head": (time.perf_counter() - start) * 1e3}
+
+    def counts(self, cases: int) -> dict[str, int | str]:
+        return self.embedder.counts(cases) if isinstance(self.embedder, Counted) else {}
 
     def close(self) -> None:
         self.embedder.close()

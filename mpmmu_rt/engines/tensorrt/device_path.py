@@ -241,6 +241,11 @@ class DevicePath:
         feeds = {str(name): array for name, array in pixels.items()}
         return said, self.batches.run(feeds, cases, take)
 
+    def counts(self, cases: int) -> dict[str, int | str]:
+        """As `Batches.counts`, and the kernels of the attention pool. Those inside of engines nobody tells."""
+        kernels = sum(self._pool.launches(batch) for batch in self.batches.parts(cases))
+        return {**self.batches.counts(cases), "device.pool_kernels": kernels}
+
     @property
     def remarks(self) -> tuple[str, ...]:
         return _remarks(self)
@@ -283,6 +288,9 @@ class WholeGraph:
         found, spent = self._session.timed({f"{modality}_pixels": array for modality, array in pixels.items()})
         np.copyto(embedding, found["embedding"])
         return {name: found[name] for name in _OUTPUTS if name in found}, spent
+
+    def counts(self, cases: int) -> dict[str, int | str]:
+        return self.batches.counts(cases)
 
     @property
     def remarks(self) -> tuple[str, ...]:

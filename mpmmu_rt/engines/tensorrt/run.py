@@ -340,8 +340,7 @@ class Batches:
         self, feeds: Mapping[str, Array], rows: slice, take: Callable[[slice, Mapping[str, Array]], None]
     ) -> dict[str, float]:
         cases = rows.stop - rows.start
-        least = max(cases, self.profile.min)  # a smaller batch is filled up with blank cases
-        batch = next((size for size in self._sizes if size >= least), least)
+        batch = self._batch(cases)
         main = self._streams[0]
         ready = self._get(batch)
         with self._draining(batch):
@@ -365,6 +364,27 @@ class Batches:
             for context, _ in ready.work.contexts:
                 context.settled()
         return spent
+
+    def counts(self, cases: int) -> dict[str, int | str]:
+        """Of a call of so many cases: bytes over the bus and CUDA graphs launched. All its batch sizes have run."""
+        parts = self.parts(cases)
+        with self._lock:
+            works = [self._ready[batch].work for batch in parts]
+            return {
+                "device.bytes_in": sum(array.nbytes for work in works for array in work.inputs.values()),
+                "device.bytes_out": sum(array.nbytes for work in works for array in work.outputs.values()),
+                "device.graph_launches": sum(self._ready[batch].graph is not None for batch in parts),
+                "device.engine_launches": sum(len(work.contexts) for work in works),
+            }
+
+    def parts(self, cases: int) -> list[int]:
+        """The batch sizes that a call of so many cases runs."""
+        return [self._batch(min(self._most, cases - first)) for first in range(0, cases, self._most)]
+
+    def _batch(self, cases: int) -> int:
+        """The batch size that runs so many cases: a smaller batch is filled up with blank ones."""
+        least = max(cases, self.profile.min)
+        return next((size for size in self._sizes if size >= least), least)
 
     def _get(self, batch: int) -> _Ready:
         if batch in self._ready:

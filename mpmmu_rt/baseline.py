@@ -1,0 +1,336 @@
+"""Stored turns of a bundle, and whether another one is slower: for where the two can't take turns.
+
+A baseline holds sessions: of each the raw calls of some turns, fresh processes as in `compare.py`, and of each turn the
+time of a *control*, a computation that is no part of this package. Judging takes new turns, each paired with a stored
+one that is drawn by lot and not used again, and asks `gate.py`'s sequential test of the pairs' log(new / stored).
+
+What that costs. In `compare` the coin is fair by construction: which side came first was drawn by lot. Here it is an
+assumption, exchangeability: that a turn of today is, but for the change that is looked for, as likely to be the faster
+one of a pair as a turn of the day on which the baseline was taken. It fails as a whole where the machine itself is
+another one today, which no number of turns would show: all pairs would say the same. So the pairs are judged twice,
+moved up and down by what the machine is known to move by on its own, the *floor*: the largest of
+
+    what medians of the quarters of a session differ by (drift within it),
+    what medians of sessions differ by (`bench --save` to the same file adds one, on another day), and
+    what the control differs by, today from then.
+
+`slower` must hold for pairs moved down by the floor and `not slower` for pairs moved up: a machine that moves by more
+than what is allowed can't tell. The error rates of `gate.py` hold for shifts between then and now of the floor at the
+most. A shift beyond it, that neither the control nor another session has shown, is taken for the bundle's: `compare`,
+which needs no such assumption, is to be preferred wherever both bundles can be had.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import gate
+from .bundle import Bundle
+from .compare import TURN_S, Side, Turn, take_turn
+from .conditions import conditions, control_ms, differences
+from .counts import Counts, Moved, count, moved
+from .errors import MpmmuError, UsageError
+from .files import MAX_JSON_BYTES, atomic_file, parse_json_object, read_bounded
+from .gate import STATISTICS, Estimate, Rule, Verdict, statistics
+from .progress import Progress, silent
+
+SCHEMA = "mpmmu-baseline/1"
+FEWEST_TURNS, MOST_TURNS = 16, 40  # of a session: `slower` takes 16 that all say so
+MOST_SESSIONS = 7  # the newest; with the most calls that turns can have, they are read back still
+_DIGITS = 5  # of a stored time in ms: ten nanoseconds
+TRIPWIRE = 0.25  # at the least, and 5 times what is allowed, under other conditions
+EXIT_CODES = {"not slower": 0, "no alarm": 0, "slower": 4, "far slower": 4, "cannot tell": 5}
+_BLOCKS = 4
+_HINT = "take one with `mpmmu-rt bench BUNDLE --save FILE`, FILE being a free path"
+
+
+@dataclass(frozen=True)
+class Session:
+    """taken: in UTC, ISO 8601. turns: the ms of each call of each turn. control_ms: of each turn."""
+
+    taken: str
+    turns: list[list[float]]
+    control_ms: list[float]
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """conditions: what a comparison needs to be the same. digest: of the bundle, which may differ."""
+
+    conditions: Mapping[str, Any]
+    bundle: str
+    digest: str
+    counts: Counts
+    sessions: list[Session]
+
+    def to_json(self) -> dict[str, Any]:
+        sessions = [
+            {"taken": one.taken, "samples_ms": one.turns, "control_ms": one.control_ms} for one in self.sessions
+        ]
+        return {
+            "schema": SCHEMA,
+            "conditions": dict(self.conditions),
+            "bundle": self.bundle,
+            "bundle_digest": self.digest,
+            "counts": self.counts,
+            "sessions": sessions,
+        }
+
+    @classmethod
+    def read(cls, path: Path) -> Baseline:
+        """Raises `UsageError` for a file that is no baseline."""
+        data = read_bounded(path, MAX_JSON_BYTES, UsageError, _HINT)
+        entry: Any = parse_json_object(path, data, UsageError, _HINT)
+        if entry.get("schema") != SCHEMA:
+            raise UsageError(f"{path} has the schema {entry.get('schema')!r}, expected `{SCHEMA}`", hint=_HINT)
+        try:
+            sessions = [_session(one) for one in entry["sessions"]]
+            if not sessions:
+                raise ValueError("it holds no session")
+            conditions, counts = dict(entry["conditions"]), dict(entry["counts"])
+            return cls(conditions, str(entry["bundle"]), str(entry["bundle_digest"]), counts, sessions)
+        except (KeyError, TypeError, ValueError, AttributeError, UsageError) as error:
+            reason = f"the key {error} is missing" if isinstance(error, KeyError) else str(error)
+            raise UsageError(
+                f"{path} is a malformed baseline: {reason}, expected all of `{SCHEMA}`", hint=_HINT
+            ) from error
+
+    def write(self, path: Path) -> None:
+        with atomic_file(path) as partial:
+            partial.write_text(json.dumps(self.to_json(), allow_nan=False) + "\n", encoding="utf-8")
+
+    def floor(self, control_ms: list[float]) -> dict[str, float]:
+        """Of each statistic, how far the machine is known to move on its own, in log; control_ms: of today's turns."""
+        told = [[statistics(turn) for turn in one.turns] for one in self.sessions]
+        control = _spread([np.median(control_ms), np.median([ms for one in self.sessions for ms in one.control_ms])])
+        found = {}
+        for name in STATISTICS:
+            medians = [np.median([one[name] for one in turns]) for turns in told]
+            parts = [
+                _spread([np.median(part) for part in np.array_split([one[name] for one in turns], _BLOCKS)])
+                for turns in told
+            ]
+            found[name] = max(control, _spread(medians), *parts)
+        return found
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """turns: the new ones. floor: see `Baseline.floor`, as shares. different: conditions that are not the same."""
+
+    verdict: Verdict
+    answer: str  # a key of EXIT_CODES
+    rule: Rule
+    floor: dict[str, float]
+    different: list[str]
+    moved: list[Moved]
+    counts: Counts
+    conditions: Mapping[str, Any]
+    turns: list[list[float]]
+    control_ms: list[float]
+    bundle: str
+    digest: str
+
+    @property
+    def more(self) -> list[Moved]:
+        return [one for one in self.moved if one.worse]
+
+    def to_json(self) -> dict[str, Any]:
+        estimates = {
+            name: {key: value if math.isfinite(value) else None for key, value in asdict(one).items()}
+            for name, one in self.verdict.estimates.items()
+        }
+        return {
+            "schema": "mpmmu-judgement/1",
+            "answer": self.answer,
+            "reason": self.verdict.reason,
+            "rounds": self.verdict.rounds,
+            "estimates": estimates,
+            "floor": self.floor,
+            "rule": asdict(self.rule),
+            "different": self.different,
+            "counts": self.counts,
+            "moved": [one.to_json() for one in self.moved],
+            "conditions": dict(self.conditions),
+            "samples_ms": self.turns,
+            "control_ms": self.control_ms,
+            "bundle": self.bundle,
+            "bundle_digest": self.digest,
+        }
+
+
+def save(
+    path: Path, side: Side, batch: int, *, budget_s: float, progress: Progress = silent, turn: Turn = take_turn
+) -> Baseline:
+    """Take a session of as many turns as fit into `budget_s` seconds, at most `MOST_TURNS`, and write it to `path`; a
+    baseline of the same bundle that is there already gets one session more.
+
+    Raises `UsageError` for a budget of too few turns, a file that is no baseline, and one of another bundle or of other
+    conditions; and what `counts.count` and turns raise.
+    """
+    bundle = Bundle.open(side.path)
+    here = conditions(bundle, side.target, batch, TURN_S)
+    earlier: list[Session] = []
+    if path.exists():
+        old = Baseline.read(path)
+        told = differences({**old.conditions, "bundle": old.digest[:12]}, here | {"bundle": bundle.digest[:12]})
+        if told:
+            raise UsageError(
+                f"{path} was taken under other conditions ({'; '.join(told)}), expected the same to add a session",
+                hint="name another file, or remove this one",
+            )
+        earlier = old.sessions
+    counted = count(side.path, side.target, batch)
+    turns, control = list[list[float]](), list[float]()
+    started, longest = time.monotonic(), 0.0
+    while len(turns) < MOST_TURNS and (spent := time.monotonic() - started) + longest <= budget_s:
+        progress("turns", len(turns), MOST_TURNS)
+        begin = time.monotonic()
+        control.append(control_ms())
+        turns.append([round(ms, _DIGITS) for ms in turn(side, batch, TURN_S)])
+        longest = max(longest, time.monotonic() - begin)
+        if (need := FEWEST_TURNS * (spent + longest) / len(turns)) > 1.5 * budget_s:
+            raise _too_short(budget_s, need)
+    progress("turns", MOST_TURNS, MOST_TURNS)
+    if len(turns) < FEWEST_TURNS:
+        raise _too_short(budget_s, FEWEST_TURNS * (longest + budget_s / max(1, len(turns))))
+    now = Session(datetime.now(UTC).isoformat(timespec="seconds"), turns, control)
+    found = Baseline(here, bundle.name, bundle.digest, counted, [*earlier, now][-MOST_SESSIONS:])
+    found.write(path)
+    return found
+
+
+def judge_against(
+    path: Path,
+    side: Side,
+    batch: int,
+    *,
+    rule: Rule | None = None,
+    allow_counts: Mapping[str, float] | None = None,
+    allow_different: bool = False,
+    budget_s: float = 120.0,
+    progress: Progress = silent,
+    turn: Turn = take_turn,
+) -> Judgement:
+    """New turns against the baseline at `path`, until it can be told, or no more fit into the budget.
+
+    allow_different: where conditions differ, look for a slowdown of 25 % or of 5 times what is allowed alone, whichever
+    is more: the answers are then `far slower`, `no alarm` and `cannot tell`, and counts are not judged.
+
+    Raises `UsageError` for other conditions than the baseline's and for a file that is none, and what `compare` raises.
+    """
+    stored, rule = Baseline.read(path), rule or Rule()
+    bundle = Bundle.open(side.path)
+    here = conditions(bundle, side.target, batch, TURN_S)
+    different = differences(stored.conditions, here)
+    if different and not allow_different:
+        raise UsageError(
+            f"{path} was taken under other conditions ({'; '.join(different)}), expected the same",
+            hint="take a baseline here with --save, or pass --allow-different, which only sees a slowdown of "
+            f"{_tripwire(rule).max_slowdown:.0%} or more",
+        )
+    if different:
+        rule = _tripwire(rule)
+    counted = count(side.path, side.target, batch)
+    differ = moved(stored.counts, counted, allow_counts, judged=not different)
+    drawn = random.Random()
+    pool = [one for session in stored.sessions for one in session.turns]
+    drawn.shuffle(pool)
+    turns, control, rounds = list[list[float]](), list[float](), list[dict[str, float]]()
+    started, longest, verdict = time.monotonic(), 0.0, None
+    floor: dict[str, float] = dict.fromkeys(STATISTICS, 0.0)
+    while verdict is None:
+        spent = time.monotonic() - started
+        if spent + longest > budget_s or len(turns) == len(pool):
+            verdict = gate.undecided(rounds, rule, _undecided(rounds, floor, rule, spent, len(pool)))
+            break
+        progress("turns", min(round(spent), round(budget_s)), round(budget_s))
+        begin = time.monotonic()
+        control.append(control_ms())
+        turns.append(turn(side, batch, float(here["turn_s"])))
+        longest = max(longest, time.monotonic() - begin)
+        new, old = statistics(turns[-1]), statistics(pool[len(turns) - 1])
+        rounds.append({name: math.log(new[name] / old[name]) for name in STATISTICS})
+        floor = dict.fromkeys(STATISTICS, 0.0) if different else stored.floor(control)
+        verdict = judge(rounds, rule, floor)
+    progress("turns", round(budget_s), round(budget_s))
+    answer = {"slower": "far slower", "not slower": "no alarm"}.get(verdict.answer, verdict.answer)
+    return Judgement(
+        verdict=verdict,
+        answer=answer if different else verdict.answer,
+        rule=rule,
+        floor={name: math.expm1(value) for name, value in floor.items()},
+        different=different,
+        moved=differ,
+        counts=counted,
+        conditions=here,
+        turns=turns,
+        control_ms=control,
+        bundle=bundle.name,
+        digest=bundle.digest,
+    )
+
+
+def judge(rounds: list[dict[str, float]], rule: Rule, floor: Mapping[str, float]) -> Verdict | None:
+    """`gate.judge` of pairs of new and stored turns, on the side of caution: see the module. floor: in log."""
+    up, down = ([{name: one[name] + sign * floor[name] for name in one} for one in rounds] for sign in (1, -1))
+    for moved_rounds, wanted in ((up, ("not slower",)), (down, ("slower", "cannot tell"))):
+        found = gate.judge(moved_rounds, rule)
+        if found and found.answer in wanted:
+            return Verdict(found.answer, _reason(found, floor), found.rounds, _estimates(rounds, rule))
+    return None
+
+
+def _tripwire(rule: Rule) -> Rule:
+    return Rule(max(TRIPWIRE, 5 * rule.max_slowdown), rule.alpha)
+
+
+def _too_short(budget_s: float, need_s: float) -> MpmmuError:
+    return UsageError(
+        f"{FEWEST_TURNS} turns don't fit into {budget_s:g} s, expected a baseline of at least as many",
+        hint=f"--budget {math.ceil(1.2 * need_s)}s",
+    )
+
+
+def _reason(found: Verdict, floor: Mapping[str, float]) -> str:
+    return f"{found.reason}; the machine itself moves by {math.expm1(max(floor.values())):.1%}"
+
+
+def _undecided(rounds: list[dict[str, float]], floor: Mapping[str, float], rule: Rule, spent: float, most: int) -> str:
+    if not rounds:
+        return "no turn fits into the budget"
+    if (moves := math.expm1(max(floor.values()))) >= rule.max_slowdown:
+        return f"the machine itself moves by {moves:.1%}, more than the {rule.max_slowdown:.1%} that are allowed"
+    whole = ", all that the baseline holds," if len(rounds) == most else ""
+    return f"{len(rounds)} turns{whole} in {spent:.0f} s were not enough"
+
+
+def _estimates(rounds: list[dict[str, float]], rule: Rule) -> dict[str, Estimate]:
+    return {name: gate.estimate([one[name] for one in rounds], rule.alpha) for name in STATISTICS}
+
+
+def _spread(medians: list[Any]) -> float:
+    logs = np.log(np.asarray(medians, dtype=np.float64))
+    return float(logs.max() - logs.min())
+
+
+def _session(entry: Mapping[str, Any]) -> Session:
+    turns = [[float(ms) for ms in turn] for turn in entry["samples_ms"]]
+    control = [float(ms) for ms in entry["control_ms"]]
+    if len(turns) < FEWEST_TURNS or len(control) != len(turns):
+        raise ValueError(
+            f"a session has {len(turns)} turns and {len(control)} controls, expected ≥ {FEWEST_TURNS} of both"
+        )
+    for turn in (*turns, control):
+        statistics(turn)  # raises for what is no time
+    return Session(str(entry["taken"]), turns, control)

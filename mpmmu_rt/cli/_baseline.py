@@ -1,0 +1,96 @@
+"""`bench --save` and `bench --baseline`: turns for later, and turns against those of earlier."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from mpmmu_rt.baseline import EXIT_CODES, Baseline, judge_against, save
+from mpmmu_rt.compare import Side
+from mpmmu_rt.gate import Rule
+from mpmmu_rt.options import allowances, duration, share
+from mpmmu_rt.spec import Target
+
+from ._report import bars, check_output, note, print_json, table, write_json
+from .compare import describe_counts, estimate_row
+
+
+def save_baseline(path: Path, bundle: Path, target: Target, batch: int, *, budget: str) -> None:
+    """Write the baseline, and say what it holds."""
+    seconds = duration(budget)
+    check_output(path)
+    with bars() as progress:
+        found = save(path, Side(bundle, target), batch, budget_s=seconds, progress=progress)
+    held = found.sessions
+    typer.echo(f"{path}: {sum(len(one.turns) for one in held)} turns of {found.bundle} on {target}, batch {batch}")
+    if len(held) == 1:
+        note(
+            "note: one session can't show what differs from day to day: the same command on another day adds one, or "
+            "`mpmmu-rt compare` takes turns with both bundles"
+        )
+
+
+def judge_baseline(
+    path: Path,
+    bundle: Path,
+    target: Target,
+    batch: int,
+    *,
+    max_slowdown: str,
+    allow_counts: list[str],
+    allow_different: bool,
+    budget: str,
+    json_to: str | None,
+) -> None:
+    """Print the judgement and end with its exit code."""
+    rule, may_grow, seconds = Rule(share(max_slowdown)), allowances(allow_counts), duration(budget)
+    with bars() as progress:
+        found = judge_against(
+            path,
+            Side(bundle, target),
+            batch,
+            rule=rule,
+            allow_counts=may_grow,
+            allow_different=allow_different,
+            budget_s=seconds,
+            progress=progress,
+        )
+    entry = found.to_json()
+    if json_to == "-":
+        print_json(entry)
+    else:
+        typer.echo(_describe(path, Baseline.read(path), entry, target, batch))
+        if json_to:
+            write_json(Path(json_to), entry)
+    if found.different:
+        note(
+            f"note: under other conditions ({'; '.join(found.different)}) only a slowdown of "
+            f"{found.rule.max_slowdown:.0%} or more would be seen"
+        )
+    if found.more:
+        names = " ".join(f"--allow-counts {one.name}" for one in found.more)
+        note(f"note: {len(found.more)} counts grew or changed; what is meant to is allowed by {names}")
+    if found.answer == "cannot tell":
+        note(f"note: cannot tell: {found.verdict.reason}; `mpmmu-rt compare` judges two bundles on one machine")
+    raise typer.Exit(4 if found.more else EXIT_CODES[found.answer])
+
+
+def _describe(path: Path, stored: Baseline, entry: dict[str, Any], target: Target, batch: int) -> str:
+    earlier = [turn for one in stored.sessions for turn in one.turns]
+    sides = {"a": earlier, "b": entry["samples_ms"]}
+    rows = [estimate_row(name, one, sides, entry["floor"][name]) for name, one in entry["estimates"].items()]
+    days = ", ".join(one.taken[:10] for one in stored.sessions)
+    return "\n".join(
+        [
+            f"A: {stored.bundle} ({stored.digest[:12]}) on {target}, {len(earlier)} turns of {days} in {path}",
+            f"B: {entry['bundle']} ({entry['bundle_digest'][:12]}) on {target}, now",
+            "",
+            *describe_counts(entry | {"counts": {"a": stored.counts, "b": entry["counts"]}}),
+            table(["call", "A ms", "B ms", "B against A", "interval", "machine"], rows),
+            "",
+            f"{entry['answer']}: {entry['reason']} (allowed: {entry['rule']['max_slowdown']:.1%}; {entry['rounds']} "
+            f"turns of fresh processes, batch {batch})",
+        ]
+    )

@@ -1,0 +1,40 @@
+"""How people write shares, durations and allowances, on the command line and in tests."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+
+from .errors import UsageError
+
+
+def share(text: str, example: str = "--max-slowdown 5%") -> float:
+    """`5%` and `0.05` are 0.05. Raises `UsageError`."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(%?)\s*", text)
+    if not match:
+        raise UsageError(f"`{text}` is no share, expected a number such as 5% or 0.05", hint=example)
+    return float(match[1]) / (100 if match[2] else 1)
+
+
+def duration(text: str) -> float:
+    """Seconds: `90`, `90s` and `1.5m` are 90. Raises `UsageError`."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([sm]?)\s*", text)
+    if not match or not float(match[1]):
+        raise UsageError(
+            f"`{text}` is no duration, expected seconds or minutes, such as 120s or 2m", hint="--budget 120s"
+        )
+    return float(match[1]) * (60 if match[2] == "m" else 1)
+
+
+def allowances(texts: Sequence[str]) -> dict[str, float]:
+    """`parameters.head=5%` is {"parameters.head": 0.05}; without a share, any growth is. Raises `UsageError`."""
+    named = {
+        name.strip(): (share(most, "--allow-counts NAME=5%") if given else math.inf)
+        for name, given, most in (text.partition("=") for text in texts)
+    }
+    if "" in named:
+        raise UsageError(
+            "a count without a name is allowed to grow, expected NAME or NAME=5%", hint="--allow-counts bytes=5%"
+        )
+    return named

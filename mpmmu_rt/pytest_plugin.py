@@ -1,0 +1,210 @@
+"""pytest's plugin: a test that is red where a bundle got slower, and says where it can't tell.
+
+    def test_latency(mpmmu_latency):
+        mpmmu_latency("model.bundle", target="openvino:int8", batch=32, baseline="baseline.json", p99_ms=400)
+
+It is loaded into every run of pytest where this package is installed, and does nothing there but to offer the fixture
+and the option `--mpmmu-strict`: nothing else is imported before a test asks for it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from .compare import Side
+
+_PROPERTY = "mpmmu_latency"
+_FAILS = ("slower", "far slower", "counts grew")
+_CANNOT_TELL = "cannot tell"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """answer: `not slower`, `slower`, `cannot tell`; under other conditions, where they are allowed, `no alarm` and
+    `far slower`; `counts grew`. reason: in a sentence. beside: what else ran, by name. calls_ms: all that was timed."""
+
+    answer: str
+    reason: str
+    beside: list[str] = field(default_factory=list)
+    calls_ms: list[float] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        suspects = f"; beside it: {', '.join(self.beside[:8])}" if self.beside else ""
+        return f"{self.answer}: {self.reason}{suspects}"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("mpmmu-rt")
+    group.addoption(
+        "--mpmmu-strict", action="store_true", help="a latency that this machine can't tell fails its test, too"
+    )
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """With pytest-benchmark, these tests are benchmarks: what was timed is in its JSON, by its own clock."""
+    names = getattr(item, "fixturenames", [])
+    if "mpmmu_latency" in names and item.config.pluginmanager.hasplugin("benchmark"):
+        if "benchmark" not in names:
+            names.append("benchmark")
+        item.add_marker(pytest.mark.benchmark(timer=_CLOCK))
+
+
+@pytest.fixture
+def mpmmu_latency(request: pytest.FixtureRequest) -> Iterator[Callable[..., Verdict]]:
+    """`mpmmu_latency(bundle, target=, batch=, baseline=, max_slowdown=, p99_ms=, allow_counts=, allow_different=,
+    budget=)`, once in a test.
+
+    Takes turns of fresh processes, one measurement at a time on this machine, and judges them against the baseline file
+    of `mpmmu-rt bench --save`, and against a limit on the 99th percentile in ms. Fails the test where the bundle is
+    slower or beyond the limit, and with `--mpmmu-strict` where that can't be told; returns the `Verdict`.
+    """
+
+    benchmark = request.getfixturevalue("benchmark") if "benchmark" in request.fixturenames else None
+
+    def judge(
+        bundle: str | Path,
+        *,
+        target: str = "onnxruntime:fp32",
+        batch: int = 32,
+        baseline: str | Path | None = None,
+        max_slowdown: str = "5%",
+        p99_ms: float | None = None,
+        allow_counts: tuple[str, ...] = (),
+        allow_different: bool = False,
+        budget: str = "120s",
+    ) -> Verdict:
+        from pathlib import Path
+
+        from .beside import beside
+        from .compare import Side
+        from .errors import MpmmuError
+        from .options import allowances, duration, share
+        from .spec import Target
+        from .turnstile import alone
+
+        refused: MpmmuError | None = None
+        try:
+            side, seconds = Side(Path(bundle), Target.parse(target)), duration(budget)
+            options = {"allow_counts": allowances(allow_counts), "allow_different": allow_different}
+            with alone(), beside() as others:
+                found = _judged(side, batch, baseline, share(max_slowdown), p99_ms, options, seconds)
+        except MpmmuError as error:
+            refused = error
+        if refused:
+            pytest.fail(f"{refused}\nhint: {refused.hint}", pytrace=False)
+        said = Verdict(found.answer, found.reason, others, found.calls_ms)
+        request.node.user_properties.append((_PROPERTY, str(said)))
+        if benchmark:
+            _CLOCK.replay(benchmark, said.calls_ms)
+        if said.answer in _FAILS:
+            pytest.fail(str(said), pytrace=False)
+        if said.answer == _CANNOT_TELL and request.config.getoption("--mpmmu-strict"):
+            pytest.fail(f"{said} (--mpmmu-strict)", pytrace=False)
+        return said
+
+    yield judge
+    if benchmark:
+        benchmark.skipped = True  # or it warns where a test failed before anything was timed
+
+
+def _judged(
+    side: Side,
+    batch: int,
+    baseline: str | Path | None,
+    max_slowdown: float,
+    p99_ms: float | None,
+    options: dict[str, Any],
+    seconds: float,
+) -> Verdict:
+    """By the baseline, and by the limit: what fails comes before what can't be told."""
+    from pathlib import Path
+
+    from .baseline import judge_against
+    from .errors import UsageError
+    from .gate import Rule
+
+    if baseline is None and p99_ms is None:
+        raise UsageError(
+            "mpmmu_latency got neither a baseline nor p99_ms, expected one of them, or both",
+            hint="mpmmu_latency(bundle, p99_ms=400); `mpmmu-rt bench --save FILE` makes a baseline",
+        )
+    if p99_ms is not None and not 0 < p99_ms < float("inf"):
+        raise UsageError(f"p99_ms is {p99_ms}, expected a time of more than 0 ms", hint="p99_ms=400")
+    found, calls = list[Verdict](), list[float]()
+    if baseline is not None:
+        told = judge_against(Path(baseline), side, batch, rule=Rule(max_slowdown), budget_s=seconds, **options)
+        calls = [ms for turn in told.turns for ms in turn]
+        if told.more:
+            found.append(Verdict("counts grew", "; ".join(map(str, told.more)), [], calls))
+        found.append(Verdict(told.answer, told.verdict.reason, [], calls))
+    if p99_ms is not None:
+        found.append(_limited(side, batch, p99_ms, calls, seconds))
+    order = [*_FAILS, _CANNOT_TELL, "no alarm", "not slower"]
+    worst = min(found, key=lambda one: order.index(one.answer))
+    return Verdict(worst.answer, worst.reason, [], max((one.calls_ms for one in found), key=len))
+
+
+def _limited(side: Side, batch: int, p99_ms: float, calls: list[float], seconds: float) -> Verdict:
+    """By these calls and, where they can't tell, by more turns, at least one of them."""
+    from .compare import TURN_S, take_turn
+    from .gate import within
+
+    calls, begin = list(calls), time.monotonic()
+    while (said := within(calls, p99_ms)) is None:
+        if calls and time.monotonic() - begin >= seconds:
+            break
+        calls += take_turn(side, batch, TURN_S)
+    over = sum(ms > p99_ms for ms in calls)
+    reason = f"{over} of {len(calls)} calls took more than {p99_ms:g} ms, of which p99 allows 1 in 100"
+    return Verdict({True: "not slower", False: "slower", None: _CANNOT_TELL}[said], reason, [], calls)
+
+
+class _Clock:
+    """pytest-benchmark's timer in these tests: what it times takes as long as the samples say, to its last digit."""
+
+    def __init__(self) -> None:
+        self._now: float | None = None
+
+    def __call__(self) -> float:
+        return time.perf_counter() if self._now is None else self._now
+
+    def replay(self, benchmark: Any, calls_ms: list[float]) -> None:
+        left = iter(calls_ms)
+
+        def call() -> None:
+            self._now = (self._now or 0.0) + next(left, 0.0) / 1e3
+
+        self._now = 0.0
+        try:
+            benchmark.pedantic(call, rounds=len(calls_ms))
+        finally:
+            self._now = None
+
+
+_CLOCK = _Clock()
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    said = list(_verdicts(terminalreporter))
+    if said:
+        terminalreporter.section("mpmmu-rt latency")
+        for node, text in said:
+            terminalreporter.line(f"{node}: {text}", yellow=text.startswith(_CANNOT_TELL))
+
+
+def _verdicts(terminalreporter: Any) -> Iterator[tuple[str, str]]:
+    """Of all reports, those of other processes with them."""
+    for outcome in ("passed", "failed"):
+        for report in terminalreporter.stats.get(outcome, []):
+            for name, text in getattr(report, "user_properties", []):
+                if name == _PROPERTY and report.when == "call":
+                    yield report.nodeid, text
