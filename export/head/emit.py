@@ -24,7 +24,7 @@ Products = Literal["gemm", "convolution"]
 
 
 class Emitter:
-    """Writes nodes into a graph, each once. `forests` holds the names of forests that were written beforehand."""
+    """Writes nodes into a graph, each once. `names` holds those that were written, forests beforehand."""
 
     def __init__(self, graph: Graph, products: Products = "gemm") -> None:
         self.graph = graph

@@ -44,8 +44,7 @@ def _piece(graph: Graph, name: NameOf, node: ir.Curve) -> str:
     steps = max(1, int(np.ceil(np.log2(pieces))))
     column = np.repeat(np.arange(width), pieces)
     sources, place, limit = limits(graph, node.x, column, node.edges.ravel())
-    names = [name(source) for source in sources]
-    whole = names[0] if len(names) == 1 else graph.op("Concat", *names, axis=1)
+    whole = graph.beside([name(source) for source in sources])
     asked = graph.op("Gather", whole, graph.constant(place[::pieces]), axis=1)
     table = np.full((width, 2**steps), np.float32(np.inf))
     table[:, :pieces] = limit.reshape(width, pieces)

@@ -8,6 +8,7 @@ decision for *every* float32 x. θ is found by bisection over the ordered float3
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -102,6 +103,13 @@ def exact(node: Node, feature: int) -> bool:
             terms = np.flatnonzero(node.weight[:, feature])
             return all(exact(node.x, int(one)) for one in terms)
     return False
+
+
+def side_by_side(origin: Sequence[tuple[Node, int]]) -> tuple[tuple[Node, ...], Array]:
+    """The nodes that columns are of, each once, and where each column is in all of these side by side: int64."""
+    sources = tuple(dict.fromkeys(source for source, _ in origin))
+    starts = dict(zip(sources, np.cumsum([0, *(source.width for source in sources)])[:-1], strict=True))
+    return sources, np.array([starts[source] + column for source, column in origin], np.int64)
 
 
 def round_down(threshold: Array) -> Array:
