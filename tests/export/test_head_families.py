@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,6 @@ from sklearn.preprocessing import (
 )
 from sklearn.svm import SVC, LinearSVC
 from sklearn.tree import DecisionTreeClassifier
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from xgboost import XGBClassifier, XGBRFClassifier
 
 from mpmmu_rt.errors import UnsupportedEstimator
@@ -71,6 +70,7 @@ from mpmmu_rt.model.checkpoint import load_skops
 from mpmmu_rt.spec import Array
 
 pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
     pytest.mark.filterwarnings("ignore:X does not have valid feature names:UserWarning"),  # of LightGBM
     pytest.mark.filterwarnings("ignore:Bins whose width are too small:UserWarning"),
     pytest.mark.filterwarnings("ignore:n_quantiles .* is greater than the total number:UserWarning"),
@@ -99,12 +99,6 @@ X, Y = data()
 FIT, FIT_LABEL, NEW = X[:250], Y[:250], X[250:].copy()
 NEW[::5, 5] += 0.5  # categories that were never seen
 NEW[1::7] *= 3  # beyond the bounds of bins and quantiles
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    with threadpool_limits(1):
-        yield
 
 
 def on_onnxruntime(model: onnx.ModelProto, x: Array) -> tuple[Array, Array]:

@@ -3,7 +3,7 @@ calibration of impure forests, whose steps are as steep as two of their means ar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -28,20 +28,15 @@ from sklearn.pipeline import FeatureUnion, make_pipeline
 from sklearn.preprocessing import MaxAbsScaler, StandardScaler
 from sklearn.svm import SVC
 from sklearn.tree import DecisionTreeClassifier
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from mpmmu_rt.export.head import HeadEngine, emit_split, lower, report
 from mpmmu_rt.export.head.graph import Graph
 from mpmmu_rt.spec import Array
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 PROMISE = 1e-5
 Run = Callable[[onnx.ModelProto, Array], Array]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    with threadpool_limits(1):
-        yield
 
 
 def on_onnxruntime(model: onnx.ModelProto, x: Array) -> Array:

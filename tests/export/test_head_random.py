@@ -73,13 +73,14 @@ from sklearn.preprocessing import (
 )
 from sklearn.svm import SVC, LinearSVC
 from sklearn.tree import DecisionTreeClassifier, ExtraTreeClassifier
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from xgboost import XGBClassifier
 
 from mpmmu_rt.errors import UnsupportedEstimator
 from mpmmu_rt.export import head as compiler
 from mpmmu_rt.export.head import HeadEngine, _translate, ir, lower, report, thresholds
 from mpmmu_rt.spec import Array
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 # Parameters that scikit-learn 1.8 brought and asks for.
 NEWER: dict[str, Any] = (
@@ -133,12 +134,6 @@ class Tally:
 
 
 TALLY = Tally()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    with threadpool_limits(1):
-        yield
 
 
 # ---------------------------------------------------------------- strategies
