@@ -63,7 +63,7 @@ struct Modality {
     float* gate;            // CBAM: [cases, C], over channels
     float* maps;            // CBAM: [slices, cases, 2, h * w], sum and maximum over a slice
     int kind, channels, height, width, hidden, size;
-    int slice, samples;  // of a tile: channels, a multiple of 8, and samples
+    int slice, samples;  // of a tile: channels, a multiple of 4 and where specialised of 8, and samples
     int chunks;          // `statistics`: blocks that share the tiles of a slice
     int spatial_chunks;  // `spatial`: likewise
     int wide, ranges;    // `embedding`: channels of a tile, and blocks that share the tiles of a sample
@@ -165,9 +165,9 @@ __device__ inline void copy_floats(float* shared, const float* global, int count
 // ---------------------------------------------------------------- small matrix products
 
 // finish(row, column, sum) of in [rows, stride] times weights [length, columns] in shared memory. The order of a sum
-// depends on how many rows there is room for, and not on how many there are. A thread has four rows
-// and four columns and, where there are more threads, a share of the length. `columns`, `length` and `stride` are
-// multiples of 4, and there is room for 4 rows at a time in `in` and for 16 floats a thread in `scratch`.
+// depends on how many rows there is room for, and not on how many there are. A thread has four rows and four columns
+// and, where there are more threads, a share of the length. `columns`, `length` and `stride` are multiples of 4, and
+// there is room for 4 rows at a time in `in` and for 16 floats a thread in `scratch`.
 template <typename Finish>
 __device__ inline void multiply(const float* weights, int columns, const float* in, int stride, int room, int rows,
                                 int length, float* scratch, Finish finish) {
@@ -260,7 +260,6 @@ __device__ inline void reduce_rows(const T* x, int samples, int count, int rows_
 // over_positions<GATED> [position], as `put` has written it.
 template <typename T, bool LAST>
 struct AnyTile {
-    using Element = T;
     int positions;
 
     __device__ explicit AnyTile(const Modality& m) : positions(m.height * m.width) {}
@@ -312,7 +311,6 @@ struct AnyTile {
 
 template <typename T, int S>
 struct FixedTile {
-    using Element = T;
     static constexpr int E = 16 / sizeof(T), STRIDE = S | 1;
     static constexpr int UNITS = S % E == 0 ? S / E : (S + 2 * E - 2) / E;  // that a channel reaches into, at most
     static constexpr int GATE = UNITS * E;
@@ -341,7 +339,7 @@ struct FixedTile {
     }
 
     // A lane takes a group, and each LANES threads one channel of it, all by the same instructions. Instructions for each
-    // part of a group, with all places known, are fewer and were slower: they miss the instruction cache.
+    // part of a group, with all places known, were slower on an H200: they miss the instruction cache.
     template <bool PEAK, bool GATED, typename Finish>
     __device__ void over_positions(const unsigned char* stage, int, int count, int n, const float* gate, float*,
                                    Finish finish) const {

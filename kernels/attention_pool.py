@@ -84,8 +84,7 @@ def problem(pools: tuple[Pool, Pool], strategy: Strategy, cases: int) -> Array:
         values = {"kind": KINDS.index(branch.kind), "column": column}
         values |= {name: getattr(branch, name) for name in ("channels", "height", "width", "hidden", "size")}
         values |= {name: getattr(layout, name) for name in ("slice", "samples", "wide", "ranges")}
-        tiles = -(-cases // layout.samples)
-        values |= {"chunks": min(layout.chunks, tiles), "spatial_chunks": min(layout.spatial_chunks, tiles)}
+        values["chunks"], values["spatial_chunks"] = layout.chunks_of(cases)
         for name, value in values.items():
             into[name] = value
         column += branch.channels

@@ -84,6 +84,11 @@ class Layout:
     ranges: int
     shared: tuple[int, ...]  # bytes of shared memory of each launch
 
+    def chunks_of(self, cases: int) -> tuple[int, int]:
+        """`chunks` and `spatial_chunks` of a launch of `cases` cases: no more than there are tiles."""
+        tiles = -(-cases // self.samples)
+        return min(self.chunks, tiles), min(self.spatial_chunks, tiles)
+
 
 @dataclass(frozen=True)
 class Strategy:
@@ -121,8 +126,7 @@ class Strategy:
 
 def blocks(layout: Layout, branch: Branch, cases: int, threads: int) -> tuple[int, ...]:
     """Blocks of each launch for `cases` cases of this modality."""
-    slices, tiles = -(-branch.channels // layout.slice), -(-cases // layout.samples)
-    chunks, spatial_chunks = min(layout.chunks, tiles), min(layout.spatial_chunks, tiles)
+    slices, (chunks, spatial_chunks) = -(-branch.channels // layout.slice), layout.chunks_of(cases)
     if branch.kind == "cbam":
         hidden = -(-cases * _up(branch.hidden, 4) // threads)
         return slices * chunks, hidden, slices * spatial_chunks, cases * layout.ranges
@@ -239,24 +243,19 @@ def candidates(
 
 def _layouts(tiles: _Tiles, cases: int, stages: int, device: Device) -> list[Layout]:
     """That fit. Without CBAM there are no weights, so that one tile does: as many channels as it takes."""
-    branch, limit = tiles.branch, device.shared_per_block
+    branch, limit, wide = tiles.branch, device.shared_per_block, _wide(tiles, stages, device)
     found = []
-    for samples, channels in _sizes(tiles, cases, limit // stages):
-        wide = _wide(tiles, stages, device)
-        shared = tiles.shared(stages, (samples, channels), wide) if wide else ()
-        if not shared or max(shared) > limit:
+    for samples, channels in _sizes(tiles, cases, limit // stages) if wide else ():
+        shared = tiles.shared(stages, (samples, channels), wide)
+        if max(shared) > limit:
             continue
         slices, most = -(-branch.channels // channels), -(-cases // samples)
         here = device.multiprocessors * device.resident(max(shared))
         # Both modalities share the first launch; of the third, CBAM alone is part.
         chunks, spatial_chunks = (min(most, max(1, room // slices)) for room in (here // 2, here))
-        many = -(-branch.channels // wide)
-        ranges = min(many, max(1, here // cases))
-        found.append(
-            Layout(
-                branch.positions if tiles.fixed else 0, channels, samples, chunks, spatial_chunks, wide, ranges, shared
-            )
-        )
+        ranges = min(-(-branch.channels // wide), max(1, here // cases))
+        fixed = branch.positions if tiles.fixed else 0
+        found.append(Layout(fixed, channels, samples, chunks, spatial_chunks, wide, ranges, shared))
     if branch.kind != "cbam" and found:
         return [max(found, key=lambda one: (one.slice * one.samples, one.slice))]
     return found

@@ -17,19 +17,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from .bench import tile
+from .bench import hold_to_golden, tile
 from .bundle import Bundle
-from .checks import probability_difference
 from .errors import EngineError, UsageError
-from .facts import TOLERANCES
 from .gate import STATISTICS, Rule, Verdict, judge, statistics, undecided
 from .latency import Effort, sample
 from .machine import describe
 from .predictor import Predictor
 from .progress import Progress, silent
-from .spec import Target
+from .spec import Array, Target
 
 SCHEMA = "mpmmu-compare/1"
 FLOOR_ROUNDS = 4  # in which A has two turns
@@ -77,6 +73,7 @@ class Comparison:
     verdict: Verdict
     turns: Turns
     seconds: float
+    digests: tuple[str, str]
 
     def to_json(self) -> dict[str, Any]:
         """JSON values; an end of an interval that is not known is null."""
@@ -94,8 +91,8 @@ class Comparison:
             "rule": asdict(self.rule),
             "batch": self.batch,
             **{
-                name: {"bundle": str(side.path), "digest": Bundle.open(side.path).digest, "target": str(side.target)}
-                for name, side in (("a", self.a), ("b", self.b))
+                name: {"bundle": str(side.path), "digest": digest, "target": str(side.target)}
+                for name, side, digest in zip("ab", (self.a, self.b), self.digests, strict=True)
             },
             "samples_ms": asdict(self.turns),
             "seconds": self.seconds,
@@ -116,11 +113,12 @@ def compare(
     """Rounds until the gate can tell, or no further one fits into `budget_s` seconds: then it can't.
 
     turn_s: how long a turn times its calls, of which there are at least three. Raises `UsageError` for no budget or
-    no pairs, and `EngineError` for a side that can't run or answers wrongly.
+    no pairs, what `Bundle.open` raises, and `EngineError` for a side that can't run or answers wrongly.
     """
     if budget_s <= 0 or batch < 1:
         raise UsageError(f"budget {budget_s:g} s and batch {batch}, expected more than 0 s and at least 1 pair")
     rule = rule or Rule()
+    digests = Bundle.open(a.path).digest, Bundle.open(b.path).digest
     turns, drawn, started = Turns(), random.Random(), time.monotonic()
     longest, verdict = 0.0, None
     while verdict is None:
@@ -136,7 +134,7 @@ def compare(
         longest = max(longest, time.monotonic() - begin)
         verdict = judge(turns.logs(), rule)
     progress("rounds", round(budget_s), round(budget_s))
-    return Comparison(a, b, batch, rule, verdict, turns, time.monotonic() - started)
+    return Comparison(a, b, batch, rule, verdict, turns, time.monotonic() - started, digests)
 
 
 def _round(turns: Turns, sides: tuple[Side, Side], batch: int, turn_s: float, drawn: random.Random) -> None:
@@ -171,14 +169,11 @@ def _ratio(over: list[float], under: list[float]) -> dict[str, float]:
 def _measure(path: Path, target: Target, batch: int, seconds: float) -> list[float]:
     bundle = Bundle.open(path)
     golden = bundle.golden()
-    pixels, answers = tile(golden, batch), list[Any]()
+    pixels, answers = tile(golden, batch), list[Array]()
     with Predictor(bundle, target) as predictor:
         effort = Effort(warmup_ms=seconds * 300, measure_ms=seconds * 1e3, min_samples=3)
         calls = sample(lambda: answers.append(predictor.predict(pixels).probability), effort)
-    difference = max(probability_difference(one, np.resize(golden["probability"], batch)) for one in answers)
-    limit = TOLERANCES[target.precision].probability
-    if not difference <= limit:
-        raise EngineError(f"golden probabilities differ by {difference:.3g}, expected at most {limit:.3g}")
+    hold_to_golden(target, answers, golden)
     return calls
 
 

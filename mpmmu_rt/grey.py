@@ -1,6 +1,6 @@
 """What every image reader shares: bounds that hold before decoding, and ranges mapped to grey.
 
-Messages begin with their verb: `images.read_grey` puts the path in front.
+Messages begin with their verb: `images.read_image` puts the path in front.
 """
 
 from __future__ import annotations

@@ -38,6 +38,7 @@ from .errors import ImageError, PixelsError, UsageError
 from .grey import GreyImage, check_content
 from .raster import read_raster
 from .spec import Array, Modality
+from .streams.stream import AGAIN
 from .tiff import read_tiff
 
 MAX_FILE_BYTES = 512 * 2**20
@@ -179,7 +180,7 @@ def _reason(error: Exception) -> tuple[str, str]:
     early = isinstance(error, EOFError) or "truncated" in words
     return (
         "it ends before its image does" if early else "its content does not follow its format",
-        "the file is damaged, truncated or not conformant: export it again from its source",
+        AGAIN,
     )
 
 

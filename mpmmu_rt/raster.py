@@ -118,7 +118,7 @@ def _raster_grey(image: Image) -> Array:
     """A decoded image of any supported mode to uint8 [H, W]."""
     from PIL import Image as images
 
-    if image.mode.startswith("I") or image.mode == "F":
+    if image.mode.startswith("I"):
         values = np.asarray(image).astype(np.float64)
         transparent = image.info.get("transparency")  # of a 16-bit PNG: the one value that is see-through
         valid = None if transparent is None else values != transparent
@@ -128,11 +128,11 @@ def _raster_grey(image: Image) -> Array:
     if image.has_transparency_data:
         black = images.new("RGBA", image.size, (0, 0, 0, 255))
         image = images.alpha_composite(black, image.convert("RGBA")).convert("RGB")
-    if image.mode not in ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr"):
+    if image.mode not in ("1", "L", "P", "RGB", "CMYK"):
         raise ImageError(
             f"has the colour mode {image.mode}, expected grey, RGB, palette or CMYK",
             hint="save it as 8-bit grey or RGB",
         )
-    if image.mode in ("P", "CMYK", "YCbCr"):
+    if image.mode in ("P", "CMYK"):
         image = image.convert("RGB")
     return np.array(image.convert("L"))

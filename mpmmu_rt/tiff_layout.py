@@ -244,7 +244,7 @@ def _check_sample(one: dict[int, int], kind: str, bits: int, extra: tuple[int, .
     if (
         bits not in known
         or (one[PHOTOMETRIC] in (CMYK, PALETTE) and (bits > 8 or extra))
-        or (one[COMPRESSION] == JPEG and (bits != 8 or extra or one[PLANAR] != 1))
+        or (one[COMPRESSION] == JPEG and (bits != 8 or extra or one[PLANAR] != 1 or one[PHOTOMETRIC] == PALETTE))
         or (one[FILL_ORDER] == 2 and bits != 1)
         or (one[PREDICTOR] != 1 and (one[PREDICTOR] != (3 if kind == "f" else 2) or not whole))
     ):

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from mpmmu_rt.cli import app
 from mpmmu_rt.cli.compare import EXIT_CODES, duration, share
 from mpmmu_rt.compare import Side, Turns, compare
-from mpmmu_rt.errors import EngineError, UsageError
+from mpmmu_rt.errors import BundleError, EngineError, UsageError
 from mpmmu_rt.gate import Rule
 from mpmmu_rt.spec import Target
 
@@ -76,11 +76,15 @@ def test_a_budget_that_ends_can_not_tell(pair: tuple[Side, Side], tmp_path: Path
 
 @pytest.mark.slow
 def test_a_side_that_can_not_run_ends_it_with_the_reason(pair: tuple[Side, Side]) -> None:
+    other = Side(pair[1].path, Target.parse("tensorrt-rtx:fp16"))  # of which the bundle has no engine
+    with pytest.raises(EngineError, match=r"slow.bundle on tensorrt-rtx:fp16 ended with status 1 and said: mpmmu_rt"):
+        compare(pair[0], other, 1, turn_s=0.05, budget_s=20)
+
+
+def test_a_bundle_that_is_none_is_told_before_anything_runs(pair: tuple[Side, Side]) -> None:
     (pair[1].path / "bundle.json").write_text("{}")
-    with pytest.raises(
-        EngineError, match=r"slow.bundle on onnxruntime:fp32 ended with status 1 and said: .*bundle.json"
-    ):
-        compare(*pair, 1, turn_s=0.05, budget_s=20)
+    with pytest.raises(BundleError, match=r"bundle\.json"):
+        compare(*pair, 1)
 
 
 @pytest.mark.parametrize(

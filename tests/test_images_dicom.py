@@ -500,8 +500,6 @@ def test_rle(save: Save) -> None:
     ],
 )
 def test_what_can_not_be_decompressed(save: Save, syntax: UID, message: str, hint: str) -> None:
-    if syntax == JPEGLSLossless:
-        pytest.importorskip("imagecodecs", reason="pip install 'mpmmu-rt[codecs]'")
     ds = encapsulated(ramp(0, 4000), syntax, b"\xff\xd8\xff\xc3 no picture!", BitsStored=12)
     refused(save(ds), message, hint)
 

@@ -322,9 +322,8 @@ def tifffiles_grey(data: bytes, whole: bytes) -> Array:
         grey = 255 - grey
     if 2 in extra:
         grey = grey * channels[..., colours.shape[-1] + extra.index(2)] / (2.0**bits - 1)
-    turn = [None, 0, 1, 2, 3, 4, 5, 6, 7][orientation]
     turns = [grey, np.fliplr(grey), np.rot90(grey, 2), np.flipud(grey), grey.T, np.rot90(grey, -1), np.rot90(grey, 2).T]
-    return np.asarray([*turns, np.rot90(grey)][turn or 0])
+    return np.asarray([*turns, np.rot90(grey)][orientation - 1])
 
 
 @pytest.mark.slow

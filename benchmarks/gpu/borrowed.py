@@ -3,7 +3,7 @@
     python -m benchmarks.gpu.borrowed [--parts PART …] [--seconds 390] [--out FOLDER]
 
 In this order, each in a process of its own, with a deadline in proportion to what it needs (seconds on one H100 or
-H200, guessed):
+H200, guessed; in 60 on an H200 `torch` left out batch 8, and in FP16 all but batch 32):
 
      90 s   torch         the device path with torch's encoders and head, FP32 and FP16, beside torch eager
     100 s   kernel        the attention pool kernel: right, clean under sanitizers, and how fast
@@ -15,7 +15,8 @@ H200, guessed):
 What one does not use goes to those that follow. All but `kernel` and `profile` need the packs of `make gpu-pack`
 in .gpu-pack/, or what an earlier call has unpacked to .gpu-run/. After each part FOLDER holds `evidence.md`, which says
 what became of each, `evidence.json`, and `results.tar.gz` with all that was found. The exit code is 0 if all that was
-asked for has run and is proven. **No GPU has run this yet.**
+asked for has run and is proven. `torch`, `onnxruntime` before it had the device path, and `profile` have run on an H200
+(results/nvidia-h200/evidence.md); **the others no GPU has run from here yet.**
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.evidence import Part, conditions, run_all
-from benchmarks.gpu.stage import Deadline, end_on_sigterm, failure, parser, say
+from benchmarks.gpu.evidence import Part, report_of, run_all
+from benchmarks.gpu.stage import Deadline, end_on_sigterm, failure, no_gpu, parser, say
 from benchmarks.gpu.unpack import BUNDLE, EXPECTED, environment, unpack_bundle
 from benchmarks.report import ROOT, commit_of_tree
 from mpmmu_rt.engines.shared.gpu import gpu
-from mpmmu_rt.errors import EngineError, MpmmuError, UsageError
+from mpmmu_rt.errors import MpmmuError, UsageError
 
 SECONDS = 390.0
 WEIGHTS = {"torch": 90.0, "kernel": 100.0, "onnxruntime": 100.0, "convolution": 45.0, "profile": 25.0, "compile": 120.0}
@@ -58,7 +59,8 @@ class Prepared:
         """The bundle, and its expected answers."""
         into = self._place / "bundle"
         if not (into / BUNDLE).is_dir():
-            partial = self._fresh("bundle")
+            partial = self._place / "bundle.partial"
+            shutil.rmtree(partial, ignore_errors=True)
             unpack_bundle(self._pack("bundle"), partial)
             partial.rename(into)
         return into / BUNDLE, into / EXPECTED
@@ -77,11 +79,6 @@ class Prepared:
                 f"{self._packs.name}/{name} is not here, expected a pack", hint="make gpu-pack, and carry what it wrote"
             )
         return self._packs / name
-
-    def _fresh(self, name: str) -> Path:
-        partial = self._place / f"{name}.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        return partial
 
 
 def command_of(name: str, prepared: Prepared, common: list[str]) -> list[str]:
@@ -126,14 +123,11 @@ def prove(names: list[str], out: Path, commit: str, seconds: float, prepared: Pr
     deadline = Deadline.after(seconds)
     here = gpu()
     if here is None:
-        raise EngineError(
-            "there is no NVIDIA GPU and driver here, expected one: nothing is measured and nothing is written",
-            hint="run `make gpu-run` on a machine with a GPU",
-        )
+        raise no_gpu("run `make gpu-run` on a machine with a GPU")
     results = PLACE / "results"
     shutil.rmtree(results, ignore_errors=True)
     results.mkdir(parents=True)
-    report: dict[str, Any] = conditions(here, commit, seconds)
+    report: dict[str, Any] = report_of(here, commit, seconds)
     asked = parts(names, prepared, ["--out", str(results), "--commit", commit])
     passed = run_all(asked, results, report, deadline, keep=lambda: hand_over(results, out))
     print((results / "evidence.md").read_text(encoding="utf-8"))

@@ -18,7 +18,6 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +27,16 @@ from benchmarks.gpu.device_answers import Cases
 from benchmarks.gpu.stage import (
     OUT_OF_TIME,
     Deadline,
+    conditions,
     end_on_sigterm,
     failure,
     parser,
     run_child,
     say,
     tail,
-    versions,
     with_bundle,
 )
-from benchmarks.report import command, commit_of_tree, folder_of, save, table
+from benchmarks.report import commit_of_tree, folder_of, save, table
 from mpmmu_rt import machine
 from mpmmu_rt.bundle import Bundle
 from mpmmu_rt.checks import relative_difference
@@ -138,12 +137,8 @@ def everything(given: argparse.Namespace, name: str, deadline: Deadline) -> bool
     folder.mkdir(parents=True, exist_ok=True)
     ways: list[dict[str, Any]] = []
     report: dict[str, Any] = {
-        "gpu": name,
-        "command": command(),
-        "commit": given.commit or commit_of_tree(),
-        "date": datetime.now(UTC).isoformat(),
+        **conditions(name, given.commit or commit_of_tree()),
         "batches": list(given.batches),
-        "versions": versions(),
         "ways": ways,
     }
     log = folder / "convolution_way.log"

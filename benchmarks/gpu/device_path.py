@@ -9,8 +9,9 @@ For every GPU target that BUNDLE lists, or that is named (`torch:fp32` and `torc
 whole-graph engine. Every call gets other cases than the one before (noise, each of another grey level), and is held to
 what onnxruntime:fp32 says of them on the processor, here or in the FILE that was written elsewhere (see
 `device_answers.Judge`). A target that can't run here, or that fails, is listed with the reason, and so is a variant
-that did not run as it was asked to: without its CUDA graph, or as the whole graph. The exit code then says so. **No GPU
-has run this yet.**
+that did not run as it was asked to: without its CUDA graph, or as the whole graph. The exit code then says so. On an
+H200 it has run for `torch` and for `onnxruntime-cuda` without the device path (results/nvidia-h200/); **for TensorRT,
+for `onnxruntime-cuda` on the device path and for `torch-compile` no GPU has run it yet.**
 
 wall: from pixels in host memory to probabilities in host memory, input checks included. device: between two CUDA
 events around the launch of the graph. The ledger of the stages is taken without graphs, from events around each; there
@@ -32,7 +33,6 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -45,20 +45,21 @@ from benchmarks.gpu.stage import (
     NEVER,
     OUT_OF_TIME,
     Deadline,
+    conditions,
     end_on_sigterm,
     failure,
+    no_gpu,
     parser,
     run_child,
     say,
     tail,
-    versions,
     with_bundle,
 )
-from benchmarks.report import command, commit_of_tree, folder_of, save
+from benchmarks.report import commit_of_tree, folder_of, save
 from mpmmu_rt import machine
 from mpmmu_rt.bundle import Bundle
 from mpmmu_rt.engines.shared.gpu import gpu
-from mpmmu_rt.errors import EngineError, MpmmuError
+from mpmmu_rt.errors import MpmmuError
 from mpmmu_rt.files import atomic_file
 from mpmmu_rt.spec import Array, Target
 
@@ -230,13 +231,9 @@ def on_gpu(
 ) -> dict[str, Any]:
     """Run all targets. keep: is given the report so far, time and again. source: of the expected answers."""
     report: dict[str, Any] = {
-        "gpu": name,
-        "command": command(),
-        "commit": commit,
-        "date": datetime.now(UTC).isoformat(),
+        **conditions(name, commit),
         "bundle": {"name": bundle.name, "trained": bundle.trained, "digest": bundle.digest},
         "machine": machine.describe(),
-        "versions": versions(),
         "expected": source,
         "rounds": ROUNDS,
         "targets": {str(target): {"not_run": "not yet"} for target in targets},
@@ -284,10 +281,7 @@ def main() -> int:
 def evidence(given: argparse.Namespace, deadline: Deadline) -> int:
     here = gpu()
     if here is None:
-        raise EngineError(
-            "there is no NVIDIA GPU and driver here, expected one: nothing is measured and nothing is written",
-            hint="run it on a machine with a GPU; --write-expected works without",
-        )
+        raise no_gpu("run it on a machine with a GPU; --write-expected works without")
     bundle = Bundle.open(given.bundle)
     targets = [Target.parse(name) for name in given.targets] or targets_of(bundle)
     if given.part:

@@ -45,7 +45,7 @@ Call = Callable[[Pixels], tuple[dict[str, Array], Mapping[str, float]]]
 
 @dataclass
 class Variant:
-    """One way to run a target. asked: of a TensorRT pipeline; empty for another engine."""
+    """One way to run a target. asked: of its pipeline; `graphs` is what is held to."""
 
     name: str
     call: Call

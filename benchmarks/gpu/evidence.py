@@ -20,24 +20,24 @@ import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.stage import (
     OUT_OF_TIME,
     Deadline,
+    conditions,
     end_on_sigterm,
+    no_gpu,
     parser,
     run_child,
     say,
     tail,
-    versions,
     with_bundle,
 )
-from benchmarks.report import command, commit_of_tree, folder_of, save, table
+from benchmarks.report import commit_of_tree, folder_of, save, table
 from mpmmu_rt.engines.shared.gpu import Gpu, gpu
-from mpmmu_rt.errors import EngineError, MpmmuError
+from mpmmu_rt.errors import MpmmuError
 
 SECONDS = 570.0
 LEAST_SECONDS = 15.0  # with less, a part is not begun
@@ -149,27 +149,17 @@ def main() -> int:
 def evidence(given: argparse.Namespace, deadline: Deadline) -> bool:
     here = gpu()
     if here is None:
-        raise EngineError(
-            "there is no NVIDIA GPU and driver here, expected one: nothing is measured and nothing is written",
-            hint="run `make gpu-evidence BUNDLE=model.bundle` on a machine with a GPU",
-        )
+        raise no_gpu("run `make gpu-evidence BUNDLE=model.bundle` on a machine with a GPU")
     folder = (given.out or folder_of(here.name)).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     commit = given.commit or commit_of_tree()
-    report = conditions(here, commit, given.seconds)
+    report = report_of(here, commit, given.seconds)
     return run_all(parts(given, folder, commit), folder, report, deadline)
 
 
-def conditions(here: Gpu, commit: str, seconds: float) -> dict[str, Any]:
-    return {
-        "gpu": here.name,
-        "capability": here.capability,
-        "command": command(),
-        "commit": commit,
-        "date": datetime.now(UTC).isoformat(),
-        "seconds": seconds,
-        "versions": versions(),
-    }
+def report_of(here: Gpu, commit: str, seconds: float) -> dict[str, Any]:
+    """Before any part has run."""
+    return {**conditions(here.name, commit), "capability": here.capability, "seconds": seconds}
 
 
 if __name__ == "__main__":

@@ -29,7 +29,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -46,8 +45,8 @@ from benchmarks.gpu.kernel_check import (
 from benchmarks.gpu.kernel_report import markdown, problems
 from benchmarks.gpu.kernel_resources import BATCHES, resources
 from benchmarks.gpu.kernel_times import REPEATS, Clock, Row, ceilings, time_pool, time_torch
-from benchmarks.gpu.stage import OUT_OF_TIME, Deadline, end_on_sigterm, failure, parser, say, versions
-from benchmarks.report import RESULTS, command, commit_of_tree, folder_of, save
+from benchmarks.gpu.stage import OUT_OF_TIME, Deadline, conditions, end_on_sigterm, failure, parser, say
+from benchmarks.report import RESULTS, commit_of_tree, folder_of, save
 from mpmmu_rt import machine
 from mpmmu_rt._optional import require
 from mpmmu_rt.errors import MpmmuError
@@ -64,16 +63,11 @@ def on_gpu(folder: Path | None, commit: str, deadline: Deadline) -> dict[str, An
     cupy, facts = require("cupy", "this benchmark"), device_facts()
     name = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)["name"].decode()
     folder = folder or folder_of(name)
-    report: dict[str, Any] = {
-        "gpu": name,
-        "command": command(),
+    report: dict[str, Any] = conditions(name, commit) | {
         "device": asdict(facts),
-        "commit": commit,
-        "date": datetime.now(UTC).isoformat(),
         "driver": cupy.cuda.runtime.driverGetVersion(),
         "nvrtc": list(cupy.cuda.nvrtc.getVersion()),
         "cupy": cupy.__version__,
-        "versions": versions(),
         "machine": machine.describe(),
         "repeats": REPEATS,
     }

@@ -16,12 +16,11 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, get_args
 
-from benchmarks.gpu.stage import end_on_sigterm, parser, run_child, say, tail, versions
-from benchmarks.report import command, commit_of_tree, folder_of, save, table
+from benchmarks.gpu.stage import conditions, end_on_sigterm, parser, run_child, say, tail
+from benchmarks.report import commit_of_tree, folder_of, save, table
 from mpmmu_rt._optional import require
 from mpmmu_rt.engines.shared.gpu import gpu
 from mpmmu_rt.errors import EngineError, MissingPackage, MpmmuError
@@ -145,14 +144,9 @@ def main() -> int:
         here = gpu()
         if here is None:
             raise EngineError("there is no NVIDIA GPU and driver here, expected one", hint="run it where there is one")
-        report = {
-            "gpu": here.name,
-            "command": command(),
-            "commit": given.commit or commit_of_tree(),
-            "date": datetime.now(UTC).isoformat(),
+        report = conditions(here.name, given.commit or commit_of_tree()) | {
             "element": given.element,
             "batch": given.batch,
-            "versions": versions(),
             "metrics": profile(given.element, given.batch, given.seconds),
         }
         save(given.out or folder_of(here.name), "kernel_profile", report, markdown(report))

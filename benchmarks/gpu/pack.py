@@ -204,7 +204,7 @@ def fetch(folder: Path) -> Path:
 
 
 def archive(out: Path, files: Mapping[str, bytes]) -> int:
-    """One archive of `files` in the folder `out`; returns its size. Machine code packs a tenth smaller filtered."""
+    """One archive of `files` in the folder `out`; returns its size. Machine code is filtered."""
     out.mkdir(parents=True, exist_ok=True)
     with (
         atomic_file(out / ARCHIVE) as partial,

@@ -16,13 +16,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from benchmarks import report
 from benchmarks.report import ROOT
 from mpmmu_rt import machine
-from mpmmu_rt.errors import MpmmuError
+from mpmmu_rt.errors import EngineError, MpmmuError
 
 OUT_OF_TIME = "out of time"
 _GRACE_S = 5.0  # that a process has to end its own children
@@ -92,6 +93,23 @@ def say(error: MpmmuError) -> int:
     if error.hint:
         print(f"hint: {error.hint}", file=sys.stderr)
     return error.exit_code
+
+
+def no_gpu(hint: str) -> EngineError:
+    return EngineError(
+        "there is no NVIDIA GPU and driver here, expected one: nothing is measured and nothing is written", hint=hint
+    )
+
+
+def conditions(gpu: str, commit: str) -> dict[str, Any]:
+    """What every report begins with; `gpu`: its name."""
+    return {
+        "gpu": gpu,
+        "command": report.command(),
+        "commit": commit,
+        "date": datetime.now(UTC).isoformat(),
+        "versions": versions(),
+    }
 
 
 def versions() -> dict[str, str]:

@@ -89,15 +89,14 @@ def _describe(entry: dict[str, Any]) -> str:
         interval = f"{_percent(one['low'])} to {_percent(one['high'])}"
         rows.append([name, *(f"{value:.3f}" for value in ms), _percent(one["slowdown"]), interval, f"{floor:.1%}"])
     sides = [f"{name.upper()}: {entry[name]['bundle']} on {entry[name]['target']}" for name in ("a", "b")]
-    allowed = f"{entry['rule']['max_slowdown']:.3g}".rstrip("0").rstrip(".")
     return "\n".join(
         [
             *sides,
             "",
             table(["call", "A ms", "B ms", "B against A", "interval", "A against A"], rows),
             "",
-            f"{entry['answer']}: {entry['reason']} (allowed: {float(allowed):.1%}; {entry['rounds']} rounds of fresh "
-            f"processes in {entry['seconds']:.0f} s, batch {entry['batch']})",
+            f"{entry['answer']}: {entry['reason']} (allowed: {entry['rule']['max_slowdown']:.1%}; {entry['rounds']} "
+            f"rounds of fresh processes in {entry['seconds']:.0f} s, batch {entry['batch']})",
         ]
     )
 

@@ -4,10 +4,11 @@ Every node runs on the CUDA provider or the graph is not loaded: the fallback to
 each node went is read back. With CuPy it runs the encoders and the head on the device path, around the fused attention
 pool. Without, or where the kernel or the head can't be had, feature maps stay on the GPU all the same, but the
 attention pool is ONNX Runtime's operators, and the stacking head runs on the host: a warning and a remark say so.
+That other way has run on an H200; **on the device path it has run on no GPU yet**.
 
-cuDNN chooses how to convolve by the batch, and not always in the precision that was asked for: on an H200, with TF32
-off, embeddings of 128 cases were 3.5e-4 off in FP32, and those of 32, 8 or 1 by 1e-5 (docs/edge.md). So the sizes that
-`mpmmu_rt.verify` asks are the only ones that run here: `SIZES`.
+cuDNN chooses how to convolve by the batch, and perhaps not always in the precision that was asked for: on an H200, with
+TF32 off, embeddings of 128 cases were 3.5e-4 off in FP32, and those of 32, 8 or 1 by 1e-5 (docs/edge.md). So the sizes
+that `mpmmu_rt.verify` asks are the only ones that run here: `SIZES`.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from . import Traits
 from .onnxruntime import EXACT_GRAPHS, OnnxRuntimeSession, installation_problem, session_options
 from .shared.device_code import lacks
 from .shared.gpu import gpu
-from .shared.host_head import HostHead, InSizes, filled
+from .shared.host_head import HostHead, InSizes, filled, in_parts
 from .shared.onnxruntime_device import NOT_CAPTURED, SessionEngine, on_stream
 from .shared.onnxruntime_lanes import BoundEmbedder, Memory, first_line
 from .tensorrt.cuda import Resources, Stream
@@ -150,10 +151,9 @@ class OnnxRuntimeCuda:
                 if modality:
                     raise
                 raise NoKernel(f"the stacking head can't run on the GPU: {error}") from error
-            runtime = require("onnxruntime", _PURPOSE)
-            made = SessionEngine(runtime, session, graph, Profile(SIZES[0], SIZES[-1], SIZES[-1]), stream)
-            made.own_graphs = self._options.get("enable_cuda_graph") == "1"
-            return made
+            runtime, profile = require("onnxruntime", _PURPOSE), Profile(SIZES[0], SIZES[-1], SIZES[-1])
+            own_graphs = self._options.get("enable_cuda_graph") == "1"
+            return SessionEngine(runtime, session, graph, profile, stream, own_graphs=own_graphs)
 
         return DevicePath(bundle, target, engine, no_graphs=NOT_CAPTURED, sizes=SIZES)
 
@@ -213,11 +213,8 @@ class SizedSession(OnnxRuntimeSession):
     """Runs batches of `SIZES` alone: parts of larger ones, and the last part filled up with zeros."""
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        cases = len(next(iter(feeds.values())))
         parts: list[dict[str, Array]] = []
-        for first in range(0, cases, SIZES[-1]):
-            rows = slice(first, min(first + SIZES[-1], cases))
-            size = next(size for size in SIZES if size >= rows.stop - rows.start)
+        for rows, size in in_parts(len(next(iter(feeds.values()))), SIZES):
             found = super().run({name: filled(array[rows], size) for name, array in feeds.items()})
             parts.append({name: array[: rows.stop - rows.start] for name, array in found.items()})
         return {name: np.concatenate([part[name] for part in parts]) for name in self.outputs}

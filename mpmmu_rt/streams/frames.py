@@ -7,6 +7,7 @@ fragments, more or fewer frames than NumberOfFrames.
 from __future__ import annotations
 
 import struct
+from typing import NoReturn
 
 from .stream import damaged
 
@@ -32,7 +33,7 @@ def split(data: bytes, frames: int, extended: tuple[bytes, bytes] | None = None)
         if len(table) % 4:
             damaged("has a basic offset table of a broken length")
         offsets = list(struct.unpack(f"<{len(table) // 4}I", table))
-        if len(offsets) < frames and frames * 4 != len(table):
+        if len(offsets) != frames:
             _miscounted(len(offsets), frames, "its basic offset table")
     elif extended:
         offsets = _extended(extended, dict(zip(starts, fragments, strict=True)), frames)
@@ -40,19 +41,15 @@ def split(data: bytes, frames: int, extended: tuple[bytes, bytes] | None = None)
         offsets = starts
     else:
         offsets = _by_content(data, fragments, starts, frames)
-    if len(offsets) != frames:
-        _miscounted(len(offsets), frames, "where its fragments begin")
-    if offsets != sorted(set(offsets)) or not set(offsets) <= set(starts) or offsets[0] != 0:
+    begins = set(offsets)
+    if offsets != sorted(begins) or not begins <= set(starts) or offsets[0] != 0:
         damaged("has an offset table that doesn't fit its fragments", "the place of each frame")
-    found = []
-    for begin, end in zip(offsets, [*offsets[1:], len(data)], strict=True):
-        parts = [
-            data[at : at + length]
-            for (at, length), start in zip(fragments, starts, strict=True)
-            if begin <= start < end
-        ]
-        found.append(b"".join(parts))
-    return found
+    found: list[list[bytes]] = []
+    for (at, length), start in zip(fragments, starts, strict=True):
+        if start in begins:
+            found.append([])
+        found[-1].append(data[at : at + length])
+    return [b"".join(parts) for parts in found]
 
 
 def _items(data: bytes) -> list[tuple[int, int]]:
@@ -90,5 +87,5 @@ def _by_content(data: bytes, fragments: list[tuple[int, int]], starts: list[int]
     return begins
 
 
-def _miscounted(seen: int, frames: int, source: str) -> None:
+def _miscounted(seen: int, frames: int, source: str) -> NoReturn:
     damaged(f"holds {seen} frame(s) by {source}", f"{frames}, by its NumberOfFrames")

@@ -25,7 +25,7 @@ def decode(data: bytes, jpeg: Jpeg, colour: Colour) -> Array:
     check_8_bits(jpeg)
     import simplejpeg
 
-    plain = _without_applications(data, jpeg, colour)
+    plain = without_applications(data, jpeg, colour)
     try:
         samples: Array = simplejpeg.decode_jpeg(plain, _OUTPUT[colour], strict=True)
     except ValueError as error:
@@ -44,8 +44,8 @@ def decode(data: bytes, jpeg: Jpeg, colour: Colour) -> Array:
     return samples[..., 0] if colour == "grey" else samples
 
 
-def _without_applications(data: bytes, jpeg: Jpeg, colour: Colour, shortened: Scan | None = None) -> bytes:
-    """The image alone: no segment that makes a decoder guess at colours, but one that names them (three components).
+def without_applications(data: bytes, jpeg: Jpeg, colour: Colour = "unknown", shortened: Scan | None = None) -> bytes:
+    """The image alone: no segment that makes a decoder guess at colours, but one that names them if `colour` does.
 
     `shortened` is a scan that loses its last byte.
     """
@@ -64,9 +64,9 @@ def _check_end(data: bytes, jpeg: Jpeg, colour: Colour, scan: Scan) -> None:
     """Refuse a scan that is longer than its picture: without its last byte, it must not decode.
 
     A hole in a stream shifts what follows by a few MCUs and leaves a few bytes over; libjpeg doesn't count those that
-    it has fetched ahead, up to 8. At an eighth of the size this costs little more than the codes.
+    it has fetched ahead, up to 8. At an eighth of the size all codes are read, and one pixel made of each block.
     """
-    shorter = _without_applications(data, jpeg, colour, scan)
+    shorter = without_applications(data, jpeg, colour, scan)
     import simplejpeg
 
     try:

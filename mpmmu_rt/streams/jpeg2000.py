@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import struct
 from dataclasses import dataclass, field
+from itertools import chain
 
 import numpy as np
 
@@ -17,17 +18,6 @@ from mpmmu_rt.spec import Array
 from .stream import DECOMPRESS, Colour, Stream, damaged, unsupported
 
 _MAIN = range(0xFF50, 0xFF65)  # markers of the main and tile-part headers (table A.1)
-
-
-@dataclass(frozen=True)
-class Coding:
-    """How a tile-component is coded (A.6.1, A.6.2)."""
-
-    levels: int
-    block: tuple[int, int]  # exponents of a code-block's width and height
-    style: int
-    reversible: bool
-    precincts: tuple[tuple[int, int], ...]  # exponents for each resolution level
 
 
 @dataclass
@@ -64,7 +54,14 @@ class Codestream:
 
     @property
     def reversible(self) -> bool:
-        return all(body[9:10] == b"\1" for marker, body in self.header if marker == 0xFF52)
+        """Whether each COD and COC, of tiles too, names the reversible wavelet (A.6.1, A.6.2)."""
+        tile_parts = (part.header for parts in self.tiles.values() for part in parts)
+        transform = {0xFF52: 9, 0xFF53: 6}  # where each has it
+        return all(
+            body[transform[marker] :][:1] == b"\1"
+            for marker, body in chain(self.header, *tile_parts)
+            if marker in transform
+        )
 
     @property
     def stream(self) -> Stream:
@@ -189,10 +186,10 @@ def _read_tile_part(code: Codestream, data: bytes, at: int) -> int:
     across, down = code.grid
     if tile >= across * down or part != len(before) or end > len(data):
         damaged(f"has a JPEG 2000 stream with part {part} of tile {tile} out of place or cut off")
-    if parts and (len(before) >= parts):
+    if parts and len(before) >= parts:
         damaged(f"has a JPEG 2000 stream with {len(before) + 1} parts of tile {tile}", f"{parts}, as it says")
     found = TilePart([], 0, end)
-    code.tiles[tile].append(found)
+    before.append(found)
     inside = at + 12
     while data[inside : inside + 2] != b"\xff\x93":
         marker, body, inside = _segment(data, inside)

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from .jpeg2000 import Codestream, Coding, TilePart
+from .jpeg2000 import Codestream, TilePart
 from .stream import DECOMPRESS, damaged, unsupported
 
 _BYPASS, _TERMINATE_ALL, _HIGH_THROUGHPUT = 1, 4, 0x40
@@ -30,6 +30,16 @@ def check_packets(data: bytes, code: Codestream) -> None:
             _Tile(code, tile, parts).check(coded)
         except IndexError:
             damaged(f"has a JPEG 2000 stream in which packets of tile {tile} are missing", "every packet")
+
+
+@dataclass(frozen=True)
+class _Coding:
+    """How a tile-component is coded (A.6.1, A.6.2)."""
+
+    levels: int
+    block: tuple[int, int]  # exponents of a code-block's width and height
+    style: int
+    precincts: tuple[tuple[int, int], ...]  # exponents for each resolution level
 
 
 class _Bits:
@@ -125,18 +135,20 @@ class _Precinct:
 
 class _Tile:
     def __init__(self, code: Codestream, tile: int, parts: list[TilePart]) -> None:
-        headers = [*code.header, *(segment for part in parts for segment in part.header)]
+        own = [segment for part in parts for segment in part.header]
+        headers = [*code.header, *own]
         default = next(body for marker, body in reversed(headers) if marker == 0xFF52)
         if len(default) < 10:
             damaged("has a JPEG 2000 stream with a malformed marker COD")
         self.progression, self.layers = default[1], int.from_bytes(default[2:4], "big")
         if self.progression > 4 or not self.layers:
             damaged("has a JPEG 2000 stream with a malformed marker COD")
-        coding = [_coding(default[0] & 1, default[5:])] * code.components
-        for tile_header in (code.header, [segment for part in parts for segment in part.header]):
-            if tile_header is not code.header and any(marker == 0xFF52 for marker, _ in tile_header):
-                coding = [_coding(default[0] & 1, default[5:])] * code.components
-            for marker, body in tile_header:
+        usual = [_coding(default[0] & 1, default[5:])] * code.components
+        coding = [*usual]
+        for header in (code.header, own):
+            if header is own and any(marker == 0xFF52 for marker, _ in own):
+                coding = [*usual]
+            for marker, body in header:
                 if marker == 0xFF53 and len(body) > 2 and body[0] < code.components:
                     coding[body[0]] = _coding(body[1] & 1, body[2:])
         self.changes = [body for marker, body in headers if marker == 0xFF5F]
@@ -284,11 +296,11 @@ def _pass_count(bits: _Bits) -> int:
     return 37 + bits.number(7)
 
 
-def _coding(has_precincts: int, body: bytes) -> Coding:
+def _coding(has_precincts: int, body: bytes) -> _Coding:
     """SPcod or SPcoc (table A.15)."""
     if len(body) < 5 or body[0] > 32 or body[1] > 8 or body[2] > 8 or body[1] + body[2] > 8 or body[4] > 1:
         damaged("has a JPEG 2000 stream with a malformed marker COD")
-    levels, width, height, style, transform = body[:5]
+    levels, width, height, style = body[:4]
     if style & _HIGH_THROUGHPUT:
         unsupported("has a High-Throughput JPEG 2000 stream", "JPEG 2000 part 1", DECOMPRESS)
     sizes = ((15, 15),) * (levels + 1)
@@ -298,10 +310,10 @@ def _coding(has_precincts: int, body: bytes) -> Coding:
         sizes = tuple((size & 15, size >> 4) for size in body[5 : 6 + levels])
         if any(0 in size for size in sizes[1:]):
             damaged("has a JPEG 2000 stream with a malformed marker COD")
-    return Coding(levels, (width + 2, height + 2), style, bool(transform), sizes)
+    return _Coding(levels, (width + 2, height + 2), style, sizes)
 
 
-def _precincts(area: tuple[int, int, int, int], component: int, how: Coding) -> Iterator[_Precinct]:
+def _precincts(area: tuple[int, int, int, int], component: int, how: _Coding) -> Iterator[_Precinct]:
     """Every precinct of a tile-component, with its code-blocks (B.5 to B.7). Components are not subsampled."""
     left, top, right, bottom = area
     for resolution, (wide, high) in enumerate(how.precincts):

@@ -26,8 +26,7 @@ SOF_NAMES = {
     0xCE: "hierarchical arithmetic coding",
     0xCF: "hierarchical arithmetic coding",
 }
-_READ = (0xC0, 0xC1, 0xC2, 0xC3)
-_BITS = {0xC0: (8,), 0xC1: (8, 12), 0xC2: (8, 12), 0xC3: tuple(range(2, 17))}  # T.81 table B.2
+_BITS = {0xC0: (8,), 0xC1: (8, 12), 0xC2: (8, 12), 0xC3: tuple(range(2, 17))}  # what is read, by T.81 table B.2
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # what ends a scan: neither stuffing, restart nor fill
 _RESTART = re.compile(rb"\xff[\xd0-\xd7]")
 
@@ -177,7 +176,7 @@ def _segment(data: bytes, marker: int, at: int) -> tuple[bytes, int, int]:
 
 
 def _read_frame(jpeg: Jpeg, marker: int, body: bytes) -> None:
-    if marker not in _READ:
+    if marker not in _BITS:
         unsupported(
             f"has a JPEG stream with {SOF_NAMES[marker]}", "baseline, extended, progressive or lossless", CONVERT
         )

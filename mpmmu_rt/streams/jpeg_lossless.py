@@ -12,10 +12,10 @@ import numpy as np
 from mpmmu_rt._optional import require
 from mpmmu_rt.spec import Array
 
+from .jpeg import without_applications
 from .jpeg_header import Jpeg, Scan, intervals, units
-from .stream import damaged, unsupported
+from .stream import CODECS_PURPOSE, damaged, unsupported
 
-_PURPOSE = "reading JPEG Lossless or JPEG-LS in DICOM"
 _STRIP_ROWS = 64  # whose differences and code lengths stay in a cache
 
 
@@ -24,17 +24,17 @@ def decode(data: bytes, jpeg: Jpeg) -> Array:
 
     Raises `ImageError` unless every sample is coded and nothing is left over, `MissingPackage` without imagecodecs.
     """
-    if len({(c.horizontal, c.vertical) for c in jpeg.components}) > 1 or len(jpeg.components) not in (1, 3):
+    if jpeg.subsampled or len(jpeg.components) not in (1, 3):
         unsupported("has a lossless JPEG stream with sampling factors", "one sample per pixel", "export it as RGB")
     for scan in jpeg.scans:
         if not 1 <= scan.spectral[0] <= 7 or scan.spectral[1] or scan.approximation[0]:
             damaged(f"has a lossless JPEG scan with the predictor {scan.spectral[0]}", "1 to 7")
         if scan.approximation[1] >= jpeg.bits:
             damaged("has a lossless JPEG scan that leaves out all bits", "a point transform below its precision")
-    codec = require("imagecodecs", _PURPOSE)
+    codec = require("imagecodecs", CODECS_PURPOSE)
     kind = "GRAYSCALE" if len(jpeg.components) == 1 else "RGB"  # both: no conversion
     try:
-        samples: Array = codec.jpeg8_decode(_plain(data, jpeg), colorspace=kind, outcolorspace=kind)
+        samples: Array = codec.jpeg8_decode(without_applications(data, jpeg), colorspace=kind, outcolorspace=kind)
     except codec.Jpeg8Error as error:
         damaged(f"has a JPEG stream that can't be decoded ({error})")
     if jpeg.bits < 8 * samples.itemsize and samples.max() >> jpeg.bits:
@@ -42,11 +42,6 @@ def decode(data: bytes, jpeg: Jpeg) -> Array:
     for scan in jpeg.scans:
         _check_bits(data, jpeg, scan, samples)
     return samples
-
-
-def _plain(data: bytes, jpeg: Jpeg) -> bytes:
-    kept = [data[start:end] for marker, start, end in jpeg.segments if not (0xE0 <= marker <= 0xEF or marker == 0xFE)]
-    return b"".join([b"\xff\xd8", *kept, b"\xff\xd9"])
 
 
 def _check_bits(data: bytes, jpeg: Jpeg, scan: Scan, samples: Array) -> None:

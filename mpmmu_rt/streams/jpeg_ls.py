@@ -6,14 +6,13 @@ read here is the head, and what would give other values without a word: mapping 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mpmmu_rt._optional import require
 from mpmmu_rt.spec import Array
 
-from .stream import DECOMPRESS, Colour, Stream, damaged, unsupported
+from .stream import CODECS_PURPOSE, DECOMPRESS, Colour, Stream, damaged, unsupported
 
-_PURPOSE = "reading JPEG Lossless or JPEG-LS in DICOM"
 _SPIFF_COLOURS: dict[int, Colour] = {1: "YCbCr", 2: "unknown", 3: "YCbCr", 4: "YCbCr", 10: "RGB"}  # T.84 F.2
 
 
@@ -77,7 +76,7 @@ def decode(data: bytes) -> Array:
 
     Raises `ImageError` unless the picture is coded to its last bit, `MissingPackage` without imagecodecs.
     """
-    codec = require("imagecodecs", _PURPOSE)
+    codec = require("imagecodecs", CODECS_PURPOSE)
     try:
         samples: Array = codec.jpegls_decode(data)
     except codec.JpeglsError as error:
@@ -120,4 +119,4 @@ def _with_spiff(head: Stream, spiff: bytes) -> Stream:
         colour = "grey"
     if size != (head.height, head.width) or colour is None:
         damaged("has a JPEG-LS stream whose SPIFF header says otherwise than its frame header", "the same of both")
-    return Stream(head.form, head.width, head.height, head.components, head.bits, None, colour)
+    return replace(head, colour=colour)

@@ -101,7 +101,7 @@ def _header(kind: bytes, body: bytes) -> _Header:
 def _inflate(parts: list[bytes], expected: int) -> list[bytes]:
     """Refuse zlib's stream in `parts` unless it holds exactly `expected` bytes and its own checksum (RFC 1950).
 
-    The same bytes as a stream of stored blocks (RFC 1951, 3.2.4), which costs next to nothing to inflate again.
+    The same bytes as a stream of stored blocks (RFC 1951, 3.2.4), which are copied where others are inflated.
     """
     inflate, length, tail = zlib.decompressobj(), 0, b""
     blocks = [b"\x78\x01"]
@@ -122,7 +122,7 @@ def _inflate(parts: list[bytes], expected: int) -> list[bytes]:
         damaged(f"is a PNG file with {seen} of pixels", f"exactly {expected}, by its header")
     if tail or inflate.unused_data:
         damaged("is a PNG file with data after its pixels")
-    return [*blocks, b"\1\0\0\xff\xff", b"".join(parts)[-4:]]
+    return [*blocks, b"\1\0\0\xff\xff", b"".join(part[-4:] for part in parts)[-4:]]
 
 
 def _check_frames(header: _Header, chunks: list[tuple[bytes, bytes, bytes]]) -> None:
@@ -135,11 +135,11 @@ def _check_frames(header: _Header, chunks: list[tuple[bytes, bytes, bytes]]) -> 
                 _inflate(parts, header.length(*size))
             size, parts = (struct.unpack_from(">II", body, 4) if len(body) == 26 else None), []
             if size:
-                check_sides_of_frame(header, size)
+                _check_sides_of_frame(header, size)
         elif kind == b"fdAT":
             parts.append(body[4:])
 
 
-def check_sides_of_frame(header: _Header, size: tuple[int, int]) -> None:
+def _check_sides_of_frame(header: _Header, size: tuple[int, int]) -> None:
     if not (0 < size[0] <= header.width and 0 < size[1] <= header.height):
         damaged("is a PNG file with a frame that is larger than its picture", "a part of it")

@@ -11,6 +11,7 @@ Colour = Literal["grey", "RGB", "YCbCr", "CMYK", "unknown"]
 
 AGAIN = "the file is damaged, truncated or not conformant: export it again from its source"
 DECOMPRESS = "decompress it with `dcmdjpeg` or `dcmdjpls` (DCMTK) or `gdcmconv --raw`, or export it uncompressed"
+CODECS_PURPOSE = "reading JPEG Lossless or JPEG-LS in DICOM"
 
 
 @dataclass(frozen=True)

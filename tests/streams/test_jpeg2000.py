@@ -111,9 +111,8 @@ def test_cut_anywhere(wrap: Wrap, refused: Refused, picture: Array) -> None:
     data = coded(values)
     for cut in itertools.chain(range(40, len(data) - 2, 211), range(len(data) - 6, len(data))):
         refused(wrap(data[:cut], values, LOSSLESS), "JPEG 2000")
-        refused(wrap(data[:cut] + b"\xff\xd9", values, LOSSLESS), "JPEG 2000|bytes after the end") if cut < len(
-            data
-        ) - 2 else None
+        if cut < len(data) - 2:
+            refused(wrap(data[:cut] + b"\xff\xd9", values, LOSSLESS), "JPEG 2000|bytes after the end")
 
 
 @pytest.mark.parametrize("hole", [32, 64, 512])
@@ -178,6 +177,22 @@ def test_the_header_is_another_pictures(wrap: Wrap, refused: Refused, picture: A
     refused(wrap(data + data, picture, LOSSLESS), "bytes after the end of its JPEG 2000 stream")
     lossy = wrap(coded(picture, irreversible=True), picture, LOSSY, PhotometricInterpretation="PALETTE COLOR")
     refused(lossy, "indices into a palette in lossy compression")
+
+
+def test_a_palette_in_a_component_that_has_its_own_lossy_coding(wrap: Wrap, refused: Refused, picture: Array) -> None:
+    """The marker COD says that all is reversible, and COC, in the main header or in that of a tile, not this one."""
+    data = coded(picture, irreversible=True)
+    cod, sot = data.index(b"\xff\x52"), data.index(b"\xff\x90\0\x0a")
+    coc = b"\xff\x53\0\x09\0\0" + data[cod + 9 : cod + 14]
+    main = data[: cod + 13] + b"\1" + coc + data[cod + 14 :]
+    length = struct.pack(">I", int.from_bytes(data[sot + 6 : sot + 10], "big") + len(coc))
+    head = data[: cod + 13] + b"\1" + data[cod + 14 : sot + 6]
+    tile = head + length + data[sot + 10 : sot + 12] + coc + data[sot + 12 :]
+    for stream in (main, tile):
+        right = read_grey(wrap(data, picture, LOSSY))
+        np.testing.assert_array_equal(read_grey(wrap(stream, picture, LOSSY)), right)
+        path = wrap(stream, picture, LOSSY, PhotometricInterpretation="PALETTE COLOR")
+        refused(path, "indices into a palette in lossy compression")
 
 
 @pytest.mark.parametrize(

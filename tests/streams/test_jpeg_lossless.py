@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mpmmu_rt.errors import ImageError
 from mpmmu_rt.images import read_grey
 from mpmmu_rt.spec import Array
 from mpmmu_rt.streams import jpeg_header, jpeg_lossless
@@ -84,7 +85,7 @@ def test_what_was_coded_and_nothing_less_or_more(bits: int, predictor: int, rest
     for _, end in jpeg_header.intervals(data, jpeg_header.parse(data).scans[0]):
         last = 2 if data[end - 2 : end] == b"\xff\0" else 1
         for damaged in (data[: end - last] + data[end:], data[:end] + b"\x5a" + data[end:]):
-            with pytest.raises(Exception, match=r"has a lossless JPEG stream with \d+ bytes where its 19 x 17 pixels"):
+            with pytest.raises(ImageError, match=r"has a lossless JPEG stream with \d+ bytes where its 19 x 17 pixels"):
                 jpeg_lossless.decode(damaged, jpeg_header.parse(damaged))
 
 

@@ -14,7 +14,7 @@ import struct
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,6 @@ class Drawn:
     independent: Callable[[bytes], Array]
     header: dict[str, Any] | None = None
     damage: str = "none"
-    elements: dict[str, Any] = field(default_factory=dict)
 
 
 def picture(chance: random.Random, bits: int, colour: bool) -> Array:
@@ -250,8 +249,8 @@ def damage(drawn: Drawn, chance: random.Random) -> None:
     elif kind == "end":
         del data[len(data) - chance.randrange(1, 40) :]
     elif kind == "size":
-        markers = {"JPEG": rb"\xff\xc0", "JPEG lossless": rb"\xff\xc3", "JPEG-LS": rb"\xff\xf7"}
-        found = data.find(eval(f"b'{markers[drawn.form].decode()}'")) if drawn.form in markers else -1
+        markers = {"JPEG": b"\xff\xc0", "JPEG lossless": b"\xff\xc3", "JPEG-LS": b"\xff\xf7"}
+        found = data.find(markers[drawn.form]) if drawn.form in markers else -1
         if found >= 0:
             side = found + 5 + 2 * chance.randrange(2)
             (old,) = struct.unpack_from(">H", data, side)

@@ -23,7 +23,7 @@ class Gpu:
 def gpu() -> Gpu | None:
     """The first GPU, by the driver; None without a GPU or a driver.
 
-    Asks the driver's own library, so that it tells without CuPy why nothing can run. Not run on any GPU yet.
+    Asks the driver's own library, so that it tells without CuPy why nothing can run.
     """
     try:
         driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol, Self
 
 import numpy as np
@@ -36,11 +36,8 @@ class InSizes:
 
     def embed(self, pixels: Mapping[Modality, Array], embedding: Array) -> dict[str, float]:
         spent: dict[str, float] = {}
-        most = self._sizes[-1]
-        for first in range(0, len(embedding), most):
-            rows = slice(first, min(first + most, len(embedding)))
+        for rows, size in in_parts(len(embedding), self._sizes):
             cases = rows.stop - rows.start
-            size = next(size for size in self._sizes if size >= cases)
             part = {modality: array[rows] for modality, array in pixels.items()}
             into = embedding[rows]
             if size > cases:
@@ -54,6 +51,13 @@ class InSizes:
 
     def close(self) -> None:
         self._embedder.close()
+
+
+def in_parts(cases: int, sizes: Sequence[int]) -> Iterator[tuple[slice, int]]:
+    """Rows of each part of so many cases, and which of `sizes` (ascending) it is filled up to."""
+    for first in range(0, cases, sizes[-1]):
+        rows = slice(first, min(first + sizes[-1], cases))
+        yield rows, next(size for size in sizes if size >= rows.stop - rows.start)
 
 
 def filled(array: Array, size: int) -> Array:

@@ -33,14 +33,23 @@ def on_stream(stream: Stream) -> dict[str, str]:
 class SessionEngine:
     """A `DeviceEngine`. The stream must outlive it."""
 
-    def __init__(self, runtime: Any, session: Any, graph: Path, profile: Profile, stream: Stream) -> None:
+    def __init__(
+        self,
+        runtime: Any,
+        session: Any,
+        graph: Path,
+        profile: Profile,
+        stream: Stream,
+        *,
+        own_graphs: bool = False,
+    ) -> None:
         """session: made with `on_stream(stream)`. Raises `EngineError` for inputs or outputs of a type or a shape that
         the device path has not.
 
         own_graphs: the session was made with `enable_cuda_graph`, and each batch size is captured by ONNX Runtime.
         """
         self.runtime, self.session, self.name, self.profile, self.stream = runtime, session, graph.name, profile, stream
-        self.own_graphs = False
+        self.own_graphs = own_graphs
         found = [(one, True) for one in session.get_inputs()] + [(one, False) for one in session.get_outputs()]
         self.tensors = {one.name: self._tensor(one, is_input) for one, is_input in found}
         self.inputs = tuple(one.name for one in session.get_inputs())

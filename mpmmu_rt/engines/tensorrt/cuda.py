@@ -1,4 +1,4 @@
-"""CUDA as far as the engines need it: a typed layer over NVIDIA's `cuda.bindings.runtime`. **Not run on any GPU yet.**
+"""CUDA as far as the engines need it: a typed layer over NVIDIA's `cuda.bindings.runtime`.
 
 Every call that CUDA answers with an error raises `EngineError` with CUDA's own text. What a `Resources` has handed out
 lives until its `close`. The device is the first one, as in `shared.gpu`.

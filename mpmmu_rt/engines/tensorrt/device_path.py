@@ -4,7 +4,8 @@
     side stream    pixels ─ ultrasound encoder ──┘
 
 The side stream is forked from the main one and joined to it by events, so that all of it can be captured into one CUDA
-graph. **Not run on any GPU yet**: the tests run it on a simulated CUDA runtime (tests/device).
+graph. It has run on an H200 with torch's encoders and head (docs/gpu.md), **with TensorRT's or ONNX Runtime's on no
+GPU yet**; the tests run it on a simulated CUDA runtime (tests/device).
 
 Where the kernel can't be had, the engine of the whole graph runs instead (`WholeGraph`), and says why.
 """

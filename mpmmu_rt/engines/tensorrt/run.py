@@ -1,7 +1,9 @@
-"""Running TensorRT engines of either flavour on CUDA. **Not run on any GPU yet.**
+"""Running TensorRT engines of either flavour on CUDA, or another `DeviceEngine`.
 
 `LoadedEngine` is an engine and what it takes, `Context` one batch size of it, `Batches` what runs the batches of any
 number of engines one after the other, and `TensorRtSession` one engine from host memory to host memory.
+All but the first two have run on an H200 with torch's engines (docs/gpu.md); those, TensorRT's own, **not on any GPU
+yet**.
 """
 
 from __future__ import annotations
