@@ -91,13 +91,24 @@ def yeo_johnson(graph: Graph, x: str, powers: Array) -> str:
     power = graph.op("Where", below, graph.constant((2 - powers)[None]), graph.constant(powers[None]))
     length = _log1p(graph, size)
     y = graph.op("Mul", power, length)
-    # (exp(y) - 1) / y, by its series where the difference would cancel.
-    series = _polynomial(graph, y, tuple(1 / float(factorial) for factorial in (1, 2, 6, 24, 120, 720, 5040, 40320)))
-    small = graph.op("Less", graph.op("Abs", y), graph.scalar(0.5))
+    small, series = _exponential_series(graph, y)
     apart = graph.op("Where", small, graph.scalar(1.0), y)
     quotient = graph.op("Div", graph.op("Sub", graph.op("Exp", apart), graph.scalar(1.0)), apart)
     value = graph.op("Mul", length, graph.op("Where", small, series, quotient))
     return graph.op("Where", below, graph.op("Mul", value, graph.scalar(-1.0)), value)
+
+
+def exp_minus_one(graph: Graph, x: str) -> str:
+    """exp(x) - 1, to its own digits."""
+    small, series = _exponential_series(graph, x)
+    far = graph.op("Sub", graph.op("Exp", x), graph.scalar(1.0))
+    return graph.op("Where", small, graph.op("Mul", x, series), far)
+
+
+def _exponential_series(graph: Graph, y: str) -> tuple[str, str]:
+    """Where y is so small that exp(y) - 1 would cancel, and (exp(y) - 1) / y there, by its series."""
+    series = _polynomial(graph, y, tuple(1 / float(factorial) for factorial in (1, 2, 6, 24, 120, 720, 5040, 40320)))
+    return graph.op("Less", graph.op("Abs", y), graph.scalar(0.5)), series
 
 
 def _log1p(graph: Graph, x: str) -> str:

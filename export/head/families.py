@@ -163,6 +163,19 @@ def single(fitted: Any, size: float, path: str) -> str:
     )
 
 
+def platt_note(slope: float, lost: float, path: str) -> str:
+    """A note on σ(slope · decision + …) of a decision that float32 may be off by `lost`, if it is worth one."""
+    if slope < 0:
+        return f"{path}: the fitted Platt slope runs backwards: its probability falls as its decision value rises"
+    moved = slope / 4 * lost  # at σ's steepest
+    if moved <= PROMISE:
+        return ""
+    return (
+        f"{path}: its decisions differ so little, and the fitted Platt slope is so steep, that rounding of a decision "
+        f"in float32 may move the probability by {min(1.0, moved):.1g}; scale the features, or lower C"
+    )
+
+
 def dense(values: Any) -> Array:
     """A fitted array as float64; `sparsify` and fitting on sparse matrices leave sparse ones."""
     return np.asarray(values.toarray() if issparse(values) else values, np.float64)

@@ -120,7 +120,10 @@ class Square(Node):
 
 @dataclass(frozen=True, eq=False)
 class Kernel(Node):
-    """Of x with each of `vectors` float64 [width, F]: rbf exp(-γ|x-v|²), poly (γ x·v + c)ᵈ, sigmoid tanh(γ x·v + c)."""
+    """Of x with each of `vectors` float64 [width, F]: rbf exp(-γ|x-v|²), poly (γ x·v + c)ᵈ, sigmoid tanh(γ x·v + c).
+
+    centre float64 [F]: less the kernel of the centre with each vector, to the difference's own digits.
+    """
 
     x: Node
     vectors: Array
@@ -128,6 +131,17 @@ class Kernel(Node):
     gamma: float
     coef0: float
     degree: int
+    centre: Array | None = None
+
+    def exact(self, x: Array) -> Array:
+        """The kernel of x [N, F] in float64, without the centre."""
+        if self.kind == "rbf":
+            apart = ((x * x).sum(1)[:, None] + (self.vectors**2).sum(1)) - 2 * x @ self.vectors.T
+            kernel: Array = np.exp(-self.gamma * np.maximum(0, apart))
+        else:
+            inner = self.gamma * x @ self.vectors.T + self.coef0
+            kernel = np.tanh(inner) if self.kind == "sigmoid" else inner**self.degree
+        return kernel
 
 
 @dataclass(frozen=True, eq=False)

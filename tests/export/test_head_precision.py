@@ -20,6 +20,7 @@ from sklearn.ensemble import (
     RandomForestClassifier,
     VotingClassifier,
 )
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.feature_selection import SelectKBest
 from sklearn.linear_model import LogisticRegression
 from sklearn.naive_bayes import GaussianNB
@@ -173,7 +174,60 @@ def test_slices_add_up_to_what_was_sliced_and_their_products_are_exact() -> None
         np.testing.assert_array_equal(one, exact[:, :4])
 
 
-# ---------------------------------------------------------------- isotonic calibration
+# ---------------------------------------------------------------- kernels that hardly differ
+
+
+ALIKE: dict[str, Any] = {
+    "rbf": SVC(gamma=0.01),
+    "polynomial": SVC(kernel="poly", gamma=0.01, coef0=0.5, degree=3),
+    "polynomial, of the first degree": SVC(kernel="poly", gamma=1000.0, degree=1, C=100.0),
+    "sigmoid": SVC(kernel="sigmoid", gamma=0.01, coef0=0.5),
+}
+
+
+@pytest.mark.parametrize("kind", ALIKE)
+def test_vectors_that_are_close_together_for_their_kernel(kind: str) -> None:
+    """Shares of a whole, next to which the kernel is nearly flat, with the steep Platt slope that follows from it."""
+    rng = np.random.default_rng(0)
+    x = rng.gamma(2.0, size=(200, 30))
+    x /= x.sum(axis=1, keepdims=True)
+    y = (x[:, :15].sum(axis=1) + rng.normal(0, 0.05, 200) > 0.5).astype(int)
+    embedding = x.astype(np.float32)
+    head = CalibratedClassifierCV(ALIKE[kind], cv=2).fit(embedding, y)
+    want = head.predict_proba(embedding)[:, 1]
+    assert np.ptp(want) > 0.5
+    for form, run in ENGINES:
+        for products in ("gemm", "convolution"):
+            graph = lower(head, 30, form, products=products)
+            assert report(graph)["notes"] == []
+            np.testing.assert_allclose(run(graph, embedding), want, rtol=0, atol=1e-6, err_msg=f"{form} {products}")
+
+
+def test_a_hyperbolic_tangent_that_says_one_thing_of_all() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(30, 1, (80, 4)).astype(np.float32)
+    y = (rng.random(80) > 0.4).astype(int)
+    head = CalibratedClassifierCV(SVC(kernel="sigmoid", gamma=1.0), cv=2).fit(x, y)
+    want = head.predict_proba(x)[:, 1]
+    for form, run in ENGINES:
+        np.testing.assert_allclose(run(lower(head, 4, form), x), want, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["sigmoid", "isotonic"])
+def test_decisions_of_which_float32_keeps_nothing_are_noted(method: str) -> None:
+    """A polynomial far from zero: its decisions are 1e-9 of what they are summed from."""
+    rng = np.random.default_rng(2)
+    x = rng.normal(30, 1, (120, 4)).astype(np.float32)
+    y = (x.sum(axis=1) + rng.normal(0, 1, 120) > 120).astype(int)
+    head = CalibratedClassifierCV(SVC(kernel="poly", gamma=1.0, degree=2, max_iter=5000), method=method, cv=2)
+    with pytest.warns(ConvergenceWarning):
+        head.fit(x, y)
+    notes = report(lower(head, 4))["notes"]
+    assert notes
+    assert all(note.startswith("head: ") and "rounding of" in note for note in notes)
+
+
+# ----------------------------------------------------------------  isotonic calibration
 
 
 IMPURE: dict[str, Callable[[], Any]] = {

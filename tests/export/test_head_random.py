@@ -96,8 +96,13 @@ EXAMPLES = int(os.environ.get("MPMMU_RANDOM_HEADS", "350"))
 # Of all cases, by `stepped`, at most.
 BEYOND, MANY_BLUNT = {False: 0.0, True: 0.005}, {False: 0.02, True: 0.2}
 SEED = int(os.environ.get("MPMMU_RANDOM_SEED", "0"))
-# What scikit-learn can't fit: a stack on naive Bayes of constant columns, and covariances of more columns than cases.
-UNFIT = {"GaussianNB": "contains NaN", "QuadraticDiscriminantAnalysis": "is not full rank"}
+# What scikit-learn can't fit: a stack on naive Bayes of constant columns, covariances of more columns than cases, and
+# boosting of trees that are worse than random from the first on.
+UNFIT = {
+    "GaussianNB": "contains NaN",
+    "QuadraticDiscriminantAnalysis": "is not full rank",
+    "AdaBoostClassifier": "is worse than random",
+}
 TEMPERATURE = "temperature" in CalibratedClassifierCV._parameter_constraints["method"][0].options
 
 
@@ -716,6 +721,8 @@ def _normalise(kind: str, x: Array, error: Array) -> Value:
 
 def _kernel(node: ir.Kernel, x: Array, error: Array) -> Value:
     v, unit = node.vectors, _sum(x.shape[1] + 1)
+    if node.centre is not None:
+        return _from_centre(node, node.centre, x, error)
     if node.kind == "rbf":
         centre = v.mean(0) if (np.abs(v.mean(0)) > v.std(0)).any() else np.zeros(x.shape[1])
         x, v = x - centre, v - centre
@@ -733,6 +740,33 @@ def _kernel(node: ir.Kernel, x: Array, error: Array) -> Value:
         return _activation("tanh", inner, off)
     power = np.abs(inner) + off
     return inner**node.degree, node.degree * (power ** max(0, node.degree - 1) * off + UNIT * power**node.degree)
+
+
+def _from_centre(node: ir.Kernel, centre: Array, x: Array, error: Array) -> Value:
+    """K(x, v) - K(c, v): errors are relative to what is added to the kernel of the centre."""
+    v, unit, at = node.vectors, _sum(x.shape[1] + 1), node.exact(centre[None])[0]
+    u = x - centre
+    if node.kind == "rbf":
+        w = v - centre
+        square = (u * u).sum(1)[:, None]
+        t = node.gamma * (2 * u @ w.T - square)
+        off = np.sqrt((error * error).sum(1))[:, None]
+        apart = np.sqrt(np.maximum(0, square + (w * w).sum(1) - 2 * u @ w.T))
+        moved = node.gamma * (2 * apart * off + off**2 + unit * (2 * np.abs(u) @ np.abs(w).T + square))
+        grown = at * np.exp(t)
+        function = np.where(np.abs(t) < 0.5, 0, FUNCTION * grown)
+        return at * np.expm1(t), grown * np.expm1(np.minimum(moved, 50)) + function + 8 * UNIT * np.abs(
+            at * np.expm1(t)
+        )
+    e = node.gamma * u @ v.T
+    off = node.gamma * (error @ np.abs(v).T + unit * np.abs(u) @ np.abs(v).T)
+    if node.kind == "sigmoid":
+        value = (1 - at**2) * np.tanh(e) / (1 + at * np.tanh(e))
+        return value, off + FUNCTION * np.abs(value)
+    s = node.gamma * centre @ v.T + node.coef0
+    value = e * sum((s + e) ** k * s ** (node.degree - 1 - k) for k in range(node.degree))
+    size = node.degree * (np.abs(s) + np.abs(e) + off) ** max(0, node.degree - 1)
+    return value, size * (off + 4 * node.degree * UNIT * np.abs(e))
 
 
 def _forest(node: ir.Forest, x: Array, error: Array) -> Value:
@@ -957,6 +991,9 @@ SMALL: dict[str, Callable[[], Any]] = {
     "rbf": lambda: CalibratedClassifierCV(SVC(), cv=2, ensemble=False),
     "poly": lambda: CalibratedClassifierCV(SVC(kernel="poly", gamma=0.05, coef0=0.5), cv=2),
     "sigmoid": lambda: CalibratedClassifierCV(SVC(kernel="sigmoid", gamma=0.05, coef0=0.5), cv=2),
+    "alike, rbf": lambda: CalibratedClassifierCV(SVC(gamma=1e-3), cv=2, ensemble=False),
+    "alike, poly": lambda: CalibratedClassifierCV(SVC(kernel="poly", gamma=1e-3, coef0=0.5), cv=2),
+    "alike, sigmoid": lambda: CalibratedClassifierCV(SVC(kernel="sigmoid", gamma=1e-3, coef0=0.5), cv=2),
     "libsvm": lambda: SVC(probability=True, random_state=0),
     "isotonic": lambda: CalibratedClassifierCV(LinearSVC(random_state=0), method="isotonic", cv=2),
     "forest": lambda: RandomForestClassifier(30, max_depth=5, class_weight="balanced", random_state=0),
