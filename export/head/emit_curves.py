@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from mpmmu_rt.spec import Array
 
-from . import ir
+from . import ir, thresholds
+from .emit_double import parts, split, two_sum
 from .emit_steps import NameOf, limits
 from .graph import Graph
 
@@ -17,13 +20,22 @@ _TAIL = ((1.4234372777, 2.7568153900, 1.3067284816, 0.17023821103), (1.0, 0.7370
 
 
 def curve(graph: Graph, name: NameOf, node: ir.Curve) -> str:
-    """The piece of each column is found by bisection, then evaluated from its start, which is exact near it."""
+    """The piece of each column is found by bisection, then evaluated from its start, which is exact near it.
+
+    Of float32 columns scikit-learn rounds p to float32 before it goes on, so that 1 - p loses digits where it is small:
+    the same p then, to the bit, gives the same quantile.
+    """
     piece = _piece(graph, name, node)
     high = node.start.astype(np.float32)
 
     def picked(table: Array) -> str:
         return graph.op("Gather", graph.constant(table.ravel()), piece, axis=0)
 
+    if all(thresholds.single(node, column) for column in range(node.width)):
+        one = _clipped(graph, _rounded_once(graph, name(node.x), picked, node))
+        if not node.clip:
+            return one
+        return _normal(graph, one, graph.op("Sub", graph.scalar(1.0), one), node.clip)
     run = graph.op("Sub", name(node.x), picked(high))
     run = graph.op("Sub", run, picked(node.start - high))
     rise = graph.op("Mul", run, picked(node.slope))
@@ -32,6 +44,28 @@ def curve(graph: Graph, name: NameOf, node: ir.Curve) -> str:
         return one
     zero = _clipped(graph, graph.op("Sub", picked(node.rest), rise))
     return _normal(graph, one, zero, node.clip)
+
+
+def _rounded_once(graph: Graph, x: str, picked: Callable[[Array], str], node: ir.Curve) -> str:
+    """base + (x - start) · slope, computed in pairs of float32 numbers."""
+    base = node.base.astype(np.float32)
+    high, low = (-node.start).astype(np.float32), (-node.start - (-node.start).astype(np.float32)).astype(np.float32)
+    run, lost = two_sum(graph, x, picked(high))
+    run, more = two_sum(graph, run, picked(low))
+    lost = graph.op("Add", lost, graph.op("Add", more, picked(-node.start - high - low)))
+    run_parts = split(graph, run)
+    slopes = [picked(part) for part in parts(node.slope)]
+    rise = graph.op("Mul", run_parts[0], slopes[0])
+    small = [graph.op("Mul", run_parts[a], slopes[b]) for a, b in ((0, 1), (1, 0))]
+    value, more = two_sum(graph, picked(base), rise)
+    for one in small:
+        value, again = two_sum(graph, value, one)
+        more = graph.op("Add", more, again)
+    rest = [graph.op("Mul", run_parts[1], slopes[1]), graph.op("Mul", run, slopes[2])]
+    rest += [graph.op("Mul", lost, slopes[0]), picked(node.base - base)]
+    for one in rest:
+        more = graph.op("Add", more, one)
+    return graph.op("Add", value, more)
 
 
 def _clipped(graph: Graph, x: str) -> str:

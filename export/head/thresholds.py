@@ -81,6 +81,12 @@ def route(node: Node, feature: int) -> Route | None:
     return None if widened else Route(node, feature, tuple(reversed(maps)))
 
 
+def single(node: Node, feature: int) -> bool:
+    """Whether scikit-learn has a column in float32, as it came: of the embedding, or from one column of it."""
+    found = route(node, feature)
+    return found is not None and isinstance(found.source, Embedding)
+
+
 def exact(node: Node, feature: int) -> bool:
     """Whether the graph has scikit-learn's very values of a column: of the embedding, and steps decided on it."""
     match node:

@@ -412,6 +412,25 @@ def test_quantiles_at_their_jumps() -> None:
             np.testing.assert_allclose(run(lower(head, WIDTH, form), rows)[0], want, rtol=0, atol=PROMISE)
 
 
+@pytest.mark.parametrize("centre", [0.0, 300.0])
+def test_quantiles_in_float32(centre: float) -> None:
+    """scikit-learn rounds p to float32 before it takes the normal quantile, so that 1 - p of large values has few digits:
+    the same few, or naive Bayes of what is rare moves."""
+    rng = np.random.default_rng(0)
+    x = (rng.normal(0, 1, (400, 2)) + centre).astype(np.float32)
+    y = (x[:, 0] + rng.normal(0, 0.5, 400) > centre).astype(int)
+    quantiles = QuantileTransformer(n_quantiles=100, output_distribution="normal").fit(x)
+    tail = [np.linspace(ends[-2], ends[-1], 2000) for ends in quantiles.quantiles_.T]
+    rows = np.stack(tail, axis=1).astype(np.float32)
+    decided = LogisticRegression().fit(quantiles.transform(x), y)
+    decided.coef_, decided.intercept_ = np.array([[1.0, -0.3]]), np.array([-2.5])
+    head = make_pipeline(quantiles, decided)
+    want = head.predict_proba(rows)[:, 1]
+    assert np.abs(want - head.predict_proba(rows.astype(np.float64))[:, 1]).max() > 1e-4  # what rounding p has cost
+    for form, run in ENGINES:
+        np.testing.assert_allclose(run(lower(head, 2, form), rows)[0], want, rtol=0, atol=1e-6)
+
+
 def test_scalers_that_work_in_place() -> None:
     """copy=False: the compiler asked the scaler about a number, which the scaler then changed."""
     for last in (LogisticRegression(), forest()):

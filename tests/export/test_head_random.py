@@ -685,7 +685,12 @@ def _curved(node: ir.Curve | ir.YeoJohnson, x: Array, error: Array) -> Value:
         value = node.exact(x)
         return value, error * slope + 8 * UNIT * (np.abs(value) + np.abs(x))
     routes = [thresholds.route(node.x, k) for k in range(node.width)]
-    value, moved = _between(node.exact, x, error * np.array([r is None or bool(r.maps) for r in routes]))
+    single = all(thresholds.single(node, k) for k in range(node.width))  # p is then rounded to float32, in both
+
+    def theirs(v: Array) -> Array:
+        return node.exact(v.astype(np.float32 if single else np.float64)).astype(np.float64)
+
+    value, moved = _between(theirs, x, error * np.array([r is None or bool(r.maps) for r in routes]))
     # Which piece a column of the embedding is in is decided on the embedding itself: it moves along, and does not jump.
     along = _between(_piece(node, x), x, error)[1]
     decided = [r is not None and r.exact and isinstance(r.source, ir.Embedding) for r in routes]
@@ -693,6 +698,7 @@ def _curved(node: ir.Curve | ir.YeoJohnson, x: Array, error: Array) -> Value:
     # The normal quantile is steep where 1 - p is small: 1e-7 of p or 1 - p each, in units of its slope.
     density = norm.pdf(value) if node.clip else 1.0
     side = np.minimum(norm.cdf(value), norm.sf(value)) if node.clip else 1.0
+    moved = moved + np.where(error > 0, UNIT / np.maximum(density, 1e-7), 0.0) * single
     return value, moved + 8 * UNIT * side / np.maximum(density, 1e-7) + 4 * UNIT * np.abs(value)
 
 
