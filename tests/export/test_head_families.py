@@ -414,8 +414,8 @@ def test_quantiles_at_their_jumps() -> None:
 
 @pytest.mark.parametrize("centre", [0.0, 300.0])
 def test_quantiles_in_float32(centre: float) -> None:
-    """scikit-learn rounds p to float32 before it takes the normal quantile, so that 1 - p of large values has few digits:
-    the same few, or naive Bayes of what is rare moves."""
+    """scikit-learn rounds p to float32 before it takes the normal quantile, so that 1 - p of large values has few
+    digits: the same few, or what weighs what is rare moves."""
     rng = np.random.default_rng(0)
     x = (rng.normal(0, 1, (400, 2)) + centre).astype(np.float32)
     y = (x[:, 0] + rng.normal(0, 0.5, 400) > centre).astype(int)
