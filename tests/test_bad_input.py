@@ -27,7 +27,7 @@ from sklearn.linear_model import LogisticRegression, SGDClassifier
 from sklearn.model_selection import FixedThresholdClassifier
 from sklearn.naive_bayes import GaussianNB
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import PowerTransformer
+from sklearn.preprocessing import PowerTransformer, QuantileTransformer
 from typer.testing import CliRunner
 
 from mpmmu_rt import bundle as bundles
@@ -572,6 +572,20 @@ CASES: dict[str, tuple[Maker, str, int]] = {
     "head: a weighted learner dropped after the fit": (head(weights_of_fewer), EXPORT, 1),
     "head: hard votes": (
         head(lambda x, y, _: VotingClassifier([("a", LogisticRegression())]).fit(x, y)),
+        EXPORT,
+        1,
+    ),
+    "head: powers far from zero": (
+        head(lambda x, y, _: make_pipeline(PowerTransformer(), LogisticRegression()).fit(x.astype(float) + 1e4, y)),
+        EXPORT,
+        1,
+    ),
+    "head: naive Bayes of what never varies": (
+        head(
+            lambda x, y, _: make_pipeline(
+                QuantileTransformer(n_quantiles=9, output_distribution="normal"), GaussianNB(var_smoothing=1e-14)
+            ).fit(np.arange(len(x))[:, None] // 39 + 0.0 * x, y)
+        ),
         EXPORT,
         1,
     ),

@@ -14,6 +14,7 @@ from .graph import Graph
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 # A shift's float32 remainder is subtracted too if it would move the scaled value by more than this.
 _REMAINDER = 1e-8
+_FAR = 16  # deviations from zero: an offset that costs a digit and more where it is subtracted late
 _ROUNDS, _STOP = 2, 0.005 / 2  # of libsvm's coupling of two classes
 
 
@@ -119,6 +120,9 @@ class Emitter:
     def _elementwise(self, node: ir.Elementwise) -> str:
         x = self.shift(self._of(node.x), node.offset, node.scale)
         scale = np.clip(node.scale, -_FLOAT32_MAX, _FLOAT32_MAX)
+        if (np.abs(node.offset) * scale > _FAR).any():
+            # OpenVINO would make x / scale - offset / scale of it, which rounds where x - offset does not.
+            x = self._clip(x, -_FLOAT32_MAX, _FLOAT32_MAX)
         if (scale != 1).any():  # divided where scikit-learn divides: far from zero the last bit counts
             by = 1 / np.maximum(scale, 1 / _FLOAT32_MAX) if node.divides else scale
             x = self.graph.op("Div" if node.divides else "Mul", x, self.graph.constant(by))

@@ -12,6 +12,7 @@ import onnxruntime
 import pytest
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.datasets import make_classification
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.ensemble import (
     BaggingClassifier,
     ExtraTreesClassifier,
@@ -26,10 +27,19 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.naive_bayes import GaussianNB
 from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import FeatureUnion, make_pipeline
-from sklearn.preprocessing import MaxAbsScaler, StandardScaler
+from sklearn.preprocessing import (
+    MaxAbsScaler,
+    MinMaxScaler,
+    Normalizer,
+    PowerTransformer,
+    QuantileTransformer,
+    RobustScaler,
+    StandardScaler,
+)
 from sklearn.svm import SVC
 from sklearn.tree import DecisionTreeClassifier
 
+from mpmmu_rt.errors import UnsupportedEstimator
 from mpmmu_rt.export.head import HeadEngine, emit_split, lower, report
 from mpmmu_rt.export.head.graph import Graph
 from mpmmu_rt.spec import Array
@@ -116,6 +126,19 @@ def test_what_keeps_its_offset_is_as_exact(before: str) -> None:
     want = head.predict_proba(embedding)[:, 1]  # scales in float32, as we do, then adds in float64
     for form, run in ENGINES[::2]:
         np.testing.assert_allclose(run(lower(head, 12, form), embedding), want, rtol=0, atol=PROMISE)
+
+
+@pytest.mark.parametrize("scaler", [StandardScaler(), RobustScaler()])
+def test_a_scaler_far_from_zero(scaler: Any) -> None:
+    """OpenVINO made x / s - c / s of (x - c) / s, which was 3e-4 off."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(1e4, 1, (200, 12)).astype(np.float32)
+    y = (x[:, 0] + rng.normal(0, 1, 200) > 1e4).astype(int)
+    for steps in ([], [Normalizer()], [MinMaxScaler()]):
+        head = make_pipeline(scaler, *steps, LogisticRegression(C=10)).fit(x, y)
+        want = head.predict_proba(x)[:, 1]
+        for form, run in ENGINES:
+            np.testing.assert_allclose(run(lower(head, 12, form), x), want, rtol=0, atol=PROMISE / 5, err_msg=form)
 
 
 def test_the_first_layer_of_a_network_far_from_zero() -> None:
@@ -225,6 +248,54 @@ def test_decisions_of_which_float32_keeps_nothing_are_noted(method: str) -> None
     notes = report(lower(head, 4))["notes"]
     assert notes
     assert all(note.startswith("head: ") and "rounding of" in note for note in notes)
+
+
+# ---------------------------------------------------------------- computed features that hardly differ
+
+
+def test_a_power_that_flattens_everything_is_refused() -> None:
+    """Far from zero scikit-learn's own powers are little but rounding of float32; standardised before, they are not."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(1e4, 1, (200, 3))
+    y = (x[:, 0] > 1e4).astype(int)
+    head = make_pipeline(PowerTransformer(), LogisticRegression()).fit(x, y)
+    with pytest.raises(
+        UnsupportedEstimator, match=r"powertransformer is .* whose power [-\d.e+]+ of column \d leaves"
+    ) as caught:
+        lower(head, 3)
+    assert "StandardScaler" in caught.value.hint
+    embedding = x.astype(np.float32)
+    head = make_pipeline(StandardScaler(), PowerTransformer(), LogisticRegression()).fit(embedding, y)
+    for form, run in ENGINES:
+        np.testing.assert_allclose(run(lower(head, 3, form), embedding), head.predict_proba(embedding)[:, 1], atol=1e-5)
+
+
+def test_naive_bayes_of_computed_features_that_never_vary_is_refused() -> None:
+    x = np.ones((60, 2))
+    y = np.arange(60) % 2
+    quantiles = QuantileTransformer(n_quantiles=9, output_distribution="normal")
+    with pytest.raises(UnsupportedEstimator, match=r"whose feature \d is .* of its standard deviations from zero"):
+        lower(make_pipeline(quantiles, GaussianNB()).fit(x, y), 2)
+    x[:, 0] += y * np.arange(60)
+    lower(make_pipeline(quantiles, GaussianNB()).fit(x, y), 2)  # one of them is constant: smoothing is enough
+    lower(GaussianNB().fit(x, y), 2)
+
+
+@pytest.mark.parametrize("learner", [GaussianNB(), LinearDiscriminantAnalysis()])
+def test_shares_of_what_is_far_from_zero_are_noted(learner: Any) -> None:
+    """A Normalizer without a scaler before it: each share is next to the same, in scikit-learn's float32 too."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(1e4, 1, (200, 12)).astype(np.float32)
+    y = (x[:, 0] + rng.normal(0, 1, 200) > 1e4).astype(int)
+    head = make_pipeline(Normalizer(), learner).fit(x.astype(np.float64), y)
+    (note,) = report(lower(head, 12))["notes"]
+    assert "computed in float32" in note
+    assert np.abs(head.predict_proba(x) - head.predict_proba(x.astype(np.float64))).max() > PROMISE
+    head = make_pipeline(StandardScaler(), Normalizer(), learner).fit(x.astype(np.float64), y)
+    for form, run in ENGINES:
+        graph = lower(head, 12, form)
+        assert report(graph)["notes"] == []
+        np.testing.assert_allclose(run(graph, x), head.predict_proba(x)[:, 1], rtol=0, atol=PROMISE)
 
 
 # ----------------------------------------------------------------  isotonic calibration
