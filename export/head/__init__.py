@@ -203,9 +203,12 @@ def _fold(node: ir.Forest, embedding: ir.Embedding) -> _Folding:
     rest = np.setdiff1d(inner, direct)
     rounded = thresholds.nearest if node.double else thresholds.round_down
     threshold[rest] = rounded(trees.threshold[rest])
-    if node.at_values:
+    if node.at_values or node.double:
+        aside = thresholds.lowered if node.at_values else thresholds.raised
+        computed = direct[[not thresholds.whole(route.source) for route in found]]
         inexact = rest[[not thresholds.exact(node.x, int(one)) for one in trees.feature[rest]]]
-        threshold[inexact] = thresholds.lowered(threshold[inexact])
+        threshold[computed] = aside(threshold[computed], 1.0)
+        threshold[inexact] = aside(threshold[inexact])
     exact = all(route is None or route.exact for route in routes.values())
     return _Folding(feature, threshold, sources or (embedding,), exact)
 

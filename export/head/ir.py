@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 
 import numpy as np
+from scipy.special import expit
 
 from mpmmu_rt.spec import Array
 
@@ -109,6 +110,18 @@ class Product(Node):
     activation: Activation = "identity"
     centre: Array | None = None
     note: str = ""  # what the user should know about it
+
+
+@dataclass(frozen=True, eq=False)
+class Logistic(Node):
+    """σ(x), column by column: what trees behind a probability are folded through; never written as it is."""
+
+    x: Node
+
+    def exact(self, x: Array) -> Array:
+        """In float64, as scikit-learn has probabilities."""
+        found: Array = expit(x.astype(np.float64))
+        return found
 
 
 @dataclass(frozen=True, eq=False)

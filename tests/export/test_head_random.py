@@ -797,8 +797,10 @@ def _forest(node: ir.Forest, x: Array, error: Array) -> Value:
         while (inner := trees.feature[at] >= 0).any():
             feature, limit = np.where(inner, trees.feature[at], 0), trees.threshold[at]
             value = x[rows, feature] if node.double else x[rows, feature].astype(np.float32)
-            slack = LOWERED if node.at_values else UNIT
-            near = np.abs(value - limit) <= error[rows, feature] + slack * np.abs(limit)
+            slack = (LOWERED if node.at_values or node.double else UNIT) * np.abs(limit)
+            if node.at_values or node.double:  # of a probability it is moved by its logit
+                slack *= np.maximum(1, np.abs(np.log(np.maximum(np.abs(limit), 1e-30))))
+            near = np.abs(value - limit) <= error[rows, feature] + slack
             near &= inner & sure & computed[feature]
             crossed[near] += (high - low)[at[near]]
             sure &= ~near
