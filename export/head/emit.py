@@ -78,11 +78,11 @@ class Emitter:
                 above = graph.op(kind, self._of(node.x), graph.scalar(node.threshold))
                 return graph.op("Cast", above, to=1)
             case ir.Curve():
-                return emit_curves.curve(graph, self._of, node)
+                return emit_curves.curve(graph, self.write, node)
             case ir.YeoJohnson():
                 return emit_curves.yeo_johnson(graph, self._of(node.x), node.powers)
             case ir.Within():
-                return emit_steps.within(graph, self._of, node)
+                return emit_steps.within(graph, self.write, node)
             case ir.Count():
                 return emit_steps.count(graph, self._of(node.x), node)
             case ir.Sum():
