@@ -26,6 +26,7 @@ from sklearn.ensemble import VotingClassifier
 from sklearn.linear_model import LogisticRegression, SGDClassifier
 from sklearn.model_selection import FixedThresholdClassifier
 from sklearn.naive_bayes import GaussianNB
+from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import PowerTransformer, QuantileTransformer
 from typer.testing import CliRunner
@@ -589,6 +590,7 @@ CASES: dict[str, tuple[Maker, str, int]] = {
         EXPORT,
         1,
     ),
+    "head: nearest neighbours": (head(lambda x, y, _: KNeighborsClassifier().fit(x, y)), EXPORT, 1),
     "head: stochastic gradients of a hinge": (head(lambda x, y, _: SGDClassifier().fit(x, y)), EXPORT, 1),
     "head: powers of positive numbers only": (
         head(
