@@ -698,7 +698,8 @@ def _curved(node: ir.Curve | ir.YeoJohnson, x: Array, error: Array) -> Value:
     # The normal quantile is steep where 1 - p is small: 1e-7 of p or 1 - p each, in units of its slope.
     density = norm.pdf(value) if node.clip else 1.0
     side = np.minimum(norm.cdf(value), norm.sf(value)) if node.clip else 1.0
-    moved = moved + np.where(error > 0, UNIT / np.maximum(density, 1e-7), 0.0) * single
+    if single and node.clip:  # … and p itself, rounded for its size, where the value that it is of may differ
+        moved = moved + np.where(error > 0, UNIT * norm.cdf(value) / np.maximum(density, 1e-7), 0.0)
     return value, moved + 8 * UNIT * side / np.maximum(density, 1e-7) + 4 * UNIT * np.abs(value)
 
 
