@@ -16,6 +16,7 @@ from mpmmu_rt.bundle import Bundle
 from mpmmu_rt.engines.shared import blob_cache
 from mpmmu_rt.errors import ExportError
 from mpmmu_rt.files import atomic_folder, check_replaceable
+from mpmmu_rt.image_warnings import summary
 from mpmmu_rt.images import Preprocessing
 from mpmmu_rt.machine import package_versions
 from mpmmu_rt.model import checkpoint as checkpoints
@@ -196,6 +197,9 @@ def finish(draft: Draft) -> None:
     """Make and prove every target; the draft is then a bundle. Raises what `targets.prove` does."""
     with blob_cache.suspended():  # what is tried here is in no bundle, or not yet
         targets.prove(draft)
+    used = [data for data in (draft.cases, draft.wanted.calibration, draft.wanted.gate) if data is not None]
+    found = summary(one for data in used for of_case in data.warnings for one in of_case)
+    draft.entry["parity"]["image_warnings"] = found
     draft.seal()
 
 

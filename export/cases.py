@@ -11,7 +11,8 @@ import numpy as np
 
 from mpmmu_rt.cases import Case, read_manifest, require_complete
 from mpmmu_rt.errors import UsageError
-from mpmmu_rt.images import Preprocessing, read_pixels
+from mpmmu_rt.image_warnings import ImageWarning, warnings_of
+from mpmmu_rt.images import Preprocessing, read_with_warnings
 from mpmmu_rt.model.phantom import phantom_pixels
 from mpmmu_rt.progress import Progress
 from mpmmu_rt.spec import MODALITIES, Array, Modality
@@ -22,17 +23,19 @@ Pixels = Mapping[Modality, Array]
 @dataclass(frozen=True)
 class Data:
     """Pixels uint8 [N, 1, S, S] per modality; labels int [N] where known; source says in words what they are; ids are
-    those of the manifest, if they are of one."""
+    those of the manifest, if they are of one; warnings, what the headers say against the images of each case."""
 
     pixels: Pixels
     labels: Array | None
     source: str
     ids: tuple[str, ...] = ()
+    warnings: tuple[tuple[ImageWarning, ...], ...] = ()
 
     def rows(self, chosen: Sequence[int], source: str) -> Data:
         pixels: dict[Modality, Array] = {modality: self.pixels[modality][chosen] for modality in MODALITIES}
         ids = tuple(self.ids[row] for row in chosen) if self.ids else ()
-        return Data(pixels, None if self.labels is None else self.labels[chosen], source, ids)
+        warnings = tuple(self.warnings[row] for row in chosen) if self.warnings else ()
+        return Data(pixels, None if self.labels is None else self.labels[chosen], source, ids, warnings)
 
     def name(self, row: int) -> str:
         """What messages call a case."""
@@ -56,16 +59,21 @@ def of_manifest(path: Path, preprocessing: Preprocessing, progress: Progress) ->
     labelled = all(case.label is not None for case in manifest.cases)
     require_complete(manifest, labels=False)
     images: dict[Modality, list[Array]] = {modality: [] for modality in MODALITIES}
+    warnings: list[tuple[ImageWarning, ...]] = []
     for done, case in enumerate(manifest.cases, 1):
+        of_case: tuple[ImageWarning, ...] = ()
         for modality in MODALITIES:
             path_of_image = cast("Path", case.image(modality))
-            images[modality].append(read_pixels(path_of_image, preprocessing, modality=modality))
+            image, texts = read_with_warnings(path_of_image, preprocessing, modality=modality)
+            images[modality].append(image)
+            of_case += warnings_of(path.name, done, modality, texts)
+        warnings.append(of_case)
         progress(f"reading {path.name}", done, len(manifest.cases))
     pixels = {modality: np.stack(arrays) for modality, arrays in images.items()}
     labels = np.array([case.label for case in manifest.cases]) if labelled else None
     source = f"{len(manifest.cases)} cases of {path.name}, sha256 {manifest.sha256[:12]}"
     ids = tuple(case.case_id for case in manifest.cases)
-    return Data(pixels, labels, source, ids), tuple(manifest.cases)
+    return Data(pixels, labels, source, ids, tuple(warnings)), tuple(manifest.cases)
 
 
 def halves(data: Data, cases: Sequence[Case]) -> tuple[Data, Data]:

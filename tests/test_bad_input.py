@@ -26,8 +26,9 @@ from sklearn.ensemble import VotingClassifier
 from sklearn.linear_model import LogisticRegression, SGDClassifier
 from sklearn.model_selection import FixedThresholdClassifier
 from sklearn.naive_bayes import GaussianNB
+from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import PowerTransformer
+from sklearn.preprocessing import PowerTransformer, QuantileTransformer
 from typer.testing import CliRunner
 
 from mpmmu_rt import bundle as bundles
@@ -593,6 +594,21 @@ CASES: dict[str, tuple[Maker, str, int]] = {
         EXPORT,
         1,
     ),
+    "head: powers far from zero": (
+        head(lambda x, y, _: make_pipeline(PowerTransformer(), LogisticRegression()).fit(x.astype(float) + 1e4, y)),
+        EXPORT,
+        1,
+    ),
+    "head: naive Bayes of what never varies": (
+        head(
+            lambda x, y, _: make_pipeline(
+                QuantileTransformer(n_quantiles=9, output_distribution="normal"), GaussianNB(var_smoothing=1e-14)
+            ).fit(np.arange(len(x))[:, None] // 39 + 0.0 * x, y)
+        ),
+        EXPORT,
+        1,
+    ),
+    "head: nearest neighbours": (head(lambda x, y, _: KNeighborsClassifier().fit(x, y)), EXPORT, 1),
     "head: stochastic gradients of a hinge": (head(lambda x, y, _: SGDClassifier().fit(x, y)), EXPORT, 1),
     "head: powers of positive numbers only": (
         head(

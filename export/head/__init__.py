@@ -161,8 +161,7 @@ def _write_forests(
         merged = emit_forest.merge([(node.trees, f.feature, f.threshold, node.bias) for node, f in exact])
         chosen.append(_write_forest(emitter, "embedding", merged, [node for node, _ in exact], engine, exact=True))
     for node, f in computed:
-        sources = [emitter.write(source) for source in f.sources]
-        x = sources[0] if len(sources) == 1 else emitter.graph.op("Concat", *sources, axis=1)
+        x = emitter.graph.beside([emitter.write(source) for source in f.sources])
         merged = emit_forest.merge([(node.trees, f.feature, f.threshold, node.bias)])
         known = f.exact and _known(f)
         chosen.append(_write_forest(emitter, x, merged, [node], engine, exact=known))
@@ -194,21 +193,24 @@ def _fold(node: ir.Forest, embedding: ir.Embedding) -> _Folding:
     inner = np.flatnonzero(trees.feature >= 0)
     routes = {int(feature): thresholds.route(node.x, int(feature)) for feature in np.unique(trees.feature[inner])}
     origin = {one: (node.x, one) if route is None else (route.source, route.column) for one, route in routes.items()}
-    sources = tuple(dict.fromkeys(source for source, _ in origin.values())) or (embedding,)
-    starts = dict(zip(sources, np.cumsum([0, *(source.width for source in sources)])[:-1], strict=True))
+    sources, place = thresholds.side_by_side(list(origin.values()))
+    where = dict(zip(origin, place, strict=True))
     feature, threshold = trees.feature.copy(), np.zeros(len(trees.feature), np.float32)
-    feature[inner] = [starts[origin[int(one)][0]] + origin[int(one)][1] for one in trees.feature[inner]]
+    feature[inner] = [where[int(one)] for one in trees.feature[inner]]
     direct = inner[[routes[int(one)] is not None for one in trees.feature[inner]]]
     found = [route for one in trees.feature[direct] if (route := routes[int(one)]) is not None]
     threshold[direct] = thresholds.fold(found, trees.threshold[direct], double=node.double)
     rest = np.setdiff1d(inner, direct)
     rounded = thresholds.nearest if node.double else thresholds.round_down
     threshold[rest] = rounded(trees.threshold[rest])
-    if node.at_values:
+    if node.at_values or node.double:
+        aside = thresholds.lowered if node.at_values else thresholds.raised
+        computed = direct[[not thresholds.whole(route.source) for route in found]]
         inexact = rest[[not thresholds.exact(node.x, int(one)) for one in trees.feature[rest]]]
-        threshold[inexact] = thresholds.lowered(threshold[inexact])
+        threshold[computed] = aside(threshold[computed], 1.0)
+        threshold[inexact] = aside(threshold[inexact])
     exact = all(route is None or route.exact for route in routes.values())
-    return _Folding(feature, threshold, sources, exact)
+    return _Folding(feature, threshold, sources or (embedding,), exact)
 
 
 def _write_forest(

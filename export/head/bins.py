@@ -24,7 +24,7 @@ def _bins(discretizer: Any, x: Node, path: str) -> Node:
 
 
 def _ordinal(edges: list[Any], x: Node) -> Node:
-    most = max(1, *(len(one) for one in edges)) if len(edges) > 1 else max(1, len(edges[0]))
+    most = max(1, *(len(one) for one in edges))
     table = np.full((most, len(edges)), np.inf)  # no number is at or above infinity
     for feature, one in enumerate(edges):
         table[: len(one), feature] = one

@@ -9,9 +9,10 @@ import numpy as np
 from mpmmu_rt.spec import Array
 
 from . import temperature
-from .families import PROBABILITIES, PROMISE, column, refuse, respond
+from .families import PROBABILITIES, PROMISE, column, platt_note, refuse, respond
 from .ir import Clip, Interpolate, Node, mean, sigmoid
 from .precise import halves
+from .svm import lost
 
 _ROUNDED = 2.0**-22  # of the largest decision, a few of float32's units: what sums of some hundred terms are off by
 
@@ -34,8 +35,8 @@ def _calibrate(calibrator: Any, raw: Node, path: str) -> Node:
     kind = type(calibrator).__name__
     if kind == "_SigmoidCalibration":
         # p = 1 / (1 + exp(a · t + b)) (Platt 1999)
-        note = backwards(path) if calibrator.a_ > 0 else ""
-        return sigmoid(raw, -float(calibrator.a_), -float(calibrator.b_), note)
+        slope, offset = -float(calibrator.a_), -float(calibrator.b_)
+        return sigmoid(raw, slope, offset, platt_note(slope, lost(raw), path))
     if kind == "IsotonicRegression":
         if calibrator.out_of_bounds != "clip":
             refuse(calibrator, path, f"with out_of_bounds={calibrator.out_of_bounds!r}, expected clip")
@@ -51,14 +52,14 @@ def _isotonic(raw: Node, xs: Array, ys: Array, path: str) -> Interpolate:
     if parts is not None:
         high, low, count = parts
         return Interpolate(1, high, xs * count, ys, low)
-    return Interpolate(1, raw, xs, ys, note=_steep(xs, ys, path))
+    return Interpolate(1, raw, xs, ys, note=_steep(raw, xs, ys, path))
 
 
-def _steep(xs: Array, ys: Array, path: str) -> str:
+def _steep(raw: Node, xs: Array, ys: Array, path: str) -> str:
     """A note, if rounding of a decision in float32 may move the probability by more than the head's promise."""
     if len(xs) < 2:
         return ""
-    unsure = _ROUNDED * np.abs(xs).max()
+    unsure = max(_ROUNDED * float(np.abs(xs).max()), lost(raw))
     moved = float((np.diff(ys) * np.minimum(1, unsure / np.diff(xs))).max())
     if moved <= PROMISE:
         return ""
@@ -66,10 +67,6 @@ def _steep(xs: Array, ys: Array, path: str) -> str:
         f"{path}: isotonic calibration rises so steeply that rounding of its decision in float32 may move the "
         f"probability by {moved:.1g} near a step; method='sigmoid' has no steps"
     )
-
-
-def backwards(path: str) -> str:
-    return f"{path}: the fitted Platt slope runs backwards: its probability falls as its decision value rises"
 
 
 PROBABILITIES.update(CalibratedClassifierCV=_probability)

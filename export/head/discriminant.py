@@ -17,12 +17,16 @@ from .families import (
     TRANSFORMERS,
     Translate,
     column,
+    computed_note,
     dense,
     refuse,
     require_finite,
     single,
 )
 from .ir import Above, Elementwise, Node, Product, Square, concat
+from .thresholds import exact
+
+_FAR = 1e6  # deviations: a float32 number keeps no more than a tenth of one
 
 
 def _linear(activation: str) -> Translate:
@@ -32,7 +36,7 @@ def _linear(activation: str) -> Translate:
         # Around the mean, which keeps the digits of an embedding far from zero.
         centre = column(np.asarray(analysis.priors_, np.float64) @ dense(analysis.means_))
         size = float(np.abs(centre) @ np.abs(weight[:, 0]) + np.abs(bias[0]))
-        note = single(analysis.coef_, size, path)
+        note = single(analysis.coef_, size, path) or computed_note(x, centre * weight[:, 0], path)
         return Product(1, x, weight, bias + centre @ weight, activation, centre, note)
 
     return translate
@@ -75,19 +79,37 @@ def _naive(bayes: Any, x: Node, path: str) -> tuple[Node, Array, Array]:
         rest = np.log(prior[1]) - np.log(prior[0]) - 0.5 * (np.log(var[1]) - np.log(var[0])).sum()
         rest = rest - 0.5 * (shift**2 * (first - second)).sum()
     require_finite(bayes, path, square, slope, rest)
+    _require_spread(bayes, x, np.abs(middle) / unit, path)
     t = Elementwise(x.width, x, middle, 1 / unit, lambda matrix: (matrix - middle) / unit)
     return concat(Square(x.width, t), t), np.concatenate([square, slope])[:, None], np.array([rest])
 
 
-def _naive_note(bayes: Any, path: str) -> str:
+def _require_spread(bayes: Any, x: Node, deviations: Array, path: str) -> None:
+    """Computed features are float32 numbers, in scikit-learn too: their distance from a mean is no more precise."""
+    computed = np.array([not exact(x, feature) for feature in range(x.width)])
+    worst = int(np.where(computed, deviations, 0).argmax())
+    if computed[worst] and deviations[worst] > _FAR:
+        refuse(
+            bayes,
+            path,
+            f"whose feature {worst} is {deviations[worst]:.1g} of its standard deviations from zero, expected at most "
+            f"{_FAR:.0e} of one that is computed in float32",
+            hint="leave constant columns out (VarianceThreshold), or fit it with a larger var_smoothing",
+        )
+
+
+def _naive_note(bayes: Any, x: Node, path: str) -> str:
     """Of the log likelihoods of its own means, and one deviation from them."""
-    return single(bayes.theta_, float(np.abs(0.5 * (np.log(2 * np.pi * dense(bayes.var_)) + 1)).sum()), path)
+    mean, var = dense(bayes.theta_), dense(bayes.var_)
+    slopes = np.abs(np.diff(mean / var, axis=0)) + np.abs(np.diff(1 / np.sqrt(var), axis=0))
+    note = single(bayes.theta_, float(np.abs(0.5 * (np.log(2 * np.pi * var) + 1)).sum()), path)
+    return note or computed_note(x, slopes * np.abs(mean).max(axis=0), path)
 
 
 def _product(parts: Callable[[Any, Node, str], tuple[Node, Array, Array]], activation: str) -> Translate:
     def translate(classifier: Any, x: Node, path: str) -> Node:
         terms, weight, rest = parts(classifier, x, path)
-        note = _naive_note(classifier, path) if parts is _naive else ""
+        note = _naive_note(classifier, x, path) if parts is _naive else ""
         return Product(1, terms, weight, rest, activation, note=note)
 
     return translate

@@ -8,14 +8,14 @@ import numpy as np
 
 from mpmmu_rt.spec import Array
 
-from . import emit_curves, emit_split, emit_steps, ir
+from . import emit_curves, emit_kernels, emit_split, emit_steps, ir
 from .graph import Graph
 
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 # A shift's float32 remainder is subtracted too if it would move the scaled value by more than this.
 _REMAINDER = 1e-8
+_FAR = 16  # deviations from zero: an offset that costs a digit and more where it is subtracted late
 _ROUNDS, _STOP = 2, 0.005 / 2  # of libsvm's coupling of two classes
-_GAMMA_LOW, _GAMMA_HIGH = 1e-12, 1e12
 
 
 # How a matrix product is written: as such, or as a convolution of 1 × 1 images. TensorRT-RTX has no float32 matrix
@@ -24,7 +24,7 @@ Products = Literal["gemm", "convolution"]
 
 
 class Emitter:
-    """Writes nodes into a graph, each once. `forests` holds the names of forests that were written beforehand."""
+    """Writes nodes into a graph, each once. `names` holds those that were written, forests beforehand."""
 
     def __init__(self, graph: Graph, products: Products = "gemm") -> None:
         self.graph = graph
@@ -63,7 +63,7 @@ class Emitter:
             case ir.Square():
                 return graph.op("Mul", self._of(node.x), self._of(node.x))
             case ir.Kernel():
-                return self._kernel(node)
+                return emit_kernels.kernel(self, self._of(node.x), node)
             case ir.Interpolate():
                 return self._interpolate(node)
             case ir.Clip():
@@ -78,11 +78,11 @@ class Emitter:
                 above = graph.op(kind, self._of(node.x), graph.scalar(node.threshold))
                 return graph.op("Cast", above, to=1)
             case ir.Curve():
-                return emit_curves.curve(graph, self._of, node)
+                return emit_curves.curve(graph, self.write, node)
             case ir.YeoJohnson():
                 return emit_curves.yeo_johnson(graph, self._of(node.x), node.powers)
             case ir.Within():
-                return emit_steps.within(graph, self._of, node)
+                return emit_steps.within(graph, self.write, node)
             case ir.Count():
                 return emit_steps.count(graph, self._of(node.x), node)
             case ir.Sum():
@@ -107,7 +107,7 @@ class Emitter:
             x = self.graph.op("Sub", x, self.graph.constant(low))
         return x
 
-    def _affine(self, x: str, weight: Array, bias: Array | None = None) -> str:
+    def affine(self, x: str, weight: Array, bias: Array | None = None) -> str:
         """x @ weight + bias, as the one operator or the three of `products`."""
         graph = self.graph
         added = [] if bias is None else [graph.constant(bias)]
@@ -120,6 +120,9 @@ class Emitter:
     def _elementwise(self, node: ir.Elementwise) -> str:
         x = self.shift(self._of(node.x), node.offset, node.scale)
         scale = np.clip(node.scale, -_FLOAT32_MAX, _FLOAT32_MAX)
+        if (np.abs(node.offset) * scale > _FAR).any():
+            # OpenVINO would make x / scale - offset / scale of it, which rounds where x - offset does not.
+            x = self._clip(x, -_FLOAT32_MAX, _FLOAT32_MAX)
         if (scale != 1).any():  # divided where scikit-learn divides: far from zero the last bit counts
             by = 1 / np.maximum(scale, 1 / _FLOAT32_MAX) if node.divides else scale
             x = self.graph.op("Div" if node.divides else "Mul", x, self.graph.constant(by))
@@ -148,14 +151,14 @@ class Emitter:
             x = self.shift(x, node.centre)
         if node.centre is None and emit_split.far(node.x):
             parts, weight, bias = emit_split.affine(graph, x, node.weight, node.bias)
-            x = emit_split.total(graph, self._affine(parts, weight), bias, node.weight.shape[1])
+            x = emit_split.total(graph, self.affine(parts, weight), bias, node.weight.shape[1])
         elif node.weight.shape == (1, 1):
             if node.weight[0, 0] != 1:
                 x = graph.op("Mul", x, graph.constant(node.weight))
             if node.bias.any():
                 x = graph.op("Add", x, graph.constant(node.bias))
         else:
-            x = self._affine(x, node.weight, node.bias)
+            x = self.affine(x, node.weight, node.bias)
         if node.activation == "identity":
             return x
         if node.activation == "tail":  # ONNX Runtime's Sigmoid is 17 % off at -15 and zero below -18
@@ -164,47 +167,11 @@ class Emitter:
             return graph.op("Div", unit, graph.op("Add", unit, graph.op("Exp", negative)))
         return graph.op({"logistic": "Sigmoid", "tanh": "Tanh", "relu": "Relu"}[node.activation], x)
 
-    def _kernel(self, node: ir.Kernel) -> str:
-        graph, x, vectors = self.graph, self._of(node.x), node.vectors
-        if node.kind == "rbf":
-            return self._rbf(x, vectors, node.gamma)
-        bias = np.full(len(vectors), node.coef0)
-        inner = self._affine(x, node.gamma * vectors.T, bias)
-        return graph.op("Tanh", inner) if node.kind == "sigmoid" else self._power(inner, node.degree)
-
-    def _rbf(self, x: str, vectors: Array, gamma: float) -> str:
-        """exp(-γ|x-v|²) by one matrix product; both sides are centred first, which no distance notices, so that
-        |x|² + |v|² - 2x·v does not cancel."""
-        graph = self.graph
-        centre = vectors.mean(axis=0)
-        if (np.abs(centre) > vectors.std(axis=0)).any():
-            x, vectors = self.shift(x, centre), vectors - centre
-        if not _GAMMA_LOW < gamma < _GAMMA_HIGH:
-            # Embeddings of an extreme scale: |x|² or γ alone would leave the range of float32.
-            x, vectors = graph.op("Mul", x, graph.scalar(gamma**0.5)), vectors * gamma**0.5
-            gamma = 1.0
-        bias = -gamma * (vectors**2).sum(axis=1)
-        cross = self._affine(x, 2 * gamma * vectors.T, bias)
-        square = graph.op("ReduceSum", graph.op("Mul", x, x), graph.constant(np.array([1])))
-        return graph.op("Exp", graph.op("Sub", cross, graph.op("Mul", square, graph.scalar(gamma))))
-
-    def _power(self, x: str, degree: int) -> str:
-        """By products: engines differ on Pow of a negative base."""
-        graph = self.graph
-        if degree == 0:
-            return graph.op("Add", graph.op("Mul", x, graph.scalar(0.0)), graph.scalar(1.0))
-        power = x
-        for bit in bin(degree)[3:]:
-            power = graph.op("Mul", power, power)
-            if bit == "1":
-                power = graph.op("Mul", power, x)
-        return power
-
     def _sum(self, node: ir.Sum) -> str:
         parts = self.graph.op("Concat", *(self._of(part) for part in node.parts), axis=1)
         if set(node.weights) == {1.0}:  # of whole votes exact in any order
             return self.graph.op("ReduceSum", parts, self.graph.constant(np.array([1])))
-        return self._affine(parts, np.array(node.weights)[:, None])
+        return self.affine(parts, np.array(node.weights)[:, None])
 
     def _coupling(self, one: str) -> str:
         """libsvm's multiclass_probability of two classes. With s Platt's probability of class 1, p its estimate and

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from mpmmu_rt.spec import Array
 
-from . import ir
+from . import ir, thresholds
+from .emit_double import parts, split, two_sum
 from .emit_steps import NameOf, limits
 from .graph import Graph
 
@@ -17,13 +20,22 @@ _TAIL = ((1.4234372777, 2.7568153900, 1.3067284816, 0.17023821103), (1.0, 0.7370
 
 
 def curve(graph: Graph, name: NameOf, node: ir.Curve) -> str:
-    """The piece of each column is found by bisection, then evaluated from its start, which is exact near it."""
+    """The piece of each column is found by bisection, then evaluated from its start, which is exact near it.
+
+    Of float32 columns scikit-learn rounds p to float32 before it goes on, so that 1 - p loses digits where it is small:
+    the same p then, to the bit, gives the same quantile.
+    """
     piece = _piece(graph, name, node)
     high = node.start.astype(np.float32)
 
     def picked(table: Array) -> str:
         return graph.op("Gather", graph.constant(table.ravel()), piece, axis=0)
 
+    if all(thresholds.single(node, column) for column in range(node.width)):
+        one = _clipped(graph, _rounded_once(graph, name(node.x), picked, node))
+        if not node.clip:
+            return one
+        return _normal(graph, one, graph.op("Sub", graph.scalar(1.0), one), node.clip)
     run = graph.op("Sub", name(node.x), picked(high))
     run = graph.op("Sub", run, picked(node.start - high))
     rise = graph.op("Mul", run, picked(node.slope))
@@ -32,6 +44,28 @@ def curve(graph: Graph, name: NameOf, node: ir.Curve) -> str:
         return one
     zero = _clipped(graph, graph.op("Sub", picked(node.rest), rise))
     return _normal(graph, one, zero, node.clip)
+
+
+def _rounded_once(graph: Graph, x: str, picked: Callable[[Array], str], node: ir.Curve) -> str:
+    """base + (x - start) · slope, computed in pairs of float32 numbers."""
+    base = node.base.astype(np.float32)
+    high, low = (-node.start).astype(np.float32), (-node.start - (-node.start).astype(np.float32)).astype(np.float32)
+    run, lost = two_sum(graph, x, picked(high))
+    run, more = two_sum(graph, run, picked(low))
+    lost = graph.op("Add", lost, graph.op("Add", more, picked(-node.start - high - low)))
+    run_parts = split(graph, run)
+    slopes = [picked(part) for part in parts(node.slope)]
+    rise = graph.op("Mul", run_parts[0], slopes[0])
+    small = [graph.op("Mul", run_parts[a], slopes[b]) for a, b in ((0, 1), (1, 0))]
+    value, more = two_sum(graph, picked(base), rise)
+    for one in small:
+        value, again = two_sum(graph, value, one)
+        more = graph.op("Add", more, again)
+    rest = [graph.op("Mul", run_parts[1], slopes[1]), graph.op("Mul", run, slopes[2])]
+    rest += [graph.op("Mul", lost, slopes[0]), picked(node.base - base)]
+    for one in rest:
+        more = graph.op("Add", more, one)
+    return graph.op("Add", value, more)
 
 
 def _clipped(graph: Graph, x: str) -> str:
@@ -44,8 +78,7 @@ def _piece(graph: Graph, name: NameOf, node: ir.Curve) -> str:
     steps = max(1, int(np.ceil(np.log2(pieces))))
     column = np.repeat(np.arange(width), pieces)
     sources, place, limit = limits(graph, node.x, column, node.edges.ravel())
-    names = [name(source) for source in sources]
-    whole = names[0] if len(names) == 1 else graph.op("Concat", *names, axis=1)
+    whole = graph.beside([name(source) for source in sources])
     asked = graph.op("Gather", whole, graph.constant(place[::pieces]), axis=1)
     table = np.full((width, 2**steps), np.float32(np.inf))
     table[:, :pieces] = limit.reshape(width, pieces)
@@ -92,13 +125,24 @@ def yeo_johnson(graph: Graph, x: str, powers: Array) -> str:
     power = graph.op("Where", below, graph.constant((2 - powers)[None]), graph.constant(powers[None]))
     length = _log1p(graph, size)
     y = graph.op("Mul", power, length)
-    # (exp(y) - 1) / y, by its series where the difference would cancel.
-    series = _polynomial(graph, y, tuple(1 / float(factorial) for factorial in (1, 2, 6, 24, 120, 720, 5040, 40320)))
-    small = graph.op("Less", graph.op("Abs", y), graph.scalar(0.5))
+    small, series = _exponential_series(graph, y)
     apart = graph.op("Where", small, graph.scalar(1.0), y)
     quotient = graph.op("Div", graph.op("Sub", graph.op("Exp", apart), graph.scalar(1.0)), apart)
     value = graph.op("Mul", length, graph.op("Where", small, series, quotient))
     return graph.op("Where", below, graph.op("Mul", value, graph.scalar(-1.0)), value)
+
+
+def exp_minus_one(graph: Graph, x: str) -> str:
+    """exp(x) - 1, to its own digits."""
+    small, series = _exponential_series(graph, x)
+    far = graph.op("Sub", graph.op("Exp", x), graph.scalar(1.0))
+    return graph.op("Where", small, graph.op("Mul", x, series), far)
+
+
+def _exponential_series(graph: Graph, y: str) -> tuple[str, str]:
+    """Where y is so small that exp(y) - 1 would cancel, and (exp(y) - 1) / y there, by its series."""
+    series = _polynomial(graph, y, tuple(1 / float(factorial) for factorial in (1, 2, 6, 24, 120, 720, 5040, 40320)))
+    return graph.op("Less", graph.op("Abs", y), graph.scalar(0.5)), series
 
 
 def _log1p(graph: Graph, x: str) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 from mpmmu_rt.spec import Array
 
 from . import ir
+from .emit_double import two_sum
 from .graph import Graph
 
 _SLICES = 2  # of each factor; then the rest
@@ -79,21 +80,14 @@ def _slices(graph: Graph, x: str, bits: int) -> str:
 
 
 def total(graph: Graph, parts: str, bias: Array, width: int) -> str:
-    """The sum of three parts [N, 3 width] and the bias, each error of rounding added again (Knuth's TwoSum)."""
+    """The sum of three parts [N, 3 width] and the bias, each error of rounding added again (`emit_double`)."""
     first, second, rest = (
         graph.op("Gather", parts, graph.constant(np.arange(number * width, (number + 1) * width)), axis=1)
         for number in range(3)
     )
-    value, lost = _two_sum(graph, first, graph.constant(bias[0]))
-    value, more = _two_sum(graph, value, second)
+    value, lost = two_sum(graph, first, graph.constant(bias[0]))
+    value, more = two_sum(graph, value, second)
     rest = graph.op("Add", rest, graph.op("Add", lost, more))
     if bias[1].any():
         rest = graph.op("Add", rest, graph.constant(bias[1]))
     return graph.op("Add", value, rest)
-
-
-def _two_sum(graph: Graph, a: str, b: str) -> tuple[str, str]:
-    value = graph.op("Add", a, b)
-    of_b = graph.op("Sub", value, a)
-    of_a = graph.op("Sub", value, of_b)
-    return value, graph.op("Add", graph.op("Sub", a, of_a), graph.op("Sub", b, of_b))

@@ -33,8 +33,7 @@ def count(graph: Graph, x: str, node: ir.Count) -> str:
 def asked(graph: Graph, name: NameOf, x: ir.Node, column: Array, edge: Array) -> tuple[str, Array]:
     """A tensor [N, K] of which each value is > its float32 limit [K] where scikit-learn finds x[column] ≥ edge."""
     sources, place, limit = limits(graph, x, column, edge)
-    names = [name(source) for source in sources]
-    whole = names[0] if len(names) == 1 else graph.op("Concat", *names, axis=1)
+    whole = graph.beside([name(source) for source in sources])
     if sources[0].width == len(place) and len(sources) == 1 and (place == np.arange(len(place))).all():
         return whole, limit
     return graph.op("Gather", whole, graph.constant(place), axis=1), limit
@@ -46,9 +45,7 @@ def limits(graph: Graph, x: ir.Node, column: Array, edge: Array) -> tuple[tuple[
     of_column = {int(one): thresholds.route(x, int(one)) for one in np.unique(column)}
     routes = [of_column[int(one)] for one in column]
     origin = [(x, int(one)) if r is None else (r.source, r.column) for r, one in zip(routes, column, strict=True)]
-    sources = tuple(dict.fromkeys(source for source, _ in origin))
-    starts = dict(zip(sources, np.cumsum([0, *(source.width for source in sources)])[:-1], strict=True))
-    place = np.array([starts[source] + one for source, one in origin], np.int64)
+    sources, place = thresholds.side_by_side(origin)
     below = np.nextafter(edge, -np.inf)  # x ≥ edge is not x ≤ below, in float64
     limit = np.empty(len(edge), np.float32)
     direct = np.flatnonzero([route is not None for route in routes])

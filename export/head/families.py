@@ -13,7 +13,7 @@ from sklearn.utils.validation import check_is_fitted
 from mpmmu_rt.errors import UnsupportedEstimator
 from mpmmu_rt.spec import Array
 
-from .ir import Above, Node
+from .ir import Above, Curve, Node, Normalise, Product, YeoJohnson, walk
 
 Translate = Callable[[Any, Node, str], Node]
 
@@ -160,6 +160,32 @@ def single(fitted: Any, size: float, path: str) -> str:
     return (
         f"{path}: fitted on float32, so that scikit-learn's own probability may be off by {own:.1g}, and differ from "
         "the exported one by as much; fit it on float64, or behind a StandardScaler"
+    )
+
+
+def computed_note(x: Node, terms: Array, path: str) -> str:
+    """A note on a logit of these terms, each a feature's distance from zero times its weight, where features of `x` are
+    computed in float32: the last bit of each is then another one than in scikit-learn."""
+    computed = (Curve, Normalise, Product, YeoJohnson)
+    own = float(np.linalg.norm(terms)) * 2.0**-24 / 4  # σ's slope
+    if own <= PROMISE or not any(isinstance(node, computed) for node in walk(x)):
+        return ""
+    return (
+        f"{path}: its features are computed in float32, in scikit-learn too, and differ so little for their size that "
+        f"its probability may be off by {own:.1g} in both; centre them before, with a StandardScaler"
+    )
+
+
+def platt_note(slope: float, lost: float, path: str) -> str:
+    """A note on σ(slope · decision + …) of a decision that float32 may be off by `lost`, if it is worth one."""
+    if slope < 0:
+        return f"{path}: the fitted Platt slope runs backwards: its probability falls as its decision value rises"
+    moved = slope / 4 * lost  # at σ's steepest
+    if moved <= PROMISE:
+        return ""
+    return (
+        f"{path}: its decisions differ so little, and the fitted Platt slope is so steep, that rounding of a decision "
+        f"in float32 may move the probability by {min(1.0, moved):.1g}; scale the features, or lower C"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,10 @@ class Graph:
         node = helper.make_node(kind, list(inputs), [name], name=f"{kind}_{self._count}", domain=domain, **attributes)
         self._nodes.append(node)
         return name
+
+    def beside(self, names: Sequence[str]) -> str:
+        """The columns of values, side by side; the value itself, if it is one."""
+        return names[0] if len(names) == 1 else self.op("Concat", *names, axis=1)
 
     def model(self, n_features: int, n_learners: int, opset: int, ml_opset: int) -> onnx.ModelProto:
         """The graph as a model: `embedding` [N, n_features] to `probability` [N] and `base_probability`."""

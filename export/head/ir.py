@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 
 import numpy as np
+from scipy.special import expit
 
 from mpmmu_rt.spec import Array
 
@@ -112,6 +113,18 @@ class Product(Node):
 
 
 @dataclass(frozen=True, eq=False)
+class Logistic(Node):
+    """σ(x), column by column: what trees behind a probability are folded through; never written as it is."""
+
+    x: Node
+
+    def exact(self, x: Array) -> Array:
+        """In float64, as scikit-learn has probabilities."""
+        found: Array = expit(x.astype(np.float64))
+        return found
+
+
+@dataclass(frozen=True, eq=False)
 class Square(Node):
     """x²."""
 
@@ -120,7 +133,10 @@ class Square(Node):
 
 @dataclass(frozen=True, eq=False)
 class Kernel(Node):
-    """Of x with each of `vectors` float64 [width, F]: rbf exp(-γ|x-v|²), poly (γ x·v + c)ᵈ, sigmoid tanh(γ x·v + c)."""
+    """Of x with each of `vectors` float64 [width, F]: rbf exp(-γ|x-v|²), poly (γ x·v + c)ᵈ, sigmoid tanh(γ x·v + c).
+
+    centre float64 [F]: less the kernel of the centre with each vector, to the difference's own digits.
+    """
 
     x: Node
     vectors: Array
@@ -128,6 +144,17 @@ class Kernel(Node):
     gamma: float
     coef0: float
     degree: int
+    centre: Array | None = None
+
+    def exact(self, x: Array) -> Array:
+        """The kernel of x [N, F] in float64, without the centre."""
+        if self.kind == "rbf":
+            apart = ((x * x).sum(1)[:, None] + (self.vectors**2).sum(1)) - 2 * x @ self.vectors.T
+            kernel: Array = np.exp(-self.gamma * np.maximum(0, apart))
+        else:
+            inner = self.gamma * x @ self.vectors.T + self.coef0
+            kernel = np.tanh(inner) if self.kind == "sigmoid" else inner**self.degree
+        return kernel
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,16 +8,20 @@ rounds. CalibratedClassifierCV has none of this.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from mpmmu_rt.spec import Array
 
-from .calibration import backwards
-from .families import DECISIONS, LABELS, PROBABILITIES, column, dense, refuse
+from .families import DECISIONS, LABELS, PROBABILITIES, column, dense, platt_note, refuse
 from .ir import Above, Clip, Coupling, Kernel, Node, Product, sigmoid
 
+_ASKED = 512  # vectors of which decisions are compared
+_ALIKE = 1 / 16  # of the sum of absolute terms: what decisions differ by, where a few of float32's digits are gone
+_BENT = 0.9  # a hyperbolic tangent beyond this has lost digits by itself
+_NEAR = 1e-34  # the kernel of the centre with each vector: its inverse is the largest number that may occur
 _LIBSVM_MINIMUM = 1e-7  # libsvm's svm_predict_probability keeps probabilities away from 0 and 1 by this
 
 
@@ -30,8 +34,40 @@ def _decision(svc: Any, x: Node, path: str) -> Node:
     bias = column(svc.intercept_)
     if svc.kernel == "linear":
         return Product(1, x, vectors.T @ dual, bias)
-    kernel = Kernel(len(vectors), x, vectors, svc.kernel, float(svc._gamma), float(svc.coef0), int(svc.degree))
-    return Product(1, kernel, dual, bias)
+    gamma, constant = float(svc._gamma), float(svc.coef0)
+    if svc.kernel == "poly" and svc.degree == 1:
+        return Product(1, x, gamma * (vectors.T @ dual), bias + constant * dual.sum())
+    kernel = Kernel(len(vectors), x, vectors, svc.kernel, gamma, constant, int(svc.degree))
+    if not _alike(kernel, dual):
+        return Product(1, kernel, dual, bias)
+    centre = np.median(vectors, axis=0)
+    return Product(1, replace(kernel, centre=centre), dual, bias + (kernel.exact(centre[None]) @ dual)[0])
+
+
+def _alike(kernel: Kernel, dual: Array) -> bool:
+    """Whether the kernel is next to the same for all vectors, so that their decisions are small differences of large
+    sums: see `emit_kernels`."""
+    middle = kernel.exact(np.median(kernel.vectors, axis=0)[None])
+    if (kernel.kind == "rbf" and middle.min() < _NEAR) or (kernel.kind == "sigmoid" and np.abs(middle).max() > _BENT):
+        return False
+    terms = kernel.exact(_few(kernel)) * dual[:, 0]
+    return bool(np.ptp(terms.sum(axis=1)) < _ALIKE * np.abs(terms).sum(axis=1).max())
+
+
+def _few(kernel: Kernel) -> Array:
+    return kernel.vectors[:: len(kernel.vectors) // _ASKED + 1]
+
+
+def lost(decision: Node) -> float:
+    """What float32 may be off by in a decision, by the terms that those of its own support vectors are summed from; 0
+    of what is no sum of kernels."""
+    if not (isinstance(decision, Product) and isinstance(decision.x, Kernel)):
+        return 0.0
+    kernel = decision.x
+    terms = kernel.exact(_few(kernel))
+    if kernel.centre is not None:
+        terms = terms - kernel.exact(kernel.centre[None])
+    return 2.0**-23 * float(np.linalg.norm(terms * decision.weight[:, 0], axis=1).max())
 
 
 def _interleaved(dual: Array) -> Array:
@@ -55,8 +91,8 @@ def _probability(svc: Any, x: Node, path: str) -> Node:
     if found is None:
         refuse(svc, path, "without probabilities, expected it inside CalibratedClassifierCV")
     slope, offset = found
-    note = backwards(path) if slope < 0 else ""
-    scaled = sigmoid(_decision(svc, x, path), slope, offset, note)
+    raw = _decision(svc, x, path)
+    scaled = sigmoid(raw, slope, offset, platt_note(slope, lost(raw), path))
     return Coupling(1, Clip(1, scaled, _LIBSVM_MINIMUM, 1 - _LIBSVM_MINIMUM))
 
 

@@ -8,7 +8,9 @@ decision for *every* float32 x. θ is found by bisection over the ordered float3
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -20,10 +22,13 @@ from .ir import (
     Curve,
     Elementwise,
     Embedding,
+    Forest,
+    Logistic,
     Node,
     Product,
     Select,
     Share,
+    Sum,
     Within,
     YeoJohnson,
     walk,
@@ -34,6 +39,7 @@ _CELLS = 2**20  # of the matrix in which thresholds are searched at a time, a ro
 
 
 Map = Elementwise | Curve | YeoJohnson  # monotone, column by column
+_logits: WeakKeyDictionary[Product, Logistic] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -43,7 +49,7 @@ class Route:
 
     source: Node
     column: int
-    maps: tuple[tuple[Map | Share, int], ...]
+    maps: tuple[tuple[Map | Share | Logistic, int], ...]
 
     @property
     def exact(self) -> bool:
@@ -54,8 +60,12 @@ class Route:
 def route(node: Node, feature: int) -> Route | None:
     """The route of a column of `node`, or None if it is computed from more than one column, or in a float type that
     is not known: beside a computed column, scikit-learn may widen the others before it scales them. A share of votes
-    is float64 in scikit-learn, and all beside it then are."""
-    maps: list[tuple[Map | Share, int]] = []
+    is float64 in scikit-learn, and all beside it then are.
+
+    A probability σ(d) comes from its logit d: near 1 float32 tells no probabilities apart that float64 does, and whose
+    logits are far apart.
+    """
+    maps: list[tuple[Map | Share | Logistic, int]] = []
     widened = False
     while not isinstance(node, Embedding):
         if isinstance(node, Select):
@@ -64,6 +74,12 @@ def route(node: Node, feature: int) -> Route | None:
         elif isinstance(node, Share):
             maps.append((node, feature))
             return Route(node.x, feature, tuple(reversed(maps)))
+        elif isinstance(node, Product) and node.activation == "logistic":
+            logistic = _logits.get(node)
+            if logistic is None:
+                logistic = _logits[node] = Logistic(node.width, replace(node, activation="identity"))
+            maps.append((logistic, feature))
+            return Route(logistic.x, feature, tuple(reversed(maps)))
         elif isinstance(node, Map):
             maps.append((node, feature))
             node = node.x
@@ -78,6 +94,12 @@ def route(node: Node, feature: int) -> Route | None:
         else:
             return None
     return None if widened else Route(node, feature, tuple(reversed(maps)))
+
+
+def single(node: Node, feature: int) -> bool:
+    """Whether scikit-learn has a column in float32, as it came: of the embedding, or from one column of it."""
+    found = route(node, feature)
+    return found is not None and isinstance(found.source, Embedding)
 
 
 def exact(node: Node, feature: int) -> bool:
@@ -104,6 +126,26 @@ def exact(node: Node, feature: int) -> bool:
     return False
 
 
+def whole(node: Node) -> bool:
+    """Whether a value is exact in any order of float32 sums: the embedding, and votes, which are whole numbers."""
+    match node:
+        case Embedding():
+            return True
+        case Forest():
+            leaves = np.append(node.trees.value[node.trees.feature < 0], node.bias)
+            return bool((leaves == np.round(leaves)).all())
+        case Sum():
+            return all(weight == round(weight) for weight in node.weights) and all(map(whole, node.parts))
+    return False
+
+
+def side_by_side(origin: Sequence[tuple[Node, int]]) -> tuple[tuple[Node, ...], Array]:
+    """The nodes that columns are of, each once, and where each column is in all of these side by side: int64."""
+    sources = tuple(dict.fromkeys(source for source, _ in origin))
+    starts = dict(zip(sources, np.cumsum([0, *(source.width for source in sources)])[:-1], strict=True))
+    return sources, np.array([starts[source] + column for source, column in origin], np.int64)
+
+
 def round_down(threshold: Array) -> Array:
     """The largest float32 ≤ each float64 threshold: the same decision for every float32 value."""
     rounded = np.clip(threshold, -_FLOAT32_MAX, _FLOAT32_MAX).astype(np.float32)
@@ -119,11 +161,17 @@ def nearest(threshold: Array) -> Array:
     return np.clip(threshold, -_FLOAT32_MAX, _FLOAT32_MAX).astype(np.float32)
 
 
-def lowered(threshold: Array) -> Array:
+def lowered(threshold: Array, least: float = 0.0) -> Array:
     """float32 thresholds a little below: for computed values that may equal a split but for their last bits, as they
-    do where the split is a value of the data, and are to go right."""
-    below: Array = (threshold - np.abs(threshold) * np.float32(2.0**-20)).astype(np.float32)
+    do where the split is a value of the data, and are to go right. least: what they are computed from is as large."""
+    below: Array = (threshold - np.maximum(np.abs(threshold), least) * np.float32(2.0**-20)).astype(np.float32)
     return below
+
+
+def raised(threshold: Array, least: float = 0.0) -> Array:
+    """A little above, for those that are to go left: HistGradientBoosting splits at values of the data, and takes
+    them in."""
+    return -lowered(-threshold, least)
 
 
 def normal(threshold: Array) -> Array:

@@ -71,6 +71,7 @@ def export(
             hint=f"mpmmu-rt export --target tensorrt:fp16 --profile {profile}",
         )
     require("torch", "export")
+    from mpmmu_rt import image_warnings
     from mpmmu_rt.export import Limits, Wanted, export_checkpoint, export_reference
 
     if checkpoint is None and (trust_pickle or parity or calibrate):
@@ -112,6 +113,8 @@ def export(
     for licence in dict.fromkeys(known_engine(Target.parse(name)).traits.licence for name in bundle.targets):
         if licence:
             note(f"note: {licence}")
+    for text in image_warnings.lines(report["image_warnings"]):
+        note(text)
     for text in bundle.entry["head"]["head"]["notes"]:
         note(f"warning: {text}")
     note(f"wrote {output} ({bundle.name}, {sum(f['bytes'] for f in bundle.entry['files'].values()) / 1e6:.1f} MB)")

@@ -42,6 +42,7 @@ def train(
     require("torch", "training")
     from dataclasses import replace
 
+    from mpmmu_rt import image_warnings
     from mpmmu_rt.cases import read_manifest
     from mpmmu_rt.files import check_replaceable
     from mpmmu_rt.machine import package_versions
@@ -69,9 +70,11 @@ def train(
         else:
             data = data_from_phantoms(phantom or 0, seed, config.preprocessing)
         model = train_model(data, config, settings, work_dir=work_dir, progress=progress)
+    warned = image_warnings.summary(data.warnings)
     card = {
         "trained_on": data.source,
         "metrics": model.metrics,
+        "image_warnings": warned,
         "versions": package_versions(("mpmmu-rt", "torch", "scikit-learn", "numpy")),
         "seed": seed,
     }
@@ -79,9 +82,11 @@ def train(
     checkpoint.save(trained, output, overwrite=overwrite)
     shutil.rmtree(work_dir)
     if as_json:
-        print_json(model.metrics)
+        print_json(model.metrics | {"image_warnings": warned})
     else:
         typer.echo(_describe(model.metrics))
+    for text in image_warnings.lines(warned):
+        note(text)
     note(f"wrote {output}")
 
 

@@ -17,7 +17,8 @@ import numpy as np
 
 from mpmmu_rt.cases import Manifest, require_complete
 from mpmmu_rt.errors import ManifestError
-from mpmmu_rt.images import Preprocessing, read_pixels
+from mpmmu_rt.image_warnings import ImageWarning, warnings_of
+from mpmmu_rt.images import Preprocessing, read_with_warnings
 from mpmmu_rt.progress import Progress, silent
 from mpmmu_rt.spec import MODALITIES, Array, Modality
 
@@ -31,7 +32,8 @@ class TrainingData:
     """Unique images and the rows made of them; for M images of a modality and N rows:
 
     `pixels[modality]` uint8 [M, 1, S, S], `image_of_row[modality]` int64 [N], `label` int64 [N] (0 benign,
-    1 malignant), `groups` N patients. `source` says where it all comes from, for the model card.
+    1 malignant), `groups` N patients. `source` says where it all comes from, for the model card; `warnings` what the
+    headers of the images say against them.
     """
 
     pixels: dict[Modality, Array]
@@ -40,6 +42,7 @@ class TrainingData:
     groups: tuple[str, ...]
     preprocessing: Preprocessing
     source: str
+    warnings: tuple[ImageWarning, ...] = ()
 
     def images(self, modality: Modality, rows: Array) -> tuple[Array, Array]:
         """The distinct images of `rows`, int64 [K] ascending, and their labels, int64 [K].
@@ -76,13 +79,20 @@ def data_from_manifest(manifest: Manifest, preprocessing: Preprocessing, progres
         _check_owners(manifest.path, paths, groups)
         files[name] = {path: index for index, path in enumerate(dict.fromkeys(paths))}
         image_of_row[name] = np.array([files[name][path] for path in paths], np.int64)
+    pixels, warned = _decode(files, preprocessing, progress)
     return TrainingData(
-        _decode(files, preprocessing, progress),
+        pixels,
         image_of_row,
         np.array([case.label for case in manifest.cases], np.int64),
         groups,
         preprocessing,
         source=f"{manifest.path.name}, sha256 {manifest.sha256}",
+        warnings=tuple(
+            one
+            for name in MODALITIES
+            for row, index in zip(*_first_rows(image_of_row[name]), strict=True)
+            for one in warnings_of(manifest.path.name, row + 1, name, warned[name][index])
+        ),
     )
 
 
@@ -110,21 +120,29 @@ def _check_owners(manifest: Path, paths: list[Path], groups: tuple[str, ...]) ->
             )
 
 
+def _first_rows(image_of_row: Array) -> tuple[list[int], list[int]]:
+    """The first row that uses each image, and the image."""
+    image, row = np.unique(image_of_row, return_index=True)
+    return row.tolist(), image.tolist()
+
+
 def _decode(
     files: dict[Modality, dict[Path, int]], preprocessing: Preprocessing, progress: Progress
-) -> dict[Modality, Array]:
+) -> tuple[dict[Modality, Array], dict[Modality, list[tuple[str, ...]]]]:
+    """The pixels of every file, and what its header says against it."""
     jobs = [(name, path, index) for name, paths in files.items() for path, index in paths.items()]
     size = preprocessing.size
     pixels: dict[Modality, Array] = {
         name: np.empty((len(paths), 1, size, size), np.uint8) for name, paths in files.items()
     }
+    warnings: dict[Modality, list[tuple[str, ...]]] = {name: [()] * len(paths) for name, paths in files.items()}
     with ThreadPoolExecutor(min(MAX_DECODERS, os.cpu_count() or 1)) as pool:
-        decoded = pool.map(lambda job: read_pixels(job[1], preprocessing, modality=job[0]), jobs)
+        decoded = pool.map(lambda job: read_with_warnings(job[1], preprocessing, modality=job[0]), jobs)
         try:
-            for done, ((name, _, index), image) in enumerate(zip(jobs, decoded, strict=True), 1):
-                pixels[name][index] = image
+            for done, ((name, _, index), (image, found)) in enumerate(zip(jobs, decoded, strict=True), 1):
+                pixels[name][index], warnings[name][index] = image, found
                 progress("reading images", done, len(jobs))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)  # don't decode the rest for nothing
             raise
-    return pixels
+    return pixels, warnings

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -37,11 +37,12 @@ from sklearn.pipeline import FeatureUnion, Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer, MinMaxScaler, Normalizer, PolynomialFeatures, StandardScaler
 from sklearn.svm import SVC, LinearSVC
 from sklearn.tree import DecisionTreeClassifier
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from mpmmu_rt.errors import UnsupportedEstimator
 from mpmmu_rt.export.head import HeadEngine, lower, report
 from mpmmu_rt.spec import Array
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 ENGINES: tuple[HeadEngine, ...] = ("portable", "onnxruntime")
 SMOOTH = 1e-5  # of a learner that is smooth in the embedding: float32 against float64 arithmetic
@@ -49,12 +50,6 @@ FINAL = 2e-5  # of the probability, in which the learners' differences add up
 RNG = np.random.default_rng(0)
 X = np.maximum(RNG.normal(0.3, 1, (120, 6)), 0).astype(np.float32)
 Y = (X[:, 0] + X[:, 1] + RNG.normal(0, 0.5, 120) > 1.2).astype(int)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    with threadpool_limits(1):
-        yield
 
 
 def run(model: onnx.ModelProto, x: Array) -> tuple[Array, Array]:

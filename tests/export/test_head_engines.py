@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -34,14 +33,16 @@ from sklearn.preprocessing import (
 )
 from sklearn.svm import SVC
 from sklearn.tree import DecisionTreeClassifier
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from mpmmu_rt.export.head import emit_forest, lower, report
 from mpmmu_rt.export.head.emit_forest import Folded
 from mpmmu_rt.spec import Array
 
 # The largest floats, in scikit-learn's own search for NaN.
-pytestmark = pytest.mark.filterwarnings("ignore:(invalid value|overflow) encountered in reduce:RuntimeWarning")
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore:(invalid value|overflow) encountered in reduce:RuntimeWarning"),
+]
 
 SMOOTH, FINAL = 1e-5, 2e-5
 RNG = np.random.default_rng(0)
@@ -67,12 +68,6 @@ STANDARD = {
     *("GreaterOrEqual", "Less", "LessOrEqual", "Log", "MatMul", "Max", "Min", "Mul", "ReduceMax", "ReduceSum", "Relu"),
     *("Reshape", "Sigmoid", "Slice", "Sqrt", "Sub", "Tanh", "Transpose", "Where"),
 }
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    with threadpool_limits(1):
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ so is ours; two monotone step functions that agree on both sides of one of the s
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,7 +36,6 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import FeatureUnion, Pipeline, make_pipeline
 from sklearn.preprocessing import LabelEncoder, MaxAbsScaler, MinMaxScaler, RobustScaler, StandardScaler
 from sklearn.tree import DecisionTreeClassifier, ExtraTreeClassifier
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from mpmmu_rt.export.head import emit_forest, families, ir, lower, report, thresholds
 from mpmmu_rt.export.head.emit_forest import Folded
@@ -44,6 +43,7 @@ from mpmmu_rt.export.head.graph import Graph
 from mpmmu_rt.spec import Array
 
 pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
     # Dead channels, in SelectKBest's F test.
     pytest.mark.filterwarnings("ignore:Features .* are constant:UserWarning"),
     pytest.mark.filterwarnings("ignore:invalid value encountered in divide:RuntimeWarning"),
@@ -54,13 +54,6 @@ pytestmark = [
 STRATEGIES = ("operator", "traversal", "product")
 MAX = float(np.finfo(np.float32).max)
 _CHUNK = 2**22  # values of the embedding that are checked at a time
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """OpenMP's waiting threads take longer than these tiny trees."""
-    with threadpool_limits(1):
-        yield
 
 
 # ---------------------------------------------------------------- trees whose values name their leaves

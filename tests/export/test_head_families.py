@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,6 @@ from sklearn.preprocessing import (
 )
 from sklearn.svm import SVC, LinearSVC
 from sklearn.tree import DecisionTreeClassifier
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from xgboost import XGBClassifier, XGBRFClassifier
 
 from mpmmu_rt.errors import UnsupportedEstimator
@@ -71,6 +70,7 @@ from mpmmu_rt.model.checkpoint import load_skops
 from mpmmu_rt.spec import Array
 
 pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
     pytest.mark.filterwarnings("ignore:X does not have valid feature names:UserWarning"),  # of LightGBM
     pytest.mark.filterwarnings("ignore:Bins whose width are too small:UserWarning"),
     pytest.mark.filterwarnings("ignore:n_quantiles .* is greater than the total number:UserWarning"),
@@ -99,12 +99,6 @@ X, Y = data()
 FIT, FIT_LABEL, NEW = X[:250], Y[:250], X[250:].copy()
 NEW[::5, 5] += 0.5  # categories that were never seen
 NEW[1::7] *= 3  # beyond the bounds of bins and quantiles
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    with threadpool_limits(1):
-        yield
 
 
 def on_onnxruntime(model: onnx.ModelProto, x: Array) -> tuple[Array, Array]:
@@ -416,6 +410,25 @@ def test_quantiles_at_their_jumps() -> None:
         want = head.predict_proba(rows)[:, 1]
         for form, run in ENGINES:
             np.testing.assert_allclose(run(lower(head, WIDTH, form), rows)[0], want, rtol=0, atol=PROMISE)
+
+
+@pytest.mark.parametrize("centre", [0.0, 300.0])
+def test_quantiles_in_float32(centre: float) -> None:
+    """scikit-learn rounds p to float32 before it takes the normal quantile, so that 1 - p of large values has few
+    digits: the same few, or what weighs what is rare moves."""
+    rng = np.random.default_rng(0)
+    x = (rng.normal(0, 1, (400, 2)) + centre).astype(np.float32)
+    y = (x[:, 0] + rng.normal(0, 0.5, 400) > centre).astype(int)
+    quantiles = QuantileTransformer(n_quantiles=100, output_distribution="normal").fit(x)
+    tail = [np.linspace(ends[-2], ends[-1], 2000) for ends in quantiles.quantiles_.T]
+    rows = np.stack(tail, axis=1).astype(np.float32)
+    decided = LogisticRegression().fit(quantiles.transform(x), y)
+    decided.coef_, decided.intercept_ = np.array([[1.0, -0.3]]), np.array([-2.5])
+    head = make_pipeline(quantiles, decided)
+    want = head.predict_proba(rows)[:, 1]
+    assert np.abs(want - head.predict_proba(rows.astype(np.float64))[:, 1]).max() > 1e-4  # what rounding p has cost
+    for form, run in ENGINES:
+        np.testing.assert_allclose(run(lower(head, 2, form), rows)[0], want, rtol=0, atol=1e-6)
 
 
 def test_scalers_that_work_in_place() -> None:

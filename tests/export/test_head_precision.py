@@ -3,7 +3,7 @@ calibration of impure forests, whose steps are as steep as two of their means ar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import onnxruntime
 import pytest
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.datasets import make_classification
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.ensemble import (
     BaggingClassifier,
     ExtraTreesClassifier,
@@ -20,28 +21,33 @@ from sklearn.ensemble import (
     RandomForestClassifier,
     VotingClassifier,
 )
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.feature_selection import SelectKBest
 from sklearn.linear_model import LogisticRegression
 from sklearn.naive_bayes import GaussianNB
 from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import FeatureUnion, make_pipeline
-from sklearn.preprocessing import MaxAbsScaler, StandardScaler
+from sklearn.preprocessing import (
+    MaxAbsScaler,
+    MinMaxScaler,
+    Normalizer,
+    PowerTransformer,
+    QuantileTransformer,
+    RobustScaler,
+    StandardScaler,
+)
 from sklearn.svm import SVC
 from sklearn.tree import DecisionTreeClassifier
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
+from mpmmu_rt.errors import UnsupportedEstimator
 from mpmmu_rt.export.head import HeadEngine, emit_split, lower, report
 from mpmmu_rt.export.head.graph import Graph
 from mpmmu_rt.spec import Array
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 PROMISE = 1e-5
 Run = Callable[[onnx.ModelProto, Array], Array]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    with threadpool_limits(1):
-        yield
 
 
 def on_onnxruntime(model: onnx.ModelProto, x: Array) -> Array:
@@ -122,6 +128,19 @@ def test_what_keeps_its_offset_is_as_exact(before: str) -> None:
         np.testing.assert_allclose(run(lower(head, 12, form), embedding), want, rtol=0, atol=PROMISE)
 
 
+@pytest.mark.parametrize("scaler", [StandardScaler(), RobustScaler()])
+def test_a_scaler_far_from_zero(scaler: Any) -> None:
+    """OpenVINO made x / s - c / s of (x - c) / s, which was 3e-4 off."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(1e4, 1, (200, 12)).astype(np.float32)
+    y = (x[:, 0] + rng.normal(0, 1, 200) > 1e4).astype(int)
+    for steps in ([], [Normalizer()], [MinMaxScaler()]):
+        head = make_pipeline(scaler, *steps, LogisticRegression(C=10)).fit(x, y)
+        want = head.predict_proba(x)[:, 1]
+        for form, run in ENGINES:
+            np.testing.assert_allclose(run(lower(head, 12, form), x), want, rtol=0, atol=PROMISE / 5, err_msg=form)
+
+
 def test_the_first_layer_of_a_network_far_from_zero() -> None:
     x, y = far(9, 400.0)
     head = MLPClassifier((6,), activation="tanh", solver="lbfgs", alpha=0.1, max_iter=3000, random_state=0)
@@ -178,7 +197,108 @@ def test_slices_add_up_to_what_was_sliced_and_their_products_are_exact() -> None
         np.testing.assert_array_equal(one, exact[:, :4])
 
 
-# ---------------------------------------------------------------- isotonic calibration
+# ---------------------------------------------------------------- kernels that hardly differ
+
+
+ALIKE: dict[str, Any] = {
+    "rbf": SVC(gamma=0.01),
+    "polynomial": SVC(kernel="poly", gamma=0.01, coef0=0.5, degree=3),
+    "polynomial, of the first degree": SVC(kernel="poly", gamma=1000.0, degree=1, C=100.0),
+    "sigmoid": SVC(kernel="sigmoid", gamma=0.01, coef0=0.5),
+}
+
+
+@pytest.mark.parametrize("kind", ALIKE)
+def test_vectors_that_are_close_together_for_their_kernel(kind: str) -> None:
+    """Shares of a whole, next to which the kernel is nearly flat, with the steep Platt slope that follows from it."""
+    rng = np.random.default_rng(0)
+    x = rng.gamma(2.0, size=(200, 30))
+    x /= x.sum(axis=1, keepdims=True)
+    y = (x[:, :15].sum(axis=1) + rng.normal(0, 0.05, 200) > 0.5).astype(int)
+    embedding = x.astype(np.float32)
+    head = CalibratedClassifierCV(ALIKE[kind], cv=2).fit(embedding, y)
+    want = head.predict_proba(embedding)[:, 1]
+    assert np.ptp(want) > 0.5
+    for form, run in ENGINES:
+        for products in ("gemm", "convolution"):
+            graph = lower(head, 30, form, products=products)
+            assert report(graph)["notes"] == []
+            np.testing.assert_allclose(run(graph, embedding), want, rtol=0, atol=1e-6, err_msg=f"{form} {products}")
+
+
+def test_a_hyperbolic_tangent_that_says_one_thing_of_all() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(30, 1, (80, 4)).astype(np.float32)
+    y = (rng.random(80) > 0.4).astype(int)
+    head = CalibratedClassifierCV(SVC(kernel="sigmoid", gamma=1.0), cv=2).fit(x, y)
+    want = head.predict_proba(x)[:, 1]
+    for form, run in ENGINES:
+        np.testing.assert_allclose(run(lower(head, 4, form), x), want, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["sigmoid", "isotonic"])
+def test_decisions_of_which_float32_keeps_nothing_are_noted(method: str) -> None:
+    """A polynomial far from zero: its decisions are 1e-9 of what they are summed from."""
+    rng = np.random.default_rng(2)
+    x = rng.normal(30, 1, (120, 4)).astype(np.float32)
+    y = (x.sum(axis=1) + rng.normal(0, 1, 120) > 120).astype(int)
+    head = CalibratedClassifierCV(SVC(kernel="poly", gamma=1.0, degree=2, max_iter=5000), method=method, cv=2)
+    with pytest.warns(ConvergenceWarning):
+        head.fit(x, y)
+    notes = report(lower(head, 4))["notes"]
+    assert notes
+    assert all(note.startswith("head: ") and "rounding of" in note for note in notes)
+
+
+# ---------------------------------------------------------------- computed features that hardly differ
+
+
+def test_a_power_that_flattens_everything_is_refused() -> None:
+    """Far from zero scikit-learn's own powers are little but rounding of float32; standardised before, they are not."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(1e4, 1, (200, 3))
+    y = (x[:, 0] > 1e4).astype(int)
+    head = make_pipeline(PowerTransformer(), LogisticRegression()).fit(x, y)
+    with pytest.raises(
+        UnsupportedEstimator, match=r"powertransformer is .* whose power [-\d.e+]+ of column \d leaves"
+    ) as caught:
+        lower(head, 3)
+    assert "StandardScaler" in caught.value.hint
+    embedding = x.astype(np.float32)
+    head = make_pipeline(StandardScaler(), PowerTransformer(), LogisticRegression()).fit(embedding, y)
+    for form, run in ENGINES:
+        np.testing.assert_allclose(run(lower(head, 3, form), embedding), head.predict_proba(embedding)[:, 1], atol=1e-5)
+
+
+def test_naive_bayes_of_computed_features_that_never_vary_is_refused() -> None:
+    x = np.ones((60, 2))
+    y = np.arange(60) % 2
+    quantiles = QuantileTransformer(n_quantiles=9, output_distribution="normal")
+    with pytest.raises(UnsupportedEstimator, match=r"whose feature \d is .* of its standard deviations from zero"):
+        lower(make_pipeline(quantiles, GaussianNB()).fit(x, y), 2)
+    x[:, 0] += y * np.arange(60)
+    lower(make_pipeline(quantiles, GaussianNB()).fit(x, y), 2)  # one of them is constant: smoothing is enough
+    lower(GaussianNB().fit(x, y), 2)
+
+
+@pytest.mark.parametrize("learner", [GaussianNB(), LinearDiscriminantAnalysis()])
+def test_shares_of_what_is_far_from_zero_are_noted(learner: Any) -> None:
+    """A Normalizer without a scaler before it: each share is next to the same, in scikit-learn's float32 too."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(1e4, 1, (200, 12)).astype(np.float32)
+    y = (x[:, 0] + rng.normal(0, 1, 200) > 1e4).astype(int)
+    head = make_pipeline(Normalizer(), learner).fit(x.astype(np.float64), y)
+    (note,) = report(lower(head, 12))["notes"]
+    assert "computed in float32" in note
+    assert np.abs(head.predict_proba(x) - head.predict_proba(x.astype(np.float64))).max() > PROMISE
+    head = make_pipeline(StandardScaler(), Normalizer(), learner).fit(x.astype(np.float64), y)
+    for form, run in ENGINES:
+        graph = lower(head, 12, form)
+        assert report(graph)["notes"] == []
+        np.testing.assert_allclose(run(graph, x), head.predict_proba(x)[:, 1], rtol=0, atol=PROMISE)
+
+
+# ----------------------------------------------------------------  isotonic calibration
 
 
 IMPURE: dict[str, Callable[[], Any]] = {

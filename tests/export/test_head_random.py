@@ -7,7 +7,7 @@ What is asserted of every head, in both forms:
   (what that means is proven in `test_head_exactness`);
 - labels are equal outside the bound.
 
-Some heads have steps on numbers that were computed before (`stepped`): trees behind PCA or a Normalizer or on
+Some heads have steps on numbers that were computed before (`stepped`): trees or bins behind PCA or a Normalizer or on
 probabilities, the steep segments of isotonic calibration, predicted labels, libsvm's iteration. Where such a step is
 within the bound of what it is asked of, the bound is as high as the step; cases beyond 1e-5 or 2e-5, and cases of
 which the bound says little, are counted, and are few (asserted at the end).
@@ -35,7 +35,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import HealthCheck, Phase, assume, given, seed, settings
 from hypothesis import strategies as st
 from lightgbm import LGBMClassifier
 from scipy.stats import norm
@@ -60,7 +60,7 @@ from sklearn.linear_model import LogisticRegression, LogisticRegressionCV, SGDCl
 from sklearn.model_selection import FixedThresholdClassifier, GridSearchCV, TunedThresholdClassifierCV
 from sklearn.naive_bayes import GaussianNB
 from sklearn.neural_network import MLPClassifier
-from sklearn.pipeline import FeatureUnion, make_pipeline
+from sklearn.pipeline import FeatureUnion, Pipeline, make_pipeline
 from sklearn.preprocessing import (
     KBinsDiscretizer,
     MaxAbsScaler,
@@ -73,13 +73,14 @@ from sklearn.preprocessing import (
 )
 from sklearn.svm import SVC, LinearSVC
 from sklearn.tree import DecisionTreeClassifier, ExtraTreeClassifier
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from xgboost import XGBClassifier
 
 from mpmmu_rt.errors import UnsupportedEstimator
 from mpmmu_rt.export import head as compiler
 from mpmmu_rt.export.head import HeadEngine, _translate, ir, lower, report, thresholds
 from mpmmu_rt.spec import Array
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 # Parameters that scikit-learn 1.8 brought and asks for.
 NEWER: dict[str, Any] = (
@@ -92,11 +93,16 @@ SMOOTH, FINAL = 1e-5, 2e-5
 BLUNT = 1e-4  # a bound from which on it says little
 # The search is longer with MPMMU_RANDOM_HEADS=2500, and another one with MPMMU_RANDOM_SEED=1.
 EXAMPLES = int(os.environ.get("MPMMU_RANDOM_HEADS", "350"))
-# Of all cases, by `stepped`, at most. Those beyond 1e-5 are the cases of few heads, whose steps lie at what other
-# learners said of the same cases: 0.5 % of one draw of 246 heads, so that the suite's small share is given twice that.
-BEYOND, MANY_BLUNT = {False: 0.0, True: 0.005 if EXAMPLES >= 1000 else 0.01}, {False: 0.02, True: 0.2}
-SEED = os.environ.get("MPMMU_RANDOM_SEED")
-DISTINCT = EXAMPLES * 4 // 7  # hypothesis varies what it drew before, so that not all heads are new
+# Of all cases, by `stepped`, at most.
+BEYOND, MANY_BLUNT = {False: 0.0, True: 0.005}, {False: 0.02, True: 0.2}
+SEED = int(os.environ.get("MPMMU_RANDOM_SEED", "0"))
+# What scikit-learn can't fit: a stack on naive Bayes of constant columns, covariances of more columns than cases, and
+# boosting of trees that are worse than random from the first on.
+UNFIT = {
+    "GaussianNB": "contains NaN",
+    "QuadraticDiscriminantAnalysis": "is not full rank",
+    "AdaBoostClassifier": "is worse than random",
+}
 TEMPERATURE = "temperature" in CalibratedClassifierCV._parameter_constraints["method"][0].options
 
 
@@ -135,15 +141,11 @@ class Tally:
 TALLY = Tally()
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    with threadpool_limits(1):
-        yield
-
-
 # ---------------------------------------------------------------- strategies
 
-seeds = st.integers(0, 9999)
+# Below 100, as all integers here: some of those above hypothesis takes from what is imported of the package, so that
+# the suite's heads would change with any constant of it, and with the tests that ran before.
+seeds = st.integers(0, 99)
 weights = st.sampled_from([None, "balanced"])
 
 
@@ -452,7 +454,7 @@ def learner(draw: st.DrawFn, width: int, depth: int = 1) -> Part:
     if kind == "pipeline":
         before, last = draw(transformer(width)), draw(learner(width, 0))
         TALLY.families[before.family] += 1
-        stepped = last.stepped or (before.stepped and _has_trees(last.estimator))
+        stepped = last.stepped or (before.stepped and _has_steps(last.estimator))
         return Part(make_pipeline(before.estimator, last.estimator), stepped, last.family)
     inner = draw(learner(width, 0))
     if kind == "bagging":
@@ -484,8 +486,15 @@ def text(estimator: Any) -> str:
     return " ".join(estimator.__repr__(N_CHAR_MAX=10**6).split())
 
 
-def _has_trees(estimator: Any) -> bool:
-    return any(name in text(estimator) for name in ("Tree", "Forest", "Boost", "XGB", "LGBM"))
+def _has_steps(estimator: Any) -> bool:
+    """Trees, bins, and quantiles, which jump at a value that fills several."""
+    return any(name in text(estimator) for name in ("Tree", "Forest", "Boost", "XGB", "LGBM", "KBins", "Quantile"))
+
+
+def _has_scaled_steps(estimator: Any) -> bool:
+    """Trees behind a scaler of their own: bins are exact, and what a scaler makes of them is computed."""
+    pipelines = [one for one in (estimator, *estimator.get_params().values()) if isinstance(one, Pipeline)]
+    return any("Scaler" in text(one[:-1]) and _has_steps(one[-1]) for one in pipelines)
 
 
 @st.composite
@@ -505,7 +514,7 @@ def stack(draw: st.DrawFn, width: int) -> Part:
         stack_method=method,
         passthrough=draw(st.booleans()),
     )
-    stepped = any(part.stepped for part in parts) or final.stepped or method == "predict" or _has_trees(final.estimator)
+    stepped = any(part.stepped for part in parts) or final.stepped or method == "predict" or _has_steps(final.estimator)
     for part in (*parts, final):
         TALLY.families[part.family] += 1
     return Part(one, stepped, "stacking")
@@ -526,10 +535,11 @@ class Case:
 
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
+    assume(draw(st.integers(0, 99)))  # the simplest head, with which a search begins
     width = draw(st.sampled_from([1, 2, 3, 5, 8, 8, 13, 13, 24, 40]))
     if draw(st.integers(0, 39)) == 0:
         width = draw(st.sampled_from([1024, 4096]))
-    rows = draw(st.integers(60, 120))
+    rows = draw(st.integers(60, 99))
     rng = np.random.default_rng(draw(seeds))
     x = np.maximum(rng.normal(0.3, 1, (2 * rows, width)), 0)
     if width > 4:
@@ -546,7 +556,8 @@ def cases(draw: st.DrawFn) -> Case:
     elif draw(st.booleans()):
         before = draw(st.one_of(widening(), steps()))  # what follows may choose from all `width` columns
         TALLY.families[before.family] += 1
-        one.stepped = one.stepped or (before.stepped and _has_trees(head))
+        one.stepped = one.stepped or (before.stepped and _has_steps(head))
+        one.stepped = one.stepped or (before.family == "bins" and _has_scaled_steps(head))
         head = make_pipeline(before.estimator, head)
     return Case(head, (x * scale + offset).astype(np.float32), y, one.stepped, one.family)
 
@@ -667,26 +678,42 @@ def _activation(kind: str, z: Array, error: Array) -> Value:
     return (np.maximum(0, z) if kind == "relu" else z), error
 
 
-def _within(node: ir.Within, x: Array, error: Array) -> tuple[Array, Array]:
-    x, error = x[:, node.column], error[:, node.column]
-    unsure = np.zeros(x.shape, bool)
-    for edge in (node.low, node.high):
-        unsure |= np.abs(x - edge) <= error + LOWERED * np.abs(edge)
-    return (node.low <= x) & (x < node.high), unsure & ~np.array([thresholds.exact(node, k) for k in range(node.width)])
-
-
 def _curved(node: ir.Curve | ir.YeoJohnson, x: Array, error: Array) -> Value:
     """By scikit-learn itself, at the ends of what the input may be; its own powers are float32."""
     if isinstance(node, ir.YeoJohnson):
         slope = np.maximum(1, (1 + np.abs(x) + error) ** np.where(x < 0, 1 - node.powers, node.powers - 1))
         value = node.exact(x)
         return value, error * slope + 8 * UNIT * (np.abs(value) + np.abs(x))
-    inexact = np.array([(r := thresholds.route(node.x, k)) is None or bool(r.maps) for k in range(node.width)])
-    value, moved = _between(node.exact, x, error * inexact)
+    routes = [thresholds.route(node.x, k) for k in range(node.width)]
+    single = all(thresholds.single(node, k) for k in range(node.width))  # p is then rounded to float32, in both
+
+    def theirs(v: Array) -> Array:
+        return node.exact(v.astype(np.float32 if single else np.float64)).astype(np.float64)
+
+    value, moved = _between(theirs, x, error * np.array([r is None or bool(r.maps) for r in routes]))
+    # Which piece a column of the embedding is in is decided on the embedding itself: it moves along, and does not jump.
+    along = _between(_piece(node, x), x, error)[1]
+    decided = [r is not None and r.exact and isinstance(r.source, ir.Embedding) for r in routes]
+    moved = np.where(decided, np.minimum(moved, along), moved)
     # The normal quantile is steep where 1 - p is small: 1e-7 of p or 1 - p each, in units of its slope.
     density = norm.pdf(value) if node.clip else 1.0
     side = np.minimum(norm.cdf(value), norm.sf(value)) if node.clip else 1.0
+    if single and node.clip:  # … and p itself, rounded for its size, where the value that it is of may differ
+        moved = moved + np.where(error > 0, UNIT * norm.cdf(value) / np.maximum(density, 1e-7), 0.0)
     return value, moved + 8 * UNIT * side / np.maximum(density, 1e-7) + 4 * UNIT * np.abs(value)
+
+
+def _piece(node: ir.Curve, x: Array) -> Callable[[Array], Array]:
+    """The one function of each value that its piece of the curve goes on as."""
+    column = np.arange(node.width)
+    piece = (x[:, :, None] >= node.edges).sum(2) - 1
+    start, slope, base = (table[column, piece] for table in (node.start, node.slope, node.base))
+
+    def along(v: Array) -> Array:
+        p: Array = np.clip(base + (v - start) * slope, 0, 1)
+        return np.clip(norm.ppf(p), -node.clip, node.clip) if node.clip else p
+
+    return along
 
 
 def _normalise(kind: str, x: Array, error: Array) -> Value:
@@ -701,6 +728,8 @@ def _normalise(kind: str, x: Array, error: Array) -> Value:
 
 def _kernel(node: ir.Kernel, x: Array, error: Array) -> Value:
     v, unit = node.vectors, _sum(x.shape[1] + 1)
+    if node.centre is not None:
+        return _from_centre(node, node.centre, x, error)
     if node.kind == "rbf":
         centre = v.mean(0) if (np.abs(v.mean(0)) > v.std(0)).any() else np.zeros(x.shape[1])
         x, v = x - centre, v - centre
@@ -718,6 +747,33 @@ def _kernel(node: ir.Kernel, x: Array, error: Array) -> Value:
         return _activation("tanh", inner, off)
     power = np.abs(inner) + off
     return inner**node.degree, node.degree * (power ** max(0, node.degree - 1) * off + UNIT * power**node.degree)
+
+
+def _from_centre(node: ir.Kernel, centre: Array, x: Array, error: Array) -> Value:
+    """K(x, v) - K(c, v): errors are relative to what is added to the kernel of the centre."""
+    v, unit, at = node.vectors, _sum(x.shape[1] + 1), node.exact(centre[None])[0]
+    u = x - centre
+    if node.kind == "rbf":
+        w = v - centre
+        square = (u * u).sum(1)[:, None]
+        t = node.gamma * (2 * u @ w.T - square)
+        off = np.sqrt((error * error).sum(1))[:, None]
+        apart = np.sqrt(np.maximum(0, square + (w * w).sum(1) - 2 * u @ w.T))
+        moved = node.gamma * (2 * apart * off + off**2 + unit * (2 * np.abs(u) @ np.abs(w).T + square))
+        grown = at * np.exp(t)
+        function = np.where(np.abs(t) < 0.5, 0, FUNCTION * grown)
+        return at * np.expm1(t), grown * np.expm1(np.minimum(moved, 50)) + function + 8 * UNIT * np.abs(
+            at * np.expm1(t)
+        )
+    e = node.gamma * u @ v.T
+    off = node.gamma * (error @ np.abs(v).T + unit * np.abs(u) @ np.abs(v).T)
+    if node.kind == "sigmoid":
+        value = (1 - at**2) * np.tanh(e) / (1 + at * np.tanh(e))
+        return value, off + FUNCTION * np.abs(value)
+    s = node.gamma * centre @ v.T + node.coef0
+    value = e * sum((s + e) ** k * s ** (node.degree - 1 - k) for k in range(node.degree))
+    size = node.degree * (np.abs(s) + np.abs(e) + off) ** max(0, node.degree - 1)
+    return value, size * (off + 4 * node.degree * UNIT * np.abs(e))
 
 
 def _forest(node: ir.Forest, x: Array, error: Array) -> Value:
@@ -742,8 +798,10 @@ def _forest(node: ir.Forest, x: Array, error: Array) -> Value:
         while (inner := trees.feature[at] >= 0).any():
             feature, limit = np.where(inner, trees.feature[at], 0), trees.threshold[at]
             value = x[rows, feature] if node.double else x[rows, feature].astype(np.float32)
-            slack = LOWERED if node.at_values else UNIT
-            near = np.abs(value - limit) <= error[rows, feature] + slack * np.abs(limit)
+            slack = (LOWERED if node.at_values or node.double else UNIT) * np.abs(limit)
+            if node.at_values or node.double:  # of a probability it is moved by its logit
+                slack *= np.maximum(1, np.abs(np.log(np.maximum(np.abs(limit), 1e-30))))
+            near = np.abs(value - limit) <= error[rows, feature] + slack
             near &= inner & sure & computed[feature]
             crossed[near] += (high - low)[at[near]]
             sure &= ~near
@@ -851,18 +909,15 @@ def check(case: Case, head: Any, bounds: list[Value], engine: HeadEngine) -> Non
         assert all(forest["exact"] for forest in report(model)["forests"])
 
 
-@pytest.mark.slow
 @settings(
-    max_examples=EXAMPLES,
+    max_examples=1,
     deadline=None,
-    derandomize=SEED is None,
     database=None,
     phases=[Phase.generate],  # a head does not shrink: every step of it would be fitted again
-    report_multiple_bugs=False,
     suppress_health_check=list(HealthCheck),
 )
 @given(cases())
-def test_a_random_head(case: Case) -> None:
+def _a_random_head(case: Case) -> None:
     with warnings.catch_warnings():
         # What random hyper-parameters on random data provoke; anything else is an error.
         warnings.simplefilter("ignore", ConvergenceWarning)
@@ -883,8 +938,8 @@ def test_a_random_head(case: Case) -> None:
         given = case.x.astype(np.float64 if "GaussianNB" in text(case.head) else np.float32)
         try:
             head = fit(case.head, given[:rows], case.y[:rows])
-        except ValueError as error:  # naive Bayes of constant columns is NaN, which a stack can't be fitted on
-            if "GaussianNB" not in text(case.head) or "contains NaN" not in str(error):
+        except ValueError as error:
+            if not any(name in text(case.head) and said in str(error) for name, said in UNFIT.items()):
                 raise
             return
         try:
@@ -900,8 +955,13 @@ def test_a_random_head(case: Case) -> None:
     TALLY.heads.add(text(case.head))
 
 
-if SEED is not None:
-    test_a_random_head = seed(int(SEED))(test_a_random_head)
+@pytest.mark.slow
+def test_a_random_head() -> None:
+    """A search for each. In a longer one hypothesis varies every head that it drew up to six times, so that 350 were of
+    134 embeddings, and the steps of one head, such as isotonic calibration where two decisions are close, counted again
+    and again."""
+    for number in range(SEED * EXAMPLES, (SEED + 1) * EXAMPLES):
+        seed(number)(_a_random_head)()
 
 
 def test_the_random_heads_covered_every_family_and_their_bounds_say_something() -> None:
@@ -909,7 +969,7 @@ def test_the_random_heads_covered_every_family_and_their_bounds_say_something() 
     if not TALLY.heads:
         pytest.skip("the random heads did not run")
     print(f"{len(TALLY.heads)} distinct heads, by stepped or not: {TALLY.counts()}")
-    assert len(TALLY.heads) >= DISTINCT
+    assert len(TALLY.heads) >= 0.9 * EXAMPLES
     for stepped in (False, True):
         assert TALLY.beyond[stepped] <= BEYOND[stepped] * TALLY.cases[stepped]
         assert TALLY.blunt[stepped] <= MANY_BLUNT[stepped] * TALLY.cases[stepped]
@@ -924,11 +984,9 @@ def test_the_random_heads_covered_every_family_and_their_bounds_say_something() 
         *("boosting, log_loss", "boosting, exponential", "HistGradientBoostingClassifier"),
         *(f"MLP, {activation}" for activation in ("identity", "logistic", "tanh", "relu")),
     } - set(TALLY.families)
-    # The suite's share of the search may miss a few, which `test_head_families` has one by one.
-    assert len(missing) <= (4 if EXAMPLES < 1000 else 0), missing
-    kinds = ("bagging of", "calibrated", "linear, ", "rbf, ", "poly, ", "sigmoid, ", "LinearSVC, ")
-    absent = [kind for kind in kinds if not any(kind in family for family in TALLY.families)]
-    assert len(absent) <= (1 if EXAMPLES < 1000 else 0), absent
+    assert not missing
+    for kind in ("bagging of", "calibrated", "linear, ", "rbf, ", "poly, ", "sigmoid, ", "LinearSVC, "):
+        assert any(kind in family for family in TALLY.families), kind
 
 
 # ---------------------------------------------------------------- that the comparison can fail
@@ -942,6 +1000,9 @@ SMALL: dict[str, Callable[[], Any]] = {
     "rbf": lambda: CalibratedClassifierCV(SVC(), cv=2, ensemble=False),
     "poly": lambda: CalibratedClassifierCV(SVC(kernel="poly", gamma=0.05, coef0=0.5), cv=2),
     "sigmoid": lambda: CalibratedClassifierCV(SVC(kernel="sigmoid", gamma=0.05, coef0=0.5), cv=2),
+    "alike, rbf": lambda: CalibratedClassifierCV(SVC(gamma=1e-3), cv=2, ensemble=False),
+    "alike, poly": lambda: CalibratedClassifierCV(SVC(kernel="poly", gamma=1e-3, coef0=0.5), cv=2),
+    "alike, sigmoid": lambda: CalibratedClassifierCV(SVC(kernel="sigmoid", gamma=1e-3, coef0=0.5), cv=2),
     "libsvm": lambda: SVC(probability=True, random_state=0),
     "isotonic": lambda: CalibratedClassifierCV(LinearSVC(random_state=0), method="isotonic", cv=2),
     "forest": lambda: RandomForestClassifier(30, max_depth=5, class_weight="balanced", random_state=0),

@@ -3,7 +3,7 @@ refusal."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,21 +16,16 @@ from sklearn.linear_model import LogisticRegression, SGDClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MaxAbsScaler
 from sklearn.svm import SVC, LinearSVC
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from mpmmu_rt.errors import UnsupportedEstimator
 from mpmmu_rt.export.head import lower
 from mpmmu_rt.spec import Array
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 RNG = np.random.default_rng(0)
 X = np.maximum(RNG.normal(0.3, 1, (120, 6)), 0).astype(np.float32)
 Y = (X[:, 0] + X[:, 1] + RNG.normal(0, 0.5, 120) > 1.2).astype(int)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    with threadpool_limits(1):
-        yield
 
 
 def run(head: Any) -> tuple[Array, Array]:

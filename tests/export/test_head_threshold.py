@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from sklearn.model_selection import FixedThresholdClassifier, GridSearchCV, Tune
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.tree import DecisionTreeClassifier
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from torch import nn
 
 from mpmmu_rt import load
@@ -30,15 +29,11 @@ from mpmmu_rt.model.checkpoint import Checkpoint
 from mpmmu_rt.model.phantom import phantom_pixels
 from mpmmu_rt.spec import Array
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 RNG = np.random.default_rng(0)
 X = np.maximum(RNG.normal(0.3, 1, (200, 5)), 0).astype(np.float32)
 Y = (X[:, 0] + X[:, 1] + RNG.normal(0, 0.7, 200) > 1.2).astype(int)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    with threadpool_limits(1):
-        yield
 
 
 def fixed(inner: Any, threshold: Any, **options: Any) -> Any:

@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.datasets import make_classification
 from sklearn.ensemble import (
@@ -26,8 +27,9 @@ from sklearn.ensemble import (
     VotingClassifier,
 )
 from sklearn.linear_model import LogisticRegression
+from sklearn.naive_bayes import GaussianNB
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import MinMaxScaler, StandardScaler
+from sklearn.preprocessing import KBinsDiscretizer, MinMaxScaler, StandardScaler
 from sklearn.svm import SVC
 from sklearn.tree import DecisionTreeClassifier
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
@@ -36,6 +38,9 @@ from mpmmu_rt.export.head import HeadEngine, lower
 from mpmmu_rt.spec import Array
 
 FEATURES = 12
+NEWER: Any = (
+    {"quantile_method": "averaged_inverted_cdf"} if "quantile_method" in KBinsDiscretizer().get_params() else {}
+)
 Run = Callable[[onnx.ModelProto, Array], tuple[Array, Array]]
 
 
@@ -190,3 +195,33 @@ def test_a_tie_is_the_class_that_scikit_learn_takes(kind: str) -> None:
     for form, run in ENGINES:
         _, base = run(lower(head, 2, form), rows)
         np.testing.assert_array_equal(base[:, 0], want, err_msg=f"{form} {run.__name__}")
+
+
+# ---------------------------------------------------------------- probabilities near their ends
+
+
+SATURATED: dict[str, Any] = {
+    "histogram": HistGradientBoostingClassifier(max_iter=20, random_state=0),
+    "extra trees": ExtraTreesClassifier(30, random_state=0),
+    "forest": RandomForestClassifier(30, random_state=0),
+    "bins": make_pipeline(KBinsDiscretizer(5, encode="ordinal", **NEWER), DecisionTreeClassifier(random_state=0)),
+}
+
+
+@pytest.mark.parametrize("prefit", [False, True])
+@pytest.mark.parametrize("final", SATURATED)
+def test_probabilities_that_float32_does_not_tell_apart(final: str, prefit: bool) -> None:
+    """Naive Bayes of many columns says 1 - 1e-9 and 1 - 1e-12, between which trees in float64 split."""
+    rng = np.random.default_rng(0)
+    x = np.maximum(rng.normal(0.3, 1, (600, 24)), 0).astype(np.float32)
+    y = (x[:, :4].sum(axis=1) + rng.normal(0, 1.2, 600) > np.median(x[:, :4].sum(axis=1))).astype(int)
+    learners = [("nb", make_pipeline(StandardScaler(), GaussianNB())), ("lr", LogisticRegression())]
+    for _, one in learners:
+        one.fit(x[:300].astype(np.float64), y[:300])
+    head = StackingClassifier(learners, clone(SATURATED[final]), cv="prefit" if prefit else 3)
+    head.fit(x[:300].astype(np.float64), y[:300])
+    want = head.predict_proba(x.astype(np.float64))[:, 1]
+    for form, run in ENGINES:
+        crossed = np.abs(run(lower(head, 24, form), x)[0] - want) > 1e-5
+        assert not crossed[300:].any()
+        assert crossed[:300].mean() <= 0.01  # of a prefit learner each of these stands on a split
