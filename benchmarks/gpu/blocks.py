@@ -133,12 +133,12 @@ def timed(clock: Clock, row: Row, top: dict[str, float]) -> dict[str, Any]:
     }
 
 
-def torch_function(torch: Any, shape: BlockShape) -> Callable[..., Any]:
+def torch_function(torch: Any, shape: BlockShape, device: str = "cuda") -> Callable[..., Any]:
     """(inner, x, residual), [N, C, h, w] with channels last, to y."""
     weights, kind = shape.weights, torch.float16 if shape.element == "float16" else torch.float32
 
     def there(array: Any) -> Any:
-        return torch.from_numpy(np.ascontiguousarray(array)).cuda().to(kind)
+        return torch.from_numpy(np.ascontiguousarray(array)).to(device, kind)
 
     linear, relu = torch.nn.functional.linear, torch.relu
     kernel, reach = there(weights.kernel), weights.size // 2  # torch.compile can't look into `weights`
