@@ -1,8 +1,10 @@
-"""The attention pool outside the graph.
+"""Attention outside of the graph.
 
-`reference` holds the float64 formulas that all else is checked against, `attention_pool.cu` the CUDA kernel,
-`attention_pool` its launcher, `weights` what it needs of a model, `plan` how it is spread over a device, `check` its
-shapes and tolerance, and `resources` what the compilers say of it.
+The attention pool: `attention_pool.cu` is the CUDA kernel, `attention_pool` its launcher, `weights` what it needs of a
+model, `plan` how it is spread over a device, `check` its shapes and tolerance. In-block attention: `block_attention.cu`,
+`block_attention` with weights and plan, `block_check`. Of both: `reference` holds the float64 formulas that all else is
+checked against, `primitives.cuh` what the kernels share, `source` their text, `resources` and `machine_code` what the
+compilers make of them.
 """
 
 if __name__ != "mpmmu_rt.kernels":
