@@ -11,7 +11,8 @@
     ├── OutputError               an output that must not or can't be written
     ├── MissingPackage            an optional dependency that is not installed
     ├── EngineError               an engine that can't run here, or failed while running
-    │   └── AnswerError           an engine that ran, and gave no number for some of the cases
+    │   ├── AnswerError           an engine that ran, and gave no number for some of the cases
+    │   └── UnknownTarget         a target that there is not: a UsageError too                exit code 2
     ├── UnsupportedEstimator      a scikit-learn estimator that the head exporter does not know
     ├── ExportError               a graph that could not be made
     │   └── UnfitTarget           a model that a target can't have
@@ -87,6 +88,10 @@ class AnswerError(EngineError):
     def __init__(self, message: str, *, hint: str = "", rows: tuple[int, ...] = ()) -> None:
         super().__init__(message, hint=hint)
         self.rows = rows
+
+
+class UnknownTarget(UsageError, EngineError):
+    pass
 
 
 class UnsupportedEstimator(MpmmuError):

@@ -77,9 +77,11 @@ class Target:
     def parse(cls, text: str) -> Target:
         match = _TARGET.fullmatch(text)
         if match is None:
+            near = text.strip().lower().replace("_", "-")
+            meant = f"did you mean `{near}`? " if _TARGET.fullmatch(near) else ""
             raise UsageError(
                 f"target is `{text}`, expected ENGINE:PRECISION such as `onnxruntime:fp32`",
-                hint="`mpmmu-rt doctor` lists the targets that work here",
+                hint=f"{meant}`mpmmu-rt doctor` lists the targets that work here",
             )
         capabilities = tuple(map(int, match["capabilities"].split(","))) if match["capabilities"] else ()
         return cls(match["engine"], match["precision"], capabilities)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -18,7 +19,7 @@ from typer.testing import CliRunner, Result
 
 from mpmmu_rt import __version__
 from mpmmu_rt.bundle import seal
-from mpmmu_rt.cli import _report, app
+from mpmmu_rt.cli import _report, app, debug_first
 
 COMMANDS = ("train", "export", "verify", "run", "bench", "report", "inspect", "doctor", "phantom")
 
@@ -397,10 +398,43 @@ def test_exit_codes_reach_the_shell(tmp_path: Path, folder: Path) -> None:
 
 
 def test_a_reader_that_goes_away_is_no_error(bundle_folder: Path) -> None:
-    command = f"'{sys.executable}' -m mpmmu_rt inspect '{bundle_folder}' --json | head -c 1"
+    command = f"'{sys.executable}' -m mpmmu_rt inspect '{bundle_folder}' --json | head -c 1; echo ${{PIPESTATUS[0]}}"
     result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=False)
-    assert result.stdout == "{"
-    assert "Traceback" not in result.stderr
+    assert (result.stdout, result.stderr) == ("{0\n", "")
+
+
+def test_debug_is_taken_behind_the_command_too(tmp_path: Path) -> None:
+    before, behind = call("--debug", "inspect", tmp_path / "no"), call("inspect", tmp_path / "no", "--debug")
+    assert "BundleError" in behind.stderr
+    assert (behind.exit_code, behind.stderr.splitlines()[-2:]) == (1, before.stderr.splitlines()[-2:])
+    assert debug_first(["run", "--", "--debug"]) == ["run", "--", "--debug"]
+    assert debug_first(["--debug", "run", "--debug", "--", "x"]) == ["--debug", "run", "--", "x"]
+
+
+def test_help_is_short_too_and_shells_complete() -> None:
+    for arguments in (["-h"], ["bench", "-h"]):
+        short, long = call(*arguments), call(*arguments[:-1], "--help")
+        assert (short.exit_code, short.stdout) == (0, long.stdout)
+    environment = os.environ | {"_MPMMU_RT_COMPLETE": "complete_bash", "COMP_WORDS": "mpmmu-rt be", "COMP_CWORD": "1"}
+    command = [str(Path(sys.executable).with_name("mpmmu-rt"))]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout.split() == ["bench"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "meant"),
+    [
+        ("openvivo:int8", "did you mean `openvino:int8`?"),
+        ("onnx-runtime:fp16", "did you mean `onnxruntime:fp32`?"),
+        ("OpenVINO:bf16", "did you mean `openvino:bf16`?"),
+        ("openvino:fp23", "use `openvino:fp32`"),
+        ("openvino:INT8", "did you mean `openvino:int8`?"),
+    ],
+)
+def test_a_target_that_there_is_not_is_a_wrong_argument(bundle_folder: Path, asked: str, meant: str) -> None:
+    result = call("verify", bundle_folder, "--target", asked)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.splitlines()[-1].startswith(f"hint: {meant}")
 
 
 def test_a_table_is_aligned() -> None:

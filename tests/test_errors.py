@@ -7,14 +7,14 @@ import re
 import pytest
 
 from mpmmu_rt import errors
-from mpmmu_rt.errors import DigestMismatch, MpmmuError, ParityError, UsageError
+from mpmmu_rt.errors import DigestMismatch, MpmmuError, ParityError, UnknownTarget, UsageError
 
 KINDS = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, MpmmuError)]
 
 
 def test_exit_codes() -> None:
     codes = {kind: kind.exit_code for kind in KINDS}
-    assert {kind for kind, code in codes.items() if code == 2} == {UsageError}
+    assert {kind for kind, code in codes.items() if code == 2} == {UsageError, UnknownTarget}
     assert {kind for kind, code in codes.items() if code == 3} == {DigestMismatch, ParityError}
     assert set(codes.values()) == {1, 2, 3}
 

@@ -7,6 +7,7 @@ failed, 4 slower and 5 cannot tell (`compare`, `bench --baseline`).
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
@@ -18,9 +19,10 @@ from . import _report, bench, compare, doctor, export, inspect, phantom, report,
 class _Commands(TyperGroup):
     """Typer's group, except that what it says of a wrong argument takes the two lines of every other error."""
 
-    def main(self, *args: Any, **kwargs: Any) -> Any:
+    def main(self, args: Sequence[str] | None = None, *rest: Any, **kwargs: Any) -> Any:
         try:
-            code = super().main(*args, **{**kwargs, "standalone_mode": False})
+            given = debug_first(sys.argv[1:] if args is None else args)
+            code = super().main(given, *rest, **{**kwargs, "standalone_mode": False})
         except typer.Abort:
             code = 1
         except Exception as error:
@@ -30,13 +32,21 @@ class _Commands(TyperGroup):
         sys.exit(code)
 
 
+def debug_first(arguments: Sequence[str]) -> list[str]:
+    """`--debug` belongs before the command, and is taken behind it as well, up to `--`."""
+    given = list(arguments)
+    end = given.index("--") if "--" in given else len(given)
+    options = [one for one in given[:end] if one != "--debug"]
+    return [*["--debug"] * (len(options) < end), *options, *given[end:]]
+
+
 app = typer.Typer(
     name="mpmmu-rt",
     cls=_Commands,
     help="Compiled inference for MPM-MU: mammogram and ultrasound image to the probability of malignancy. "
     "For research; not a medical device.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import re
 import shutil
 import sys
@@ -40,8 +41,9 @@ def reported(command: Callable[_Arguments, None]) -> Callable[_Arguments, None]:
                 _fail(error, "interrupted", "finished work is kept where the command says so", 130)
             ) from error
         except BrokenPipeError:
-            sys.stderr.close()  # the reader of our output is gone: nothing to say and nobody to say it to
-            raise typer.Exit(1) from None
+            # The reader has what it wanted (`| head`). What Python still flushes at its end goes nowhere.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(0) from None
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
             reason = error.strerror or str(error)

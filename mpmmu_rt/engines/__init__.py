@@ -9,11 +9,12 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from mpmmu_rt.bundle import Bundle, HeadGraph
-from mpmmu_rt.errors import EngineError, MpmmuError
+from mpmmu_rt.errors import MpmmuError, UnknownTarget
 from mpmmu_rt.facts import FASTER_HEAD
 from mpmmu_rt.spec import Array, Modality, Target
 
@@ -138,26 +139,33 @@ def engine(target: Target) -> Engine:
 
 
 def known_engine(target: Target) -> Engine:
-    """The engine of `target`, whether or not it can run here. Raises `EngineError` for one that there is not."""
+    """The engine of `target`, whether or not it can run here. Raises `UnknownTarget` for one that there is not."""
     known = engines()
     if target.engine not in known:
-        raise EngineError(
+        near = get_close_matches(target.engine.lower(), known, n=1)
+        meant = f"did you mean `{near[0]}:{_precision(known[near[0]], target.precision)}`? " if near else ""
+        raise UnknownTarget(
             f"target `{target}` names the engine `{target.engine}`, expected one of {', '.join(known)}",
-            hint="`mpmmu-rt doctor` lists the targets that work here",
+            hint=f"{meant}`mpmmu-rt doctor` lists the targets that work here",
         )
     found = known[target.engine]
     if target.precision not in found.precisions:
-        raise EngineError(
+        raise UnknownTarget(
             f"target `{target}` asks for {target.precision}, expected one of {', '.join(found.precisions)}",
-            hint=f"use `{found.name}:{found.precisions[0]}`",
+            hint=f"use `{found.name}:{_precision(found, target.precision)}`",
         )
     if target.capabilities and not found.traits.names_gpus:
         takes = ", ".join(name for name, engine in known.items() if engine.traits.names_gpus)
-        raise EngineError(
+        raise UnknownTarget(
             f"target `{target}` names compute capabilities, expected them for {takes} alone",
             hint=f"use `{found.name}:{target.precision}`",
         )
     return found
+
+
+def _precision(found: Engine, asked: str) -> str:
+    """The one of `found` that is most like it, or its first."""
+    return next(iter(get_close_matches(asked.lower(), found.precisions, n=1)), found.precisions[0])
 
 
 def engine_module(name: str) -> str:
