@@ -88,7 +88,8 @@ def atomic_folder(path: Path, *, marker: str, overwrite: bool) -> Iterator[Path]
     partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
     try:
         yield partial
-        partial.chmod(0o777 & ~_UMASK)
+        for one in (partial, *partial.rglob("*")):  # libraries write private files beside others
+            one.chmod((0o777 if one.is_dir() else 0o666) & ~_UMASK)
         check_replaceable(path, marker=marker, overwrite=overwrite)
         if path.exists():
             old = partial.with_suffix(".old")

@@ -78,6 +78,21 @@ def test_a_folder_appears_whole(tmp_path: Path) -> None:
     assert stat.S_IMODE(path.stat().st_mode) == 0o777 & ~mask
 
 
+def test_all_in_a_folder_has_ordinary_permissions(tmp_path: Path) -> None:
+    """Of libraries' files as well: safetensors writes private ones."""
+    path = tmp_path / "out"
+    with atomic_folder(path, marker="mark", overwrite=False) as partial:
+        (partial / "inner").mkdir(mode=0o700)
+        for name in ("mark", "inner/private"):
+            (partial / name).touch(mode=0o600)
+    mask = os.umask(0)
+    os.umask(mask)
+    for one in (path, path / "inner"):
+        assert stat.S_IMODE(one.stat().st_mode) == 0o777 & ~mask
+    for one in (path / "mark", path / "inner/private"):
+        assert stat.S_IMODE(one.stat().st_mode) == 0o666 & ~mask
+
+
 @pytest.mark.parametrize("kind", [Cut, KeyboardInterrupt])
 def test_a_folder_that_fails_leaves_what_was_there(tmp_path: Path, kind: type[BaseException]) -> None:
     path = earlier(tmp_path / "out")
