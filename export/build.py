@@ -23,7 +23,7 @@ from mpmmu_rt.model import checkpoint as checkpoints
 from mpmmu_rt.model.checkpoint import Checkpoint
 from mpmmu_rt.predictor import DEFAULT_TARGET
 from mpmmu_rt.progress import Progress, silent
-from mpmmu_rt.spec import MODALITIES, Modality, TensorSpec
+from mpmmu_rt.spec import MODALITIES, Modality, StrPath, TensorSpec
 
 from . import cases as all_cases
 from . import graphs, head, parity, reference, steadiness, targets
@@ -58,7 +58,7 @@ class Model:
 
 
 def export_bundle(
-    output: Path,
+    output: StrPath,
     *,
     mammography: nn.Module,
     ultrasound: nn.Module,
@@ -87,17 +87,17 @@ def export_bundle(
     described: dict[str, Any] = {modality: type(module).__name__ for modality, module in modules.items()}
     decided = _threshold(head, threshold, "pass no threshold")
     model = Model(modules, head, preprocessing, decided, name, True, described, card or {})
-    return _export(model, output, parity_cases, wanted or Wanted(), overwrite, progress)
+    return _export(model, Path(output), parity_cases, wanted or Wanted(), overwrite, progress)
 
 
 def export_checkpoint(
-    folder: Path,
-    output: Path,
+    folder: StrPath,
+    output: StrPath,
     *,
-    parity_manifest: Path | None = None,
-    calibration_manifest: Path | None = None,
+    parity_manifest: StrPath | None = None,
+    calibration_manifest: StrPath | None = None,
     wanted: Wanted | None = None,
-    trust_pickle: Path | None = None,
+    trust_pickle: StrPath | None = None,
     overwrite: bool = False,
     progress: Progress = silent,
 ) -> Bundle:
@@ -108,6 +108,7 @@ def export_checkpoint(
 
     Raises as `export_bundle` does, `CheckpointError`, and what reading the manifest and its images raises.
     """
+    folder, output = Path(folder), Path(output)
     check_replaceable(output, marker=bundles.MANIFEST, overwrite=overwrite)
     progress("reading the checkpoint", 0, 1)
     checkpoint = checkpoints.load(folder, trust_pickle=trust_pickle)
@@ -127,9 +128,10 @@ def export_checkpoint(
 
 
 def export_reference(
-    output: Path, *, wanted: Wanted | None = None, overwrite: bool = False, progress: Progress = silent
+    output: StrPath, *, wanted: Wanted | None = None, overwrite: bool = False, progress: Progress = silent
 ) -> Bundle:
     """Export the full-size untrained reference model: real in cost, meaningless in its probabilities."""
+    output = Path(output)
     check_replaceable(output, marker=bundles.MANIFEST, overwrite=overwrite)
     checkpoint = reference.build(progress)
     return _export(

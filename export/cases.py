@@ -15,7 +15,7 @@ from mpmmu_rt.image_warnings import ImageWarning, warnings_of
 from mpmmu_rt.images import Preprocessing, read_with_warnings
 from mpmmu_rt.model.phantom import phantom_pixels
 from mpmmu_rt.progress import Progress
-from mpmmu_rt.spec import MODALITIES, Array, Modality
+from mpmmu_rt.spec import MODALITIES, Array, Modality, StrPath
 
 Pixels = Mapping[Modality, Array]
 
@@ -53,8 +53,9 @@ def phantoms(count: int, seed: int, preprocessing: Preprocessing, progress: Prog
     return Data(pixels, labels, f"{count} generated phantoms")
 
 
-def of_manifest(path: Path, preprocessing: Preprocessing, progress: Progress) -> tuple[Data, tuple[Case, ...]]:
+def of_manifest(path: StrPath, preprocessing: Preprocessing, progress: Progress) -> tuple[Data, tuple[Case, ...]]:
     """Every case of the manifest at `path`. Raises what reading it and its images raises."""
+    path = Path(path)
     manifest = read_manifest(path)
     labelled = all(case.label is not None for case in manifest.cases)
     require_complete(manifest, labels=False)

@@ -56,7 +56,7 @@ import numpy as np
 from .errors import BundleError, DigestMismatch, UsageError
 from .files import MAX_JSON_BYTES, parse_json_object, read_bounded, sha256_file
 from .images import Preprocessing
-from .spec import MODALITIES, Array, Target, TensorSpec
+from .spec import MODALITIES, Array, StrPath, Target, TensorSpec
 
 SCHEMA = "mpmmu-bundle/1"
 MANIFEST = "bundle.json"
@@ -106,12 +106,13 @@ class Bundle:
     threshold: float
 
     @classmethod
-    def open(cls, path: Path) -> Bundle:
+    def open(cls, path: StrPath) -> Bundle:
         """Open and check a bundle.
 
         Raises `DigestMismatch` for one that is not as it was sealed, `BundleError` for what was sealed and makes no
         sense, is of another version, or is no bundle.
         """
+        path = Path(path)
         manifest = path / MANIFEST
         entry, data = _read_manifest(path)
         if entry.get("schema") != SCHEMA:
@@ -149,6 +150,14 @@ class Bundle:
     @property
     def targets(self) -> tuple[str, ...]:
         return tuple(self.entry["targets"])
+
+    def require_proven(self, target: Target) -> None:
+        """Raise `UsageError` for a target that the export did not prove."""
+        if str(target) not in self.targets:
+            raise UsageError(
+                f"{target} was not proven when {self.path} was exported, expected one of {', '.join(self.targets)}",
+                hint=f"export it again with --target {target}; `mpmmu-rt inspect` says why a target was left out",
+            )
 
     def graph(self, graph: Graph, precision: str = "fp32") -> Path:
         """The path of a graph; of an encoder also in `int8`, where the bundle was calibrated. Raises `BundleError`.

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import ManifestError
-from .spec import MODALITIES, Modality
+from .spec import MODALITIES, Modality, StrPath
 
 REQUIRED_COLUMNS = ("case_id", "mammography", "ultrasound")
 MAX_MANIFEST_BYTES = 64 * 2**20
@@ -51,11 +51,12 @@ class Manifest:
     sha256: str
 
 
-def read_manifest(path: Path) -> Manifest:
+def read_manifest(path: StrPath) -> Manifest:
     """Read and check a manifest. Raises `ManifestError` for anything that makes the whole file doubtful.
 
     An image that is missing or broken is not looked at here: that is a matter of one case.
     """
+    path = Path(path)
     data = _read_bounded(path)
     try:
         text = data.decode("utf-8-sig")

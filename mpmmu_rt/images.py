@@ -37,7 +37,7 @@ from .dicom import read_dicom
 from .errors import ImageError, PixelsError, UsageError
 from .grey import GreyImage, check_content
 from .raster import read_raster
-from .spec import Array, Modality
+from .spec import Array, Modality, StrPath
 from .streams.stream import AGAIN
 from .tiff import read_tiff
 
@@ -97,14 +97,14 @@ class Preprocessing:
 
 
 def read_pixels(
-    path: Path, preprocessing: Preprocessing, *, modality: Modality | None = None, frame: int | None = None
+    path: StrPath, preprocessing: Preprocessing, *, modality: Modality | None = None, frame: int | None = None
 ) -> Array:
     """File to pixels: uint8 [1, S, S], C-contiguous, owned by the caller. Raises like `read_image`."""
     return read_with_warnings(path, preprocessing, modality=modality, frame=frame)[0]
 
 
 def read_with_warnings(
-    path: Path, preprocessing: Preprocessing, *, modality: Modality | None = None, frame: int | None = None
+    path: StrPath, preprocessing: Preprocessing, *, modality: Modality | None = None, frame: int | None = None
 ) -> tuple[Array, tuple[str, ...]]:
     """`read_pixels`, and what the file's header says against it that is no reason to refuse it."""
     image = read_image(path, modality=modality, frame=frame)
@@ -142,12 +142,12 @@ def preprocess(grey: Array, preprocessing: Preprocessing, *, pixel_aspect: float
     return pixels
 
 
-def read_grey(path: Path, *, frame: int | None = None) -> Array:
+def read_grey(path: StrPath, *, frame: int | None = None) -> Array:
     """The grey of `read_image`: uint8 [H, W], owned by the caller."""
     return read_image(path, frame=frame).grey
 
 
-def read_image(path: Path, *, modality: Modality | None = None, frame: int | None = None) -> GreyImage:
+def read_image(path: StrPath, *, modality: Modality | None = None, frame: int | None = None) -> GreyImage:
     """Decode one image file to grey: uint8 [H, W] in display range (0 black), owned by the caller.
 
     `modality` is what it is expected to show, which a DICOM header tells and no other: None if either will do. A file
@@ -155,6 +155,7 @@ def read_image(path: Path, *, modality: Modality | None = None, frame: int | Non
     `MissingPackage`. This is the one border at which errors get their path, and at which those of Pillow and pydicom
     become ours; inside, a message begins with its verb.
     """
+    path = Path(path)
     try:
         _check_file(path)
         with path.open("rb") as stream:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -11,28 +13,55 @@ from typing import Self
 
 import numpy as np
 
-from .bundle import Bundle, Graph
+from .bundle import CLASSES, Bundle, Graph
 from .engines import Counted, engine
 from .errors import AnswerError, PixelsError, UsageError
+from .images import read_with_warnings
 from .machine import usable_threads
-from .spec import MODALITIES, Array, Modality, Target
+from .spec import MODALITIES, Array, Modality, StrPath, Target
 
 DEFAULT_TARGET = "onnxruntime:fp32"
+Paths = StrPath | Sequence[StrPath]
 
 
-@dataclass(frozen=True)
+class HeaderWarning(UserWarning):
+    """What the header of an image says against it, and is no reason to refuse it."""
+
+
+@dataclass(frozen=True, repr=False)
 class Prediction:
     """What the model says about N cases. All arrays belong to the caller.
 
     probability: float32 [N], that the lesion is malignant. base_probability: float32 [N, learners], what each base
     learner of the stacking head says; None if the head has none. embedding: float32 [N, D]. stages_ms: wall time of
-    each stage for the whole batch, `checks` of pixels and answers the last.
+    each stage for the whole batch, `checks` of pixels and answers the last. threshold: the bundle's.
     """
 
     probability: Array
     base_probability: Array | None
     embedding: Array
     stages_ms: Mapping[str, float]
+    threshold: float
+
+    @property
+    def malignant(self) -> Array:
+        """bool [N]: probability ≥ threshold, both as float32, in which they are printed: one that reads 0.7 is at the
+        threshold 0.7 in every NumPy."""
+        return np.asarray(self.probability >= np.float32(self.threshold))
+
+    @property
+    def decision(self) -> tuple[str, ...]:
+        """`benign` or `malignant` for each case."""
+        return tuple(CLASSES[int(one)] for one in self.malignant)
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{one:.4g}" for one in self.probability[:3])
+        more = ", …" if len(self.probability) > 3 else ""
+        count = f"{len(self.probability)} case{'s' * (len(self.probability) != 1)}"
+        return (
+            f"Prediction({count}, {int(self.malignant.sum())} malignant at ≥ {self.threshold:g}; "
+            f"probability [{shown}{more}])"
+        )
 
 
 class Predictor:
@@ -84,7 +113,33 @@ class Predictor:
         if (bad := ~np.asarray((probability >= 0) & (probability <= 1))).any():
             raise self._unanswered(bad, f"{int(bad.sum())} of {count} probabilities that are not numbers in 0..1")
         checks_ms += (time.perf_counter() - start) * 1e3
-        return Prediction(probability, said.get("base_probability"), embedding, stages_ms | {"checks": checks_ms})
+        stages_ms |= {"checks": checks_ms}
+        return Prediction(probability, said.get("base_probability"), embedding, stages_ms, self.bundle.threshold)
+
+    def predict_files(self, mammography: Paths, ultrasound: Paths, *, frame: int | None = None) -> Prediction:
+        """The prediction of image files: one of each, or as many of each, row by row of the same patient.
+
+        frame: which to take of files that hold several. What a header says against an image that is read is an
+        `HeaderWarning`. Raises like `predict`, `ImageError` for a file that can't be read or must not be trusted, and
+        `UsageError` for other numbers of files.
+        """
+        given = {name: listed(one) for name, one in zip(MODALITIES, (mammography, ultrasound), strict=True)}
+        counts = [len(paths) for paths in given.values()]
+        if len(set(counts)) != 1 or not counts[0]:
+            raise UsageError(
+                f"there are {counts[0]} mammograms and {counts[1]} ultrasound images, expected one pair for each case",
+                hint="name one file of each, or as many of each",
+            )
+        pixels: dict[Modality, Array] = {}
+        for modality, paths in given.items():
+            found = []
+            for path in paths:
+                array, said = read_with_warnings(path, self.bundle.preprocessing, modality=modality, frame=frame)
+                found.append(array)
+                for one in said:
+                    warnings.warn(f"{path}: {one}", HeaderWarning, stacklevel=2)
+            pixels[modality] = np.stack(found)
+        return self.predict(pixels)
 
     def _unanswered(self, bad: Array, what: str) -> AnswerError:
         """bad: bool [N]."""
@@ -164,6 +219,11 @@ class Predictor:
         self.close()
 
 
-def load(path: str | Path, target: str = DEFAULT_TARGET, *, threads: int | None = None) -> Predictor:
+def listed(paths: Paths) -> list[Path]:
+    """One path, or several."""
+    return [Path(paths)] if isinstance(paths, str | os.PathLike) else [Path(one) for one in paths]
+
+
+def load(path: StrPath, target: str = DEFAULT_TARGET, *, threads: int | None = None) -> Predictor:
     """Open the bundle at `path`, check its digests, and load it on `target`."""
     return Predictor(Bundle.open(Path(path)), Target.parse(target), threads=threads)

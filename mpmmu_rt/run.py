@@ -28,7 +28,7 @@ from .latency import Latency, summarise
 from .machine import usable_threads
 from .predictor import Predictor
 from .progress import Progress, silent
-from .spec import MODALITIES, Array, Modality
+from .spec import MODALITIES, Array, Modality, StrPath
 
 COLUMNS = ("case_id", "probability", "decision", "error", "warnings")
 JOURNAL_SCHEMA = "mpmmu-run/2"
@@ -87,7 +87,7 @@ class Summary:
 def run(
     predictor: Predictor,
     manifest: Manifest,
-    output: Path,
+    output: StrPath,
     *,
     batch: int = 32,
     frame: int | None = None,
@@ -103,6 +103,7 @@ def run(
     `EngineError` if inference fails, and `MissingPackage` if a format needs a package; the journal stays, and `resume`
     goes on from it.
     """
+    output = Path(output)
     journal = _Journal.open(output, predictor, manifest, frame=frame, resume=resume, overwrite=overwrite)
     try:
         todo = [case for case in manifest.cases if case.case_id not in journal.rows]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ Modality = Literal["mammography", "ultrasound"]
 MODALITIES: tuple[Modality, ...] = get_args(Modality)
 
 Array = np.ndarray[Any, np.dtype[Any]]
+StrPath = str | os.PathLike[str]
 
 
 @dataclass(frozen=True)

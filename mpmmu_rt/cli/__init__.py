@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from . import _report, bench, compare, doctor, export, inspect, phantom, report, run, train, verify
+from . import _report, bench, compare, doctor, export, inspect, phantom, predict, report, run, train, verify
 
 
 class _Commands(TyperGroup):
@@ -70,6 +70,7 @@ for _command in (
     export.export,
     verify.verify,
     run.run,
+    predict.predict,
     bench.bench,
     compare.compare,
     report.report,

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mpmmu_rt.errors import ImageError, UsageError
+from mpmmu_rt.errors import ImageError
 
 from ._report import bars, milliseconds, note, print_json
 from .export import warn_untrained
@@ -53,12 +53,7 @@ def run(
                 f"warning: {target} was built and never run when {bundle} was exported; `mpmmu-rt verify` it on this "
                 "device first"
             )
-        if target not in predictor.bundle.targets:
-            raise UsageError(
-                f"{target} was not proven when {bundle} was exported, expected one of "
-                f"{', '.join(predictor.bundle.targets)}",
-                hint=f"export it again with --target {target}; `mpmmu-rt inspect` says why a target was left out",
-            )
+        opened.require_proven(wanted)
         summary = run_manifest(
             predictor,
             cases,

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from mpmmu_rt.errors import CheckpointError, MpmmuError
 from mpmmu_rt.files import atomic_folder, parse_json_object, read_bounded, sha256_file
-from mpmmu_rt.spec import MODALITIES, Modality
+from mpmmu_rt.spec import MODALITIES, Modality, StrPath
 
 from .config import ModelConfig
 from .encoder import Encoder
@@ -66,9 +66,9 @@ class Checkpoint:
     card: Mapping[str, Any]
 
 
-def save(checkpoint: Checkpoint, folder: Path, *, overwrite: bool = False) -> None:
+def save(checkpoint: Checkpoint, folder: StrPath, *, overwrite: bool = False) -> None:
     """Write `checkpoint` to `folder`, whole or not at all. Raises `OutputError`."""
-    with atomic_folder(folder, marker=CONFIG, overwrite=overwrite) as partial:
+    with atomic_folder(Path(folder), marker=CONFIG, overwrite=overwrite) as partial:
         for modality in MODALITIES:
             state = {key: value.contiguous() for key, value in checkpoint.encoders[modality].state_dict().items()}
             save_file(state, partial / f"{modality}.safetensors")
@@ -83,11 +83,12 @@ def save(checkpoint: Checkpoint, folder: Path, *, overwrite: bool = False) -> No
         (partial / CONFIG).write_text(json.dumps(entry, indent=2) + "\n", encoding="utf-8")
 
 
-def load(folder: Path, *, trust_pickle: Path | None = None) -> Checkpoint:
+def load(folder: StrPath, *, trust_pickle: StrPath | None = None) -> Checkpoint:
     """Read a checkpoint. `trust_pickle` names the one pickled head that may be executed, if there is one.
 
     Raises `CheckpointError` for anything that is absent, altered, too large or of an unknown type.
     """
+    folder, trust_pickle = Path(folder), None if trust_pickle is None else Path(trust_pickle)
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is not a folder, expected a checkpoint", hint=_HINT)
     path = folder / CONFIG

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ._report import note, print_json, wrapped
+from .export import warn_untrained
+
+
+def predict(
+    bundle: Annotated[Path, typer.Argument(help="Bundle to run.")],
+    mammography: Annotated[Path, typer.Option("--mammography", help="Mammogram of the patient.")],
+    ultrasound: Annotated[Path, typer.Option("--ultrasound", help="Ultrasound image of the same patient.")],
+    target: Annotated[str, typer.Option("--target", help="Engine and precision.")] = "onnxruntime:fp32",
+    frame: Annotated[
+        int | None, typer.Option("--frame", min=0, help="Frame to take of files that hold several, from 0.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Predict one pair of images. A manifest of many: `mpmmu-rt run`."""
+    from mpmmu_rt.bundle import Bundle
+    from mpmmu_rt.engines import engine
+    from mpmmu_rt.predictor import HeaderWarning, Predictor
+    from mpmmu_rt.spec import Target
+
+    opened, wanted = Bundle.open(bundle), Target.parse(target)
+    engine(wanted)
+    opened.require_proven(wanted)
+    with Predictor(opened, wanted) as predictor, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", HeaderWarning)
+        found = predictor.predict_files(mammography, ultrasound, frame=frame)
+        remarks = predictor.remarks
+    said = [str(one.message) for one in caught if issubclass(one.category, HeaderWarning)]
+    entry: dict[str, Any] = {
+        "schema": "mpmmu-prediction/1",
+        "probability": float(found.probability[0]),
+        "decision": found.decision[0],
+        "threshold": opened.threshold,
+        "base_probability": None if found.base_probability is None else found.base_probability[0].tolist(),
+        "bundle": {"name": opened.name, "digest": opened.digest, "trained": opened.trained},
+        "target": target,
+        "images": {"mammography": str(mammography), "ultrasound": str(ultrasound)},
+        "warnings": said,
+        "remarks": list(remarks),
+    }
+    if as_json:
+        print_json(entry)
+    else:
+        text = (
+            f"{found.decision[0]}: probability of malignancy {found.probability[0]:.4f}, threshold {opened.threshold:g}"
+        )
+        typer.echo(wrapped(text))
+    for one in said:
+        note(wrapped(f"warning: {one}"))
+    for one in remarks:
+        note(f"note: {one}")
+    warn_untrained(opened.trained)
