@@ -146,16 +146,12 @@ class Judgement:
         return [one for one in self.moved if one.worse]
 
     def to_json(self) -> dict[str, Any]:
-        estimates = {
-            name: {key: value if math.isfinite(value) else None for key, value in asdict(one).items()}
-            for name, one in self.verdict.estimates.items()
-        }
         return {
             "schema": "mpmmu-judgement/1",
             "answer": self.answer,
             "reason": self.verdict.reason,
             "rounds": self.verdict.rounds,
-            "estimates": estimates,
+            "estimates": self.verdict.estimates_json(),
             "floor": self.floor,
             "rule": asdict(self.rule),
             "different": self.different,

@@ -85,11 +85,6 @@ class Comparison:
         return [one for one in self.moved if one.worse]
 
     def to_json(self) -> dict[str, Any]:
-        """JSON values; an end of an interval that is not known is null."""
-        estimates = {
-            name: {key: value if math.isfinite(value) else None for key, value in asdict(one).items()}
-            for name, one in self.verdict.estimates.items()
-        }
         return {
             "schema": SCHEMA,
             "answer": self.verdict.answer,
@@ -97,7 +92,7 @@ class Comparison:
             "counts": dict(zip("ab", self.counts, strict=True)),
             "moved": [one.to_json() for one in self.moved],
             "rounds": self.verdict.rounds,
-            "estimates": estimates,
+            "estimates": self.verdict.estimates_json(),
             "noise_floor": self.turns.noise_floor(),
             "rule": asdict(self.rule),
             "batch": self.batch,

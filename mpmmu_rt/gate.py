@@ -32,7 +32,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 import numpy as np
@@ -77,6 +77,13 @@ class Verdict:
     reason: str
     rounds: int
     estimates: dict[str, Estimate]
+
+    def estimates_json(self) -> dict[str, dict[str, float | None]]:
+        """JSON values; an end of an interval that is not known is null."""
+        return {
+            name: {key: value if math.isfinite(value) else None for key, value in asdict(one).items()}
+            for name, one in self.estimates.items()
+        }
 
 
 def statistics(calls_ms: Sequence[float]) -> dict[str, float]:

@@ -25,7 +25,7 @@ import numpy as np
 
 from benchmarks.gpu.kernel_check import NOT_INSTALLED, PASSED, SANITIZER_SECONDS, sanitize
 from benchmarks.gpu.kernel_times import Clock, captured_ms, ceilings, compile_anew
-from benchmarks.gpu.stage import OUT_OF_TIME, Deadline, conditions, end_on_sigterm, ending, failure, parser, say
+from benchmarks.gpu.stage import Deadline, Steps, conditions, end_on_sigterm, ending, parser, say
 from benchmarks.report import commit_of_tree, folder_of, save, table
 from mpmmu_rt._optional import require
 from mpmmu_rt.errors import MpmmuError
@@ -192,16 +192,7 @@ def run(report: dict[str, Any], keep: Callable[[], object], deadline: Deadline) 
     report |= {"checked": [], "sanitizer": {}, "ceilings": None, "times": [], "errors": []}
     clocks: list[Clock] = []
 
-    def step(name: str, work: Callable[[], object]) -> None:
-        print(f"{name}: {deadline.left():.0f} s left", file=sys.stderr)
-        try:
-            if deadline.passed:
-                report["errors"].append(f"{name}: not run: {OUT_OF_TIME}")
-            else:
-                work()
-        except Exception as error:  # noqa: BLE001  # of CuPy, CUDA and torch, all kinds: the rest goes on
-            report["errors"].append(f"{name}: {failure(error)}")
-        keep()
+    step = Steps(report, keep, deadline)
 
     def measure_ceilings() -> None:
         clocks.append(Clock())

@@ -46,7 +46,7 @@ from benchmarks.gpu.kernel_check import (
 from benchmarks.gpu.kernel_report import markdown, problems
 from benchmarks.gpu.kernel_resources import BATCHES, resources
 from benchmarks.gpu.kernel_times import REPEATS, Clock, Row, ceilings, time_pool, time_torch
-from benchmarks.gpu.stage import OUT_OF_TIME, Deadline, conditions, end_on_sigterm, failure, parser, say
+from benchmarks.gpu.stage import Deadline, Steps, conditions, end_on_sigterm, parser, say
 from benchmarks.report import RESULTS, commit_of_tree, folder_of, save
 from mpmmu_rt import machine
 from mpmmu_rt._optional import require
@@ -90,17 +90,7 @@ def run_steps(report: dict[str, Any], ahead: Ahead, keep: Callable[[], object], 
     report |= {"checked": [], "sanitizer": {}, "ceilings": None, "times": [], "errors": []}
     clocks: list[Clock] = []
 
-    def step(name: str, work: Callable[[], object]) -> None:
-        """One that raises, or has no time left, is recorded."""
-        print(f"{name}: {deadline.left():.0f} s left", file=sys.stderr)
-        try:
-            if deadline.passed:
-                report["errors"].append(f"{name}: not run: {OUT_OF_TIME}")
-            else:
-                work()
-        except Exception as error:  # noqa: BLE001  # of CuPy, CUDA and torch, all kinds: what was measured is kept
-            report["errors"].append(f"{name}: {failure(error)}")
-        keep()
+    step = Steps(report, keep, deadline)
 
     def checked(found: list[dict[str, Any]]) -> None:
         report["checked"] += found

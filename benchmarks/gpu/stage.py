@@ -87,6 +87,25 @@ def failure(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:1500]
 
 
+class Steps:
+    """Steps of a stage, into `report["errors"]`: one that raises, or has no time left, is recorded, and the rest goes
+    on. keep: called after each."""
+
+    def __init__(self, report: dict[str, Any], keep: Callable[[], object], deadline: Deadline) -> None:
+        self._errors, self._keep, self._deadline = report["errors"], keep, deadline
+
+    def __call__(self, name: str, work: Callable[[], object]) -> None:
+        print(f"{name}: {self._deadline.left():.0f} s left", file=sys.stderr)
+        try:
+            if self._deadline.passed:
+                self._errors.append(f"{name}: not run: {OUT_OF_TIME}")
+            else:
+                work()
+        except Exception as error:  # noqa: BLE001  # of CuPy, CUDA and torch, all kinds: what was measured is kept
+            self._errors.append(f"{name}: {failure(error)}")
+        self._keep()
+
+
 def say(error: MpmmuError) -> int:
     """Two lines on stderr; returns the exit code."""
     print(f"error: {error}", file=sys.stderr)
