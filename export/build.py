@@ -117,7 +117,8 @@ def export_checkpoint(
     wanted = wanted or Wanted()
     cases = all_cases.of_manifest(parity_manifest, preprocessing, progress)[0] if parity_manifest else None
     if calibration_manifest:
-        calibration, listed = all_cases.of_manifest(calibration_manifest, preprocessing, progress)
+        halved = cases is None
+        calibration, listed = all_cases.of_manifest(calibration_manifest, preprocessing, progress, people=halved)
         gate = cases
         if gate is None:
             calibration, gate = all_cases.halves(calibration, listed)

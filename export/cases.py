@@ -9,7 +9,7 @@ from typing import cast
 
 import numpy as np
 
-from mpmmu_rt.cases import Case, read_manifest, require_complete
+from mpmmu_rt.cases import Case, read_manifest, require_complete, require_people
 from mpmmu_rt.errors import UsageError
 from mpmmu_rt.image_warnings import ImageWarning, warnings_of
 from mpmmu_rt.images import Preprocessing, read_with_warnings
@@ -53,10 +53,15 @@ def phantoms(count: int, seed: int, preprocessing: Preprocessing, progress: Prog
     return Data(pixels, labels, f"{count} generated phantoms")
 
 
-def of_manifest(path: StrPath, preprocessing: Preprocessing, progress: Progress) -> tuple[Data, tuple[Case, ...]]:
-    """Every case of the manifest at `path`. Raises what reading it and its images raises."""
+def of_manifest(
+    path: StrPath, preprocessing: Preprocessing, progress: Progress, *, people: bool = False
+) -> tuple[Data, tuple[Case, ...]]:
+    """Every case of the manifest at `path`. people: it is to be split by person. Raises what reading it and its images
+    raises."""
     path = Path(path)
     manifest = read_manifest(path)
+    if people:
+        require_people(manifest)
     labelled = all(case.label is not None for case in manifest.cases)
     require_complete(manifest, labels=False)
     images: dict[Modality, list[Array]] = {modality: [] for modality in MODALITIES}

@@ -2,7 +2,7 @@
 
 A manifest is a UTF-8 CSV with a header and the columns `case_id,mammography,ultrasound`, and optionally
 `label` (0 benign, 1 malignant) and `patient` (groups the rows of one person, for splitting). Paths are
-relative to the CSV. Other columns are ignored.
+relative to the CSV. Other columns are ignored, and those named that may have been meant (`columns`).
 """
 
 from __future__ import annotations
@@ -11,16 +11,18 @@ import csv
 import hashlib
 import io
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from .columns import near_misses
 from .errors import ManifestError
 from .spec import MODALITIES, Modality, StrPath
 
 REQUIRED_COLUMNS = ("case_id", "mammography", "ultrasound")
 MAX_MANIFEST_BYTES = 64 * 2**20
 CASE_ID_LENGTH = 200
+DELIMITERS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,13 @@ class Manifest:
     path: Path
     cases: tuple[Case, ...]
     sha256: str
+    near: Mapping[str, str] = field(default_factory=dict)  # see `columns.near_misses`
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What was probably meant otherwise, and is no error."""
+        said = "{}: the column `{}` is not read; did you mean `{}`?"
+        return tuple(said.format(self.path, given, meant) for meant, given in self.near.items())
 
 
 def read_manifest(path: StrPath) -> Manifest:
@@ -83,7 +92,17 @@ def read_manifest(path: StrPath) -> Manifest:
             hint="add one row per case: " + ",".join(REQUIRED_COLUMNS),
         )
     _check_unique(path, cases)
-    return Manifest(path, cases, hashlib.sha256(data).hexdigest())
+    return Manifest(path, cases, hashlib.sha256(data).hexdigest(), near_misses(header))
+
+
+def require_people(manifest: Manifest) -> None:
+    """Raise `ManifestError` where rows are to be split by person, and a column that may tell persons is not read."""
+    if given := manifest.near.get("patient"):
+        raise ManifestError(
+            f"{manifest.path} has the column `{given}` and none named `patient`, expected to know which rows are one "
+            "person's: they must not be split",
+            hint=f"rename `{given}` to `patient`, or to something else if every row is another person's",
+        )
 
 
 def require_complete(manifest: Manifest, *, labels: bool) -> None:
@@ -98,7 +117,7 @@ def require_complete(manifest: Manifest, *, labels: bool) -> None:
         if labels and case.label is None:
             raise ManifestError(
                 f"{manifest.path}: case `{case.case_id}` has no label, expected 0 (benign) or 1 (malignant)",
-                hint="add a `label` column",
+                hint=f"rename `{near}` to `label`" if (near := manifest.near.get("label")) else "add a `label` column",
             )
 
 
@@ -119,10 +138,19 @@ def _check_header(path: Path, header: Sequence[str]) -> None:
     if not header:
         raise ManifestError(f"{path} is empty, expected a CSV header", hint=",".join(REQUIRED_COLUMNS))
     missing = [name for name in REQUIRED_COLUMNS if name not in header]
+    other = next((name for mark, name in DELIMITERS.items() if len(header) == 1 and mark in header[0]), None)
+    if missing and other:
+        raise ManifestError(
+            f"{path} has its cells separated by {other}, expected commas",
+            hint="save it as CSV with commas between cells and points in decimals",
+        )
     if missing:
+        near = near_misses(header)
+        meant = "; ".join(f"rename `{near[name]}` to `{name}`" for name in missing if name in near)
+        names = f"the header must name {','.join(REQUIRED_COLUMNS)}, separated by commas, and may name label,patient"
         raise ManifestError(
             f"{path} has the columns {', '.join(header)}; missing: {', '.join(missing)}",
-            hint=f"the header must name {','.join(REQUIRED_COLUMNS)}, separated by commas, and may name label,patient",
+            hint=f"{meant}: {names}" if meant else names,
         )
     twice = [name for name, count in Counter(header).items() if count > 1]
     if twice:

@@ -422,6 +422,12 @@ CASES: dict[str, tuple[Maker, str, int]] = {
     "manifest: empty": (manifest(""), RUN, 1),
     "manifest: a header and no case": (manifest(HEADER), RUN, 1),
     "manifest: no header": (manifest("a,mg.png,us.png,1\n"), RUN, 1),
+    "manifest: tabs": (manifest("case_id\tmammography\tultrasound\na\tmg.png\tus.png\n"), RUN, 1),
+    "manifest: persons under another name": (
+        manifest("case_id,mammography,ultrasound,label,PatientID\na,mg.png,us.png,0,P\nb,us.png,mg.png,1,P\n"),
+        "train {m} -o {p}/new",
+        1,
+    ),
     "manifest: semicolons": (manifest("case_id;mammography;ultrasound\na;mg.png;us.png\n"), RUN, 1),
     "manifest: a column is missing": (manifest("case_id,mammography\na,mg.png\n"), RUN, 1),
     "manifest: a column twice": (manifest(HEADER.strip() + ",label\na,mg.png,us.png,0,1\n"), RUN, 1),

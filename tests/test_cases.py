@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mpmmu_rt import cases
-from mpmmu_rt.cases import Case, Manifest, read_manifest, require_complete
+from mpmmu_rt.cases import Case, Manifest, read_manifest, require_complete, require_people
 from mpmmu_rt.errors import ManifestError
 
 HEADER = "case_id,mammography,ultrasound,label\n"
@@ -74,7 +74,8 @@ def test_patients_group_cases(tmp_path: Path) -> None:
         ("\n\n", "is empty, expected a CSV header"),
         (HEADER, "has a header and no case"),
         ("case_id,mammography\na,m\n", "missing: ultrasound"),
-        ("case_id;mammography;ultrasound\na;m;u\n", "missing: case_id, mammography, ultrasound"),
+        ("case_id;mammography;ultrasound\na;m;u\n", "cells separated by semicolons, expected commas"),
+        ("case_id\tmammography\tultrasound\na\tm\tu\n", "cells separated by tabs, expected commas"),
         ("Case_ID,mammography,ultrasound\na,m,u\n", "missing: case_id"),
         ("a,m.png,u.png\n", "missing: case_id, mammography, ultrasound"),
         ("case_id,mammography,ultrasound,label,label\na,m,u,0,1\n", "names the column `label` twice"),
@@ -142,3 +143,42 @@ def test_training_needs_complete_cases(tmp_path: Path, row: str, labels: bool, p
 def test_labels_are_needed_only_where_asked(tmp_path: Path) -> None:
     require_complete(read(tmp_path, HEADER + "a,m,u,\n"), labels=False)
     require_complete(read(tmp_path, HEADER + "a,m,u,1\n"), labels=True)
+
+
+@pytest.mark.parametrize(
+    ("header", "near"),
+    [
+        ("case_id,mammography,ultrasound,label,patient", {}),
+        ("case_id,mammography,ultrasound,label,patient,patient_id", {}),
+        ("case_id,mammography,ultrasound,label,patient_id", {"patient": "patient_id"}),
+        ("case_id,mammography,ultrasound,PatientID,Label", {"patient": "PatientID", "label": "Label"}),
+        ("case_id,mammography,ultrasound,subject", {"patient": "subject"}),
+        ("case_id,mammography,ultrasound,Patient No.,labels", {"patient": "Patient No.", "label": "labels"}),
+        ("case_id,mammography,ultrasound,pateint", {"patient": "pateint"}),
+        ("case_id,mammography,ultrasound,patient_age,birads,view,labeller,density,source", {}),
+    ],
+)
+def test_columns_that_were_probably_meant(tmp_path: Path, header: str, near: dict[str, str]) -> None:
+    manifest = read(tmp_path, f"{header}\n{','.join('a' if i < 3 else '' for i in range(header.count(',') + 1))}\n")
+    assert manifest.near == near
+    assert len(manifest.remarks) == len(near)
+
+
+def test_a_required_column_that_was_probably_meant_is_in_the_hint(tmp_path: Path) -> None:
+    with pytest.raises(ManifestError) as caught:
+        read(tmp_path, "CaseID,Mammogram,ultrasound\na,m,u\n")
+    assert str(caught.value.hint).startswith("rename `CaseID` to `case_id`; rename `Mammogram` to `mammography`: ")
+
+
+def test_persons_that_are_not_told_are_refused_where_they_decide_a_split(tmp_path: Path) -> None:
+    manifest = read(tmp_path, "case_id,mammography,ultrasound,label,patient_id\na,m,u,0,P\nb,m2,u2,1,P\n")
+    with pytest.raises(ManifestError, match="has the column `patient_id` and none named `patient`") as caught:
+        require_people(manifest)
+    assert "rename `patient_id` to `patient`" in str(caught.value.hint)
+    require_people(read(tmp_path, "case_id,mammography,ultrasound,label\na,m,u,0\n"))
+
+
+def test_a_label_that_was_probably_meant_is_in_the_hint(tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match="has no label") as caught:
+        require_complete(read(tmp_path, "case_id,mammography,ultrasound,Class\na,m,u,1\n"), labels=True)
+    assert caught.value.hint == "rename `Class` to `label`"

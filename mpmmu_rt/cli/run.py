@@ -81,6 +81,8 @@ def run(
         )
         decode_ms = summary.decode_ms / max(1, summary.cases - summary.resumed)
         note(f"ms per pair: decode {decode_ms:.2f} (in other threads), {stages}")
+    for remark in cases.remarks:
+        note(f"warning: {remark}")
     if summary.warned:
         note(
             f"warning: {summary.warned} of {summary.cases} rows of {output} have warnings; the first is "

@@ -65,6 +65,8 @@ def _verify(
 
     second = _second(path, manifest, target, against)
     cases = read_manifest(manifest) if manifest else None
+    for remark in cases.remarks if cases else ():
+        note(f"warning: {remark}")
     own, facts = None, None
     with load(path, target) as predictor:
         if second is not None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mpmmu_rt.cases import Manifest, require_complete
+from mpmmu_rt.cases import Manifest, require_complete, require_people
 from mpmmu_rt.errors import ManifestError
 from mpmmu_rt.image_warnings import ImageWarning, warnings_of
 from mpmmu_rt.images import Preprocessing, read_with_warnings
@@ -70,6 +70,7 @@ def data_from_manifest(manifest: Manifest, preprocessing: Preprocessing, progres
     Raises `ManifestError` if a row lacks an image or its label, or if two patients share a file, which would
     leak through the split; `ImageError` for the first image that can't be read: training data must be whole.
     """
+    require_people(manifest)
     require_complete(manifest, labels=True)
     groups = tuple(case.group for case in manifest.cases)
     files: dict[Modality, dict[Path, int]] = {}

@@ -23,7 +23,7 @@ from mpmmu_rt.engines.openvino import ENGINE
 from mpmmu_rt.engines.shared.gpu import gpu
 from mpmmu_rt.engines.tensorrt import RTX, TENSORRT, TensorRt
 from mpmmu_rt.engines.tensorrt.sidecar import Profile, Sidecar, read_profile
-from mpmmu_rt.errors import EngineError, MissingPackage, ParityError, UnfitTarget, UsageError
+from mpmmu_rt.errors import EngineError, ManifestError, MissingPackage, ParityError, UnfitTarget, UsageError
 from mpmmu_rt.export import Data, Limits, Wanted, export_checkpoint, targets
 from mpmmu_rt.export.cases import halves, of_manifest
 from mpmmu_rt.export.draft import Draft
@@ -153,6 +153,19 @@ def test_a_calibration_manifest_is_halved_by_patient() -> None:
     np.testing.assert_array_equal(second.labels, [3, 4, 5, 9, 10, 11])
     with pytest.raises(UsageError, match="holds 1 patient"):
         halves(Data(pixels, None, "x"), cases[:3])
+
+
+def test_a_calibration_manifest_whose_persons_are_not_known_is_not_halved(
+    checkpoint_folder: Path, phantom_manifest: Path, tmp_path: Path
+) -> None:
+    """Their rows would be on both sides, and INT8 judged on patients that it was calibrated on."""
+    text = phantom_manifest.read_text().splitlines()
+    listed = tmp_path / "manifest.csv"
+    header = text[0].replace("patient", "source")
+    listed.write_text("\n".join([f"{header},PatientID", *(f"{row},p" for row in text[1:])]))
+    with pytest.raises(ManifestError, match="has the column `PatientID` and none named `patient`"):
+        export_checkpoint(checkpoint_folder, tmp_path / "new.bundle", calibration_manifest=listed)
+    assert not (tmp_path / "new.bundle").exists()
 
 
 @pytest.mark.slow
