@@ -633,6 +633,11 @@ CASES: dict[str, tuple[Maker, str, int]] = {
     "argument: output's folder does not exist": (nothing, "run {b} {m} -o {p}/no/out.csv", 1),
     "argument: output is the manifest": (nothing, "run {b} {m} -o {m} --overwrite", 1),
     "argument: an unfinished run is there": (journal_of_another, RUN, 1),
+    "argument: another file where a run's document belongs": (
+        lambda place: (place.path / "out.csv.json").write_text("a letter"),
+        RUN,
+        1,
+    ),
     "argument: --resume of another run": (journal_of_another, RUN + " --resume", 1),
     "argument: bench result into a folder": (nothing, "bench {b} --json {p}", 1),
     "argument: bench result into no folder": (nothing, "bench {b} --json {p}/no/x.json", 1),

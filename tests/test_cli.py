@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import os
 import re
@@ -18,7 +19,7 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from mpmmu_rt import __version__
-from mpmmu_rt.bundle import seal
+from mpmmu_rt.bundle import Bundle, seal
 from mpmmu_rt.cli import _report, app, debug_first
 
 COMMANDS = ("train", "export", "verify", "run", "predict", "bench", "report", "inspect", "doctor", "phantom")
@@ -208,6 +209,38 @@ def test_run_json_is_one_document_on_stdout(bundle_folder: Path, phantom_manifes
     assert (entry["cases"], entry["predicted"], entry["failed"], entry["output"]) == (12, 12, 0, str(out))
     assert entry["target"] == "onnxruntime:fp32"
     assert result.exit_code == 0
+
+
+def test_what_predictions_were_made_with_lies_beside_them(
+    bundle_folder: Path, phantom_manifest: Path, out: Path
+) -> None:
+    printed = document(call("run", bundle_folder, phantom_manifest, "-o", out, "--json"))
+    beside = out.with_name("out.csv.json")
+    entry = json.loads(beside.read_text())
+    assert entry == printed
+    assert (entry["schema"], entry["warning"]) == ("mpmmu-run/2", None)
+    assert entry["output_sha256"] == hashlib.sha256(out.read_bytes()).hexdigest()
+    assert entry["manifest"]["sha256"] == hashlib.sha256(phantom_manifest.read_bytes()).hexdigest()
+    bundle = Bundle.open(bundle_folder)
+    assert entry["bundle"] == {"name": bundle.name, "digest": bundle.digest, "trained": True}
+    assert (entry["threshold"], entry["preprocessing"]) == (bundle.threshold, bundle.preprocessing.to_json())
+    assert entry["started"] <= entry["ended"]
+    assert entry["machine"]["packages"]["onnxruntime"]
+    out.unlink()
+    assert call("run", bundle_folder, phantom_manifest, "-o", out).exit_code == 0, "an earlier run's gives way"
+    beside.write_text("a letter")
+    refused = call("run", bundle_folder, phantom_manifest, "-o", out, "--overwrite")
+    assert (refused.exit_code, beside.read_text()) == (1, "a letter")
+    assert two_lines(refused)[0].startswith(f"error: {beside} exists and is no document of a run")
+
+
+def test_an_untrained_model_is_told_beside_its_predictions(folder: Path, phantom_manifest: Path, out: Path) -> None:
+    entry = json.loads((folder / "bundle.json").read_text())
+    seal(folder, {key: value for key, value in entry.items() if key not in ("files", "sha256")} | {"trained": False})
+    assert call("run", folder, phantom_manifest, "-o", out).exit_code == 0
+    beside = json.loads(out.with_name("out.csv.json").read_text())
+    assert beside["warning"].startswith("UNTRAINED")
+    assert beside["bundle"]["trained"] is False
 
 
 def test_run_with_a_case_that_fails(bundle_folder: Path, phantom_manifest: Path, tmp_path: Path, out: Path) -> None:

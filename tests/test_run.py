@@ -205,7 +205,8 @@ def test_a_run_that_was_killed_goes_on_where_it_stopped(
     failed_before = sum(f"case-{index}" in journal_ids for index in (3, 88))
     assert summary["predicted"] == 88 - (done[-1] - failed_before)
     assert out.read_bytes() == whole.read_bytes()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["killed.csv", "manifest.csv", "whole.csv"]
+    names = ["killed.csv", "killed.csv.json", "manifest.csv", "whole.csv", "whole.csv.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
 
 
 class Stop(Exception):

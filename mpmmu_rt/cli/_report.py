@@ -172,6 +172,11 @@ def width() -> int:
     return min(120, shutil.get_terminal_size((80, 24)).columns)
 
 
+def count(number: int, noun: str) -> str:
+    """`1 prediction`, `2 predictions`."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def milliseconds(value: float | None, digits: int = 1) -> str:
     return "-" if value is None else f"{value:.{digits}f} ms"
 

@@ -7,7 +7,7 @@ import typer
 
 from mpmmu_rt.errors import ImageError
 
-from ._report import bars, milliseconds, note, print_json
+from ._report import bars, count, milliseconds, note, print_json
 from .export import warn_untrained
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def run(
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
     """Predict every case of a manifest; exit code 1 if the images of any could not be read."""
-    from mpmmu_rt import verified
+    from mpmmu_rt import run_record, verified
     from mpmmu_rt.bundle import Bundle
     from mpmmu_rt.cases import read_manifest
     from mpmmu_rt.engines import engine
@@ -39,7 +39,8 @@ def run(
     from mpmmu_rt.run import run as run_manifest
     from mpmmu_rt.spec import Target
 
-    cases = read_manifest(manifest)
+    cases, started = read_manifest(manifest), run_record.now()
+    run_record.check_place(output)
     opened, wanted = Bundle.open(bundle), Target.parse(target)
     engine(wanted)
     verdict = verified.look_up(opened, wanted)
@@ -65,12 +66,14 @@ def run(
             progress=progress,
         )
         trained, head, remarks = predictor.bundle.trained, predictor.head_target, predictor.remarks
+        entry = run_record.record(predictor, cases, output, summary, verdict, started)
+    place = run_record.keep(output, entry)
     if as_json:
-        facts = {"target": target, "head_target": str(head), "remarks": list(remarks), "output": str(output)}
-        print_json({"schema": "mpmmu-run/1", **facts, **summary.to_json(), "verified": verdict.to_json()})
+        print_json(entry)
     note(
-        f"wrote {output}: {summary.cases - summary.failed} predictions, {summary.failed} errors"
-        + (f" ({summary.resumed} rows were there already)" if summary.resumed else "")
+        f"wrote {output}: {count(summary.cases - summary.failed, 'prediction')}, {count(summary.failed, 'error')}"
+        + (f" ({count(summary.resumed, 'row')} there already)" if summary.resumed else "")
+        + f"; what they were made with: {place.name}"
     )
     if summary.batch_latency:
         latency = summary.batch_latency

@@ -1,0 +1,79 @@
+"""What predictions were made with: the document that stands beside them, and that `run --json` prints."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from .cases import Manifest
+from .errors import OutputError
+from .files import atomic_file, sha256_file
+from .machine import describe
+from .predictor import Predictor
+from .run import Summary
+from .verified import Verdict
+
+SCHEMA = "mpmmu-run/2"
+UNTRAINED = "UNTRAINED model: these probabilities mean nothing"
+
+
+def place_of(output: Path) -> Path:
+    """`predictions.csv.json` beside `predictions.csv`."""
+    return output.with_name(f"{output.name}.json")
+
+
+def check_place(output: Path) -> None:
+    """Before the work: raise `OutputError` where something else than an earlier run's document takes its place."""
+    place = place_of(output)
+    if place.exists() and not _is_ours(place):
+        raise OutputError(
+            f"{place} exists and is no document of a run, expected a free place for what predictions are made with",
+            hint="choose another -o, or move it away",
+        )
+
+
+def _is_ours(place: Path) -> bool:
+    if not place.is_file():
+        return False
+    with place.open("rb") as file:
+        return b'"schema": "mpmmu-run/' in file.read(200)
+
+
+def now() -> str:
+    """UTC, ISO 8601."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def record(
+    predictor: Predictor, manifest: Manifest, output: Path, summary: Summary, verdict: Verdict, started: str
+) -> dict[str, Any]:
+    """JSON values; `output` is written already, and told by its digest. started: of `now`."""
+    bundle = predictor.bundle
+    return {
+        "schema": SCHEMA,
+        "output": str(output),
+        "output_sha256": sha256_file(output),
+        "bundle": {"name": bundle.name, "digest": bundle.digest, "trained": bundle.trained},
+        "warning": None if bundle.trained else UNTRAINED,
+        "manifest": {"path": str(manifest.path), "sha256": manifest.sha256},
+        "target": str(predictor.target),
+        "head_target": str(predictor.head_target),
+        "threshold": bundle.threshold,
+        "preprocessing": bundle.preprocessing.to_json(),
+        "started": started,
+        "ended": now(),
+        **summary.to_json(),
+        "remarks": [*predictor.remarks, *manifest.remarks],
+        "verified": verdict.to_json(),
+        "machine": describe(),
+    }
+
+
+def keep(output: Path, entry: dict[str, Any]) -> Path:
+    """Write `entry` beside `output`, whole or not at all; returns its path."""
+    place = place_of(output)
+    with atomic_file(place) as partial:
+        partial.write_text(json.dumps(entry, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    return place
