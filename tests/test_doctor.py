@@ -109,7 +109,7 @@ def test_the_cache_is_described(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     [
         (("onnxruntime:fp32",), 0, ""),
         (("onnxruntime:fp32", "tensorrt:fp16"), 1, "error: the target tensorrt needs"),
-        (("onnxruntime:fp16",), 1, "error: target `onnxruntime:fp16` asks for fp16"),
+        (("onnxruntime:fp16",), 2, "error: target `onnxruntime:fp16` asks for fp16"),
         (("onnxruntime",), 2, "error: target is `onnxruntime`, expected"),
     ],
 )
