@@ -98,37 +98,31 @@ def before(output: str, *nodes: onnx.NodeProto, constants: Mapping[str, Any]) ->
     return change
 
 
-def mixed(output: str, above: int) -> Change:
-    """The rows of `output` in reverse, in batches of more than `above`: as engines did (NVIDIA/TensorRT#4853)."""
+def regrouped(output: str, above: int, *taken: onnx.NodeProto) -> Change:
+    """Other rows of `output` in batches of more than `above`. taken: makes `f_taken` of `f_rows`."""
     node = helper.make_node
     return before(
         output,
         node("Shape", ["raw"], ["f_shape"]),
         node("Gather", ["f_shape", "f_zero"], ["f_count"]),
         node("Range", ["f_zero", "f_count", "f_one"], ["f_rows"]),
-        node("Sub", ["f_count", "f_one"], ["f_last"]),
-        node("Sub", ["f_last", "f_rows"], ["f_reverse"]),
+        *taken,
         node("Greater", ["f_count", "f_above"], ["f_large"]),
-        node("Where", ["f_large", "f_reverse", "f_rows"], ["f_taken"]),
-        node("Gather", ["raw", "f_taken"], [output], axis=0),
+        node("Where", ["f_large", "f_taken", "f_rows"], ["f_order"]),
+        node("Gather", ["raw", "f_order"], [output], axis=0),
         constants={name: np.array(value) for name, value in (("f_zero", 0), ("f_one", 1), ("f_above", above))},
     )
 
 
+def mixed(output: str, above: int) -> Change:
+    """The rows of `output` in reverse, in batches of more than `above`: as engines did (NVIDIA/TensorRT#4853)."""
+    last = helper.make_node("Sub", ["f_count", "f_one"], ["f_last"])
+    return regrouped(output, above, last, helper.make_node("Sub", ["f_last", "f_rows"], ["f_taken"]))
+
+
 def first_for_all(output: str) -> Change:
     """The first row for every row of a batch of more than `MANY`."""
-    node = helper.make_node
-    return before(
-        output,
-        node("Shape", ["raw"], ["f_shape"]),
-        node("Gather", ["f_shape", "f_zero"], ["f_count"]),
-        node("Range", ["f_zero", "f_count", "f_one"], ["f_rows"]),
-        node("Mul", ["f_rows", "f_zero"], ["f_first"]),
-        node("Greater", ["f_count", "f_above"], ["f_large"]),
-        node("Where", ["f_large", "f_first", "f_rows"], ["f_taken"]),
-        node("Gather", ["raw", "f_taken"], [output], axis=0),
-        constants={name: np.array(value) for name, value in (("f_zero", 0), ("f_one", 1), ("f_above", MANY))},
-    )
+    return regrouped(output, MANY, helper.make_node("Mul", ["f_rows", "f_zero"], ["f_taken"]))
 
 
 def times(output: str, factor: float, above: int = 0) -> Change:

@@ -28,7 +28,6 @@ import random
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +41,7 @@ from .counts import Counts, Moved, count, moved
 from .errors import MpmmuError, UsageError
 from .files import MAX_JSON_BYTES, atomic_file, parse_json_object, read_bounded
 from .gate import STATISTICS, Estimate, Rule, Verdict, statistics
+from .machine import now
 from .progress import Progress, silent
 
 SCHEMA = "mpmmu-baseline/1"
@@ -126,8 +126,10 @@ class Baseline:
 
 @dataclass(frozen=True)
 class Judgement:
-    """turns: the new ones. floor: see `Baseline.floor`, as shares. different: conditions that are not the same."""
+    """stored: what was judged by. turns: the new ones. floor: see `Baseline.floor`, as shares. different: conditions
+    that are not the same."""
 
+    stored: Baseline
     verdict: Verdict
     answer: str  # a key of EXIT_CODES
     rule: Rule
@@ -200,8 +202,8 @@ def save(
     progress("turns", MOST_TURNS, MOST_TURNS)
     if len(turns) < FEWEST_TURNS:
         raise _too_short(budget_s, FEWEST_TURNS * (longest + budget_s / max(1, len(turns))))
-    now = Session(datetime.now(UTC).isoformat(timespec="seconds"), turns, control)
-    found = Baseline(here, bundle.name, bundle.digest, counted, [*earlier, now][-MOST_SESSIONS:])
+    session = Session(now(), turns, control)
+    found = Baseline(here, bundle.name, bundle.digest, counted, [*earlier, session][-MOST_SESSIONS:])
     found.write(path)
     return found
 
@@ -262,6 +264,7 @@ def judge_against(
     progress("turns", round(budget_s), round(budget_s))
     answer = {"slower": "far slower", "not slower": "no alarm"}.get(verdict.answer, verdict.answer)
     return Judgement(
+        stored=stored,
         verdict=verdict,
         answer=answer if different else verdict.answer,
         rule=rule,

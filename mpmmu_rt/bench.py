@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,12 @@ from .curves import check_gaps, idle_gaps, sweep, sweep_json
 from .errors import UsageError
 from .latency import Effort, Latency, Measured, measure, summarise
 from .ledger import ledger
-from .machine import describe
+from .machine import describe, now
 from .predictor import Predictor
 from .progress import Progress, silent
 from .spec import Array, Target
 from .stability import Conditions, Snapshot, judge, observe, take
-from .tiles import hold_to_golden as hold_to_golden
-from .tiles import tile as tile
+from .tiles import hold_to_golden, tile
 
 SCHEMA = "mpmmu-bench/2"
 MOST_PAIRS = 4096
@@ -105,7 +103,7 @@ def bench(
     )
     entry = {
         "schema": SCHEMA,
-        "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "measured_at": now(),
         "target": str(target),
         "head_target": str(head),
         "remarks": list(remarks),
@@ -169,10 +167,6 @@ def _conditions(latency: Latency, done: Measured, before: Snapshot, after: Snaps
 
 def _parity(bundle: Bundle, target: Target) -> dict[str, Any] | None:
     """What the export measured of this target in decisions; None where it said nothing of it."""
-    found = bundle.entry["precision"].get(f"{target.engine}:{target.precision}")
-    if found is None and str(target) == bundle.entry["parity"].get("target"):
-        found = bundle.entry["parity"]
-    if found is None:
-        return None
+    found = bundle.proof(target)
     wanted = ("passed", "cases", "decisions_flipped", "auc_original", "auc_exported", "source")
-    return {name: found[name] for name in wanted if name in found}
+    return {name: found[name] for name in wanted if name in found} if found else None

@@ -151,6 +151,12 @@ class Bundle:
     def targets(self) -> tuple[str, ...]:
         return tuple(self.entry["targets"])
 
+    def proof(self, target: Target) -> Mapping[str, Any]:
+        """What the export reported of a target: of the first one its parity; {} where it said nothing."""
+        parity = self.entry["parity"]
+        found: Mapping[str, Any] = parity if parity.get("target") == target.plain else {}
+        return found or self.entry["precision"].get(target.plain, {})
+
     def require_proven(self, target: Target) -> None:
         """Raise `UsageError` for a target that the export did not prove."""
         if str(target) not in self.targets:
@@ -193,11 +199,10 @@ class Bundle:
 
     def golden_of(self, target: Target, golden: Mapping[str, Array]) -> dict[str, Array]:
         """`embedding` and `probability` of an INT8 target when it was proven, out of `golden`. Raises `BundleError`."""
-        plain = f"{target.engine}:{target.precision}"
-        names = {name: f"{plain}.{name}" for name in ("embedding", "probability")}
+        names = {name: f"{target.plain}.{name}" for name in ("embedding", "probability")}
         if missing := [name for name in names.values() if name not in golden]:
             raise BundleError(
-                f"{self.path / self.entry['golden']} lacks `{missing[0]}`, expected what {plain} said at export",
+                f"{self.path / self.entry['golden']} lacks `{missing[0]}`, expected what {target.plain} said at export",
                 hint=_HINT,
             )
         return {name: golden[stored] for name, stored in names.items()}

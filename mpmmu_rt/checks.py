@@ -29,6 +29,12 @@ class Check:
         return {"name": self.name, "value": value, "limit": self.limit, "passed": self.passed}
 
 
+def decide(probability: Array, threshold: float) -> Array:
+    """Malignant or not, bool of the shape of `probability`. Compared as float32, as probabilities are printed: one that
+    reads 0.7 is at the threshold 0.7 in every NumPy."""
+    return np.asarray(np.asarray(probability, np.float32) >= np.float32(threshold))
+
+
 def relative_difference(got: Array, want: Array) -> float:
     """max |got - want| / max |want|: the error in units of the tensor's own scale; infinite for other shapes or NaN."""
     if got.shape != want.shape or not np.isfinite(got).all():

@@ -160,7 +160,7 @@ def graphs(bundle: Bundle, target: Target, head: Target) -> Counts:
 def achieved(bundle: Bundle, target: Target) -> Counts:
     """`precision.<graph>`: the share of multiply-accumulates in each precision, as the export found and wrote it down
     for this target: in its report, or in the sidecars of its engines. Nothing for others."""
-    stored = bundle.entry["precision"].get(f"{target.engine}:{target.precision}", {}).get("achieved") or {}
+    stored = bundle.proof(target).get("achieved") or {}
     folder = f"{target_folder(target.engine, target.precision)}/"
     for name in bundle.entry["files"]:
         if name.startswith(folder) and name.endswith(".engine.json"):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from .bundle import Bundle
-from .checks import Check, crossing_limit
+from .checks import Check, crossing_limit, decide
 from .facts import CROSSING_TOLERANCE, PROBABILITY_TOLERANCE
 from .metrics import area_under_curve, brier_score, calibration_error, share_interval
 from .spec import Array, Target
@@ -85,11 +85,6 @@ class Decisions:
         }
 
 
-def decide(probability: Array, threshold: float) -> Array:
-    """bool [N]: malignant. Compared as float32, as `run` prints and compares it."""
-    return np.asarray(probability, np.float32) >= np.float32(threshold)
-
-
 def compare(reference: Array, new: Array, labels: Array, threshold: float) -> Decisions:
     """probabilities float [N] of both; labels int [N]: 0, 1 or `UNKNOWN`."""
     before, after = decide(reference, threshold), decide(new, threshold)
@@ -139,9 +134,7 @@ def limits_of(bundle: Bundle, targets: tuple[Target, ...]) -> Mapping[str, float
 def recorded(bundle: Bundle, target: Target) -> Mapping[str, Any]:
     """What the export has measured of the decisions of `target`, which its families store under different keys; {} for
     one that was not judged."""
-    plain = f"{target.engine}:{target.precision}"
-    report = bundle.entry["parity"] if bundle.entry["parity"].get("target") == plain else None
-    report = report or bundle.entry["precision"].get(plain, {})
+    report = bundle.proof(target)
     parts: list[Any] = [report, report.get("gate"), report.get("graph")]
     return next((part for part in parts if isinstance(part, dict) and "cases" in part), {})
 

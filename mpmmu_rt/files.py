@@ -76,6 +76,12 @@ def atomic_file(path: Path, *, private: bool = False) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def write_json(path: Path, entry: object) -> None:
+    """`entry` as a document for people too, whole or not at all; NaN is no JSON."""
+    with atomic_file(path) as partial:
+        partial.write_text(json.dumps(entry, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
 @contextmanager
 def atomic_folder(path: Path, *, marker: str, overwrite: bool) -> Iterator[Path]:
     """Yield a temporary folder beside `path`; when the block succeeds it becomes `path`, else it goes away.

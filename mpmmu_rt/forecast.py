@@ -37,6 +37,7 @@ from typing import Any
 
 import numpy as np
 
+from .checks import decide
 from .forests import Forests
 from .metrics import poisson_quantile
 from .spec import Array
@@ -114,19 +115,19 @@ def forecast(
     if min(len(half.mine) for half in halves) < LEAST:
         return None
     trees = forests.trees if forests else 0
-    wanted = _decisions(head(reference), threshold)
+    wanted = decide(head(reference), threshold)
     leaves = forests.leaves(reference) if forests and trees else None
     flipped, crossed = [], []
     for half in halves:
         flips, leaps = [], []
         for row in half.lent:
             moved = _lend(reference[half.mine], reference[row], new[row])
-            flips.append(_decisions(head(moved), threshold) != wanted[half.mine])
+            flips.append(decide(head(moved), threshold) != wanted[half.mine])
             if forests and leaves is not None:
                 leaps.append((forests.leaves(moved) != leaves[half.mine]).sum(1))
         flipped.append(np.stack(flips, 1).astype(np.float64))
         crossed.append(np.stack(leaps or flips, 1).astype(np.float64))
-    happened = int((_decisions(head(new), threshold) != wanted).sum())
+    happened = int((decide(head(new), threshold) != wanted).sum())
     crossings = distance = None
     if forests and leaves is not None:
         crossings = _crossings(halves, crossed, int((forests.leaves(new) != leaves).sum()))
@@ -163,10 +164,6 @@ def _lend(mine: Array, reference: Array, new: Array) -> Array:
         ratio = np.abs(mine) / np.abs(reference)
     growth = np.minimum(np.sqrt(np.where(np.isfinite(ratio), ratio, 0)), _MOST_GROWTH)
     return np.asarray(mine + (new - reference) * growth, np.float32)
-
-
-def _decisions(probability: Array, threshold: float) -> Array:
-    return np.asarray(probability, np.float32) >= np.float32(threshold)
 
 
 def _summed(halves: Sequence[_Half], counted: Sequence[Array]) -> tuple[float, float, float, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import platform
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,11 @@ _PACKAGES = (
     "tensorrt",
     "pillow",
 )
+
+
+def now() -> str:
+    """UTC, ISO 8601, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def describe() -> dict[str, Any]:

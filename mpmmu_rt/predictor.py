@@ -14,6 +14,7 @@ from typing import Self
 import numpy as np
 
 from .bundle import CLASSES, Bundle, Graph
+from .checks import decide
 from .engines import Counted, engine
 from .errors import AnswerError, PixelsError, UsageError
 from .images import read_with_warnings
@@ -45,9 +46,8 @@ class Prediction:
 
     @property
     def malignant(self) -> Array:
-        """bool [N]: probability ≥ threshold, both as float32, in which they are printed: one that reads 0.7 is at the
-        threshold 0.7 in every NumPy."""
-        return np.asarray(self.probability >= np.float32(self.threshold))
+        """bool [N]."""
+        return decide(self.probability, self.threshold)
 
     @property
     def decision(self) -> tuple[str, ...]:
@@ -119,7 +119,7 @@ class Predictor:
     def predict_files(self, mammography: Paths, ultrasound: Paths, *, frame: int | None = None) -> Prediction:
         """The prediction of image files: one of each, or as many of each, row by row of the same patient.
 
-        frame: which to take of files that hold several. What a header says against an image that is read is an
+        frame: which to take of files that hold several. What a header says against an image that is read is a
         `HeaderWarning`. Raises like `predict`, `ImageError` for a file that can't be read or must not be trusted, and
         `UsageError` for other numbers of files.
         """

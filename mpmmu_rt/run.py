@@ -21,6 +21,7 @@ import numpy as np
 
 from .bundle import CLASSES, Bundle
 from .cases import Case, Manifest
+from .checks import decide
 from .errors import AnswerError, ImageError, OutputError
 from .files import atomic_file
 from .images import Preprocessing, read_with_warnings
@@ -205,8 +206,7 @@ def _predict_the_others(
 
 
 def _decide(probability: float | np.float32, bundle: Bundle) -> str:
-    """Compared as float32, as printed: a probability that reads 0.7 is at the threshold 0.7 in every NumPy."""
-    return CLASSES[int(np.float32(probability) >= np.float32(bundle.threshold))]
+    return CLASSES[int(decide(np.asarray(probability), bundle.threshold))]
 
 
 class Decoder:

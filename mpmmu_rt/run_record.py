@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from .cases import Manifest
 from .errors import OutputError
-from .files import atomic_file, sha256_file
-from .machine import describe
+from .files import sha256_file, write_json
+from .machine import describe, now
 from .predictor import Predictor
 from .run import Summary
 from .verified import Verdict
@@ -41,15 +39,10 @@ def _is_ours(place: Path) -> bool:
         return b'"schema": "mpmmu-run/' in file.read(200)
 
 
-def now() -> str:
-    """UTC, ISO 8601."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
 def record(
     predictor: Predictor, manifest: Manifest, output: Path, summary: Summary, verdict: Verdict, started: str
 ) -> dict[str, Any]:
-    """JSON values; `output` is written already, and told by its digest. started: of `now`."""
+    """JSON values; `output` is written already, and told by its digest. started: of `machine.now`."""
     bundle = predictor.bundle
     return {
         "schema": SCHEMA,
@@ -74,6 +67,5 @@ def record(
 def keep(output: Path, entry: dict[str, Any]) -> Path:
     """Write `entry` beside `output`, whole or not at all; returns its path."""
     place = place_of(output)
-    with atomic_file(place) as partial:
-        partial.write_text(json.dumps(entry, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    write_json(place, entry)
     return place

@@ -73,7 +73,12 @@ class Target:
 
     def __str__(self) -> str:
         at = f"@{','.join(map(str, self.capabilities))}" if self.capabilities else ""
-        return f"{self.engine}:{self.precision}{at}"
+        return f"{self.plain}{at}"
+
+    @property
+    def plain(self) -> str:
+        """Without compute capabilities: what a bundle's reports are kept by."""
+        return f"{self.engine}:{self.precision}"
 
     @classmethod
     def parse(cls, text: str) -> Target:

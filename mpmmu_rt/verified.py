@@ -11,11 +11,9 @@ and from taking a verdict to another machine, bundle or version; not an attacker
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +22,7 @@ from .bundle import Bundle
 from .engines import head_target, known_engine
 from .engines.shared.gpu import gpu
 from .errors import MpmmuError, ParityError
-from .files import MAX_JSON_BYTES, atomic_file, parse_json_object, read_bounded
+from .files import MAX_JSON_BYTES, parse_json_object, read_bounded, write_json
 from .spec import Target
 
 SCHEMA = "mpmmu-verified/1"
@@ -93,7 +91,7 @@ def keep(
         "name": bundle.name,
         "target": str(target),
         "passed": _passed(checks),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "date": machine.now(),
         "facts": facts,
         "machine": machine.describe(),
         "checks": list(checks),
@@ -104,8 +102,7 @@ def keep(
         "says": "what `mpmmu-rt verify` found; no signature: whoever may write this file may write anything into it",
         "records": [*others, record],
     }
-    with atomic_file(path) as partial:
-        partial.write_text(json.dumps(entry, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    write_json(path, entry)
     return path
 
 

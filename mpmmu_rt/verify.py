@@ -15,7 +15,7 @@ from functools import partial
 
 import numpy as np
 
-from .checks import Check, probability_difference, relative_difference
+from .checks import Check, decide, probability_difference, relative_difference
 from .decisions import recorded
 from .engines import Session, TellsPrecision, engines, known_engine
 from .errors import AnswerError, EngineError
@@ -177,7 +177,7 @@ def _golden_checks(
     ]
     embedding = relative_difference(prediction.embedding, golden["embedding"])
     probability = probability_difference(prediction.probability, golden["probability"])
-    flipped = (prediction.probability >= threshold) != (golden["probability"] >= threshold)
+    flipped = decide(prediction.probability, threshold) != decide(golden["probability"], threshold)
     clear = np.abs(golden["probability"] - threshold) >= tolerance.margin
     return [
         *checks,
@@ -195,7 +195,7 @@ def _precision_checks(predictor: Predictor) -> list[Check]:
     target, found = predictor.target, known_engine(predictor.target)
     if target.precision != "int8" or not isinstance(found, TellsPrecision):
         return []
-    report = predictor.bundle.entry["precision"].get(_plain(target), {})
+    report = predictor.bundle.proof(target)
     if not isinstance(report.get("layers"), int):
         return []
     claimed = report["layers"] - len(report["kept_float"])
@@ -231,10 +231,6 @@ def _steadiness(predictor: Predictor, prediction: Prediction, golden: Mapping[st
     relative = 2 * min(2 * (checks.get("embedding, relative") or here), tolerance.relative)
     probability = 2 * min(2 * (stored.get("max_difference") or tolerance.probability), tolerance.probability)
     return Steadiness(max(relative, RELATIVE_TOLERANCE), max(probability, PROBABILITY_TOLERANCE))
-
-
-def _plain(target: Target) -> str:
-    return f"{target.engine}:{target.precision}"
 
 
 def self_consistency(

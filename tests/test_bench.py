@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mpmmu_rt.bench import bench, tile
+from mpmmu_rt.bench import bench
 from mpmmu_rt.bundle import Bundle, seal
 from mpmmu_rt.cli._bench_text import describe
 from mpmmu_rt.errors import BundleError, EngineError, UsageError
 from mpmmu_rt.latency import Effort
 from mpmmu_rt.spec import MODALITIES, Array, Target
+from mpmmu_rt.tiles import tile
 
 SHORT = Effort(warmup_ms=1, measure_ms=5, min_samples=6, max_samples=200, max_warmup_ms=1)
 FP32 = Target("onnxruntime", "fp32")

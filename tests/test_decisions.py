@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from mpmmu_rt.bundle import Bundle
-from mpmmu_rt.decisions import UNKNOWN, checks_of, compare, decide, limits_of, recorded
+from mpmmu_rt.checks import decide
+from mpmmu_rt.decisions import UNKNOWN, checks_of, compare, limits_of, recorded
 from mpmmu_rt.export.quantization import Limits
 from mpmmu_rt.export.quantization import compare as at_export
 from mpmmu_rt.spec import Array, Target

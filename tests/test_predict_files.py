@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -62,6 +63,19 @@ def test_the_command_says_the_same(bundle_folder: Path, phantom_manifest: Path, 
     broken = CliRunner().invoke(app, [*command, str(bundle_folder / "bundle.json")])
     assert (broken.exit_code, broken.stdout) == (1, "")
     assert [line.partition(":")[0] for line in broken.stderr.splitlines()] == ["error", "hint"]
+
+
+def test_the_command_says_whether_it_was_verified(bundle_folder: Path, phantom_manifest: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(bundle_folder, tmp_path / "copy.bundle"))
+    case = read_manifest(phantom_manifest).cases[0]
+    command = ["predict", str(folder), "--mammography", str(case.mammography), "--ultrasound", str(case.ultrasound)]
+    assert "is not verified on this machine" in CliRunner().invoke(app, command).stderr
+    assert CliRunner().invoke(app, [*command, "--require-verified"]).exit_code == 3
+    assert CliRunner().invoke(app, ["verify", str(folder)]).exit_code == 0
+    done = CliRunner().invoke(app, [*command, "--require-verified", "--json"])
+    assert done.exit_code == 0, done.stderr
+    assert json.loads(done.stdout)["verified"]["passed"] is True
+    assert "was verified on this machine on" in done.stderr
 
 
 def test_what_a_header_says_is_a_warning(bundle_folder: Path, save_dicom: Callable[..., Path]) -> None:

@@ -13,8 +13,8 @@ from mpmmu_rt.gate import Rule
 from mpmmu_rt.options import allowances, duration, share
 from mpmmu_rt.spec import Target
 
-from ._report import bars, check_output, note, print_json, table, write_json
-from .compare import describe_counts, estimate_row
+from ._report import bars, check_output, fitted, note, print_json, wrapped, write_json
+from .compare import describe_counts, estimate_row, note_counts
 
 
 def save_baseline(path: Path, bundle: Path, target: Target, batch: int, *, budget: str) -> None:
@@ -61,7 +61,7 @@ def judge_baseline(
     if json_to == "-":
         print_json(entry)
     else:
-        typer.echo(_describe(path, Baseline.read(path), entry, target, batch))
+        typer.echo(_describe(path, found.stored, entry, target, batch))
         if json_to:
             write_json(Path(json_to), entry)
     if found.different:
@@ -69,12 +69,10 @@ def judge_baseline(
             f"note: under other conditions ({'; '.join(found.different)}) only a slowdown of "
             f"{found.rule.max_slowdown:.0%} or more would be seen"
         )
-    if found.more:
-        names = " ".join(f"--allow-counts {one.name}" for one in found.more)
-        note(f"note: {len(found.more)} counts grew or changed; what is meant to is allowed by {names}")
+    note_counts(found.more)
     if found.answer == "cannot tell":
         note(f"note: cannot tell: {found.verdict.reason}; `mpmmu-rt compare` judges two bundles on one machine")
-    raise typer.Exit(4 if found.more else EXIT_CODES[found.answer])
+    raise typer.Exit(EXIT_CODES["slower" if found.more else found.answer])
 
 
 def _describe(path: Path, stored: Baseline, entry: dict[str, Any], target: Target, batch: int) -> str:
@@ -84,13 +82,15 @@ def _describe(path: Path, stored: Baseline, entry: dict[str, Any], target: Targe
     days = ", ".join(one.taken[:10] for one in stored.sessions)
     return "\n".join(
         [
-            f"A: {stored.bundle} ({stored.digest[:12]}) on {target}, {len(earlier)} turns of {days} in {path}",
-            f"B: {entry['bundle']} ({entry['bundle_digest'][:12]}) on {target}, now",
+            wrapped(f"A: {stored.bundle} ({stored.digest[:12]}) on {target}, {len(earlier)} turns of {days} in {path}"),
+            wrapped(f"B: {entry['bundle']} ({entry['bundle_digest'][:12]}) on {target}, now"),
             "",
             *describe_counts(entry | {"counts": {"a": stored.counts, "b": entry["counts"]}}),
-            table(["call", "A ms", "B ms", "B against A", "interval", "machine"], rows),
+            fitted(["call", "A ms", "B ms", "B against A", "interval", "machine"], rows),
             "",
-            f"{entry['answer']}: {entry['reason']} (allowed: {entry['rule']['max_slowdown']:.1%}; {entry['rounds']} "
-            f"turns of fresh processes, batch {batch})",
+            wrapped(
+                f"{entry['answer']}: {entry['reason']} (allowed: {entry['rule']['max_slowdown']:.1%}; "
+                f"{entry['rounds']} turns of fresh processes, batch {batch})"
+            ),
         ]
     )

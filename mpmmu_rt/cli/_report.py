@@ -93,10 +93,9 @@ def print_json(entry: Any) -> None:
 
 
 def write_json(path: Path, entry: Any) -> None:
-    from mpmmu_rt.files import atomic_file
+    from mpmmu_rt import files
 
-    with atomic_file(path) as partial:
-        partial.write_text(json.dumps(entry, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    files.write_json(path, entry)
     note(f"wrote {path}")
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -65,10 +66,15 @@ def compare(
         write_html(html_to, entry)
     if found.verdict.answer == "cannot tell":
         note(f"note: cannot tell: {found.verdict.reason}; --budget {2 * seconds:.0f}s gives it more rounds")
-    if more := found.more:
+    note_counts(found.more)
+    raise typer.Exit(EXIT_CODES["slower" if found.more else found.verdict.answer])
+
+
+def note_counts(more: Sequence[Moved]) -> None:
+    """How to allow counts that must not have moved, if there are any."""
+    if more:
         names = " ".join(f"--allow-counts {one.name}" for one in more)
         note(f"note: {len(more)} counts grew or changed; what is meant to is allowed by {names}")
-    raise typer.Exit(EXIT_CODES["slower" if more else found.verdict.answer])
 
 
 def describe_counts(entry: dict[str, Any]) -> list[str]:

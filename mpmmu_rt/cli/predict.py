@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ._proven import looked_up, note_verdict, warn_never_run
 from ._report import note, print_json, wrapped
 from .export import warn_untrained
 
@@ -18,6 +19,9 @@ def predict(
     frame: Annotated[
         int | None, typer.Option("--frame", min=0, help="Frame to take of files that hold several, from 0.")
     ] = None,
+    require_verified: Annotated[
+        bool, typer.Option("--require-verified", help="Refuse a bundle that `verify` did not pass on this machine.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Predict one pair of images. A manifest of many: `mpmmu-rt run`."""
@@ -29,6 +33,8 @@ def predict(
     opened, wanted = Bundle.open(bundle), Target.parse(target)
     engine(wanted)
     opened.require_proven(wanted)
+    verdict = looked_up(opened, wanted, require=require_verified)
+    warn_never_run(opened, wanted, bundle)
     with Predictor(opened, wanted) as predictor, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", HeaderWarning)
         found = predictor.predict_files(mammography, ultrasound, frame=frame)
@@ -45,6 +51,7 @@ def predict(
         "images": {"mammography": str(mammography), "ultrasound": str(ultrasound)},
         "warnings": said,
         "remarks": list(remarks),
+        "verified": verdict.to_json(),
     }
     if as_json:
         print_json(entry)
@@ -57,4 +64,5 @@ def predict(
         note(wrapped(f"warning: {one}"))
     for one in remarks:
         note(f"note: {one}")
+    note_verdict(verdict, wanted, bundle)
     warn_untrained(opened.trained)

@@ -1,17 +1,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from mpmmu_rt.errors import ImageError
 
+from ._proven import looked_up, note_verdict, warn_never_run
 from ._report import bars, count, milliseconds, note, print_json
 from .export import warn_untrained
-
-if TYPE_CHECKING:
-    from mpmmu_rt.verified import Verdict
 
 
 def run(
@@ -31,29 +29,22 @@ def run(
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
     """Predict every case of a manifest; exit code 1 if the images of any could not be read."""
-    from mpmmu_rt import run_record, verified
+    from mpmmu_rt import run_record
     from mpmmu_rt.bundle import Bundle
     from mpmmu_rt.cases import read_manifest
     from mpmmu_rt.engines import engine
+    from mpmmu_rt.machine import now
     from mpmmu_rt.predictor import Predictor
     from mpmmu_rt.run import run as run_manifest
     from mpmmu_rt.spec import Target
 
-    cases, started = read_manifest(manifest), run_record.now()
+    cases, started = read_manifest(manifest), now()
     run_record.check_place(output)
     opened, wanted = Bundle.open(bundle), Target.parse(target)
     engine(wanted)
-    verdict = verified.look_up(opened, wanted)
-    if require_verified and target in opened.targets:  # of any other, another reason is given below
-        verified.require(verdict, opened, wanted)
+    verdict = looked_up(opened, wanted, require=require_verified)
     with Predictor(opened, wanted) as predictor, bars() as progress:
-        # TensorRT engines that were built where there was no GPU are listed, and nobody has seen them run.
-        report = predictor.bundle.entry["precision"].get(target, {"passed": True})
-        if report["passed"] is None:
-            note(
-                f"warning: {target} was built and never run when {bundle} was exported; `mpmmu-rt verify` it on this "
-                "device first"
-            )
+        warn_never_run(opened, wanted, bundle)
         opened.require_proven(wanted)
         summary = run_manifest(
             predictor,
@@ -93,7 +84,7 @@ def run(
         )
     for remark in remarks:
         note(f"note: {remark}")
-    note(_said(verdict, bundle, target))
+    note_verdict(verdict, wanted, bundle)
     warn_untrained(trained)
     if summary.failed:
         raise ImageError(
@@ -101,13 +92,3 @@ def run(
             f"{summary.first_error}",
             hint=f"the column `error` of {output} says why for each",
         )
-
-
-def _said(verdict: Verdict, bundle: Path, target: str) -> str:
-    if verdict.passed:
-        return f"{target} was verified on this machine on {verdict.date} ({verdict.checks} checks)"
-    if verdict.passed is False:
-        return f"warning: {target} failed its verification on this machine on {verdict.date}: {verdict.why}"
-    return (
-        f"note: {target} is not verified on this machine: {verdict.why}; `mpmmu-rt verify {bundle} --target {target}`"
-    )

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from mpmmu_rt.errors import EngineError, UsageError
-from mpmmu_rt.files import MAX_JSON_BYTES, atomic_file, parse_json_object, read_bounded, sha256_file
+from mpmmu_rt.files import MAX_JSON_BYTES, atomic_file, parse_json_object, read_bounded, sha256_file, write_json
 
 Flavour = Literal["tensorrt_rtx", "tensorrt"]
 SCHEMA = "mpmmu-engine/1"
@@ -87,8 +87,7 @@ class Sidecar:
         return {"schema": SCHEMA, **asdict(self), "capabilities": list(self.capabilities)}
 
     def write(self, path: Path) -> None:
-        with atomic_file(path) as partial:
-            partial.write_text(json.dumps(self.to_json(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        write_json(path, self.to_json())
 
     @classmethod
     def read(cls, path: Path) -> Sidecar:
