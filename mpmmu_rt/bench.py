@@ -116,6 +116,7 @@ def bench(
         "contract": contract,
         "conditions": conditions.to_json(),
         "machine": conditions.facts["machine"],
+        "warning": bundle.warning,
         "bundle": {"name": bundle.name, "trained": bundle.trained, "parity": _parity(bundle, target)},
         "bundle_digest": bundle.digest,
         "peak_rss_bytes": cold.peak_rss_bytes,

@@ -28,7 +28,8 @@
     attention_pool {weights: path, kinds: {modality: "eca", "cbam" or "none"}}; null where only graphs can pool
     golden         path
     targets        the targets that the export has verified; `parity` and `precision` say how
-    head           how the forests of `head` and `head_onnxruntime` are evaluated, and notes for the user
+    head           how the forests of `head` and `head_onnxruntime` are evaluated, the names of the base learners, and
+                   notes for the user
     precision      target → what was measured of it in decisions, for every target but the first
     model, card, provenance, parity: for people; `inspect` prints them
     files          path → {sha256, bytes}, every file of the bundle but bundle.json
@@ -66,6 +67,7 @@ ENGINES = "engines"
 POOL_WEIGHTS = "onnx/attention_pool.npz"
 MAX_POOL_BYTES = 2**28
 CLASSES = ("benign", "malignant")
+UNTRAINED = "UNTRAINED model: its probabilities mean nothing"
 
 HeadGraph = Literal["head", "head_onnxruntime"]
 Graph = Literal[
@@ -148,8 +150,19 @@ class Bundle:
         return self.entry["trained"] is True
 
     @property
+    def warning(self) -> str | None:
+        """What every output made with an untrained model says on its own."""
+        return None if self.trained else UNTRAINED
+
+    @property
     def targets(self) -> tuple[str, ...]:
         return tuple(self.entry["targets"])
+
+    @property
+    def learners(self) -> tuple[str, ...] | None:
+        """The names of the head's base learners, as `base_probability` has them; None where an old bundle has none."""
+        names = self.entry["head"].get("head", {}).get("learners")
+        return None if names is None else tuple(map(str, names))
 
     def proof(self, target: Target) -> Mapping[str, Any]:
         """What the export reported of a target: of the first one its parity; {} where it said nothing."""

@@ -75,7 +75,7 @@ class Comparison:
     verdict: Verdict
     turns: Turns
     seconds: float
-    digests: tuple[str, str]
+    bundles: tuple[Bundle, Bundle]
     counts: tuple[Counts, Counts]
     moved: list[Moved]  # counts that differ
 
@@ -97,8 +97,13 @@ class Comparison:
             "rule": asdict(self.rule),
             "batch": self.batch,
             **{
-                name: {"bundle": str(side.path), "digest": digest, "target": str(side.target)}
-                for name, side, digest in zip("ab", (self.a, self.b), self.digests, strict=True)
+                name: {
+                    "bundle": str(side.path),
+                    "digest": bundle.digest,
+                    "target": str(side.target),
+                    "warning": bundle.warning,
+                }
+                for name, side, bundle in zip("ab", (self.a, self.b), self.bundles, strict=True)
             },
             "samples_ms": asdict(self.turns),
             "seconds": self.seconds,
@@ -130,7 +135,7 @@ def compare(
     if budget_s <= 0 or batch < 1:
         raise UsageError(f"budget {budget_s:g} s and batch {batch}, expected more than 0 s and at least 1 pair")
     rule = rule or Rule()
-    digests = Bundle.open(a.path).digest, Bundle.open(b.path).digest
+    bundles = Bundle.open(a.path), Bundle.open(b.path)
     sides, counts = (a, b), list[Counts]()
     for done, side in enumerate(sides):
         progress("counts", done, len(sides))
@@ -140,7 +145,7 @@ def compare(
     started = time.monotonic()
     turns, verdict = race(sides, batch, rule=rule, budget_s=budget_s, turn_s=turn_s, progress=progress)
     spent = time.monotonic() - started
-    return Comparison(a, b, batch, rule, verdict, turns, spent, digests, (counts[0], counts[1]), differ)
+    return Comparison(a, b, batch, rule, verdict, turns, spent, bundles, (counts[0], counts[1]), differ)
 
 
 def take_turn(side: Side, batch: int, turn_s: float) -> list[float]:

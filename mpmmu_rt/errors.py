@@ -16,6 +16,7 @@
     ├── UnsupportedEstimator      a scikit-learn estimator that the head exporter does not know
     ├── ExportError               a graph that could not be made
     │   └── UnfitTarget           a model that a target can't have
+    ├── Interrupted               by Ctrl-C or a signal, in the middle of work                exit code 130, 143
     └── ParityError               the exported model differs from the original, or was
                                   not shown here to be the same                           exit code 3
 
@@ -92,6 +93,10 @@ class AnswerError(EngineError):
 
 class UnknownTarget(UsageError, EngineError):
     pass
+
+
+class Interrupted(MpmmuError):
+    exit_code = 130
 
 
 class UnsupportedEstimator(MpmmuError):

@@ -7,11 +7,13 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from .errors import MpmmuError, OutputError
+from .places import claimed, unwritable
 
 MAX_JSON_BYTES = 16 * 2**20
 
@@ -62,8 +64,10 @@ def atomic_file(path: Path, *, private: bool = False) -> Iterator[Path]:
 
     private: for its owner alone, whatever the umask says.
     """
-    _require_parent(path)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+    except OSError as error:
+        raise unwritable(path, error) from error
     os.close(handle)
     partial = Path(name)
     try:
@@ -82,15 +86,32 @@ def write_json(path: Path, entry: object) -> None:
         partial.write_text(json.dumps(entry, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
+def rounded(entry: Any, name: str = "") -> Any:
+    """`entry` with its floats rounded to what was measured: times in ms to 1e-4, others to nine digits, which a float32
+    needs. name: its key, or that of what it lies in, which ends in `_ms` for times."""
+    if isinstance(entry, Mapping):
+        return {key: rounded(value, name if name.endswith("_ms") else str(key)) for key, value in entry.items()}
+    if isinstance(entry, list | tuple):
+        return [rounded(value, name) for value in entry]
+    if isinstance(entry, float):
+        return round(entry, 4) if name.endswith("_ms") else float(f"{entry:.9g}")
+    return entry
+
+
 @contextmanager
 def atomic_folder(path: Path, *, marker: str, overwrite: bool) -> Iterator[Path]:
     """Yield a temporary folder beside `path`; when the block succeeds it becomes `path`, else it goes away.
 
     An existing `path` is replaced only if `overwrite` is set and it holds the file `marker`: a folder of
-    another kind is never deleted. Raises `OutputError`.
+    another kind is never deleted. Raises `OutputError`, also where another process is writing `path`.
     """
     check_replaceable(path, marker=marker, overwrite=overwrite)
-    _require_parent(path)
+    with claimed(path), _replacing(path, marker=marker, overwrite=overwrite) as partial:
+        yield partial
+
+
+@contextmanager
+def _replacing(path: Path, *, marker: str, overwrite: bool) -> Iterator[Path]:
     partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
     try:
         yield partial
@@ -121,11 +142,3 @@ def check_replaceable(path: Path, *, marker: str, overwrite: bool) -> None:
         )
     if not overwrite:
         raise OutputError(f"{path} exists already, expected a free path", hint="choose another -o, or pass --overwrite")
-
-
-def _require_parent(path: Path) -> None:
-    if not path.parent.is_dir():
-        raise OutputError(
-            f"the folder {path.parent} does not exist, expected the place to write {path.name} into",
-            hint=f"mkdir -p {path.parent}",
-        )

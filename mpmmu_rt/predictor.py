@@ -179,8 +179,10 @@ class Predictor:
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """What stands in here for what was asked for, and why, such as an engine that was built anew."""
-        return self._pipeline.remarks
+        """What stands in here for what was asked for, and why, such as an engine that was built anew; first of all
+        that the model is untrained."""
+        said = self.bundle.warning
+        return (*([said] if said else []), *self._pipeline.remarks)
 
     def counts(self, cases: int) -> dict[str, int | str]:
         """What the engine tells of a call of so many cases, which has run before: see `mpmmu_rt.counts`."""

@@ -1,46 +1,46 @@
 """Batched inference on files: decoding overlaps with inference, and no row is ever lost or made twice.
 
-Finished rows go to a journal beside the output (`predictions.csv.partial`), flushed to the disk batch by batch. When
-every case has its row, the output is written in the manifest's order, under a temporary name, and renamed.
+Finished rows go to a journal beside the output (`predictions.csv.partial`, `mpmmu_rt.journal`), flushed to the disk
+batch by batch. When every case has its row, the output is written in the manifest's order, under a temporary name, and
+renamed.
 """
 
 from __future__ import annotations
 
-import csv
-import json
-import os
+import hashlib
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .bundle import CLASSES, Bundle
+from .bundle import Bundle
 from .cases import Case, Manifest
-from .checks import decide
-from .errors import AnswerError, ImageError, OutputError
-from .files import atomic_file
+from .errors import AnswerError, ImageError, OutputError, UsageError
+from .files import sha256_file
 from .images import Preprocessing, read_with_warnings
+from .journal import COLUMNS as COLUMNS
+from .journal import SCHEMA, Journal, Layout, Row, decision_of, open_journal
 from .latency import Latency, summarise
 from .machine import usable_threads
-from .predictor import Predictor
+from .places import claimed
+from .predictor import Prediction, Predictor
 from .progress import Progress, silent
 from .spec import MODALITIES, Array, Modality, StrPath
 
-COLUMNS = ("case_id", "probability", "decision", "error", "warnings")
-JOURNAL_SCHEMA = "mpmmu-run/2"
-Row = tuple[str, str, str, str, str]
+EXTRAS = ("base", "embedding", "files")  # columns that can be asked for
 
 
 @dataclass(frozen=True)
 class Decoded:
     """A case and its pixels (uint8 [1, S, S] per modality), or the reason why there are none.
 
-    warnings: what the headers of its images say against them, one line; "" if nothing.
+    warnings: what the headers of its images say against them, one line; "" if nothing. digests: SHA-256 of each image
+    file, where that was asked for and it could be read.
     """
 
     case: Case
@@ -48,11 +48,13 @@ class Decoded:
     error: str
     warnings: str
     decode_ms: float
+    digests: Mapping[Modality, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What a run did. Times are wall times in ms; `batch_latency` is of full and partial batches alike."""
+    """What a run did. Times are wall times in ms; `batch_latency` is of full and partial batches alike, but for the
+    first, which is cold: `first_batch_ms`."""
 
     cases: int
     predicted: int  # in this run
@@ -64,7 +66,9 @@ class Summary:
     wall_ms: float
     decode_ms: float  # summed over all decoding threads
     batch_latency: Latency | None
+    first_batch_ms: float | None
     stages_ms: dict[str, float]
+    header: dict[str, Any]  # of the rows: what another run must have in common to go on from them
 
     @property
     def pairs_per_s(self) -> float:
@@ -81,6 +85,7 @@ class Summary:
             "decode_ms": self.decode_ms,
             "throughput_pairs_per_s": self.pairs_per_s,
             "batch_latency_ms": self.batch_latency.to_json() if self.batch_latency else None,
+            "first_batch_ms": self.first_batch_ms,
             "stages_ms": self.stages_ms,
         }
 
@@ -92,33 +97,55 @@ def run(
     *,
     batch: int = 32,
     frame: int | None = None,
+    columns: Sequence[str] = (),
     resume: bool = False,
     overwrite: bool = False,
+    retry_failed: bool = False,
     progress: Progress = silent,
 ) -> Summary:
     """Predict every case of `manifest` and write `output`, a CSV with the columns `COLUMNS`, one row per case.
 
     A case whose images can't be read, or for which the engine has no number, gets a row with its error; what a DICOM
-    header says against an image that can be read stands in the row's `warnings`. `frame` is the
-    frame to take of files that hold several. Raises `OutputError` if `output` or its journal is in the way,
-    `EngineError` if inference fails, and `MissingPackage` if a format needs a package; the journal stays, and `resume`
-    goes on from it.
+    header says against an image that can be read stands in the row's `warnings`. `frame` is the frame to take of files
+    that hold several. columns: more of them, of `EXTRAS`: "base", what each base learner says; "embedding", the SHA-256
+    of its float32 values; "files", that of both image files. resume, retry_failed: `open_journal`.
+
+    Raises `OutputError` if `output` or its journal is in the way or written by another process, `UsageError` for
+    columns that there are not, `EngineError` if inference fails, and `MissingPackage` if a format needs a package; the
+    journal stays, and `resume` goes on from it.
     """
     output = Path(output)
-    journal = _Journal.open(output, predictor, manifest, frame=frame, resume=resume, overwrite=overwrite)
-    try:
-        todo = [case for case in manifest.cases if case.case_id not in journal.rows]
-        ledger = _Ledger()
-        start = time.perf_counter()
-        with Decoder(todo, predictor.bundle.preprocessing, frame=frame, ahead=2 * batch) as decoded:
-            _predict_all(predictor, decoded, journal, ledger, batch, len(manifest.cases), progress)
-        wall_ms = (time.perf_counter() - start) * 1e3
-        rows = [journal.rows[case.case_id] for case in manifest.cases]
-        journal.finish(output, rows)
-    finally:
-        journal.close()
+    if output.resolve() == manifest.path.resolve():
+        raise OutputError(f"{output} is the manifest itself, expected another file", hint="choose another -o")
+    extra = extra_columns(predictor.bundle, columns)
+    header = {
+        "schema": SCHEMA,
+        "bundle": predictor.bundle.digest,
+        "manifest": manifest.sha256,
+        "target": str(predictor.target),
+        "frame": frame,
+        "columns": list(extra),
+    }
+    layout = Layout(header, predictor.bundle, {case.case_id for case in manifest.cases}, extra)
+    with claimed(output):
+        journal = open_journal(output, layout, resume=resume, overwrite=overwrite, retry_failed=retry_failed)
+        try:
+            todo = [case for case in manifest.cases if case.case_id not in journal.rows]
+            ledger = _Ledger()
+            start = time.perf_counter()
+            decoder = Decoder(
+                todo, predictor.bundle.preprocessing, frame=frame, ahead=2 * batch, digests="files" in columns
+            )
+            with decoder as decoded:
+                _predict_all(predictor, decoded, journal, ledger, batch, len(manifest.cases), extra, progress)
+            wall_ms = (time.perf_counter() - start) * 1e3
+            rows = [journal.rows[case.case_id] for case in manifest.cases]
+            journal.finish(output, rows)
+        finally:
+            journal.close()
     errors = [f"`{row[0]}`: {row[3]}" for row in rows if row[3]]
     warnings = [f"`{row[0]}`: {row[4]}" for row in rows if row[4]]
+    warm = ledger.batches_ms[1:]
     return Summary(
         cases=len(rows),
         predicted=ledger.predicted,
@@ -129,9 +156,31 @@ def run(
         first_warning=warnings[0] if warnings else "",
         wall_ms=wall_ms,
         decode_ms=ledger.decode_ms,
-        batch_latency=summarise(ledger.batches_ms) if ledger.batches_ms else None,
+        batch_latency=summarise(warm) if warm else None,
+        first_batch_ms=ledger.batches_ms[0] if ledger.batches_ms else None,
         stages_ms=ledger.stages_ms,
+        header=header,
     )
+
+
+def extra_columns(bundle: Bundle, asked: Sequence[str]) -> tuple[str, ...]:
+    """The columns behind `COLUMNS`, of those of `EXTRAS` that are asked for. Raises `UsageError`."""
+    if unknown := [name for name in asked if name not in EXTRAS]:
+        raise UsageError(
+            f"the column `{unknown[0]}` is asked for, expected of {', '.join(EXTRAS)}",
+            hint=f"--columns {','.join(EXTRAS)}",
+        )
+    if "base" in asked and bundle.learners is None:
+        raise UsageError(
+            f"{bundle.path} does not name its base learners, expected a bundle that does",
+            hint="export it again with this version, or leave `base` out of --columns",
+        )
+    found = {
+        "base": tuple(f"base_{name}" for name in bundle.learners or ()),
+        "embedding": ("embedding_sha256",),
+        "files": tuple(f"{modality}_sha256" for modality in MODALITIES),
+    }
+    return tuple(column for name in EXTRAS if name in asked for column in found[name])
 
 
 class _Ledger:
@@ -147,10 +196,11 @@ class _Ledger:
 def _predict_all(
     predictor: Predictor,
     decoded: Iterator[Decoded],
-    journal: _Journal,
+    journal: Journal,
     ledger: _Ledger,
     batch: int,
     total: int,
+    extra: tuple[str, ...],
     progress: Progress,
 ) -> None:
     progress("predicting", len(journal.rows), total)
@@ -158,19 +208,19 @@ def _predict_all(
     for item in decoded:
         ledger.decode_ms += item.decode_ms
         if item.error:
-            journal.add([(item.case.case_id, "", "", item.error, item.warnings)])
+            journal.add([_failed(item, item.error, extra)])
         else:
             pending.append(item)
         if len(pending) == batch:
-            journal.add(_predict(predictor, pending, ledger))
+            journal.add(_predict(predictor, pending, ledger, extra))
             pending = []
         progress("predicting", len(journal.rows), total)
     if pending:
-        journal.add(_predict(predictor, pending, ledger))
+        journal.add(_predict(predictor, pending, ledger, extra))
     progress("predicting", len(journal.rows), total)
 
 
-def _predict(predictor: Predictor, items: Sequence[Decoded], ledger: _Ledger) -> list[Row]:
+def _predict(predictor: Predictor, items: Sequence[Decoded], ledger: _Ledger, extra: tuple[str, ...]) -> list[Row]:
     start = time.perf_counter()
     pixels = {modality: np.stack([item.pixels[modality] for item in items]) for modality in MODALITIES}
     try:
@@ -178,7 +228,7 @@ def _predict(predictor: Predictor, items: Sequence[Decoded], ledger: _Ledger) ->
     except AnswerError as error:
         if not error.rows:
             raise
-        return _predict_the_others(predictor, items, ledger, error)
+        return _predict_the_others(predictor, items, ledger, extra, error)
     ledger.batches_ms.append((time.perf_counter() - start) * 1e3)
     ledger.predicted += len(items)
     for stage, spent in prediction.stages_ms.items():
@@ -186,34 +236,65 @@ def _predict(predictor: Predictor, items: Sequence[Decoded], ledger: _Ledger) ->
     return [
         (
             item.case.case_id,
-            np.format_float_positional(value, unique=True, trim="0"),
-            _decide(value, predictor.bundle),
+            _shortest(value),
+            decision_of(value, predictor.bundle),
             "",
             item.warnings,
+            *_extras(item, prediction, row, extra),
         )
-        for item, value in zip(items, prediction.probability, strict=True)
+        for row, (item, value) in enumerate(zip(items, prediction.probability, strict=True))
     ]
 
 
+def _shortest(value: np.float32) -> str:
+    """Reads back the same."""
+    return str(np.format_float_positional(value, unique=True, trim="0"))
+
+
+def _extras(item: Decoded, prediction: Prediction, row: int, extra: tuple[str, ...]) -> Iterator[str]:
+    base = iter([] if prediction.base_probability is None else prediction.base_probability[row])
+    for name in extra:
+        if name == "embedding_sha256":
+            yield hashlib.sha256(prediction.embedding[row].astype("<f4").tobytes()).hexdigest()
+        elif name.startswith("base_"):
+            yield _shortest(next(base))
+        else:
+            yield _digest_cell(item, name)
+
+
+def _digest_cell(item: Decoded, name: str) -> str:
+    return next((digest for modality, digest in item.digests.items() if name == f"{modality}_sha256"), "")
+
+
+def _failed(item: Decoded, error: str, extra: tuple[str, ...]) -> Row:
+    return (item.case.case_id, "", "", error, item.warnings, *(_digest_cell(item, name) for name in extra))
+
+
 def _predict_the_others(
-    predictor: Predictor, items: Sequence[Decoded], ledger: _Ledger, error: AnswerError
+    predictor: Predictor, items: Sequence[Decoded], ledger: _Ledger, extra: tuple[str, ...], error: AnswerError
 ) -> list[Row]:
     """Rows of a batch in which some cases have no answer: these with an error each, the others predicted again."""
     text = f"{predictor.target} gave no number for this case; {error.hint}"
-    without = [(items[row].case.case_id, "", "", text, items[row].warnings) for row in error.rows]
+    without = [_failed(items[row], text, extra) for row in error.rows]
     others = [item for row, item in enumerate(items) if row not in error.rows]
-    return [*without, *(_predict(predictor, others, ledger) if others else [])]
-
-
-def _decide(probability: float | np.float32, bundle: Bundle) -> str:
-    return CLASSES[int(decide(np.asarray(probability), bundle.threshold))]
+    return [*without, *(_predict(predictor, others, ledger, extra) if others else [])]
 
 
 class Decoder:
     """Decodes cases in threads, in order, never more than `ahead` cases ahead of the consumer."""
 
-    def __init__(self, cases: Sequence[Case], preprocessing: Preprocessing, *, frame: int | None, ahead: int) -> None:
+    def __init__(
+        self,
+        cases: Sequence[Case],
+        preprocessing: Preprocessing,
+        *,
+        frame: int | None,
+        ahead: int,
+        digests: bool = False,
+    ) -> None:
+        """digests: take those of the files, too."""
         self._cases = iter(cases)
+        self._digests = digests
         self._preprocessing = preprocessing
         self._frame = frame
         self._ahead = ahead
@@ -229,13 +310,14 @@ class Decoder:
     def _results(self) -> Iterator[Decoded]:
         while True:
             while len(self._futures) < self._ahead and (case := next(self._cases, None)) is not None:
-                self._futures.append(self._pool.submit(decode, case, self._preprocessing, self._frame))
+                job = self._pool.submit(decode, case, self._preprocessing, self._frame, digests=self._digests)
+                self._futures.append(job)
             if not self._futures:
                 return
             yield self._futures.popleft().result()
 
 
-def decode(case: Case, preprocessing: Preprocessing, frame: int | None) -> Decoded:
+def decode(case: Case, preprocessing: Preprocessing, frame: int | None, *, digests: bool = False) -> Decoded:
     """Both images of a case to pixels; what is wrong with the images becomes `error`."""
     start = time.perf_counter()
     pixels: dict[Modality, Array] = {}
@@ -248,7 +330,13 @@ def decode(case: Case, preprocessing: Preprocessing, frame: int | None) -> Decod
             warnings += [f"{modality}: {warning}" for warning in found]
     except ImageError as cause:
         error = _one_line(f"{cause}; {cause.hint}")
-    return Decoded(case, pixels, error, _one_line("; ".join(warnings)), (time.perf_counter() - start) * 1e3)
+    files = _digests(case) if digests else {}
+    return Decoded(case, pixels, error, _one_line("; ".join(warnings)), (time.perf_counter() - start) * 1e3, files)
+
+
+def _digests(case: Case) -> dict[Modality, str]:
+    paths = {modality: case.image(modality) for modality in MODALITIES}
+    return {modality: sha256_file(path) for modality, path in paths.items() if path is not None and path.is_file()}
 
 
 def _one_line(text: str) -> str:
@@ -263,117 +351,3 @@ def _path(case: Case, modality: Modality) -> Path:
     if case.mammography == case.ultrasound:
         raise ImageError(f"{path} is given for both modalities, expected an image of each", hint="correct the manifest")
     return path
-
-
-class _Journal:
-    """The finished rows, on disk: a JSON line that says what they belong to, then one CSV line per case."""
-
-    def __init__(self, path: Path, header: dict[str, Any], rows: dict[str, Row]) -> None:
-        self.path = path
-        self.rows = rows
-        self._file = path.open("a", encoding="utf-8", newline="")
-        if not rows:
-            self._file.truncate(0)
-            self._file.write(json.dumps(header) + "\n")
-
-    @classmethod
-    def open(
-        cls,
-        output: Path,
-        predictor: Predictor,
-        manifest: Manifest,
-        *,
-        frame: int | None,
-        resume: bool,
-        overwrite: bool,
-    ) -> _Journal:
-        path = output.with_name(output.name + ".partial")
-        if output.resolve() == manifest.path.resolve():
-            raise OutputError(f"{output} is the manifest itself, expected another file", hint="choose another -o")
-        if not output.parent.is_dir():
-            raise OutputError(
-                f"the folder {output.parent} does not exist, expected the place to write {output.name} into",
-                hint=f"mkdir -p {output.parent}",
-            )
-        if output.is_dir():
-            raise OutputError(f"{output} is a folder, expected a file to write", hint="name a file with -o")
-        if output.exists() and not overwrite:
-            raise OutputError(
-                f"{output} exists already, expected a free path", hint="choose another -o, or pass --overwrite"
-            )
-        header = {
-            "schema": JOURNAL_SCHEMA,
-            "bundle": predictor.bundle.digest,
-            "manifest": manifest.sha256,
-            "target": str(predictor.target),
-            "frame": frame,
-        }
-        rows: dict[str, Row] = {}
-        if path.exists() and resume:
-            rows = _read_journal(path, header, manifest, predictor.bundle)
-        elif path.exists() and not overwrite:
-            raise OutputError(
-                f"{path} holds the rows of an unfinished run, expected no such file",
-                hint="pass --resume to go on with it, or --overwrite to start again",
-            )
-        return cls(path, header, rows)
-
-    def add(self, rows: Sequence[Row]) -> None:
-        csv.writer(self._file, lineterminator="\n").writerows(rows)
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self.rows.update({row[0]: row for row in rows})
-
-    def finish(self, output: Path, rows: Sequence[Row]) -> None:
-        with atomic_file(output) as partial, partial.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(COLUMNS)
-            writer.writerows(rows)
-        self.close()
-        self.path.unlink()
-
-    def close(self) -> None:
-        self._file.close()
-
-
-def _read_journal(path: Path, header: dict[str, Any], manifest: Manifest, bundle: Bundle) -> dict[str, Row]:
-    """The whole rows of a journal; the line that a crash cut off is dropped from the file as well."""
-    data = path.read_bytes()
-    whole = data[: data.rfind(b"\n") + 1]
-    first, _, rest = whole.decode("utf-8", errors="replace").partition("\n")
-    try:
-        found = json.loads(first) if whole else header  # cut off before its first line: nothing was done
-    except ValueError:
-        found = None
-    if found != header:
-        differs = [key for key in header if not isinstance(found, dict) or found.get(key) != header[key]]
-        raise OutputError(
-            f"{path} belongs to another run (other {', '.join(differs)}), expected this run's",
-            hint="run it with what it was begun with, or pass --overwrite instead of --resume to start again",
-        )
-    known = {case.case_id for case in manifest.cases}
-    rows: dict[str, Row] = {}
-    for number, line in enumerate(rest.split("\n")[:-1], 2):
-        row = _parse_row(line, known, bundle)
-        if row is None:
-            raise OutputError(
-                f"{path} is damaged in line {number}, expected a row that this run has written",
-                hint="pass --overwrite instead of --resume to start again",
-            )
-        rows[row[0]] = row
-    if len(whole) != len(data):
-        os.truncate(path, len(whole))
-    return rows
-
-
-def _parse_row(line: str, known: Set[str], bundle: Bundle) -> Row | None:
-    """A line of the journal, if it says what a run may have written: an error, or a probability and its decision."""
-    try:
-        case_id, probability, decision, error, warnings = next(csv.reader([line], strict=True))
-        if error:
-            holds = not probability and not decision
-        else:
-            holds = 0 <= float(probability) <= 1 and decision == _decide(float(probability), bundle)
-    except (ValueError, csv.Error, StopIteration):
-        return None
-    return (case_id, probability, decision, error, warnings) if holds and case_id in known else None

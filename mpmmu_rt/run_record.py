@@ -7,14 +7,14 @@ from typing import Any
 
 from .cases import Manifest
 from .errors import OutputError
-from .files import sha256_file, write_json
+from .files import parse_json_object, read_bounded, rounded, sha256_file, write_json
+from .journal import SCHEMA
 from .machine import describe, now
 from .predictor import Predictor
 from .run import Summary
 from .verified import Verdict
 
-SCHEMA = "mpmmu-run/2"
-UNTRAINED = "UNTRAINED model: these probabilities mean nothing"
+MAX_BYTES = 2**22
 
 
 def place_of(output: Path) -> Path:
@@ -44,12 +44,13 @@ def record(
 ) -> dict[str, Any]:
     """JSON values; `output` is written already, and told by its digest. started: of `machine.now`."""
     bundle = predictor.bundle
-    return {
+    entry = {
         "schema": SCHEMA,
+        "run": summary.header,
         "output": str(output),
-        "output_sha256": sha256_file(output),
+        "output_sha256": sha256_file(output) if output != Path("-") else None,
         "bundle": {"name": bundle.name, "digest": bundle.digest, "trained": bundle.trained},
-        "warning": None if bundle.trained else UNTRAINED,
+        "warning": bundle.warning,
         "manifest": {"path": str(manifest.path), "sha256": manifest.sha256},
         "target": str(predictor.target),
         "head_target": str(predictor.head_target),
@@ -62,6 +63,15 @@ def record(
         "verified": verdict.to_json(),
         "machine": describe(),
     }
+    found: dict[str, Any] = rounded(entry)
+    return found
+
+
+def read_record(output: Path) -> dict[str, Any]:
+    """What `keep` wrote beside `output`. Raises `OutputError`."""
+    hint = "pass --overwrite instead of --retry-failed to start again"
+    place = place_of(output)
+    return dict(parse_json_object(place, read_bounded(place, MAX_BYTES, OutputError, hint), OutputError, hint))
 
 
 def keep(output: Path, entry: dict[str, Any]) -> Path:

@@ -89,6 +89,7 @@ def keep(
     record = {
         "bundle": bundle.digest,
         "name": bundle.name,
+        "warning": bundle.warning,
         "target": str(target),
         "passed": _passed(checks),
         "date": machine.now(),

@@ -126,7 +126,7 @@ def test_a_profile_that_makes_no_sense(
 @pytest.mark.slow
 def test_a_profile_reaches_the_engines(checkpoint_folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
-    arguments = ("--target", "tensorrt-rtx:fp32@89", "--profile", "4", "--json")
+    arguments = ("--target", "tensorrt-rtx:fp32@89", "--profile", "4", "--json", "-")
     result = call("export", checkpoint_folder, "-o", tmp_path / "b", *arguments)
     assert result.exit_code == 0, result.stderr
     (report,) = document(result)["precision"].values()
@@ -167,9 +167,10 @@ def test_a_defect_is_called_one_and_shows_its_traceback_only_with_debug(capsys: 
 @pytest.mark.parametrize(
     ("raised", "code", "said"),
     [
-        (KeyboardInterrupt(), 130, "error: interrupted"),
+        (KeyboardInterrupt(), 130, "error: interrupted; nothing was written"),
         (PermissionError(13, "Permission denied", "/x/y"), 1, "error: /x/y: Permission denied"),
-        (OSError(28, "No space left on device"), 1, "error: No space left on device"),
+        (OSError(28, "No space left on device", "/x/y"), 1, "error: no space left on the disk of /x/y, expected room"),
+        (RuntimeError("I/O error: No space left on device (os error 28)"), 1, "error: no space left on the disk of"),
     ],
 )
 def test_what_comes_from_outside(
@@ -185,7 +186,7 @@ def test_what_comes_from_outside(
         unlucky()
     assert caught.value.exit_code == code
     error, hint = capsys.readouterr().err.splitlines()
-    assert error == said
+    assert error.startswith(said)
     assert hint.startswith("hint: ")
 
 
@@ -204,7 +205,7 @@ def test_run(bundle_folder: Path, phantom_manifest: Path, out: Path) -> None:
 
 
 def test_run_json_is_one_document_on_stdout(bundle_folder: Path, phantom_manifest: Path, out: Path) -> None:
-    result = call("run", bundle_folder, phantom_manifest, "-o", out, "--json")
+    result = call("run", bundle_folder, phantom_manifest, "-o", out, "--json", "-")
     entry = document(result)
     assert (entry["cases"], entry["predicted"], entry["failed"], entry["output"]) == (12, 12, 0, str(out))
     assert entry["target"] == "onnxruntime:fp32"
@@ -214,11 +215,11 @@ def test_run_json_is_one_document_on_stdout(bundle_folder: Path, phantom_manifes
 def test_what_predictions_were_made_with_lies_beside_them(
     bundle_folder: Path, phantom_manifest: Path, out: Path
 ) -> None:
-    printed = document(call("run", bundle_folder, phantom_manifest, "-o", out, "--json"))
+    printed = document(call("run", bundle_folder, phantom_manifest, "-o", out, "--json", "-"))
     beside = out.with_name("out.csv.json")
     entry = json.loads(beside.read_text())
     assert entry == printed
-    assert (entry["schema"], entry["warning"]) == ("mpmmu-run/2", None)
+    assert (entry["schema"], entry["warning"]) == ("mpmmu-run/3", None)
     assert entry["output_sha256"] == hashlib.sha256(out.read_bytes()).hexdigest()
     assert entry["manifest"]["sha256"] == hashlib.sha256(phantom_manifest.read_bytes()).hexdigest()
     bundle = Bundle.open(bundle_folder)
@@ -248,13 +249,15 @@ def test_run_with_a_case_that_fails(bundle_folder: Path, phantom_manifest: Path,
     cases = [line.replace("mammography/", f"{phantom_manifest.parent}/mammography/", 1) for line in lines[1:4]]
     cases = [line.replace("ultrasound/", f"{phantom_manifest.parent}/ultrasound/", 1) for line in cases]
     (tmp_path / "m.csv").write_text("\n".join([lines[0], *cases, "bad,no.png,no.png,0"]) + "\n")
-    result = call("run", bundle_folder, tmp_path / "m.csv", "-o", out, "--json")
+    result = call("run", bundle_folder, tmp_path / "m.csv", "-o", out, "--json", "-")
     assert result.exit_code == 1
     entry = document(result)
     assert (entry["cases"], entry["predicted"], entry["failed"]) == (4, 3, 1)
     error, hint = result.stderr.splitlines()[-2:]
     assert error.startswith("error: 1 of 4 cases could not be read, expected none; the first is `bad`: ")
-    assert hint == f"hint: the column `error` of {out} says why for each"
+    assert (
+        hint == f"hint: the column `error` of {out} says why for each; once repaired, --retry-failed makes these again"
+    )
     with out.open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [bool(row["error"]) for row in rows] == [False, False, False, True]
@@ -280,7 +283,7 @@ def test_verify_that_fails_has_its_exit_code_and_still_prints_its_data(folder: P
     assert result.exit_code == 3
     assert "FAILED" in result.stdout
     assert "checks failed on onnxruntime:fp32, expected none; the first stage at fault: " in two_lines(result)[0]
-    asjson = call("verify", folder, "--json")
+    asjson = call("verify", folder, "--json", "-")
     assert asjson.exit_code == 3
     assert document(asjson)["passed"] is False
 
@@ -293,7 +296,7 @@ def test_a_check_without_a_finite_value_is_still_json(folder: Path) -> None:
     with path.open("wb") as file:
         np.savez(file, **golden)
     reseal(folder)
-    result = call("verify", folder, "--json")
+    result = call("verify", folder, "--json", "-")
     assert result.exit_code == 3
     failed = [check for check in document(result)["checks"] if not check["passed"]]
     assert [(check["name"], check["value"]) for check in failed] == [
@@ -323,7 +326,7 @@ def test_verify_of_a_damaged_bundle_is_a_document_too(folder: Path, damage: str)
         (folder / "notes.txt").write_text("mine")
     else:
         (folder / "bundle.json").write_bytes((folder / "bundle.json").read_bytes()[:-9])
-    result = call("verify", folder, "--json")
+    result = call("verify", folder, "--json", "-")
     error, hint = two_lines(result)
     said = document(result)
     assert result.exit_code == 3
@@ -335,7 +338,7 @@ def test_verify_names_the_stage_at_fault(folder: Path) -> None:
     graphs = [folder / f"onnx/{modality}_onnxruntime.onnx" for modality in ("mammography", "ultrasound")]
     shutil.copy(graphs[1], graphs[0])
     reseal(folder)
-    result = call("verify", folder, "--json")
+    result = call("verify", folder, "--json", "-")
     assert document(result)["stage_at_fault"] == "the mammography encoder"
     assert two_lines(result)[0].endswith("expected none; the first stage at fault: the mammography encoder")
 
@@ -345,7 +348,7 @@ def test_inspect(bundle_folder: Path) -> None:
     assert (result.exit_code, result.stderr) == (0, "")
     for said in ("onnxruntime:fp32  runs here", "operating threshold: 0.4", "not a medical device", "weights.bin"):
         assert said.lower() in result.stdout.lower()
-    entry = document(call("inspect", bundle_folder, "--json"))
+    entry = document(call("inspect", bundle_folder, "--json", "-"))
     assert entry == json.loads((bundle_folder / "bundle.json").read_text())
 
 
@@ -367,7 +370,7 @@ def test_doctor() -> None:
     result = call("doctor")
     assert result.exit_code == 0
     assert re.search(r"^onnxruntime:fp32 +ok", result.stdout, re.MULTILINE)
-    assert document(call("doctor", "--json"))["schema"] == "mpmmu-doctor/1"
+    assert document(call("doctor", "--json", "-"))["schema"] == "mpmmu-doctor/1"
 
 
 def test_doctor_fails_where_nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -376,7 +379,7 @@ def test_doctor_fails_where_nothing_runs(monkeypatch: pytest.MonkeyPatch) -> Non
     result = call("doctor")
     assert result.exit_code == 1
     assert "hint: onnxruntime:fp32: pip install 'mpmmu-rt[cpu]'" in result.stderr
-    assert document(call("doctor", "--json"))["targets"][0]["usable"] is False
+    assert document(call("doctor", "--json", "-"))["targets"][0]["usable"] is False
 
 
 @pytest.mark.slow
@@ -431,7 +434,7 @@ def test_exit_codes_reach_the_shell(tmp_path: Path, folder: Path) -> None:
 
 
 def test_a_reader_that_goes_away_is_no_error(bundle_folder: Path) -> None:
-    command = f"'{sys.executable}' -m mpmmu_rt inspect '{bundle_folder}' --json | head -c 1; echo ${{PIPESTATUS[0]}}"
+    command = f"'{sys.executable}' -m mpmmu_rt inspect '{bundle_folder}' --json - | head -c 1; echo ${{PIPESTATUS[0]}}"
     result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=False)
     assert (result.stdout, result.stderr) == ("{0\n", "")
 

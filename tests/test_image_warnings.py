@@ -83,7 +83,7 @@ def test_what_is_counted() -> None:
 
 @pytest.mark.slow
 def test_train_and_export_say_it_once(manifest: Path, tmp_path: Path, checkpoint_folder: Path) -> None:
-    trained = call("train", manifest, "--preset", "tiny", "--epochs", "1", "-o", tmp_path / "c", "--json")
+    trained = call("train", manifest, "--preset", "tiny", "--epochs", "1", "-o", tmp_path / "c", "--json", "-")
     assert trained.exit_code == 0, trained.stderr
     said = trained.stderr.splitlines()
     expected = [
@@ -98,7 +98,7 @@ def test_train_and_export_say_it_once(manifest: Path, tmp_path: Path, checkpoint
     assert json.loads(trained.stdout)["image_warnings"] == kept
 
     target = ("--target", "onnxruntime:fp32")
-    exported = call("export", checkpoint_folder, "--parity", manifest, *target, "-o", tmp_path / "b", "--json")
+    exported = call("export", checkpoint_folder, "--parity", manifest, *target, "-o", tmp_path / "b", "--json", "-")
     assert exported.exit_code == 0, exported.stderr
     assert exported.stderr.count("speak against them") == 1
     assert f"  3 x {BURNED}" in exported.stderr  # each row of the manifest is a case here

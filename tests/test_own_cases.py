@@ -136,7 +136,9 @@ def test_what_can_not_be_read_is_named_and_not_counted(
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)
-    result = call("verify", bundle_folder, tmp_path / "m.csv", "--target", "openvino:fp32", "--no-record", "--json")
+    result = call(
+        "verify", bundle_folder, tmp_path / "m.csv", "--target", "openvino:fp32", "--no-record", "--json", "-"
+    )
     assert result.exit_code == 0, result.stderr
     own = document(result)["own_cases"]
     assert own["decisions"]["cases"] == 11
@@ -156,7 +158,7 @@ def test_the_command(bundle_folder: Path, phantom_manifest: Path) -> None:
     assert "Δ is new - reference" in result.stdout
     assert "flipped          0 of 12: 0.0% (0.0% to 26.5%)" in result.stdout
     assert "… at export      0 of 32" in result.stdout
-    said = document(call(*verify, "--against", "openvino:fp32", "--json"))
+    said = document(call(*verify, "--against", "openvino:fp32", "--json", "-"))
     assert said["passed"] is True
     assert (said["target"], said["own_cases"]["reference"]) == ("onnxruntime:fp32", "openvino:fp32")
 
@@ -174,7 +176,7 @@ def test_what_can_not_be_compared(
     bundle_folder: Path, phantom_manifest: Path, arguments: list[str], error: str, hint: str
 ) -> None:
     filled = [part.format(m=phantom_manifest) for part in arguments]
-    result = call("verify", bundle_folder, *filled, "--no-record", "--json")
+    result = call("verify", bundle_folder, *filled, "--no-record", "--json", "-")
     assert (result.exit_code, result.stdout) == (2, "")
     lines = result.stderr.splitlines()
     assert error in lines[0]
@@ -187,7 +189,7 @@ def test_int8_is_held_to_the_limits_of_its_export(int8_folder: Path, phantom_man
     if problem := engines()["openvino"].problem("int8"):
         pytest.skip(str(problem))
     folder = Path(shutil.copytree(int8_folder, tmp_path / "copy.bundle"))
-    command = ("verify", folder, phantom_manifest, "--target", "openvino:int8", "--no-record", "--json")
+    command = ("verify", folder, phantom_manifest, "--target", "openvino:int8", "--no-record", "--json", "-")
     result = call(*command)
     assert result.exit_code == 0, result.stderr
     entry = json.loads((folder / "bundle.json").read_text())

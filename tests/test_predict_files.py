@@ -52,7 +52,7 @@ def test_files_say_what_run_says(bundle_folder: Path, phantom_manifest: Path, ro
 def test_the_command_says_the_same(bundle_folder: Path, phantom_manifest: Path, rows: list[dict[str, str]]) -> None:
     case = read_manifest(phantom_manifest).cases[0]
     command = ["predict", str(bundle_folder), "--mammography", str(case.mammography), "--ultrasound"]
-    done = CliRunner().invoke(app, [*command, str(case.ultrasound), "--json"])
+    done = CliRunner().invoke(app, [*command, str(case.ultrasound), "--json", "-"])
     assert done.exit_code == 0, done.stderr
     entry: dict[str, Any] = json.loads(done.stdout)
     assert (entry["schema"], entry["decision"], entry["warnings"]) == ("mpmmu-prediction/1", rows[0]["decision"], [])
@@ -72,7 +72,7 @@ def test_the_command_says_whether_it_was_verified(bundle_folder: Path, phantom_m
     assert "is not verified on this machine" in CliRunner().invoke(app, command).stderr
     assert CliRunner().invoke(app, [*command, "--require-verified"]).exit_code == 3
     assert CliRunner().invoke(app, ["verify", str(folder)]).exit_code == 0
-    done = CliRunner().invoke(app, [*command, "--require-verified", "--json"])
+    done = CliRunner().invoke(app, [*command, "--require-verified", "--json", "-"])
     assert done.exit_code == 0, done.stderr
     assert json.loads(done.stdout)["verified"]["passed"] is True
     assert "was verified on this machine on" in done.stderr

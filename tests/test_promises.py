@@ -119,11 +119,11 @@ def test_run_warns_of_what_was_built_and_never_run(folder: Path, phantom_manifes
 
 @pytest.mark.slow
 def test_run_and_bench_say_where_the_head_runs(bundle_folder: Path, phantom_manifest: Path, tmp_path: Path) -> None:
-    target = ("--target", "openvino:fp32", "--json")
+    target = ("--target", "openvino:fp32", "--json", "-")
     ran = call("run", bundle_folder, phantom_manifest, "-o", tmp_path / "out.csv", *target)
     assert json.loads(ran.stdout)["head_target"] == "onnxruntime:fp32"
     assert "on openvino:fp32 (head on onnxruntime:fp32)" in ran.stderr
-    measured = json.loads(call("bench", bundle_folder, "--batch", 2, "--seconds", 0.1, *target, "-").stdout)
+    measured = json.loads(call("bench", bundle_folder, "--batch", 2, "--seconds", 0.1, *target).stdout)
     assert measured["head_target"] == "onnxruntime:fp32"
     assert "head (on onnxruntime:fp32)" in measured["contract"]
 

@@ -144,7 +144,7 @@ def test_it_lies_beside_the_bundle_that_a_link_means(folder: Path, tmp_path: Pat
 
 def test_run_says_whether_it_was_verified(folder: Path, phantom_manifest: Path, tmp_path: Path) -> None:
     run = ("run", folder, phantom_manifest, "-o", tmp_path / "out.csv", "--overwrite")
-    before = call(*run, "--json")
+    before = call(*run, "--json", "-")
     assert before.exit_code == 0
     assert (
         f"not verified on this machine: there is no copy.bundle.verified.json; `mpmmu-rt verify {folder}"
@@ -160,7 +160,7 @@ def test_run_says_whether_it_was_verified(folder: Path, phantom_manifest: Path, 
     followed = call(*hint.removeprefix("hint: mpmmu-rt ").split())
     assert followed.exit_code == 0
     assert f"kept in {folder}.verified.json" in followed.stderr
-    after = call(*run, "--require-verified", "--json")
+    after = call(*run, "--require-verified", "--json", "-")
     assert after.exit_code == 0
     assert "onnxruntime:fp32 was verified on this machine on 20" in after.stderr
     assert json.loads(after.stdout)["verified"]["passed"] is True

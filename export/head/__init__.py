@@ -99,7 +99,8 @@ def lower(
     graph.op("Concat", *parts, axis=1, output="base_probability")
     model = clean(graph.model(n_features, len(parts), OPSET, ML_OPSET))
     notes = [note for node in ir.walk(probability) if (note := getattr(node, "note", ""))]
-    entry = {"engine": engine, "products": products, "forests": strategies, "notes": notes}
+    learners = _learners(estimator, len(parts))
+    entry = {"engine": engine, "products": products, "learners": learners, "forests": strategies, "notes": notes}
     model.metadata_props.add(key=REPORT_KEY, value=json.dumps(entry))
     return model
 
@@ -123,8 +124,8 @@ def _finite(graph: Graph, n_features: int) -> str:
 
 
 def report(model: onnx.ModelProto) -> dict[str, Any]:
-    """What `lower` decided: `engine`, `products`, `forests` (how each tensor's trees are evaluated), and `notes` for
-    the user."""
+    """What `lower` decided: `engine`, `products`, `learners` (their names, as `base_probability` has them), `forests`
+    (how each tensor's trees are evaluated), and `notes` for the user."""
     entry: dict[str, Any] = json.loads(next(item.value for item in model.metadata_props if item.key == REPORT_KEY))
     return entry
 
@@ -143,6 +144,16 @@ def _translate(estimator: Any, x: ir.Node, path: str) -> tuple[ir.Node, tuple[ir
     if kind == "VotingClassifier" and isinstance(whole, ir.Share) and isinstance(whole.x, ir.Sum):
         return whole, whole.x.parts
     return whole, (whole,)
+
+
+def _learners(estimator: Any, count: int) -> list[str]:
+    """What the parts that `_translate` gave are called."""
+    estimator, path = families.unwrap(estimator, "head")
+    kind = type(estimator).__name__
+    if kind == "Pipeline":
+        return _learners(estimator.steps[-1][1], count)
+    names = stacking.names(estimator, path) if kind in ("StackingClassifier", "VotingClassifier") else []
+    return names if len(names) == count else ["head"]
 
 
 def _write_forests(

@@ -26,35 +26,35 @@ from .ir import Above, Forest, Node, Sum, Trees, concat, mean, select
 _COUNTED = 10  # hard votes of which every outcome is written down
 
 
-def _names(ensemble: Any, path: str) -> list[str]:
+def names(ensemble: Any, path: str) -> list[str]:
     """The name of each fitted learner. One that was dropped after the fit still answers in scikit-learn, so the names
     are those of the fit."""
     given = getattr(ensemble, "named_estimators_", None)
     pairs = ensemble.estimators if given is None else given.items()
-    names = [name for name, one in pairs if not (isinstance(one, str) and one == "drop")]
-    if len(names) != len(ensemble.estimators_):
+    found = [name for name, one in pairs if not (isinstance(one, str) and one == "drop")]
+    if len(found) != len(ensemble.estimators_):
         refuse(
             ensemble,
             path,
-            f"of {len(names)} names for {len(ensemble.estimators_)} fitted learners, expected as many",
+            f"of {len(found)} names for {len(ensemble.estimators_)} fitted learners, expected as many",
             hint="fit it again after its learners were changed",
         )
-    return names
+    return found
 
 
 def learners(stack: Any, x: Node, path: str) -> tuple[Node, ...]:
     """What each base learner of a StackingClassifier contributes, [N, 1] each, in its order."""
-    names = _names(stack, path)
-    if len(stack.stack_method_) != len(names):
+    named = names(stack, path)
+    if len(stack.stack_method_) != len(named):
         refuse(
             stack,
             path,
-            f"of {len(stack.stack_method_)} methods for {len(names)} fitted learners, expected as many",
+            f"of {len(stack.stack_method_)} methods for {len(named)} fitted learners, expected as many",
             hint="fit it again after its learners were changed",
         )
     return tuple(
         respond(estimator, x, f"{path}.{name}", method)
-        for name, estimator, method in zip(names, stack.estimators_, stack.stack_method_, strict=True)
+        for name, estimator, method in zip(named, stack.estimators_, stack.stack_method_, strict=True)
     )
 
 
@@ -90,7 +90,7 @@ def _voting(vote: Any, x: Node, path: str) -> Node:
             "with hard voting, which has no probability, expected voting='soft'",
             hint="voting='soft', or a learner of a StackingClassifier with stack_method='predict'",
         )
-    parts = tuple(probability(e, x, f"{path}.{n}") for n, e in zip(_names(vote, path), vote.estimators_, strict=True))
+    parts = tuple(probability(e, x, f"{path}.{n}") for n, e in zip(names(vote, path), vote.estimators_, strict=True))
     return mean(parts, _weights(vote, path), 0.0, 1.0)
 
 
@@ -98,7 +98,7 @@ def _vote_label(vote: Any, x: Node, path: str) -> Node:
     """Soft votes by their mean; hard ones by the larger sum of weights, of which a tie is class 0."""
     if vote.voting == "soft":
         return label_by_probability(vote, x, path)
-    labels = [label(e, x, f"{path}.{n}") for n, e in zip(_names(vote, path), vote.estimators_, strict=True)]
+    labels = [label(e, x, f"{path}.{n}") for n, e in zip(names(vote, path), vote.estimators_, strict=True)]
     weights = _weights(vote, path)
     if weights is None:
         weights = np.ones(len(labels))

@@ -1,11 +1,12 @@
 """The command line: one file per command; each parses, calls the library, prints.
 
 Data goes to stdout, everything else to stderr. Exit codes: 0 success, 1 error, 2 usage, 3 parity or verification
-failed, 4 slower and 5 cannot tell (`compare`, `bench --baseline`).
+failed, 4 slower and 5 cannot tell (`compare`, `bench --baseline`), 130 interrupted, 143 terminated.
 """
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -82,4 +83,9 @@ for _command in (
 
 
 def main() -> None:
+    signal.signal(signal.SIGTERM, _terminate)  # so that half-written outputs are put away
     app()
+
+
+def _terminate(number: int, frame: object) -> None:
+    raise _report.Terminated

@@ -13,7 +13,7 @@ from mpmmu_rt.gate import Rule
 from mpmmu_rt.options import allowances, duration, share
 from mpmmu_rt.spec import Target
 
-from ._report import bars, check_output, fitted, note, print_json, wrapped, write_json
+from ._report import bars, check_output, fitted, note, put_json, wrapped
 from .compare import describe_counts, estimate_row, note_counts
 
 
@@ -58,12 +58,8 @@ def judge_baseline(
             progress=progress,
         )
     entry = found.to_json()
-    if json_to == "-":
-        print_json(entry)
-    else:
+    if not put_json(json_to, entry):
         typer.echo(_describe(path, found.stored, entry, target, batch))
-        if json_to:
-            write_json(Path(json_to), entry)
     if found.different:
         note(
             f"note: under other conditions ({'; '.join(found.different)}) only a slowdown of "

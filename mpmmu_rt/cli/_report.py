@@ -6,16 +6,19 @@ import functools
 import json
 import os
 import re
+import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ParamSpec
+from typing import Annotated, Any, ParamSpec
 
 import typer
 
-from mpmmu_rt.errors import MpmmuError, OutputError
+from mpmmu_rt import places
+from mpmmu_rt.errors import Interrupted, MpmmuError, OutputError
+from mpmmu_rt.files import rounded
 from mpmmu_rt.progress import Progress, silent
 
 _Arguments = ParamSpec("_Arguments")
@@ -27,6 +30,10 @@ def show_tracebacks(on: bool) -> None:
     _tracebacks = on
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: what is in the middle of work puts away what it has, as it does for Ctrl-C."""
+
+
 def reported(command: Callable[_Arguments, None]) -> Callable[_Arguments, None]:
     """Turn errors into two lines on stderr and an exit code; with --debug the traceback comes first."""
 
@@ -34,30 +41,64 @@ def reported(command: Callable[_Arguments, None]) -> Callable[_Arguments, None]:
     def wrapped(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> None:
         try:
             command(*args, **kwargs)
-        except MpmmuError as error:
-            raise typer.Exit(_fail(error, str(error), error.hint, error.exit_code)) from error
-        except KeyboardInterrupt as error:
-            raise typer.Exit(
-                _fail(error, "interrupted", "finished work is kept where the command says so", 130)
-            ) from error
+            sys.stdout.flush()  # what it says may not fit, or find nobody to read it
+        except (typer.Exit, typer.Abort):
+            raise
         except BrokenPipeError:
             # The reader has what it wanted (`| head`). What Python still flushes at its end goes nowhere.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(0) from None
-        except OSError as error:
-            where = f"{error.filename}: " if error.filename else ""
-            reason = error.strerror or str(error)
-            raise typer.Exit(
-                _fail(error, f"{where}{reason}", "check the path, its permissions and the disk", 1)
-            ) from error
-        # The outermost border: what is not ours is a defect, and is reported as one.
-        except Exception as error:
-            if isinstance(error, typer.Exit | typer.Abort) or type(error).__module__.startswith(("click", "typer")):
+        except BaseException as error:
+            if type(error).__module__.startswith(("click", "typer")):
                 raise
-            message = f"internal error: {type(error).__name__}: {error}"
-            raise typer.Exit(_fail(error, message, "run it again with --debug and report the traceback", 1)) from error
+            raise typer.Exit(_fail(error, *_told(error))) from error
 
     return wrapped
+
+
+def _told(error: BaseException) -> tuple[str, str, int]:
+    """Message, hint and exit code of whatever ended a command."""
+    if isinstance(error, MpmmuError):
+        return str(error), error.hint, error.exit_code
+    if isinstance(error, KeyboardInterrupt):
+        return _interrupted(error, "nothing was written", "the same command starts again")
+    if places.is_full(error):
+        where = getattr(error, "filename", None) or "what this was written to"
+        return f"no space left on the disk of {where}, expected room for it", "free some space, then try again", 1
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror or error}", "check the path, its permissions and the disk", 1
+    # The outermost border: what is not ours is a defect, and is reported as one.
+    message = f"internal error: {type(error).__name__}: {error}"
+    return message, "run it again with --debug and report the traceback", 1
+
+
+def _interrupted(error: KeyboardInterrupt, kept: str, then: str) -> tuple[str, str, int]:
+    terminated = isinstance(error, Terminated)
+    return f"{'terminated' if terminated else 'interrupted'}; {kept}", then, 143 if terminated else 130
+
+
+@contextmanager
+def going_on(output: Path, kept: Callable[[], str], *added: str) -> Iterator[None]:
+    """Of long work that ends half-way, by Ctrl-C, a signal or a full disk, say what it kept and the command that goes
+    on: this one, with the options `added`."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        message, hint, code = _interrupted(error, kept(), f"to go on: {_command(*added)}")
+        found = Interrupted(message, hint=hint)
+        found.exit_code = code
+        raise found from error
+    except Exception as error:
+        if places.is_full(error):
+            raise places.full(output, kept(), _command(*added)) from error
+        raise
+
+
+def _command(*added: str) -> str:
+    """This command, with options that were not there yet and without those that they replace."""
+    given = [one for one in sys.argv[1:] if not added or one != "--overwrite"]
+    return shlex.join(["mpmmu-rt", *given, *(one for one in added if one not in given)])
 
 
 def _fail(error: BaseException, message: str, hint: str, code: int) -> int:
@@ -65,9 +106,12 @@ def _fail(error: BaseException, message: str, hint: str, code: int) -> int:
         import traceback
 
         traceback.print_exception(error)
-    note(f"error: {' '.join(message.split())}")
-    if hint:
-        note(f"hint: {' '.join(hint.split())}")
+    try:
+        note(f"error: {' '.join(message.split())}")
+        if hint:
+            note(f"hint: {' '.join(hint.split())}")
+    except OSError:  # stderr is closed or full, too: the exit code is all there is to say
+        pass
     return code
 
 
@@ -79,6 +123,8 @@ def usage_error(error: Exception) -> int | None:
     if type(error).__name__ == "NoArgsIsHelpError":
         note(error.format_message())
         return exit_code
+    if "'--json' requires an argument" in error.format_message():
+        return _fail(error, error.format_message().rstrip("."), "--json - for stdout, or --json FILE", exit_code)
     command = context.command_path if context else "mpmmu-rt"
     return _fail(error, error.format_message().rstrip("."), f"{command} --help", exit_code)
 
@@ -88,8 +134,28 @@ def note(text: str) -> None:
     typer.echo(text, err=True)
 
 
-def print_json(entry: Any) -> None:
-    typer.echo(json.dumps(entry, indent=2, allow_nan=False))
+JsonTo = Annotated[
+    str | None, typer.Option("--json", metavar="FILE|-", help="Write the result as JSON to FILE, or to stdout: - .")
+]
+
+
+def check_json(to: str | None) -> None:
+    """Before the work: raise `OutputError` where `put_json` could not write."""
+    if to and to != "-":
+        check_output(Path(to))
+
+
+def put_json(to: str | None, entry: Any, *, exact: bool = False) -> bool:
+    """Write `entry` where `--json` says, if it does; whether that is stdout, where nothing else may go then.
+
+    exact: its numbers are not `rounded`, as of a document that is held to its digest.
+    """
+    found = entry if exact else rounded(entry)
+    if to == "-":
+        typer.echo(json.dumps(found, indent=2, allow_nan=False))
+    elif to:
+        write_json(Path(to), found)
+    return to == "-"
 
 
 def write_json(path: Path, entry: Any) -> None:
@@ -114,11 +180,7 @@ def check_output(path: Path, *, stdout: bool = True) -> None:
     if path.is_dir():
         hint = "name a file, or - for stdout" if stdout else "name a file"
         raise OutputError(f"{path} is a folder, expected a file to write", hint=hint)
-    if not path.parent.is_dir():
-        raise OutputError(
-            f"the folder {path.parent} does not exist, expected the place to write {path.name} into",
-            hint=f"mkdir -p {path.parent}",
-        )
+    places.check_writable(path)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -9,10 +9,11 @@ from typing import Annotated
 import typer
 
 from mpmmu_rt.errors import UsageError
+from mpmmu_rt.files import rounded
 
 from ._bench_text import MOST_SECONDS, describe
-from ._report import bars, check_output, note, print_json, write_html, write_json
-from .export import REFERENCE_BUNDLE, warn_untrained
+from ._report import JsonTo, bars, check_json, check_output, note, put_json, write_html
+from .export import REFERENCE_BUNDLE
 
 
 def bench(
@@ -21,7 +22,7 @@ def bench(
     ] = None,
     batch: Annotated[int, typer.Option("--batch", min=1, max=4096, help="Pairs per call.")] = 32,
     target: Annotated[str, typer.Option("--target", help="Engine and precision.")] = "onnxruntime:fp32",
-    json_to: Annotated[str | None, typer.Option("--json", help="Write the result as JSON to a file, or to - .")] = None,
+    json_to: JsonTo = None,
     html_to: Annotated[Path | None, typer.Option("--html", help="Write a report with plots: one HTML page.")] = None,
     seconds: Annotated[float, typer.Option("--seconds", min=0.1, max=MOST_SECONDS, help="How long to measure.")] = 3.0,
     idle: Annotated[
@@ -51,7 +52,6 @@ def bench(
 ) -> None:
     """Measure latency, throughput, memory and cold start, and say what is included."""
     from mpmmu_rt.bench import bench as measure
-    from mpmmu_rt.bundle import Bundle
     from mpmmu_rt.curves import check_gaps
     from mpmmu_rt.engines import engine
     from mpmmu_rt.latency import Effort
@@ -64,8 +64,7 @@ def bench(
     silences, sizes = _silences(idle), _batches(sweep, batch)
     check_gaps(silences)
     engine(chosen)  # before a long export
-    if json_to and json_to != "-":
-        check_output(Path(json_to))
+    check_json(json_to)
     if html_to:
         check_output(html_to, stdout=False)
     if bundle is None:
@@ -91,19 +90,15 @@ def bench(
     with bars() as progress:
         effort = Effort(measure_ms=seconds * 1e3, max_warmup_ms=min(5000.0, seconds * 2e3))
         result = measure(bundle, chosen, batch, effort=effort, idle_s=silences, batches=sizes, progress=progress)
-    if json_to == "-":
-        print_json(result.entry)
-    else:
-        typer.echo(describe(result.entry))
-        if json_to:
-            write_json(Path(json_to), result.entry)
+    entry = rounded(result.entry)
+    if not put_json(json_to, entry):
+        typer.echo(describe(entry))
     if html_to:
-        write_html(html_to, result.entry)
-    for remark in result.entry["remarks"]:
+        write_html(html_to, entry)
+    for remark in entry["remarks"]:
         note(f"note: {remark}")
     if result.warning:
         note(f"warning: {result.warning}")
-    warn_untrained(Bundle.open(bundle).trained)
 
 
 def _silences(text: str) -> list[float]:

@@ -9,9 +9,10 @@ import typer
 
 from mpmmu_rt.counts import Moved
 from mpmmu_rt.errors import UsageError
+from mpmmu_rt.files import rounded
 from mpmmu_rt.options import allowances, duration, share
 
-from ._report import bars, check_output, fitted, note, print_json, wrapped, write_html, write_json
+from ._report import JsonTo, bars, check_json, check_output, fitted, note, put_json, wrapped, write_html
 
 EXIT_CODES = {"not slower": 0, "slower": 4, "cannot tell": 5}
 
@@ -28,7 +29,7 @@ def compare(
         typer.Option("--allow-counts", help="NAME or NAME=5%: a count that may grow; all others must not."),
     ] = None,
     budget: Annotated[str, typer.Option("--budget", help="How long to measure at the most.")] = "120s",
-    json_to: Annotated[str | None, typer.Option("--json", help="Write the result as JSON to a file, or to - .")] = None,
+    json_to: JsonTo = None,
     html_to: Annotated[Path | None, typer.Option("--html", help="Write a report with plots: one HTML page.")] = None,
 ) -> None:
     """Is B slower than A? Exit code 0: no; 4: yes, or a count grew that must not; 5: can't tell within the budget."""
@@ -49,19 +50,14 @@ def compare(
     seconds, may_grow = duration(budget), allowances(allow_counts or [])
     for one in {first, second}:
         engine(one)
-    if json_to and json_to != "-":
-        check_output(Path(json_to))
+    check_json(json_to)
     if html_to:
         check_output(html_to, stdout=False)
     with bars() as progress:
         found = race(*sides, batch, rule=rule, allow_counts=may_grow, budget_s=seconds, progress=progress)
-    entry = found.to_json()
-    if json_to == "-":
-        print_json(entry)
-    else:
+    entry = rounded(found.to_json())
+    if not put_json(json_to, entry):
         typer.echo(_describe(entry))
-        if json_to:
-            write_json(Path(json_to), entry)
     if html_to:
         write_html(html_to, entry)
     if found.verdict.answer == "cannot tell":

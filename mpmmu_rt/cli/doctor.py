@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from ._report import note, print_json, table
+from ._report import JsonTo, check_json, note, put_json, table
 
 
 def doctor(
@@ -12,7 +12,7 @@ def doctor(
         list[str] | None,
         typer.Option("--require", metavar="TARGET", help="Fail unless this target works here; may be repeated."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
+    json_to: JsonTo = None,
 ) -> None:
     """Say which targets work here, which do not and why; exit code 1 if none does, or one that is required does not."""
     from mpmmu_rt import machine
@@ -20,14 +20,13 @@ def doctor(
     from mpmmu_rt.engines import engine, known_engine
     from mpmmu_rt.spec import Target
 
+    check_json(json_to)
     required = [Target.parse(text) for text in require or ()]
     for target in required:
         known_engine(target)
 
     targets, abilities = examine()
-    if as_json:
-        print_json(to_json(targets, abilities))
-    else:
+    if not put_json(json_to, to_json(targets, abilities)):
         facts = machine.describe()
         typer.echo(
             f"{facts['cpu']}, {facts['threads']} threads ({', '.join(facts['cpu_features']) or 'no vector units'})"

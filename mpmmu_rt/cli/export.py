@@ -8,7 +8,7 @@ import typer
 
 from mpmmu_rt.errors import UsageError
 
-from ._report import bars, note, print_json
+from ._report import JsonTo, bars, check_json, note, put_json
 
 REFERENCE_BUNDLE = Path("reference.bundle")
 
@@ -55,7 +55,7 @@ def export(
         Path | None, typer.Option("--trust-pickle", help="A pickled head that you vouch for, by its path.")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing bundle.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the parity report as JSON.")] = False,
+    json_to: JsonTo = None,
 ) -> None:
     """Turn a checkpoint into a verified bundle; exit code 3 and no bundle if it differs from the original."""
     from mpmmu_rt._optional import require
@@ -63,6 +63,7 @@ def export(
     from mpmmu_rt.engines.tensorrt.sidecar import Profile
     from mpmmu_rt.spec import Target
 
+    check_json(json_to)
     targets = tuple(map(Target.parse, target)) if target else None
     batches = Profile() if profile is None else Profile.parse(profile)
     if profile is not None and not any(known_engine(one).traits.profiled for one in targets or ()):
@@ -98,9 +99,12 @@ def export(
                 progress=progress,
             )
     report = bundle.entry["parity"]
-    if as_json:
-        print_json(report | {"targets": list(bundle.targets), "precision": bundle.entry["precision"]})
-    else:
+    entry = report | {
+        "warning": bundle.warning,
+        "targets": list(bundle.targets),
+        "precision": bundle.entry["precision"],
+    }
+    if not put_json(json_to, entry):
         from .verify import checks_table
 
         typer.echo(checks_table(report["checks"]))

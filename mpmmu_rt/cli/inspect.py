@@ -7,23 +7,23 @@ import typer
 
 from mpmmu_rt.errors import BundleError
 
-from ._report import print_json, table
+from ._report import JsonTo, check_json, put_json, table
 from .export import describe_precision, warn_untrained
 
 
 def inspect(
     bundle: Annotated[Path, typer.Argument(help="Bundle to look at.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print bundle.json.")] = False,
+    json_to: JsonTo = None,
 ) -> None:
     """Say what a bundle is, what it runs on and what was proven of it. Loads no engine; checks every digest."""
     from mpmmu_rt.bundle import Bundle
     from mpmmu_rt.engines import engines
     from mpmmu_rt.spec import Target
 
+    check_json(json_to)
     opened = Bundle.open(bundle)
     entry = opened.entry
-    if as_json:
-        print_json(entry)
+    if put_json(json_to, entry, exact=True):
         return
     runs = []
     for name in opened.targets:

@@ -7,8 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from ._proven import looked_up, note_verdict, warn_never_run
-from ._report import note, print_json, wrapped
-from .export import warn_untrained
+from ._report import JsonTo, check_json, note, put_json, wrapped
 
 
 def predict(
@@ -22,7 +21,7 @@ def predict(
     require_verified: Annotated[
         bool, typer.Option("--require-verified", help="Refuse a bundle that `verify` did not pass on this machine.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    json_to: JsonTo = None,
 ) -> None:
     """Predict one pair of images. A manifest of many: `mpmmu-rt run`."""
     from mpmmu_rt.bundle import Bundle
@@ -30,6 +29,7 @@ def predict(
     from mpmmu_rt.predictor import HeaderWarning, Predictor
     from mpmmu_rt.spec import Target
 
+    check_json(json_to)
     opened, wanted = Bundle.open(bundle), Target.parse(target)
     engine(wanted)
     opened.require_proven(wanted)
@@ -46,6 +46,7 @@ def predict(
         "decision": found.decision[0],
         "threshold": opened.threshold,
         "base_probability": None if found.base_probability is None else found.base_probability[0].tolist(),
+        "warning": opened.warning,
         "bundle": {"name": opened.name, "digest": opened.digest, "trained": opened.trained},
         "target": target,
         "images": {"mammography": str(mammography), "ultrasound": str(ultrasound)},
@@ -53,9 +54,7 @@ def predict(
         "remarks": list(remarks),
         "verified": verdict.to_json(),
     }
-    if as_json:
-        print_json(entry)
-    else:
+    if not put_json(json_to, entry):
         text = (
             f"{found.decision[0]}: probability of malignancy {found.probability[0]:.4f}, threshold {opened.threshold:g}"
         )
@@ -65,4 +64,3 @@ def predict(
     for one in remarks:
         note(f"note: {one}")
     note_verdict(verdict, wanted, bundle)
-    warn_untrained(opened.trained)

@@ -1,80 +1,107 @@
 from __future__ import annotations
 
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mpmmu_rt.errors import ImageError
+from mpmmu_rt.errors import ImageError, UsageError
 
 from ._proven import looked_up, note_verdict, warn_never_run
-from ._report import bars, count, milliseconds, note, print_json
-from .export import warn_untrained
+from ._report import JsonTo, bars, check_json, count, going_on, milliseconds, note, put_json
+
+if TYPE_CHECKING:
+    from mpmmu_rt.run import Summary
+    from mpmmu_rt.spec import Target
 
 
 def run(
     bundle: Annotated[Path, typer.Argument(help="Bundle to run.")],
     manifest: Annotated[Path, typer.Argument(help="CSV with case_id,mammography,ultrasound.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="CSV to write.")] = Path("predictions.csv"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="CSV to write, or - for stdout.")] = Path(
+        "predictions.csv"
+    ),
     target: Annotated[str, typer.Option("--target", help="Engine and precision.")] = "onnxruntime:fp32",
     batch: Annotated[int, typer.Option("--batch", min=1, max=4096, help="Cases per batch.")] = 32,
     frame: Annotated[
         int | None, typer.Option("--frame", min=0, help="Frame to take of files that hold several, from 0.")
     ] = None,
+    columns: Annotated[
+        str, typer.Option("--columns", help="More columns, of base,embedding,files: learners, digests.")
+    ] = "",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an unfinished run.")] = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Make the rows with errors of a run again, and no others.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUTPUT or an unfinished run.")] = False,
     require_verified: Annotated[
         bool, typer.Option("--require-verified", help="Refuse a bundle that `verify` did not pass on this machine.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+    json_to: JsonTo = None,
 ) -> None:
     """Predict every case of a manifest; exit code 1 if the images of any could not be read."""
     from mpmmu_rt import run_record
     from mpmmu_rt.bundle import Bundle
     from mpmmu_rt.cases import read_manifest
     from mpmmu_rt.engines import engine
+    from mpmmu_rt.journal import place_of
     from mpmmu_rt.machine import now
+    from mpmmu_rt.places import claimed
     from mpmmu_rt.predictor import Predictor
+    from mpmmu_rt.run import extra_columns
     from mpmmu_rt.run import run as run_manifest
     from mpmmu_rt.spec import Target
 
+    _check(output, json_to, going_on=resume or retry_failed, overwrite=overwrite)
+    check_json(json_to)
     cases, started = read_manifest(manifest), now()
-    run_record.check_place(output)
     opened, wanted = Bundle.open(bundle), Target.parse(target)
+    asked = tuple(name.strip() for name in columns.split(",") if name.strip())
+    extra_columns(opened, asked)
     engine(wanted)
     verdict = looked_up(opened, wanted, require=require_verified)
-    with Predictor(opened, wanted) as predictor, bars() as progress:
-        warn_never_run(opened, wanted, bundle)
-        opened.require_proven(wanted)
-        summary = run_manifest(
-            predictor,
-            cases,
-            output,
-            batch=batch,
-            frame=frame,
-            resume=resume,
-            overwrite=overwrite,
-            progress=progress,
-        )
-        trained, head, remarks = predictor.bundle.trained, predictor.head_target, predictor.remarks
-        entry = run_record.record(predictor, cases, output, summary, verdict, started)
-    place = run_record.keep(output, entry)
-    if as_json:
-        print_json(entry)
+
+    with _place(output) as path, claimed(path):
+        run_record.check_place(path)
+
+        def kept() -> str:
+            rows = place_of(path)
+            if output == Path("-") or not rows.exists():
+                return "no row was finished"
+            finished = rows.read_bytes().count(b"\n") - 1
+            return f"{count(finished, 'row')} kept in {rows}"
+
+        with going_on(path, kept, "--resume"), Predictor(opened, wanted) as predictor, bars() as progress:
+            warn_never_run(opened, wanted, bundle)
+            opened.require_proven(wanted)
+            summary = run_manifest(
+                predictor,
+                cases,
+                path,
+                batch=batch,
+                frame=frame,
+                columns=asked,
+                resume=resume,
+                overwrite=overwrite,
+                retry_failed=retry_failed,
+                progress=progress,
+            )
+            entry = run_record.record(predictor, cases, output, summary, verdict, started)
+        if output == Path("-"):
+            sys.stdout.write(path.read_text(encoding="utf-8"))
+        else:
+            place = run_record.keep(path, entry)
+    put_json(json_to, entry)
     note(
         f"wrote {output}: {count(summary.cases - summary.failed, 'prediction')}, {count(summary.failed, 'error')}"
         + (f" ({count(summary.resumed, 'row')} there already)" if summary.resumed else "")
-        + f"; what they were made with: {place.name}"
+        + ("" if output == Path("-") else f"; what they were made with: {place.name}")
     )
-    if summary.batch_latency:
-        latency = summary.batch_latency
-        stages = ", ".join(f"{stage} {spent / summary.predicted:.2f}" for stage, spent in summary.stages_ms.items())
-        note(
-            f"{summary.pairs_per_s:.1f} pairs/s from files on {target} (head on {head}); batch of ≤ {batch}: "
-            f"p50 {milliseconds(latency.p50)}, p99 {milliseconds(latency.p99)} (n = {latency.n})"
-        )
-        decode_ms = summary.decode_ms / max(1, summary.cases - summary.resumed)
-        note(f"ms per pair: decode {decode_ms:.2f} (in other threads), {stages}")
+    _note_speed(summary, wanted, entry["head_target"], batch)
     for remark in cases.remarks:
         note(f"warning: {remark}")
     if summary.warned:
@@ -82,13 +109,52 @@ def run(
             f"warning: {summary.warned} of {summary.cases} rows of {output} have warnings; the first is "
             f"{summary.first_warning}"
         )
-    for remark in remarks:
+    for remark in predictor.remarks:
         note(f"note: {remark}")
     note_verdict(verdict, wanted, bundle)
-    warn_untrained(trained)
     if summary.failed:
         raise ImageError(
             f"{summary.failed} of {summary.cases} cases could not be read, expected none; the first is "
             f"{summary.first_error}",
-            hint=f"the column `error` of {output} says why for each",
+            hint=f"the column `error` of {output} says why for each; once repaired, --retry-failed makes these again",
         )
+
+
+def _check(output: Path, json_to: str | None, *, going_on: bool, overwrite: bool) -> None:
+    """Raise `UsageError` for options that contradict each other."""
+    if going_on and overwrite:
+        raise UsageError(
+            "--overwrite is given with --resume or --retry-failed, expected one of them",
+            hint="leave --overwrite out to go on",
+        )
+    if output == Path("-") and (going_on or json_to == "-"):
+        other = "--json -" if json_to == "-" else "--resume or --retry-failed"
+        raise UsageError(f"{other} is given with -o -, expected one of them", hint="name a file with -o")
+
+
+@contextmanager
+def _place(output: Path) -> Iterator[Path]:
+    """Where rows are written: for stdout into a folder that goes away."""
+    if output != Path("-"):
+        yield output
+        return
+    with tempfile.TemporaryDirectory(prefix="mpmmu-rt-") as folder:
+        yield Path(folder) / "predictions.csv"
+
+
+def _note_speed(summary: Summary, target: Target, head_target: str, batch: int) -> None:
+    if summary.first_batch_ms is None:
+        return
+    stages = ", ".join(f"{stage} {spent / summary.predicted:.2f}" for stage, spent in summary.stages_ms.items())
+    of_batches = f"the first batch took {milliseconds(summary.first_batch_ms)}, cold"
+    if summary.batch_latency:
+        told = ((name, getattr(summary.batch_latency, name)) for name in ("p50", "p99"))
+        found = [f"{name} {milliseconds(value)}" for name, value in told if value is not None]
+        found = found or [f"mean {milliseconds(summary.batch_latency.mean)}"]
+        of_batches = (
+            f"batch of ≤ {batch}: {', '.join(found)} (n = {summary.batch_latency.n}, without the first, which is cold: "
+            f"{milliseconds(summary.first_batch_ms)})"
+        )
+    note(f"{summary.pairs_per_s:.1f} pairs/s from files on {target} (head on {head_target}); {of_batches}")
+    decode_ms = summary.decode_ms / max(1, summary.cases - summary.resumed)
+    note(f"ms per pair: decode {decode_ms:.2f} (in other threads), {stages}")

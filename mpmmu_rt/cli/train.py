@@ -9,7 +9,7 @@ import typer
 
 from mpmmu_rt.errors import UsageError
 
-from ._report import bars, note, print_json, table
+from ._report import JsonTo, bars, check_json, note, put_json, table
 
 
 class Preset(StrEnum):
@@ -34,7 +34,7 @@ def train(
         int | None, typer.Option("--epochs", min=1, help="At most so many [default: the preset's].")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing checkpoint.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the metrics as JSON.")] = False,
+    json_to: JsonTo = None,
 ) -> None:
     """Train both encoders and the stacking head; the same command goes on where an interrupted one stopped."""
     from mpmmu_rt._optional import require
@@ -56,6 +56,7 @@ def train(
             f"got {'both a MANIFEST and --phantom' if manifest else 'neither a MANIFEST nor --phantom'}, expected one",
             hint="mpmmu-rt train MANIFEST, or mpmmu-rt train --phantom 600 --preset tiny",
         )
+    check_json(json_to)
     check_replaceable(output, marker=checkpoint.CONFIG, overwrite=overwrite)
     config = PRESETS[preset.value]()
     settings = replace(TRAINING_PRESETS[preset.value], seed=seed)
@@ -81,9 +82,7 @@ def train(
     trained = checkpoint.Checkpoint(config, model.encoders, model.head, model.threshold, card)
     checkpoint.save(trained, output, overwrite=overwrite)
     shutil.rmtree(work_dir)
-    if as_json:
-        print_json(model.metrics | {"image_warnings": warned})
-    else:
+    if not put_json(json_to, model.metrics | {"image_warnings": warned}):
         typer.echo(_describe(model.metrics))
     for text in image_warnings.lines(warned):
         note(text)

@@ -8,8 +8,7 @@ import typer
 
 from mpmmu_rt.errors import MpmmuError, UsageError
 
-from ._report import bars, note, print_json, table
-from .export import warn_untrained
+from ._report import JsonTo, bars, check_json, note, put_json, table
 
 if TYPE_CHECKING:
     from mpmmu_rt.own_cases import OwnCases
@@ -33,18 +32,19 @@ def verify(
     record: Annotated[
         bool, typer.Option("--record/--no-record", help="Keep the verdict beside the bundle, for `run`.")
     ] = True,
-    as_json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False,
+    json_to: JsonTo = None,
 ) -> None:
     """Check digests, replay the golden vectors, prove that no case depends on its batch, and hold your own cases'
     decisions to a second target; exit code 3 if anything fails. The verdict is kept in BUNDLE.verified.json."""
+    check_json(json_to)
     try:
-        _verify(bundle, manifest, target, against, frame, record=record, as_json=as_json)
+        _verify(bundle, manifest, target, against, frame, record=record, json_to=json_to)
     except UsageError:
         raise
     except MpmmuError as error:
-        if as_json:  # a program that asked gets an answer
-            facts = {"target": target, "passed": False, "error": str(error), "hint": error.hint, "checks": []}
-            print_json({"schema": SCHEMA, **facts})
+        # A program that asked gets an answer.
+        facts = {"target": target, "passed": False, "error": str(error), "hint": error.hint, "checks": []}
+        put_json(json_to, {"schema": SCHEMA, **facts})
         raise
 
 
@@ -56,7 +56,7 @@ def _verify(
     frame: int | None,
     *,
     record: bool,
-    as_json: bool,
+    json_to: str | None,
 ) -> None:
     from mpmmu_rt.cases import read_manifest
     from mpmmu_rt.predictor import load
@@ -80,30 +80,28 @@ def _verify(
         passed = all(check["passed"] for check in checks)
         kept, trouble = _keep(predictor, checks, facts) if record else (None, "")
         head, remarks, trained = predictor.head_target, predictor.remarks, predictor.bundle.trained
-        digest = predictor.bundle.digest
+        digest, warning = predictor.bundle.digest, predictor.bundle.warning
     stage = stage_at_fault(found) or (own.stage if own else "")
-    if as_json:
-        entry = {
-            "schema": SCHEMA,
-            "target": target,
-            "head_target": str(head),
-            "remarks": list(remarks),
-            "bundle_digest": digest,
-            "trained": trained,
-            "passed": passed,
-            "stage_at_fault": None if passed else stage or None,
-            "checks": checks,
-            "own_cases": facts,
-            "kept_in": str(kept) if kept else None,
-        }
-        print_json(entry)
-    else:
+    entry = {
+        "schema": SCHEMA,
+        "target": target,
+        "head_target": str(head),
+        "remarks": list(remarks),
+        "bundle_digest": digest,
+        "trained": trained,
+        "warning": warning,
+        "passed": passed,
+        "stage_at_fault": None if passed else stage or None,
+        "checks": checks,
+        "own_cases": facts,
+        "kept_in": str(kept) if kept else None,
+    }
+    if not put_json(json_to, entry):
         typer.echo(checks_table(checks))
         if own:
             typer.echo("\n" + decisions_table(own, target))
     for remark in (*remarks, *([trouble] if trouble else []), *_words(own)):
         note(f"note: {remark}")
-    warn_untrained(trained)
     if not passed:
         failed = sum(not check["passed"] for check in checks)
         at = f"; the first stage at fault: {stage}" if stage else ""

@@ -66,7 +66,7 @@ def test_a_toy_engine_is_exported_verified_and_run(
     assert reports["toy:fp16"]["mean_difference"] > 0
     assert "engines/toy-fp16/bits.json" in bundle.entry["files"]
 
-    listed = json.loads(mpmmu("doctor", "--json").stdout)["targets"]
+    listed = json.loads(mpmmu("doctor", "--json", "-").stdout)["targets"]
     assert [target["usable"] for target in listed if target["name"].startswith("toy:")] == [True, True]
     assert "toy:fp16" in mpmmu("inspect", bundle.path).stdout
     for target in (FP32, FP16):

@@ -1,0 +1,206 @@
+"""The rows of `run` on disk while it works: a JSON line that says what they belong to, then one CSV line per case.
+
+A later row of a case stands for an earlier one. What is cut off by a crash is dropped; what no run can have written is
+refused. A journal without a row is removed: there is nothing in it to go on from.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+import re
+from collections.abc import Sequence, Set
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .bundle import CLASSES, Bundle
+from .checks import decide
+from .errors import OutputError
+from .files import atomic_file, sha256_file
+
+SCHEMA = "mpmmu-run/3"
+COLUMNS = ("case_id", "probability", "decision", "error", "warnings")
+MAX_OUTPUT_BYTES = 2**30
+Row = tuple[str, ...]
+_SHA256 = re.compile(r"[0-9a-f]{64}|")
+_AGAIN = "pass --overwrite instead of --resume to start again"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What rows belong to, and how they look: `header` is the journal's first line, and `extra` the columns behind
+    `COLUMNS`."""
+
+    header: dict[str, Any]
+    bundle: Bundle
+    case_ids: Set[str]
+    extra: tuple[str, ...] = ()
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return COLUMNS + self.extra
+
+    def row(self, cells: Sequence[str]) -> Row | None:
+        """`cells`, if they say what a run may have written: an error, or a probability and its decision."""
+        if len(cells) != len(self.columns):
+            return None
+        case_id, probability, decision, error, _, *extra = cells
+        try:
+            if error:
+                holds = not probability and not decision
+            else:
+                holds = 0 <= float(probability) <= 1 and decision == decision_of(float(probability), self.bundle)
+            holds &= all(_is_extra(name, cell) for name, cell in zip(self.extra, extra, strict=True))
+        except ValueError:
+            return None
+        return tuple(cells) if holds and case_id in self.case_ids else None
+
+
+def decision_of(probability: float | np.float32, bundle: Bundle) -> str:
+    return CLASSES[int(decide(np.asarray(probability), bundle.threshold))]
+
+
+def _is_extra(name: str, cell: str) -> bool:
+    if name.startswith("base_"):
+        return not cell or math.isfinite(float(cell))
+    return _SHA256.fullmatch(cell) is not None
+
+
+class Journal:
+    """The finished rows, in memory (`rows`, by case) and on disk."""
+
+    def __init__(self, path: Path, layout: Layout, rows: dict[str, Row], *, fresh: bool) -> None:
+        """fresh: what lies at `path` is replaced by `rows`; else these are its own."""
+        self.path = path
+        self.rows = dict(rows)
+        self._columns = layout.columns
+        self._file = path.open("a", encoding="utf-8", newline="")
+        if fresh:
+            self._file.truncate(0)
+            self._file.write(json.dumps(layout.header) + "\n")
+            self.add(list(rows.values()))
+
+    def add(self, rows: Sequence[Row]) -> None:
+        csv.writer(self._file, lineterminator="\n").writerows(rows)
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self.rows.update({row[0]: row for row in rows})
+
+    def finish(self, output: Path, rows: Sequence[Row]) -> None:
+        """Write `output`, with its header, and remove the journal."""
+        with atomic_file(output) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(self._columns)
+            writer.writerows(rows)
+        self._file.close()
+        self.path.unlink()
+
+    def close(self) -> None:
+        """Keep the rows for later; of none, nothing."""
+        if self._file.closed:
+            return
+        self._file.close()
+        if not self.rows:
+            self.path.unlink(missing_ok=True)
+
+
+def place_of(output: Path) -> Path:
+    return output.with_name(f"{output.name}.partial")
+
+
+def open_journal(
+    output: Path, layout: Layout, *, resume: bool = False, overwrite: bool = False, retry_failed: bool = False
+) -> Journal:
+    """The journal of a run that shall write `output`, which this process holds.
+
+    resume: go on with an unfinished run, if there is one. retry_failed: as `resume`, or go on from a finished output;
+    rows with an error are made again. Raises `OutputError` for what is in the way, or belongs to another run.
+    """
+    path = place_of(output)
+    going_on = resume or retry_failed
+    if output.is_dir():
+        raise OutputError(f"{output} is a folder, expected a file to write", hint="name a file with -o")
+    if path.exists() and path.stat().st_size == 0:
+        path.unlink()
+    if output.exists() and not (overwrite or retry_failed):
+        raise OutputError(
+            f"{output} exists already, expected a free path",
+            hint="choose another -o, or pass --overwrite, or --retry-failed to make its rows with errors again",
+        )
+    if path.exists() and going_on:
+        rows = _read(path, layout)
+    elif path.exists() and not overwrite:
+        raise OutputError(
+            f"{path} holds the rows of an unfinished run, expected no such file",
+            hint="pass --resume to go on with it, or --overwrite to start again",
+        )
+    elif retry_failed and output.exists():
+        return Journal(path, layout, _without_errors(_read_output(output, layout)), fresh=True)
+    else:
+        return Journal(path, layout, {}, fresh=True)
+    return Journal(path, layout, _without_errors(rows) if retry_failed else rows, fresh=not rows)
+
+
+def _without_errors(rows: dict[str, Row]) -> dict[str, Row]:
+    return {case_id: row for case_id, row in rows.items() if not row[COLUMNS.index("error")]}
+
+
+def _read(path: Path, layout: Layout) -> dict[str, Row]:
+    """The whole rows of a journal; the line that a crash cut off is dropped from the file as well."""
+    data = path.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]
+    first, _, rest = whole.decode("utf-8", errors="replace").partition("\n")
+    try:
+        found = json.loads(first) if whole else layout.header  # cut off before its first line: nothing was done
+    except ValueError:
+        found = None
+    _require_same(path, found, layout.header)
+    rows: dict[str, Row] = {}
+    for number, line in enumerate(rest.split("\n")[:-1], 2):
+        row = _parsed(line, layout)
+        if row is None:
+            raise OutputError(
+                f"{path} is damaged in line {number}, expected a row that this run has written", hint=_AGAIN
+            )
+        rows[row[0]] = row
+    if len(whole) != len(data):
+        os.truncate(path, len(whole))
+    return rows
+
+
+def _parsed(line: str, layout: Layout) -> Row | None:
+    try:
+        return layout.row(next(csv.reader([line], strict=True)))
+    except (csv.Error, StopIteration):
+        return None
+
+
+def _require_same(path: Path, found: object, header: dict[str, Any]) -> None:
+    if found != header:
+        differs = [key for key in header if not isinstance(found, dict) or found.get(key) != header[key]]
+        raise OutputError(
+            f"{path} belongs to another run (other {', '.join(differs)}), expected this run's",
+            hint="run it with what it was begun with, or pass --overwrite instead of --resume to start again",
+        )
+
+
+def _read_output(output: Path, layout: Layout) -> dict[str, Row]:
+    """The rows of a finished output, which the document beside it tells to be this run's."""
+    from .run_record import read_record
+
+    entry = read_record(output)
+    _require_same(output, entry.get("run"), layout.header)
+    if output.stat().st_size > MAX_OUTPUT_BYTES or entry.get("output_sha256") != sha256_file(output):
+        raise OutputError(
+            f"{output} is not the file that its run wrote, expected it unchanged",
+            hint="pass --overwrite instead of --retry-failed to start again",
+        )
+    reader = csv.reader(io.StringIO(output.read_text(encoding="utf-8"), newline=""))
+    rows = [layout.row(cells) for cells in list(reader)[1:]]
+    return {row[0]: row for row in rows if row is not None}

@@ -1,0 +1,226 @@
+"""Places that are written to: one process at a time, nothing left by one that was killed, and room."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from mpmmu_rt.errors import OutputError
+from mpmmu_rt.files import atomic_folder
+from mpmmu_rt.places import check_writable, claimed, is_full, require_room
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from mpmmu_rt.files import atomic_folder
+from mpmmu_rt.places import claimed
+out = Path(sys.argv[1])
+with claimed(out):
+    with atomic_folder(out, marker="mark", overwrite=True) as partial:
+        (partial / "half").write_text("half")
+        print("held", flush=True)
+        time.sleep(60)
+"""
+
+
+def holder(out: Path) -> subprocess.Popen[str]:
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(out)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_second_process_is_refused_and_a_killed_one_leaves_nothing(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    process = holder(out)
+    try:
+        with pytest.raises(OutputError, match=rf"out is being written by process {process.pid}, expected"), claimed(out):
+            pytest.fail("the block must not run")
+        with claimed(tmp_path / "other"):
+            pass
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    assert len(names(tmp_path)) == 2, "the lock file and the half-written folder"
+    with claimed(out):
+        assert names(tmp_path) == [".out.lock"]
+    assert names(tmp_path) == []
+
+
+def test_a_folder_that_was_moved_aside_and_not_replaced_comes_back(tmp_path: Path) -> None:
+    old = tmp_path / ".out.abc_1234.old"
+    old.mkdir()
+    (old / "mark").write_text("mine")
+    with claimed(tmp_path / "out"):
+        assert (tmp_path / "out" / "mark").read_text() == "mine"
+    old.mkdir()
+    with claimed(tmp_path / "out"):
+        assert not old.exists(), "there is a newer one"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [".out.json.abcd1234.partial", ".out.abcd1234.partial.gz", "out.abcd1234.partial", ".out.partial", ".out.ABCD1234.partial"],
+)
+def test_what_others_left_stays(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("another's")
+    with claimed(tmp_path / "out"):
+        pass
+    assert names(tmp_path) == [name]
+
+
+def test_a_link_beside_it_is_not_followed(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    target.mkdir()
+    (target / "keep").write_text("")
+    (tmp_path / ".out.abcd1234.partial").symlink_to(target)
+    with claimed(tmp_path / "out"):
+        pass
+    assert (target / "keep").exists()
+
+
+def test_claims_of_one_thread_nest_and_those_of_two_do_not(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    seen: list[str] = []
+
+    def other() -> None:
+        try:
+            with claimed(out):
+                seen.append("in")
+        except OutputError as error:
+            seen.append(str(error))
+
+    with claimed(out), claimed(out):
+        with atomic_folder(out, marker="mark", overwrite=False) as partial:
+            (partial / "mark").write_text("")
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+    assert len(seen) == 1
+    assert "is being written by another thread of this process" in seen[0]
+    other()
+    assert seen[1] == "in"
+
+
+def test_of_many_that_want_it_one_has_it_at_a_time(tmp_path: Path) -> None:
+    """The lock file is removed by its holder: whoever opened it before must not believe to hold the place."""
+    script = """
+import os, sys, time
+from pathlib import Path
+from mpmmu_rt.errors import OutputError
+from mpmmu_rt.places import claimed
+out, mark = Path(sys.argv[1]), Path(sys.argv[2])
+entered = 0
+end = time.monotonic() + 3
+while time.monotonic() < end:
+    try:
+        with claimed(out):
+            handle = os.open(mark, os.O_CREAT | os.O_EXCL)  # fails if another is inside
+            os.close(handle)
+            entered += 1
+            mark.unlink()
+    except OutputError:
+        pass
+print(entered)
+"""
+    command = [sys.executable, "-c", script, str(tmp_path / "out"), str(tmp_path / "mark")]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    for process in processes:
+        stdout, stderr = process.communicate(timeout=60)
+        assert process.returncode == 0, stderr
+        assert int(stdout) > 0
+    assert names(tmp_path) == []
+
+
+def test_a_folder_that_can_not_be_written(tmp_path: Path) -> None:
+    for folder in (Path("/proc/self"), tmp_path / "no"):
+        with pytest.raises(OutputError, match=f"{folder}.* expected the place to write x"), claimed(folder / "x"):
+            pytest.fail("the block must not run")
+        with pytest.raises(OutputError, match=f"{folder}.* expected the place to write x"):
+            check_writable(folder / "x")
+
+
+def test_room_is_asked_for_before(tmp_path: Path) -> None:
+    require_room(tmp_path / "x", 1, "a byte")
+    with pytest.raises(OutputError, match=r"left, expected some 1000000000\.0 GB for a world"):
+        require_room(tmp_path / "x", 1e18, "a world")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EFBIG, "File too large"),
+        RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_a_full_disk_is_known_whoever_tells(error: Exception) -> None:
+    wrapped = ValueError("something else")
+    wrapped.__cause__ = error
+    assert is_full(error)
+    assert is_full(wrapped)
+    assert not is_full(ValueError("no space in the name"))
+    assert not is_full(OSError(errno.EACCES, "Permission denied"))
+
+
+def _limited() -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "command",
+    ["phantom 12 -o {out}", "train --phantom 60 --preset tiny --epochs 1 -o {out}", "export {checkpoint} -o {out}"],
+)
+def test_no_room_while_writing_is_called_so(command: str, checkpoint_folder: Path, tmp_path: Path) -> None:
+    """A limit of file sizes stands for a full disk: the system refuses in the same places."""
+    arguments = command.format(out=tmp_path / "out", checkpoint=checkpoint_folder).split()
+    done = subprocess.run(
+        [sys.executable, "-m", "mpmmu_rt", *arguments], preexec_fn=_limited, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1, done.stderr
+    error, hint = [line for line in done.stderr.splitlines() if line.startswith(("error:", "hint:"))]
+    assert "no space left on the disk of" in error
+    assert "Error" not in error
+    assert hint.startswith("hint: free some space, then ")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code", "said"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")])
+def test_an_interrupted_training_says_how_to_go_on(tmp_path: Path, number: int, code: int, said: str) -> None:
+    out = tmp_path / "checkpoint"
+    arguments = ["train", "--phantom", "60", "--preset", "tiny", "--epochs", "200", "-o", str(out)]
+    process = subprocess.Popen([sys.executable, "-m", "mpmmu_rt", *arguments], stderr=subprocess.PIPE, text=True)
+    state = out.with_name("checkpoint.training") / "mammography.state.safetensors"
+    deadline = time.monotonic() + 120
+    while not state.exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    second = subprocess.run([sys.executable, "-m", "mpmmu_rt", *arguments], capture_output=True, text=True, check=False)
+    assert second.returncode == 1
+    assert f"{out} is being written by process {process.pid}" in second.stderr
+    assert "going on with the training" not in second.stderr
+    os.kill(process.pid, number)
+    stderr = process.communicate(timeout=60)[1]
+    assert process.returncode == code, stderr
+    error, hint = stderr.splitlines()[-2:]
+    assert error.startswith(f"error: {said}; ")
+    assert "kept in" in error
+    assert hint == f"hint: to go on: mpmmu-rt {' '.join(arguments)}"
+    assert names(tmp_path) == ["checkpoint.training"]
