@@ -12,6 +12,9 @@ ENGINE_TESTS = tests/test_openvino.py tests/test_engines.py tests/test_verify.py
   tests/test_bundles_of_before.py tests/test_promises.py tests/export/test_quantization.py \
   tests/export/test_quantization_gate.py tests/export/test_targets.py tests/export/test_rounding.py
 
+# A path and no import hook: type checkers don't run hooks.
+EDITABLE = --config-settings editable_mode=compat
+
 .PHONY: demo test quick lint types tests processors bench gpu-evidence gpu-pack gpu-run clean
 
 demo: $(DEMO)/reference.bundle $(DEMO)/phantoms
@@ -71,7 +74,7 @@ gpu-run:
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: this is Python " + sys.version.split()[0] + ", expected 3.11 or newer\nhint: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cpu,openvino,rtx,export,dicom,plot,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(EDITABLE) -e '.[cpu,openvino,rtx,export,dicom,plot,dev]'
 	@touch $@
 
 clean:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -9,18 +11,22 @@ from typing import Any
 
 import numpy as np
 import onnx
+import torch
 from torch import nn
 
 from mpmmu_rt import bundle as bundles
 from mpmmu_rt.bundle import Bundle
+from mpmmu_rt.engines import known_engine
 from mpmmu_rt.engines.shared import blob_cache
-from mpmmu_rt.errors import ExportError
+from mpmmu_rt.errors import ExportError, ParityError, UsageError
 from mpmmu_rt.files import atomic_folder, check_replaceable
 from mpmmu_rt.image_warnings import summary
 from mpmmu_rt.images import Preprocessing
+from mpmmu_rt.known_images import KnownImages
 from mpmmu_rt.machine import package_versions
 from mpmmu_rt.model import checkpoint as checkpoints
 from mpmmu_rt.model.checkpoint import Checkpoint
+from mpmmu_rt.places import check_writable, require_room
 from mpmmu_rt.predictor import DEFAULT_TARGET
 from mpmmu_rt.progress import Progress, silent
 from mpmmu_rt.spec import MODALITIES, Modality, StrPath, TensorSpec
@@ -55,6 +61,7 @@ class Model:
     trained: bool
     model: Mapping[str, Any]
     card: Mapping[str, Any] = field(default_factory=dict)
+    known_images: Mapping[str, str] = field(default_factory=dict)
 
 
 def export_bundle(
@@ -63,7 +70,7 @@ def export_bundle(
     mammography: nn.Module,
     ultrasound: nn.Module,
     head: Any,
-    preprocessing: Preprocessing,
+    preprocessing: Preprocessing | int,
     threshold: float | None = None,
     name: str = "custom",
     card: Mapping[str, Any] | None = None,
@@ -75,7 +82,7 @@ def export_bundle(
     """Export any two torch modules and a fitted scikit-learn classifier as a bundle at `output`.
 
     mammography, ultrasound: modules that map pixels uint8 [N, 1, S, S] to an embedding float32 [N, D]; S is
-    `preprocessing.size`. head: a binary classifier (classes 0 and 1) fitted on the two embeddings, concatenated in
+    `preprocessing.size`, or `preprocessing` itself. head: a binary classifier (classes 0 and 1) fitted on the two embeddings, concatenated in
     that order. threshold: a probability at or above it is called malignant; None: the head's own, if it is a
     FixedThresholdClassifier or TunedThresholdClassifierCV, else 0.5. parity_cases: images to prove parity on; phantoms
     if None. wanted: the targets beyond onnxruntime:fp32; all that work here without calibration if None.
@@ -86,7 +93,7 @@ def export_bundle(
     modules: dict[Modality, nn.Module] = {"mammography": mammography, "ultrasound": ultrasound}
     described: dict[str, Any] = {modality: type(module).__name__ for modality, module in modules.items()}
     decided = _threshold(head, threshold, "pass no threshold")
-    model = Model(modules, head, preprocessing, decided, name, True, described, card or {})
+    model = Model(modules, head, _preprocessing(preprocessing), decided, name, True, described, _plain(card or {}))
     return _export(model, Path(output), parity_cases, wanted or Wanted(), overwrite, progress)
 
 
@@ -110,6 +117,7 @@ def export_checkpoint(
     """
     folder, output = Path(folder), Path(output)
     check_replaceable(output, marker=bundles.MANIFEST, overwrite=overwrite)
+    check_writable(output)
     progress("reading the checkpoint", 0, 1)
     checkpoint = checkpoints.load(folder, trust_pickle=trust_pickle)
     progress("reading the checkpoint", 1, 1)
@@ -134,10 +142,42 @@ def export_reference(
     """Export the full-size untrained reference model: real in cost, meaningless in its probabilities."""
     output = Path(output)
     check_replaceable(output, marker=bundles.MANIFEST, overwrite=overwrite)
+    check_writable(output)
     checkpoint = reference.build(progress)
     return _export(
         model_of(checkpoint, reference.NAME, trained=False), output, None, wanted or Wanted(), overwrite, progress
     )
+
+
+def _preprocessing(given: Preprocessing | int) -> Preprocessing:
+    if isinstance(given, Preprocessing):
+        return given
+    if isinstance(given, bool) or not isinstance(given, int | np.integer):
+        raise UsageError(
+            f"preprocessing is a {type(given).__name__}, expected a Preprocessing or the size of the images",
+            hint="preprocessing=Preprocessing(size=224)",
+        )
+    return Preprocessing(size=int(given))
+
+
+def _plain(card: Mapping[str, Any]) -> dict[str, Any]:
+    """The card as JSON holds it, NumPy's numbers as Python's. Raises `UsageError` for what it can't."""
+
+    def number(value: Any) -> Any:
+        if isinstance(value, np.generic | np.ndarray):
+            return value.tolist()
+        raise TypeError(f"a {type(value).__name__}")
+
+    found = {}
+    for key, value in card.items():
+        try:
+            found[str(key)] = json.loads(json.dumps(value, default=number, allow_nan=False))
+        except (TypeError, ValueError) as error:
+            raise UsageError(
+                f"the card's `{key}` can't be written as JSON ({error}), expected texts, numbers, lists and mappings",
+                hint="leave it out, or pass str(value)",
+            ) from error
+    return found
 
 
 def model_of(checkpoint: Checkpoint, name: str, *, trained: bool) -> Model:
@@ -151,6 +191,7 @@ def model_of(checkpoint: Checkpoint, name: str, *, trained: bool) -> Model:
         trained,
         config.to_json(),
         checkpoint.card,
+        checkpoint.known_images,
     )
 
 
@@ -172,12 +213,23 @@ def _export(
     model: Model, output: Path, cases: Data | None, wanted: Wanted, overwrite: bool, progress: Progress
 ) -> Bundle:
     _check(model, wanted)  # before minutes of work for what can't be had
+    require_room(output, _disk_bytes(model, wanted), "this bundle")
     with (
         atomic_folder(output, marker=bundles.MANIFEST, overwrite=overwrite) as folder,
         resting(model.modules.values()),
     ):
-        finish(begin(folder, model, cases, wanted, progress))
+        try:
+            finish(begin(folder, model, cases, wanted, progress))
+        except ParityError as error:
+            raise ParityError(f"{error}; no bundle was written", hint=error.hint) from error
     return Bundle.open(output)
+
+
+def _disk_bytes(model: Model, wanted: Wanted) -> float:
+    """About what a bundle takes while it is made: its weights, and for each target that has files of its own, these."""
+    weights = sum(4 * one.numel() for module in model.modules.values() for one in module.state_dict().values())
+    of_gpus = [target for target in targets.resolve(wanted) if known_engine(target).traits.profiled]
+    return float(weights) * (1.1 + 0.3 * bool(wanted.calibration) + 3 * len(of_gpus))
 
 
 def begin(folder: Path, model: Model, cases: Data | None, wanted: Wanted, progress: Progress) -> Draft:
@@ -186,8 +238,10 @@ def begin(folder: Path, model: Model, cases: Data | None, wanted: Wanted, progre
     heads = _lower(model.head, encoders)  # first: it may be refused, and soon
     lowered = {name: head.report(graph) for name, graph in heads.items()}
     cases, wanted = _cases_to_prove(cases, wanted, model.preprocessing, progress)
+    targets.require_enough(wanted, wanted.gate or cases)
     original = _run_original(encoders, model.head, cases, progress)
-    tensors = _write_graphs(folder / "onnx", heads, encoders, progress)
+    said = _said_in_graphs(model, encoders)
+    tensors = _write_graphs(folder / "onnx", heads, encoders, said, progress)
     _write_golden(folder / "golden", cases, original)
     pools = _write_pools(folder, encoders, original)
     entry = _entry(model, tensors) | {"head": lowered, "attention_pool": pools}
@@ -203,6 +257,10 @@ def finish(draft: Draft) -> None:
     used = [data for data in (draft.cases, draft.wanted.calibration, draft.wanted.gate) if data is not None]
     found = summary(one for data in used for of_case in data.warnings for one in of_case)
     draft.entry["parity"]["image_warnings"] = found
+    known = KnownImages.from_json(draft.entry["known_images"])
+    for key, data in (("learnt", draft.cases), ("judged_learnt", draft.judged)):
+        draft.entry["parity"][key] = int(known.learnt(data.pixels).sum()) if known.known else None
+    draft.entry["parity"]["judged"] = len(draft.judged.pixels["mammography"])
     draft.seal()
 
 
@@ -245,9 +303,13 @@ def _lower(classifier: Any, encoders: Encoders) -> dict[str, onnx.ModelProto]:
 
 
 def _write_graphs(
-    folder: Path, heads: Mapping[str, onnx.ModelProto], encoders: Encoders, progress: Progress
+    folder: Path,
+    heads: Mapping[str, onnx.ModelProto],
+    encoders: Encoders,
+    said: Mapping[str, str],
+    progress: Progress,
 ) -> dict[str, TensorSpec]:
-    """Write all graphs; returns the tensors that cross their borders."""
+    """Write all graphs, with what is `said` of the model in each; returns the tensors that cross their borders."""
     folder.mkdir()
     shapes = encoders.shapes()
     parts: dict[str, onnx.ModelProto] = {}
@@ -261,12 +323,32 @@ def _write_graphs(
     progress("exporting graphs", 4, 5)
     first: dict[str, onnx.ModelProto] = {**parts, "attention_pool": pool}
     exact = {f"{name}_onnxruntime": exact_sigmoids(graph) for name, graph in first.items()}
-    graphs.save_sharing_weights({**first, **exact, **heads, "model": whole}, folder)
+    every = {**first, **exact, **heads, "model": whole}
+    for graph in every.values():
+        graphs.say(graph, said)
+    graphs.save_sharing_weights(every, folder)
     progress("exporting graphs", 5, 5)
     size = encoders.size
     pixels = {f"{m}_pixels": TensorSpec(f"{m}_pixels", "uint8", ("N", 1, size, size)) for m in MODALITIES}
     floats = {name: TensorSpec(name, "float32", shape) for name, shape in (shapes | {"probability": ("N",)}).items()}
     return pixels | floats
+
+
+def _said_in_graphs(model: Model, encoders: Encoders) -> dict[str, str]:
+    """What a graph says of its model when it is looked at on its own; `source_sha256` is of the modules' weights."""
+    digest = hashlib.sha256()
+    for modality in MODALITIES:
+        for name, tensor in encoders.features[modality].module.state_dict().items():
+            if isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided and not tensor.is_quantized:
+                digest.update(f"{modality}.{name} {tensor.dtype} {list(tensor.shape)}".encode())
+                digest.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
+    said = {
+        "mpmmu_rt.model": model.name,
+        "mpmmu_rt.intended_use": INTENDED_USE,
+        "mpmmu_rt.source_sha256": digest.hexdigest(),
+        "mpmmu_rt.licence": str(model.card.get("licence", model.card.get("license", "not stated"))),
+    }
+    return said if model.trained else said | {"mpmmu_rt.warning": bundles.UNTRAINED}
 
 
 def _write_golden(folder: Path, cases: Data, original: Original) -> None:
@@ -307,6 +389,7 @@ def _entry(model: Model, tensors: Mapping[str, TensorSpec]) -> dict[str, Any]:
             "opset": graphs.OPSET,
             "ir": graphs.IR_VERSION,
         },
+        "known_images": dict(model.known_images),
         "parity": {},
         "precision": {},
     }

@@ -10,6 +10,7 @@ from typing import Any
 import onnx
 from onnx import compose, numpy_helper
 
+from mpmmu_rt import __version__
 from mpmmu_rt.errors import ExportError
 
 # TensorRT 10.3 to 11, TensorRT-RTX, OpenVINO and ONNX Runtime from 1.20 on all read these.
@@ -35,6 +36,13 @@ def clean(model: onnx.ModelProto) -> onnx.ModelProto:
         if hasattr(item, "metadata_props"):
             del item.metadata_props[:]
     return model
+
+
+def say(model: onnx.ModelProto, facts: Mapping[str, str]) -> None:
+    """Write who made a graph, and `facts`, where tools that show graphs look for them."""
+    model.producer_name, model.producer_version = "mpmmu-rt", __version__
+    kept = {item.key: item.value for item in model.metadata_props} | dict(facts)
+    onnx.helper.set_model_props(model, kept)
 
 
 def join(

@@ -90,7 +90,7 @@ class Parity:
             worst = failed[0]
             raise ParityError(
                 f"the exported model differs from the original: {worst.name} is {worst.value:.3g}, expected at most "
-                f"{worst.limit:.3g} ({len(failed)} of {len(self.checks)} checks failed); no bundle was written",
+                f"{worst.limit:.3g} ({len(failed)} of {len(self.checks)} checks failed)",
                 hint="no module may ask whether it is being exported; if none does, this is a defect of the conversion "
                 "or of an installed version: report it with `mpmmu-rt doctor`",
             )

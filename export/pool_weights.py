@@ -50,6 +50,6 @@ def require_pools(
     if not difference <= RELATIVE_TOLERANCE:
         raise ParityError(
             f"the weights of the attention pools give an embedding that differs from the original by {difference:.3g}, "
-            f"relative, expected at most {RELATIVE_TOLERANCE:.3g}; no bundle was written",
+            f"relative, expected at most {RELATIVE_TOLERANCE:.3g}",
             hint="this is a defect of the export: report it with `mpmmu-rt doctor`",
         )

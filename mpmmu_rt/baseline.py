@@ -168,7 +168,7 @@ class Judgement:
 
 
 def save(
-    path: Path, side: Side, batch: int, *, budget_s: float, progress: Progress = silent, turn: Turn = take_turn
+    path: StrPath, side: Side, batch: int, *, budget_s: float, progress: Progress = silent, turn: Turn = take_turn
 ) -> Baseline:
     """Take a session of as many turns as fit into `budget_s` seconds, at most `MOST_TURNS`, and write it to `path`; a
     baseline of the same bundle that is there already gets one session more.
@@ -176,7 +176,7 @@ def save(
     Raises `UsageError` for a budget of too few turns, a file that is no baseline, and one of another bundle or of other
     conditions; and what `counts.count` and turns raise.
     """
-    bundle = Bundle.open(side.path)
+    path, bundle = Path(path), Bundle.open(side.path)
     here = conditions(bundle, side.target, batch, TURN_S)
     earlier: list[Session] = []
     if path.exists():
@@ -209,7 +209,7 @@ def save(
 
 
 def judge_against(
-    path: Path,
+    path: StrPath,
     side: Side,
     batch: int,
     *,
@@ -227,7 +227,7 @@ def judge_against(
 
     Raises `UsageError` for other conditions than the baseline's and for a file that is none, and what `compare` raises.
     """
-    stored, rule = Baseline.read(path), rule or Rule()
+    stored, rule = Baseline.read(Path(path)), rule or Rule()
     bundle = Bundle.open(side.path)
     here = conditions(bundle, side.target, batch, TURN_S)
     different = differences(stored.conditions, here)

@@ -18,7 +18,7 @@ from .ledger import ledger
 from .machine import describe, now
 from .predictor import Predictor
 from .progress import Progress, silent
-from .spec import Array, Target
+from .spec import Array, StrPath, Target
 from .stability import Conditions, Snapshot, judge, observe, take
 from .tiles import hold_to_golden, tile
 
@@ -36,7 +36,7 @@ class Bench:
 
 
 def bench(
-    path: Path,
+    path: StrPath,
     target: Target,
     batch: int,
     *,
@@ -57,6 +57,7 @@ def bench(
     for size, hint in ((batch, "--batch 32"), *((size, "--sweep 1,2,4,8") for size in batches)):
         if not 1 <= size <= MOST_PAIRS:
             raise UsageError(f"a batch of {size}, expected 1 to {MOST_PAIRS} pairs", hint=hint)
+    path = Path(path)
     bundle = Bundle.open(path)
     progress("cold start", 0, 1)
     cold = cold_start.measure(path, target, batch)

@@ -31,6 +31,7 @@
     head           how the forests of `head` and `head_onnxruntime` are evaluated, the names of the base learners, and
                    notes for the user
     precision      target → what was measured of it in decisions, for every target but the first
+    known_images   {part of the split: digests of the images that the model learnt from}, where the checkpoint has them
     model, card, provenance, parity: for people; `inspect` prints them
     files          path → {sha256, bytes}, every file of the bundle but bundle.json
     sha256         of all the other keys: what a flipped bit in the threshold would otherwise slip past
@@ -57,6 +58,7 @@ import numpy as np
 from .errors import BundleError, DigestMismatch, UsageError
 from .files import MAX_JSON_BYTES, parse_json_object, read_bounded, sha256_file
 from .images import Preprocessing
+from .known_images import KnownImages
 from .spec import MODALITIES, Array, StrPath, Target, TensorSpec
 
 SCHEMA = "mpmmu-bundle/1"
@@ -159,6 +161,11 @@ class Bundle:
         return tuple(self.entry["targets"])
 
     @property
+    def known_images(self) -> KnownImages:
+        """What the model was trained on; nothing of an old bundle, or of modules of the user's own."""
+        return KnownImages.from_json(self.entry.get("known_images"))
+
+    @property
     def learners(self) -> tuple[str, ...] | None:
         """The names of the head's base learners, as `base_probability` has them; None where an old bundle has none."""
         names = self.entry["head"].get("head", {}).get("learners")
@@ -171,8 +178,14 @@ class Bundle:
         return found or self.entry["precision"].get(target.plain, {})
 
     def require_proven(self, target: Target) -> None:
-        """Raise `UsageError` for a target that the export did not prove."""
+        """Raise `UsageError` for a target that the export did not prove, with its reason where it had one."""
         if str(target) not in self.targets:
+            if reason := self.entry["precision"].get(target.plain, {}).get("reason"):
+                raise UsageError(
+                    f"{target} was left out of {self.path} when it was exported ({reason}), expected one of "
+                    f"{', '.join(self.targets)}",
+                    hint=f"--target {self.targets[0]}, or export it again after what the reason says is settled",
+                )
             raise UsageError(
                 f"{target} was not proven when {self.path} was exported, expected one of {', '.join(self.targets)}",
                 hint=f"export it again with --target {target}; `mpmmu-rt inspect` says why a target was left out",

@@ -10,6 +10,8 @@ import numpy as np
 from .facts import CROSSING_SHARE
 from .spec import Array
 
+ENOUGH_TO_CROSS = 20
+
 
 @dataclass(frozen=True)
 class Check:
@@ -50,6 +52,7 @@ def probability_difference(got: Array, want: Array) -> float:
     return float(np.abs(got.astype(np.float64) - want).max())
 
 
-def crossing_limit(count: int) -> float:
-    """The share of so many cases that may cross a split of a forest in FP32: at least one case."""
-    return max(CROSSING_SHARE, 1 / count)
+def crossing_limit(count: int, *, enough: int = ENOUGH_TO_CROSS) -> float:
+    """The share of so many cases that may cross a split of a forest in FP32: at least one case, where there are enough
+    that one may; of fewer none, as one of three would say nothing."""
+    return max(CROSSING_SHARE, 1 / count) if count >= enough else 0.0

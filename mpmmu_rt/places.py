@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .errors import OutputError
+from .errors import MpmmuError, OutputError
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _BUSY = frozenset({errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES, errno.EDEADLK})
@@ -174,7 +174,7 @@ def is_full(error: BaseException) -> bool:
     while error not in seen:
         if isinstance(error, OSError) and error.errno in _FULL:
             return True
-        if not isinstance(error, OSError) and _FULL_TEXT.search(str(error)):
+        if not isinstance(error, OSError | MpmmuError) and _FULL_TEXT.search(str(error)):
             return True
         seen.append(error)
         error = error.__cause__ or error.__context__ or error

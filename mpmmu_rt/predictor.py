@@ -16,7 +16,7 @@ import numpy as np
 from .bundle import CLASSES, Bundle, Graph
 from .checks import decide
 from .engines import Counted, engine
-from .errors import AnswerError, PixelsError, UsageError
+from .errors import AnswerError, EngineError, PixelsError, UsageError
 from .images import read_with_warnings
 from .machine import usable_threads
 from .spec import MODALITIES, Array, Modality, StrPath, Target
@@ -67,7 +67,8 @@ class Prediction:
 class Predictor:
     """Runs a bundle on a target. Any number of threads may share it.
 
-    `head_target` says where the stacking head runs: in FP32, and on ONNX Runtime where that is faster and installed.
+    It belongs to the process that made it: after a fork it refuses to work, for the threads of its engine are not there,
+    and a call would wait for them without end. `head_target` says where the stacking head runs: in FP32, and on ONNX Runtime where that is faster and installed.
     Use it as a context manager, or call `close`.
     """
 
@@ -79,6 +80,7 @@ class Predictor:
         self.bundle = bundle
         self.target = target
         self.threads = threads or usable_threads()
+        self._process = os.getpid()
         self._engine = engine(target)
         self._pipeline = self._engine.pipeline(bundle, target.precision, self.threads)
         self.head_target = self._pipeline.head_target
@@ -193,6 +195,12 @@ class Predictor:
         return int(self.bundle.tensors["embedding"].shape[1])
 
     def _check(self, pixels: Mapping[Modality, Array]) -> dict[Modality, Array]:
+        if self._process != os.getpid():
+            raise EngineError(
+                f"the Predictor was loaded in process {self._process} and is used in {os.getpid()}, a fork of it, expected "
+                "the process that loaded it",
+                hint="load the bundle in each process once it runs, or start processes by `spawn`",
+            )
         if not isinstance(pixels, Mapping) or set(pixels) != set(MODALITIES):
             got = ", ".join(map(str, pixels)) if isinstance(pixels, Mapping) else type(pixels).__name__
             raise PixelsError(

@@ -47,7 +47,10 @@ def test_a_second_process_is_refused_and_a_killed_one_leaves_nothing(tmp_path: P
     out = tmp_path / "out"
     process = holder(out)
     try:
-        with pytest.raises(OutputError, match=rf"out is being written by process {process.pid}, expected"), claimed(out):
+        with (
+            pytest.raises(OutputError, match=rf"out is being written by process {process.pid}, expected"),
+            claimed(out),
+        ):
             pytest.fail("the block must not run")
         with claimed(tmp_path / "other"):
             pass
@@ -73,7 +76,10 @@ def test_a_folder_that_was_moved_aside_and_not_replaced_comes_back(tmp_path: Pat
 
 @pytest.mark.parametrize(
     "name",
-    [".out.json.abcd1234.partial", ".out.abcd1234.partial.gz", "out.abcd1234.partial", ".out.partial", ".out.ABCD1234.partial"],
+    [
+        *(".out.json.abcd1234.partial", ".out.abcd1234.partial.gz", "out.abcd1234.partial"),
+        *(".out.partial", ".out.ABCD1234.partial"),
+    ],
 )
 def test_what_others_left_stays(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("another's")
@@ -201,7 +207,9 @@ def test_no_room_while_writing_is_called_so(command: str, checkpoint_folder: Pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "code", "said"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")])
+@pytest.mark.parametrize(
+    ("number", "code", "said"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+)
 def test_an_interrupted_training_says_how_to_go_on(tmp_path: Path, number: int, code: int, said: str) -> None:
     out = tmp_path / "checkpoint"
     arguments = ["train", "--phantom", "60", "--preset", "tiny", "--epochs", "200", "-o", str(out)]

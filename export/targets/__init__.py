@@ -19,15 +19,19 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, Protocol, cast
 
 from mpmmu_rt.engines import engine_module, engines, known_engine
 from mpmmu_rt.errors import EngineError, ParityError, UnfitTarget, UsageError
+from mpmmu_rt.export.cases import Data
 from mpmmu_rt.export.draft import FIRST, Draft, Wanted
 from mpmmu_rt.export.graphs import other_floats
 from mpmmu_rt.spec import Target
+
+MOST_NEEDED = 200  # cases, however small a limit: that of flips is never below one case of them
 
 
 class Family(Protocol):
@@ -93,6 +97,27 @@ def resolve(wanted: Wanted) -> tuple[Target, ...]:
     return tuple(dict.fromkeys(target for target in asked if target != FIRST))
 
 
+def require_enough(wanted: Wanted, judged: Data) -> None:
+    """Raise `UsageError` where a target that rounds is asked for by name, and `judged` are too few to show anything."""
+    for target in wanted.targets or ():
+        if target.precision != "fp32" and (problem := _too_few(target, wanted, judged)):
+            raise problem
+
+
+def _too_few(target: Target, wanted: Wanted, judged: Data) -> UsageError | None:
+    """Of n cases of which none flips, at most 3 / n flip in truth, with 95 % confidence (the rule of three: Hanley and
+    Lippman-Hand 1983, doi 10.1001/jama.1983.03330370053031)."""
+    count, limit = len(judged.pixels["mammography"]), wanted.limits.flips
+    fewest = math.ceil(3 / limit) if limit else math.inf
+    if count >= min(fewest, MOST_NEEDED):
+        return None
+    return UsageError(
+        f"{target} would be judged on {count} cases, expected at least {min(fewest, MOST_NEEDED)} to show that at most "
+        f"{limit:.2g} of all decisions flip",
+        hint="give --parity more cases, leave it out to judge on phantoms, or allow more --flips",
+    )
+
+
 def prove(draft: Draft) -> None:
     """Make and prove the first target, then every wanted one, and enter what was found into the draft.
 
@@ -102,6 +127,9 @@ def prove(draft: Draft) -> None:
     draft.entry["parity"] = _first(draft)
     for target in resolve(draft.wanted):
         side, listed = family(target.engine), str(_plain(target))
+        if target.precision != "fp32" and (problem := _too_few(target, draft.wanted, draft.judged)):
+            draft.entry["precision"][listed] = {"passed": False, "reason": str(problem)}
+            continue
         try:
             with _engines_word(target, "leave the target out, or replace that operator in the module"):
                 report = side.make(draft, target)

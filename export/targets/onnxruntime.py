@@ -46,7 +46,7 @@ def prove(draft: Draft, target: Target) -> dict[str, Any]:
         if not check_.passed:
             raise ParityError(
                 f"the exported model differs from the original: {check_.name} is {check_.value:.3g}, expected at most "
-                f"{check_.limit:.3g}; no bundle was written",
+                f"{check_.limit:.3g}",
                 hint="this is a defect of the export: report it with `mpmmu-rt doctor`",
             )
     return report.to_json(str(target)) | {"source": draft.cases.source}

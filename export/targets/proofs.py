@@ -80,7 +80,7 @@ def same_graph(draft: Draft, target: Target, model: onnx.ModelProto) -> dict[str
     if failed:
         raise ParityError(
             f"the graph of {target} differs from the FP32 model: {failed[0].name} is {failed[0].value:.3g}, expected "
-            f"at most {failed[0].limit:.3g}; no bundle was written",
+            f"at most {failed[0].limit:.3g}",
             hint="export for another precision: this model does not bear that one",
         )
     gate = compare(want["probability"], got["probability"], judged.labels, draft.threshold, draft.wanted.limits)
@@ -131,6 +131,6 @@ def _require(gate: Gate, target: Target) -> None:
     if failed:
         raise ParityError(
             f"{target} changes decisions: {failed[0].name} is {failed[0].value:.3g}, expected at most "
-            f"{failed[0].limit:.3g} ({gate.basis}); no bundle was written",
+            f"{failed[0].limit:.3g} ({gate.basis})",
             hint="leave the target out, or set another limit if you can answer for it",
         )

@@ -85,17 +85,17 @@ def going_on(output: Path, kept: Callable[[], str], *added: str) -> Iterator[Non
     try:
         yield
     except KeyboardInterrupt as error:
-        message, hint, code = _interrupted(error, kept(), f"to go on: {_command(*added)}")
+        message, hint, code = _interrupted(error, kept(), f"to go on: {command(*added)}")
         found = Interrupted(message, hint=hint)
         found.exit_code = code
         raise found from error
     except Exception as error:
         if places.is_full(error):
-            raise places.full(output, kept(), _command(*added)) from error
+            raise places.full(output, kept(), command(*added)) from error
         raise
 
 
-def _command(*added: str) -> str:
+def command(*added: str) -> str:
     """This command, with options that were not there yet and without those that they replace."""
     given = [one for one in sys.argv[1:] if not added or one != "--overwrite"]
     return shlex.join(["mpmmu-rt", *given, *(one for one in added if one not in given)])

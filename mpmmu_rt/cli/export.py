@@ -1,14 +1,19 @@
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mpmmu_rt.errors import UsageError
+from mpmmu_rt.checks import ENOUGH_TO_CROSS
+from mpmmu_rt.errors import ParityError, UsageError
 
-from ._report import JsonTo, bars, check_json, note, put_json
+from ._report import JsonTo, bars, check_json, fitted, going_on, note, put_json
+
+if TYPE_CHECKING:
+    from mpmmu_rt.bundle import Bundle
+    from mpmmu_rt.spec import Target
 
 REFERENCE_BUNDLE = Path("reference.bundle")
 
@@ -54,6 +59,10 @@ def export(
     trust_pickle: Annotated[
         Path | None, typer.Option("--trust-pickle", help="A pickled head that you vouch for, by its path.")
     ] = None,
+    require_target: Annotated[
+        list[str] | None,
+        typer.Option("--require", metavar="TARGET", help="Exit code 3 unless the bundle lists it; repeatable."),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing bundle.")] = False,
     json_to: JsonTo = None,
 ) -> None:
@@ -65,6 +74,9 @@ def export(
 
     check_json(json_to)
     targets = tuple(map(Target.parse, target)) if target else None
+    required = tuple(map(Target.parse, require_target or ()))
+    for one in required:
+        known_engine(one)
     batches = Profile() if profile is None else Profile.parse(profile)
     if profile is not None and not any(known_engine(one).traits.profiled for one in targets or ()):
         raise UsageError(
@@ -84,7 +96,7 @@ def export(
         output = Path(f"{checkpoint.resolve().name}.bundle") if checkpoint else REFERENCE_BUNDLE
     limits = Limits(auc_loss=auc_loss, sensitivity_loss=sensitivity_loss, flips=flips, mean_difference=mean_difference)
     wanted = Wanted(targets, limits=limits, profile=batches)
-    with bars() as progress:
+    with going_on(output, lambda: "nothing was kept"), bars() as progress:
         if checkpoint is None:
             bundle = export_reference(output, wanted=wanted, overwrite=overwrite, progress=progress)
         else:
@@ -112,8 +124,7 @@ def export(
             f"{report['cases']} cases ({report['source']}): {report['decisions_flipped']} decisions flipped, "
             f"{report['split_crossings']} differ by more than rounding may"
         )
-        for line in describe_precision(bundle.entry):
-            typer.echo(line)
+        typer.echo("\n" + targets_table(bundle.entry))
     for licence in dict.fromkeys(known_engine(Target.parse(name)).traits.licence for name in bundle.targets):
         if licence:
             note(f"note: {licence}")
@@ -121,8 +132,62 @@ def export(
         note(text)
     for text in bundle.entry["head"]["head"]["notes"]:
         note(f"warning: {text}")
+    for text in thin_proofs(bundle.entry):
+        note(f"warning: {text}")
     note(f"wrote {output} ({bundle.name}, {sum(f['bytes'] for f in bundle.entry['files'].values()) / 1e6:.1f} MB)")
     warn_untrained(bundle.trained)
+    _require_listed(bundle, required, calibrated=calibrate is not None)
+
+
+def _require_listed(bundle: Bundle, required: Sequence[Target], *, calibrated: bool) -> None:
+    """Warn of an INT8 that was calibrated for in vain. Raises `ParityError` for what had to be listed, and is not."""
+    left_out = {name: report["reason"] for name, report in bundle.entry["precision"].items() if not _listed(report)}
+    missing = [target.plain for target in required if str(target) not in bundle.targets]
+    if missing:
+        why = left_out.get(missing[0], "it was not asked for")
+        raise ParityError(
+            f"{missing[0]} is not among the targets of {bundle.path} ({', '.join(bundle.targets)}), and was required: "
+            f"{why}",
+            hint="the bundle was written without it; settle what the reason says, and export again with --overwrite",
+        )
+    if calibrated and not any(name.endswith(":int8") for name in bundle.targets):
+        why = next((reason for name, reason in left_out.items() if name.endswith(":int8")), "no engine here runs it")
+        note(f"warning: --calibrate was given, and there is NO INT8 in {bundle.path}: {why}")
+
+
+def _listed(report: Mapping[str, Any]) -> bool:
+    return report["passed"] is not False
+
+
+def thin_proofs(entry: Mapping[str, Any]) -> list[str]:
+    """What is weak about the cases that a bundle was proven on."""
+    parity, found = entry["parity"], []
+    judged = [name for name, report in entry["precision"].items() if _listed(report) and not name.endswith(":fp32")]
+    if parity["cases"] < ENOUGH_TO_CROSS:
+        found.append(
+            f"parity was shown on {parity['cases']} cases alone; --parity with some {ENOUGH_TO_CROSS} shows more"
+        )
+    if judged and parity.get("judged_learnt"):
+        found.append(
+            f"{', '.join(judged)} were judged on {parity['judged']} cases, of which {parity['judged_learnt']} show "
+            "images that the model was trained on, and finds easy: name other patients' with --parity"
+        )
+    elif parity.get("learnt"):
+        found.append(
+            f"{parity['learnt']} of the {parity['cases']} cases of the parity check were trained on; other patients' "
+            "would be a harder test"
+        )
+    return found
+
+
+def targets_table(entry: Mapping[str, Any]) -> str:
+    """Which targets are in, which were left out, and why."""
+    rows = [[entry["parity"]["target"], "in", "held to torch and scikit-learn"]]
+    for name, report in entry["precision"].items():
+        line = next(iter(describe_precision({"precision": {name: report}})), "")
+        why = line.removeprefix(f"{name}: ").removeprefix("left out: ")
+        rows.append([name, "in" if report["passed"] else "NOT RUN" if _listed(report) else "left out", why])
+    return fitted(["target", "", "why"], rows)
 
 
 def describe_precision(entry: Mapping[str, Any]) -> list[str]:

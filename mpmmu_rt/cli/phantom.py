@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ._report import note
+from ._report import going_on, note
 
 
 def phantom(
@@ -19,5 +19,6 @@ def phantom(
     require("sklearn", "drawing phantoms")
     from mpmmu_rt.model.phantom import write_phantoms
 
-    manifest = write_phantoms(count, output, seed=seed)
+    with going_on(output, lambda: "nothing was kept"):
+        manifest = write_phantoms(count, output, seed=seed)
     note(f"wrote {count} phantoms (drawings, not patients): {manifest}")

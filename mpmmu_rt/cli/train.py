@@ -9,7 +9,7 @@ import typer
 
 from mpmmu_rt.errors import UsageError
 
-from ._report import JsonTo, bars, check_json, note, put_json, table
+from ._report import JsonTo, bars, check_json, command, going_on, note, put_json, table
 
 
 class Preset(StrEnum):
@@ -33,6 +33,10 @@ def train(
     epochs: Annotated[
         int | None, typer.Option("--epochs", min=1, help="At most so many [default: the preset's].")
     ] = None,
+    weights: Annotated[
+        Path | None,
+        typer.Option("--weights", help="ResNet weights that both encoders start from: .safetensors or .pth."),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing checkpoint.")] = False,
     json_to: JsonTo = None,
 ) -> None:
@@ -45,11 +49,12 @@ def train(
     from mpmmu_rt import image_warnings
     from mpmmu_rt.cases import read_manifest
     from mpmmu_rt.files import check_replaceable
-    from mpmmu_rt.machine import package_versions
+    from mpmmu_rt.machine import now, package_versions
     from mpmmu_rt.model import checkpoint
     from mpmmu_rt.model.config import PRESETS
-    from mpmmu_rt.model.training import TRAINING_PRESETS, data_from_manifest, data_from_phantoms
+    from mpmmu_rt.model.training import TRAINING_PRESETS, data_from_manifest, data_from_phantoms, disk_bytes
     from mpmmu_rt.model.training import train as train_model
+    from mpmmu_rt.places import claimed, require_room
 
     if (manifest is None) == (phantom is None):
         raise UsageError(
@@ -58,30 +63,40 @@ def train(
         )
     check_json(json_to)
     check_replaceable(output, marker=checkpoint.CONFIG, overwrite=overwrite)
+    started = now()
     config = PRESETS[preset.value]()
     settings = replace(TRAINING_PRESETS[preset.value], seed=seed)
     if epochs is not None:
         settings = replace(settings, epochs=epochs)
     work_dir = output.with_name(output.name + ".training")
-    if work_dir.exists():
-        note(f"going on with the training in {work_dir}")
-    with bars() as progress:
+
+    def kept() -> str:
+        epochs = "the epochs that were finished are" if any(work_dir.glob("*.safetensors")) else "nothing is"
+        return f"{epochs} kept in {work_dir}"
+
+    with claimed(output), going_on(output, kept), bars() as progress:
+        require_room(output, disk_bytes(config), "this training")
+        if work_dir.exists():
+            note(f"going on with the training in {work_dir}")
         if manifest is not None:
             data = data_from_manifest(read_manifest(manifest), config.preprocessing, progress)
         else:
             data = data_from_phantoms(phantom or 0, seed, config.preprocessing)
-        model = train_model(data, config, settings, work_dir=work_dir, progress=progress)
-    warned = image_warnings.summary(data.warnings)
-    card = {
-        "trained_on": data.source,
-        "metrics": model.metrics,
-        "image_warnings": warned,
-        "versions": package_versions(("mpmmu-rt", "torch", "scikit-learn", "numpy")),
-        "seed": seed,
-    }
-    trained = checkpoint.Checkpoint(config, model.encoders, model.head, model.threshold, card)
-    checkpoint.save(trained, output, overwrite=overwrite)
-    shutil.rmtree(work_dir)
+        model = train_model(data, config, settings, work_dir=work_dir, weights=weights, progress=progress)
+        warned = image_warnings.summary(data.warnings)
+        card = {
+            "trained_on": data.source,
+            "metrics": model.metrics,
+            "image_warnings": warned,
+            "training": model.how,
+            "command": command(),
+            "date": started,
+            "versions": package_versions(("mpmmu-rt", "torch", "scikit-learn", "numpy")),
+            "seed": seed,
+        }
+        trained = checkpoint.Checkpoint(config, model.encoders, model.head, model.threshold, card, model.known_images)
+        checkpoint.save(trained, output, overwrite=overwrite)
+        shutil.rmtree(work_dir)
     if not put_json(json_to, model.metrics | {"image_warnings": warned}):
         typer.echo(_describe(model.metrics))
     for text in image_warnings.lines(warned):

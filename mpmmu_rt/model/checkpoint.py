@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from mpmmu_rt.errors import CheckpointError, MpmmuError
-from mpmmu_rt.files import atomic_folder, parse_json_object, read_bounded, sha256_file
+from mpmmu_rt.files import MAX_JSON_BYTES, atomic_folder, parse_json_object, read_bounded, sha256_file
 from mpmmu_rt.spec import MODALITIES, Modality, StrPath
 
+from . import skops_file
 from .config import ModelConfig
 from .encoder import Encoder
 
@@ -57,13 +58,15 @@ TRUSTED_TYPES = frozenset(
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A trained model in memory. `card` says what it was trained on and how well it did; JSON values only."""
+    """A trained model in memory. `card` says what it was trained on, how, and how well it did; JSON values only.
+    known_images: by part of the split, what it learnt from (`mpmmu_rt.known_images`)."""
 
     config: ModelConfig
     encoders: Mapping[Modality, Encoder]
     head: Any
     threshold: float
     card: Mapping[str, Any]
+    known_images: Mapping[str, str] = field(default_factory=dict)
 
 
 def save(checkpoint: Checkpoint, folder: StrPath, *, overwrite: bool = False) -> None:
@@ -72,12 +75,13 @@ def save(checkpoint: Checkpoint, folder: StrPath, *, overwrite: bool = False) ->
         for modality in MODALITIES:
             state = {key: value.contiguous() for key, value in checkpoint.encoders[modality].state_dict().items()}
             save_file(state, partial / f"{modality}.safetensors")
-        skops.io.dump(checkpoint.head, partial / "head.skops")
+        skops_file.dump(checkpoint.head, partial / "head.skops")
         entry = {
             "schema": SCHEMA,
             "model": checkpoint.config.to_json(),
             "threshold": checkpoint.threshold,
             "card": dict(checkpoint.card),
+            "known_images": dict(checkpoint.known_images),
             "files": {path.name: sha256_file(path) for path in sorted(partial.iterdir())},
         }
         (partial / CONFIG).write_text(json.dumps(entry, indent=2) + "\n", encoding="utf-8")
@@ -92,7 +96,7 @@ def load(folder: StrPath, *, trust_pickle: StrPath | None = None) -> Checkpoint:
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is not a folder, expected a checkpoint", hint=_HINT)
     path = folder / CONFIG
-    entry = parse_json_object(path, read_bounded(path, 2**22, CheckpointError, _HINT), CheckpointError, _HINT)
+    entry = parse_json_object(path, read_bounded(path, MAX_JSON_BYTES, CheckpointError, _HINT), CheckpointError, _HINT)
     if entry.get("schema") != SCHEMA:
         raise CheckpointError(f"{path} has the schema {entry.get('schema')!r}, expected `{SCHEMA}`", hint=_HINT)
     digests, threshold, card = entry.get("files"), entry.get("threshold"), entry.get("card")
@@ -105,7 +109,10 @@ def load(folder: StrPath, *, trust_pickle: StrPath | None = None) -> Checkpoint:
     except MpmmuError as error:
         raise CheckpointError(f"{path}: {error}", hint=_HINT) from error
     encoders = {modality: _encoder(folder, modality, config, digests) for modality in MODALITIES}
-    return Checkpoint(config, encoders, _head(folder, digests, trust_pickle), float(threshold), card)
+    known = entry.get("known_images", {})  # an older checkpoint has none
+    if not isinstance(known, dict) or not all(isinstance(text, str) for text in known.values()):
+        raise CheckpointError(f"{path} has other `known_images` than texts, expected texts", hint=_HINT)
+    return Checkpoint(config, encoders, _head(folder, digests, trust_pickle), float(threshold), card, known)
 
 
 def _encoder(folder: Path, modality: Modality, config: ModelConfig, digests: Mapping[str, Any]) -> Encoder:

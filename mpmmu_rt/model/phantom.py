@@ -29,10 +29,11 @@ from pathlib import Path
 
 import numpy as np
 
-from mpmmu_rt.errors import OutputError, UsageError
-from mpmmu_rt.files import atomic_folder
+from mpmmu_rt.errors import UsageError
+from mpmmu_rt.files import atomic_folder, check_replaceable
 from mpmmu_rt.images import Preprocessing, preprocess
-from mpmmu_rt.spec import MODALITIES, Array, Modality
+from mpmmu_rt.places import require_room
+from mpmmu_rt.spec import MODALITIES, Array, Modality, StrPath
 
 MALIGNANT = 279 / 663  # the paper's cohort
 MAMMOGRAPHY_ONLY = 0.33
@@ -48,6 +49,7 @@ ULTRASOUND_SIGN = "irregular mass with shadow"
 
 MIN_SIDE = 64
 MANIFEST = "manifest.csv"
+BYTES = 84_000  # of a phantom of 256 × 256 on disk: both images
 
 
 @dataclass(frozen=True)
@@ -121,19 +123,16 @@ def phantom_pixels(count: int, *, seed: int, preprocessing: Preprocessing) -> tu
     return pixels, label
 
 
-def write_phantoms(count: int, folder: Path, *, seed: int) -> Path:
+def write_phantoms(count: int, folder: StrPath, *, seed: int) -> Path:
     """Write phantoms as PNG files with `manifest.csv` into the new `folder`; return the manifest's path.
 
     All or nothing. Raises `OutputError` if `folder` exists, its parent doesn't, or it can't be written.
     """
-    phantoms = draw(count, seed=seed)
-    try:
-        with atomic_folder(folder, marker=MANIFEST, overwrite=False) as partial:
-            _write(phantoms, partial)
-    except OSError as error:
-        raise OutputError(
-            f"{folder} can't be written ({error.strerror}), expected a writable place", hint="name another"
-        ) from error
+    phantoms, folder = draw(count, seed=seed), Path(folder)
+    check_replaceable(folder, marker=MANIFEST, overwrite=False)
+    require_room(folder, BYTES * count, f"{count} phantoms")
+    with atomic_folder(folder, marker=MANIFEST, overwrite=False) as partial:
+        _write(phantoms, partial)
     return folder / MANIFEST
 
 

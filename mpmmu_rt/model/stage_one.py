@@ -22,10 +22,11 @@ from mpmmu_rt.spec import MODALITIES, Array, Modality
 from .augmentation import Augmentation, augment
 from .config import EncoderConfig
 from .data import TrainingData
-from .encoder import Encoder
+from .encoder import Encoder, load_backbone
 from .evaluation import estimate_auc
 from .split import Split
 from .training_state import EncoderState, load_state, save_state
+from .weights import Weights
 
 Schedule = Literal["cosine", "constant"]
 EMBED_BATCH = 64
@@ -77,18 +78,20 @@ def train_encoder(
     config: TrainingConfig,
     *,
     state_file: Path,
+    initial: Weights | None = None,
     device: str = "cpu",
     progress: Progress = silent,
 ) -> tuple[Encoder, list[dict[str, float]]]:
     """Train on the images of the split's training rows; keep the weights of the best validation AUC.
 
+    initial: the backbone's weights to start from, instead of random ones (`load_backbone`).
     Returns the encoder in eval mode on the CPU and the history, one entry per epoch. After every epoch the
     whole state is in `state_file`; an interrupted call is continued by the same call, and on one machine with
     one number of threads the result on a CPU is the same to the bit as without the interruption. Raises
     `CheckpointError` if `state_file` belongs to another training, `UsageError` if the loss is not finite.
     """
-    digest = _digest(data, modality, split, encoder_config, config)
-    state = _fresh_state(modality, encoder_config, config, device)
+    digest = _digest(data, modality, split, encoder_config, config, initial)
+    state = _fresh_state(modality, encoder_config, config, initial, device)
     if state_file.exists():
         load_state(state, state_file, digest)
     index, label = data.images(modality, split.train)
@@ -163,11 +166,13 @@ def _validate(
 
 
 def _fresh_state(
-    modality: Modality, encoder_config: EncoderConfig, config: TrainingConfig, device: str
+    modality: Modality, encoder_config: EncoderConfig, config: TrainingConfig, initial: Weights | None, device: str
 ) -> EncoderState:
     with torch.random.fork_rng(devices=[]):  # torch's initialisation draws from the global generator
         torch.manual_seed(_seed(config.seed, modality, 0))
         encoder = Encoder(encoder_config)
+    if initial is not None:
+        load_backbone(encoder, initial.state)
     encoder = encoder.to(device)
     optimizer = torch.optim.AdamW(encoder.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
     return EncoderState(encoder, optimizer)
@@ -187,7 +192,12 @@ def _learning_rate(config: TrainingConfig, done: float) -> float:
 
 
 def _digest(
-    data: TrainingData, modality: Modality, split: Split, encoder_config: EncoderConfig, config: TrainingConfig
+    data: TrainingData,
+    modality: Modality,
+    split: Split,
+    encoder_config: EncoderConfig,
+    config: TrainingConfig,
+    initial: Weights | None,
 ) -> str:
     """Names everything that the result depends on, but for the machine."""
     facts: dict[str, Any] = {
@@ -197,5 +207,6 @@ def _digest(
         "training": asdict(config),
         "split": {name: rows.tolist() for name, rows in split.parts().items()},
         "torch": torch.__version__,
+        **({"initial": initial.sha256} if initial else {}),
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

@@ -17,15 +17,18 @@ on two CPU cores, 2026-11, before the meta-learner's units became tanh (they wer
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from mpmmu_rt.errors import OutputError, UsageError
+from mpmmu_rt.known_images import listing
 from mpmmu_rt.progress import Progress, silent
-from mpmmu_rt.spec import MODALITIES, Array, Modality
+from mpmmu_rt.spec import MODALITIES, Array, Modality, StrPath
 
 from .config import ModelConfig
 from .data import TrainingData, data_from_manifest, data_from_phantoms
@@ -34,6 +37,7 @@ from .evaluation import evaluate
 from .split import Split, patient_labels, split_patients
 from .stacking import fit_head
 from .stage_one import TRAINING_PRESETS, TrainingConfig, embed, train_encoder
+from .weights import Weights
 
 THRESHOLD = 0.5
 
@@ -53,8 +57,9 @@ __all__ = [
 class TrainedModel:
     """What training made: encoders in eval mode on the CPU, the fitted head and its operating threshold.
 
-    `metrics` and `history` hold JSON values only. `metrics`: the `source` of the data, `parts` (patients and rows
-    by class) and `test` with the metrics of `evaluate` for `mammography`, `ultrasound` and `fused`.
+    `metrics`, `history`, `how` (settings and epochs) and `known_images` of each part hold JSON values only. `metrics`:
+    the `source` of the data, `parts` (patients and rows by class) and `test` with the metrics of `evaluate` for
+    `mammography`, `ultrasound` and `fused`.
     """
 
     encoders: dict[Modality, Encoder]
@@ -64,6 +69,8 @@ class TrainedModel:
     threshold: float
     metrics: dict[str, Any]
     history: dict[str, list[dict[str, float]]]
+    how: dict[str, Any]
+    known_images: dict[str, str]
 
 
 def train(
@@ -71,12 +78,14 @@ def train(
     model_config: ModelConfig,
     training_config: TrainingConfig,
     *,
-    work_dir: Path,
+    work_dir: StrPath,
+    weights: StrPath | None = None,
     device: str = "cpu",
     progress: Progress = silent,
 ) -> TrainedModel:
     """Run both stages. An interrupted call is continued by the same call with the same `work_dir`.
 
+    weights: a file with a ResNet's weights (ImageNet's, say) that both encoders start from; random ones if None.
     Raises `ManifestError` when a class has too few patients, `CheckpointError` when `work_dir` belongs to another
     training, `UsageError` for arguments that don't fit each other, `OutputError` if `work_dir` can't be made.
     """
@@ -86,6 +95,8 @@ def train(
             hint="make the data with the model's preprocessing",
         )
     split = split_patients(data.label, data.groups, seed=training_config.seed)
+    initial = None if weights is None else Weights.read(weights)
+    work_dir = Path(work_dir)
     _make_folder(work_dir)
     encoders: dict[Modality, Encoder] = {}
     history: dict[str, list[dict[str, float]]] = {}
@@ -98,6 +109,7 @@ def train(
             model_config.encoder(modality),
             training_config,
             state_file=work_dir / f"{modality}.state.safetensors",
+            initial=initial,
             device=device,
             progress=progress,
         )
@@ -105,7 +117,38 @@ def train(
         embedding[modality] = of_image[data.image_of_row[modality]]
     head, test = _stage_two(data, split, embedding, model_config, training_config.seed, progress)
     metrics = {"source": data.source, "parts": _parts(data, split), "test": test}
-    return TrainedModel(encoders, head, model_config, training_config, THRESHOLD, metrics, history)
+    how = _how(training_config, history, initial)
+    known = {part: listing(_images(data, rows)) for part, rows in split.parts().items()}
+    return TrainedModel(encoders, head, model_config, training_config, THRESHOLD, metrics, history, how, known)
+
+
+def _images(data: TrainingData, rows: Array) -> Iterator[Array]:
+    for modality in MODALITIES:
+        yield from data.pixels[modality][data.images(modality, rows)[0]]
+
+
+def _how(config: TrainingConfig, history: dict[str, list[dict[str, float]]], initial: Weights | None) -> dict[str, Any]:
+    """For the card: the settings, and of each encoder how many epochs were run and which one was chosen."""
+    epochs = {}
+    for modality, entries in history.items():
+        best = max(entries, key=lambda entry: entry["validation_auc"])  # of equals the first, as in training
+        epochs[modality] = {
+            "run": len(entries),
+            "chosen": int(best["epoch"]),
+            "validation_auc": best["validation_auc"],
+        }
+    started_from = {"file": initial.path.name, "sha256": initial.sha256} if initial else "random weights"
+    return {**asdict(config), "epochs": epochs, "most_epochs": config.epochs, "started_from": started_from}
+
+
+def disk_bytes(config: ModelConfig) -> int:
+    """About what a training of `config` writes: of each encoder its weights, the best of them and AdamW's two moments,
+    the checkpoint, and a new state beside the one that it replaces."""
+    with torch.device("meta"):
+        weights = [Encoder(config.encoder(modality)) for modality in MODALITIES]
+    size = [4 * sum(one.numel() for one in encoder.state_dict().values()) for encoder in weights]
+    total: int = 5 * sum(size) + 4 * max(size)
+    return total
 
 
 def _stage_two(

@@ -161,7 +161,7 @@ def test_writing_leaves_nothing_behind_when_it_fails(tmp_path: Path, monkeypatch
         save(image, path)
 
     monkeypatch.setattr(Image.Image, "save", fail)
-    with pytest.raises(OutputError, match="No space left"):
+    with pytest.raises(OSError, match="No space left"):
         write_phantoms(3, tmp_path / "phantoms", seed=5)
     assert len(saved) == 3
     assert list(tmp_path.iterdir()) == []
