@@ -82,10 +82,11 @@ def export_bundle(
     """Export any two torch modules and a fitted scikit-learn classifier as a bundle at `output`.
 
     mammography, ultrasound: modules that map pixels uint8 [N, 1, S, S] to an embedding float32 [N, D]; S is
-    `preprocessing.size`, or `preprocessing` itself. head: a binary classifier (classes 0 and 1) fitted on the two embeddings, concatenated in
-    that order. threshold: a probability at or above it is called malignant; None: the head's own, if it is a
-    FixedThresholdClassifier or TunedThresholdClassifierCV, else 0.5. parity_cases: images to prove parity on; phantoms
-    if None. wanted: the targets beyond onnxruntime:fp32; all that work here without calibration if None.
+    `preprocessing.size`, or `preprocessing` itself. head: a binary classifier (classes 0 and 1) fitted on the two
+    embeddings, concatenated in that order. threshold: a probability at or above it is called malignant; None: the
+    head's own, if it is a FixedThresholdClassifier or TunedThresholdClassifierCV, else 0.5. card: what people shall
+    read of the model, JSON values. parity_cases: images to prove parity on; phantoms if None. wanted: the targets
+    beyond onnxruntime:fp32; all that work here without calibration if None.
 
     Raises `ExportError` or `UnsupportedEstimator` for what can't be converted, `ParityError` if the result differs
     from the original, `OutputError` if `output` can't be written. In every case nothing is left behind.

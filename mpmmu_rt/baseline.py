@@ -43,6 +43,7 @@ from .files import MAX_JSON_BYTES, atomic_file, parse_json_object, read_bounded
 from .gate import STATISTICS, Estimate, Rule, Verdict, statistics
 from .machine import now
 from .progress import Progress, silent
+from .spec import StrPath
 
 SCHEMA = "mpmmu-baseline/1"
 FEWEST_TURNS, MOST_TURNS = 16, 40  # of a session: `slower` takes 16 that all say so

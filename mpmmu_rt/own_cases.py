@@ -73,6 +73,7 @@ class _Seen:
     worst: list[tuple[float, Decoded]] = field(default_factory=list)
     unread: list[str] = field(default_factory=list)
     unanswered: int = 0
+    learnt: int = 0  # cases that show an image that the model was trained on
 
 
 def judge(
@@ -105,6 +106,11 @@ def judge(
         targets = (new.target,) if reference is None else (new.target, reference.target)
         limits = limits_of(bundle, targets)
         notes = []
+        if seen.learnt:
+            notes.append(
+                f"{seen.learnt} of the {len(manifest.cases)} cases show images that the model was trained on, and "
+                "finds easy: other patients' would be a harder test"
+            )
         if limits is None:
             notes.append("the export judged no decisions of these targets: there are no limits to hold them to")
         checks = checks_of(found, wanted, got, limits)
@@ -160,6 +166,7 @@ def _ask(
     progress("own cases", 0, total)
     with Decoder(manifest.cases, new.bundle.preprocessing, frame=frame, ahead=2 * BATCH) as decoded:
         for items in _batches(decoded, seen):
+            seen.learnt += _learnt(new, items)
             answers = _answers(new, reference, items)
             seen.unanswered += len(items) - len(answers)
             if answers:
@@ -181,6 +188,11 @@ def _batches(decoded: Iterator[Decoded], seen: _Seen) -> Iterator[list[Decoded]]
             pending = []
     if pending:
         yield pending
+
+
+def _learnt(new: Predictor, items: list[Decoded]) -> int:
+    pixels = {modality: np.stack([item.pixels[modality] for item in items]) for modality in MODALITIES}
+    return int(new.bundle.known_images.learnt(pixels).sum())
 
 
 _Answer = tuple[Decoded, Prediction, Prediction | None, int]  # the case, what both say, its row

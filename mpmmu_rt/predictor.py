@@ -67,8 +67,9 @@ class Prediction:
 class Predictor:
     """Runs a bundle on a target. Any number of threads may share it.
 
-    It belongs to the process that made it: after a fork it refuses to work, for the threads of its engine are not there,
-    and a call would wait for them without end. `head_target` says where the stacking head runs: in FP32, and on ONNX Runtime where that is faster and installed.
+    It belongs to the process that made it: after a fork it refuses to work, for the threads of its engine are not
+    there, and a call would wait for them without end. `head_target` says where the stacking head runs: in FP32, and on
+    ONNX Runtime where that is faster and installed.
     Use it as a context manager, or call `close`.
     """
 
@@ -197,8 +198,8 @@ class Predictor:
     def _check(self, pixels: Mapping[Modality, Array]) -> dict[Modality, Array]:
         if self._process != os.getpid():
             raise EngineError(
-                f"the Predictor was loaded in process {self._process} and is used in {os.getpid()}, a fork of it, expected "
-                "the process that loaded it",
+                f"the Predictor was loaded in process {self._process} and is used in {os.getpid()}, a fork of it, "
+                "expected the process that loaded it",
                 hint="load the bundle in each process once it runs, or start processes by `spawn`",
             )
         if not isinstance(pixels, Mapping) or set(pixels) != set(MODALITIES):

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -356,3 +359,41 @@ def test_a_case_without_an_answer_is_a_row_and_not_the_end_of_the_run(tmp_path: 
         else:
             assert float(row["probability"]) == pytest.approx(((grey + 2.5) / 255 - 0.5) ** 0.5, abs=0.01)
             assert not row["error"]
+
+
+FORKED = """
+import os, sys
+import numpy as np
+import mpmmu_rt
+from mpmmu_rt.errors import EngineError
+predictor = mpmmu_rt.load(sys.argv[1], sys.argv[2])
+size = predictor.bundle.preprocessing.size
+pixels = {name: np.zeros((2, 1, size, size), np.uint8) for name in ("mammography", "ultrasound")}
+predictor.predict(pixels)
+child = os.fork()
+if not child:
+    try:
+        predictor.predict(pixels)
+    except EngineError as error:
+        print(error, "|", error.hint)
+        os._exit(7 if str(os.getppid()) in str(error) else 1)
+    os._exit(0)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+predictor.predict(pixels)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.parametrize("target", ["onnxruntime:fp32", "openvino:fp32"])
+def test_a_fork_is_told_instead_of_hanging(bundle_folder: Path, target: str) -> None:
+    """OpenVINO's threads are not there in a child: a call would wait for them without end."""
+    pytest.importorskip(target.partition(":")[0], reason="the engine is not installed")
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", FORKED, str(bundle_folder), target],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "a fork of it, expected the process that loaded it | load the bundle in each process" in done.stdout

@@ -416,6 +416,8 @@ def test_a_reference_bundle_is_marked_untrained(tmp_path: Path, monkeypatch: pyt
     bundle = build.export_reference(tmp_path / "reference.bundle", wanted=Wanted(()))
     assert (bundle.trained, bundle.name, bundle.threshold) == (False, "reference", 0.5)
     assert "UNTRAINED" in bundle.entry["card"]["warning"]
+    said = onnx.load(str(bundle.path / "onnx/head.onnx"), load_external_data=False).metadata_props
+    assert any("UNTRAINED" in item.value for item in said)
     assert bundle.tensors["embedding"].shape == ("N", 4096)
     assert bundle.tensors["mammography_feature_map"].shape == ("N", 2048, 3, 3)
     assert bundle.entry["parity"]["decisions_flipped"] == 0
