@@ -113,3 +113,14 @@ def test_the_wheel_holds_every_package_once(tmp_path: Path) -> None:
     want |= {f"mpmmu_rt/kernels/{path.name}" for path in (ROOT / "kernels").glob("*.cu*")}
     assert sorted(held) == sorted(want | {"mpmmu_rt/py.typed"})
     assert {"mpmmu_rt/export/build.py", "mpmmu_rt/kernels/reference.py"} <= set(held)
+
+
+def test_type_checkers_find_the_installed_package(tmp_path: Path) -> None:
+    """They don't run import hooks, so that the package must be found on a path, with its marker beside it."""
+    script = (
+        "import importlib.machinery, pathlib, sys\n"
+        "spec = importlib.machinery.PathFinder.find_spec('mpmmu_rt')\n"
+        "sys.exit(not (spec and spec.origin and pathlib.Path(spec.origin).with_name('py.typed').exists()))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=False)
+    assert done.returncode == 0, "make clean, and again: this environment was installed with an import hook"

@@ -75,7 +75,7 @@ def test_a_bundle_made_twice_is_the_same(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("given", [None, "224", 3.5, True, {"size": 224}])
 def test_preprocessing_that_is_none_is_refused_at_once(tmp_path: Path, given: Any) -> None:
-    with pytest.raises(UsageError, match="preprocessing is a .*, expected a Preprocessing or the size"):
+    with pytest.raises(UsageError, match=r"preprocessing is a .*, expected a Preprocessing or the size"):
         export_bundle(tmp_path / "a.bundle", **custom(), preprocessing=given)
     assert list(tmp_path.iterdir()) == []
 
