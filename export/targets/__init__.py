@@ -114,7 +114,7 @@ def _too_few(target: Target, wanted: Wanted, judged: Data) -> UsageError | None:
     return UsageError(
         f"{target} would be judged on {count} cases, expected at least {min(fewest, MOST_NEEDED)} to show that at most "
         f"{limit:.2g} of all decisions flip",
-        hint="give --parity more cases, leave it out to judge on phantoms, or allow more --flips",
+        hint="name more cases with --parity, or with --calibrate, half of which judge; or allow more --flips",
     )
 
 
@@ -128,6 +128,8 @@ def prove(draft: Draft) -> None:
     for target in resolve(draft.wanted):
         side, listed = family(target.engine), str(_plain(target))
         if target.precision != "fp32" and (problem := _too_few(target, draft.wanted, draft.judged)):
+            if draft.wanted.targets is not None:
+                raise problem
             draft.entry["precision"][listed] = {"passed": False, "reason": str(problem)}
             continue
         try:

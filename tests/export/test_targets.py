@@ -93,7 +93,7 @@ def test_a_target_that_is_asked_for_and_changes_decisions_leaves_no_bundle(
 ) -> None:
     """Through the command line, whose limit it is."""
     command = ["export", checkpoint_folder, "-o", tmp_path / "b", "--target", INT8, "--calibrate", manifest]
-    result = CliRunner().invoke(app, [str(part) for part in (*command, "--mean-difference", 1e-9)])
+    result = CliRunner().invoke(app, [str(part) for part in (*command, "--mean-difference", 1e-9, "--flips", 1)])
     assert result.exit_code == 3, result.stderr
     assert "probability, mean |Δp| is" in result.stderr
     assert "expected at most 1e-09" in result.stderr
@@ -342,7 +342,7 @@ def test_int8_for_tensorrt_says_what_was_proven(both_int8: Bundle) -> None:
 
 @pytest.mark.slow
 def test_int8_for_tensorrt_that_changes_decisions_is_refused(finished: Finish, calibration: tuple[Data, Data]) -> None:
-    limits = Limits(mean_difference=1e-9, float_share=0.01)
+    limits = Limits(mean_difference=1e-9, float_share=0.01, flips=1)
     with pytest.raises(ParityError, match="INT8 changes decisions more than allowed"):
         finished(Wanted((RTX_INT8,), calibration[0], calibration[1], limits))
 
