@@ -94,12 +94,12 @@ def bench(
     what = (
         "1 pixel pair in host memory to 1 probability"
         if batch == 1
-        else (f"{batch} pixel pairs in host memory to {batch} probabilities")
+        else f"{batch} pixel pairs in host memory to {batch} probabilities"
     )
     contract = (
-        f"from {what} in host memory, wall clock, {threads} "
-        f"threads; includes input checks, both encoders, attention pool and head (on {head}); excludes "
-        f"decoding, preprocessing and loading; warm-up of {done.warmup}; nothing clipped"
+        f"from {what} in host memory, wall clock, {threads} {'thread' if threads == 1 else 'threads'}; includes input "
+        f"checks, both encoders, attention pool and head (on {head}); excludes decoding, preprocessing and loading; "
+        f"warm-up of {done.warmup}; nothing clipped"
     )
     entry = {
         "schema": SCHEMA,

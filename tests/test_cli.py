@@ -470,29 +470,6 @@ def test_a_target_that_there_is_not_is_a_wrong_argument(bundle_folder: Path, ask
     assert result.stderr.splitlines()[-1].startswith(f"hint: {meant}")
 
 
-def test_a_table_is_aligned() -> None:
-    assert _report.table(["name", "ms"], [["a", "1.50"], ["longer", "10.25"]]).splitlines() == [
-        "name    ms",
-        "------  -----",
-        "a        1.50",
-        "longer  10.25",
-    ]
-
-
-def test_a_table_that_does_not_fit_becomes_lines(monkeypatch: pytest.MonkeyPatch) -> None:
-    header, rows = ["batch", "mean ms", ""], [["8", "1.50", "knee"], ["16", "-", ""]]
-    monkeypatch.setenv("COLUMNS", "22")
-    assert _report.fitted(header, rows).splitlines()[2:] == ["    8     1.50  knee", "   16        -"]
-    monkeypatch.setenv("COLUMNS", "18")
-    assert _report.fitted(header, rows).splitlines() == ["batch 8: mean ms", "  1.50, knee", "batch 16: mean ms", "  -"]
-    assert _report.fitted(["stage", "ms"], [["a long name", "+1.5"], ["b", "2"]]).splitlines() == [
-        *("stage        ms", "-----------  ----", "a long name  +1.5", "b               2")
-    ]
-    assert _report.fitted(["p50 ms", "p99.9 ms", "n"], [["1.50", "-", "7"]]).splitlines() == [
-        *("p50 ms: 1.50", "p99.9 ms: -", "n: 7")
-    ]
-
-
 def test_two_images_swapped_in_the_manifest_give_another_probability(
     bundle_folder: Path, tmp_path: Path, out: Path
 ) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from ._report import fitted, wrapped
+from ._report import count, fitted, wrapped
 
 MOST_SECONDS = 600
 _LABELS = {"p50": "p50", "p90": "p90", "p99": "p99", "p999": "p99.9"}
@@ -95,6 +95,6 @@ def _conditions(entry: dict[str, Any]) -> str:
         f"peak memory {entry['peak_rss_bytes'] / 1e6:.0f} MB",
         line_of(entry["conditions"]),
         f"measured: {entry['contract']}",
-        f"on: {machine['cpu']}, {machine['threads']} threads, {versions}",
+        f"on: {machine['cpu']}, {count(machine['threads'], 'thread')}, {versions}",
     ]
     return wrapped("\n".join(lines))

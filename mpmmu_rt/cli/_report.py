@@ -10,6 +10,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, ParamSpec
 
@@ -19,6 +20,7 @@ from mpmmu_rt.errors import MpmmuError, OutputError
 from mpmmu_rt.progress import Progress, silent
 
 _Arguments = ParamSpec("_Arguments")
+_LEAST = 24  # columns in which words can still be read
 _tracebacks = False
 
 
@@ -84,8 +86,8 @@ def usage_error(error: Exception) -> int | None:
 
 
 def note(text: str) -> None:
-    """A line for the person at the terminal: stderr."""
-    typer.echo(text, err=True)
+    """A line for the person at the terminal: stderr. Broken between words there, and one line in a file."""
+    typer.echo(wrapped(text) if sys.stderr.isatty() else text, err=True)
 
 
 def print_json(entry: Any) -> None:
@@ -122,9 +124,10 @@ def check_output(path: Path, *, stdout: bool = True) -> None:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Aligned columns; a cell that looks like a number is set to the right."""
-    cells = [list(header), *(list(row) for row in rows)]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
+    """Aligned columns, as wide as they are; a cell that looks like a number is set to the right, and one of several
+    lines goes on below itself."""
+    cells = [[cell.split("\n") for cell in row] for row in (header, *rows)]
+    widths = [max(len(line) for row in cells for line in row[column]) for column in range(len(header))]
 
     def line(row: Sequence[str]) -> str:
         parts = [
@@ -133,37 +136,85 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         ]
         return "  ".join(parts).rstrip()
 
-    return "\n".join([line(header), line(["-" * width for width in widths]), *(line(row) for row in cells[1:])])
+    titles, *below = ([line(parts) for parts in zip_longest(*row, fillvalue="")] for row in cells)
+    return "\n".join([*titles, line(["-" * width for width in widths]), *(one for row in below for one in row)])
 
 
 def _is_number(cell: str) -> bool:
-    """Or the dash that stands for one."""
-    return re.match(r"[-+]?\d|-$", cell) is not None
+    """A number with or without a unit, from one to another, or the dash that stands for one."""
+    return re.fullmatch(r"-|[-+]?\d\S*( to [-+]?\d\S*)?", cell) is not None
 
 
 def fitted(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """`table`, or where the terminal is too narrow for it a line of `name value` pairs for each row; of a single row
-    one line for each pair."""
+    """`table`; where the terminal is too narrow for it, with its widest text wrapped between words; and where that
+    leaves too little room for words, each row as `key: value`."""
     whole = table(header, rows)
-    if max(map(len, whole.splitlines())) <= width():
+    if _fits(whole):
         return whole
+    narrow = table(header, _narrowed(header, rows))
+    if _fits(narrow):
+        return narrow
     if len(rows) == 1:
-        return "\n".join(wrapped(f"{name}: {cell}") for name, cell in zip(header, rows[0], strict=True))
-    lines = []
-    for first, *rest in rows:
-        pairs = ", ".join(f"{name} {cell}".strip() for name, cell in zip(header[1:], rest, strict=True) if cell)
-        lines.append(wrapped(f"{header[0]} {first}: {pairs}" if _is_number(first) else f"{first}: {pairs}"))
-    return "\n".join(lines)
+        return _unaligned(list(zip(header, rows[0], strict=True)))
+    title = [] if all(_is_number(row[0]) for row in rows) else [header[0]]
+    return "\n".join([*title, *(_record(header, row) for row in rows)])
+
+
+def pairs(facts: Sequence[tuple[str, str]]) -> str:
+    """Names and what they have, aligned; where the terminal is too narrow, `name: value` wrapped between words."""
+    room = max(len(name) for name, _ in facts)
+    whole = "\n".join(f"{name.ljust(room)}  {value}" for name, value in facts)
+    return whole if _fits(whole) else _unaligned(facts)
+
+
+def _unaligned(facts: Sequence[tuple[str, str]]) -> str:
+    return wrapped("\n".join(f"{name}: {value}" if name else value for name, value in facts))
+
+
+def _fits(text: str) -> bool:
+    return max(map(len, text.splitlines())) <= width()
+
+
+def _narrowed(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[list[str]]:
+    """The rows, the column of the longest text wrapped to what the others leave; no narrower than `_LEAST`."""
+    widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
+    widest = max(range(len(header)), key=widths.__getitem__)
+    room = max(_LEAST, width() - sum(widths) + widths[widest] - 2 * (len(header) - 1))
+    return [[_fill(cell, room, "") if at == widest else cell for at, cell in enumerate(row)] for row in rows]
+
+
+def _record(header: Sequence[str], row: Sequence[str]) -> str:
+    """What names the row, what has no name behind it, and below as many `key: value` as fit in each line."""
+    title = f"{header[0]} {row[0]}" if _is_number(row[0]) else row[0]
+    rest = [(name, cell) for name, cell in zip(header[1:], row[1:], strict=True) if cell]
+    nameless = ", ".join(cell for name, cell in rest if not name)
+    lines = [f"{title}: {nameless}" if nameless else title]
+    for pair in (f"{name}: {cell}" for name, cell in rest if name):
+        if len(lines) > 1 and len(f"{lines[-1]}, {pair}") <= width():
+            lines[-1] += f", {pair}"
+        else:
+            lines.append(f"  {pair}")
+    return wrapped("\n".join(lines))
 
 
 def wrapped(text: str, indent: str = "  ") -> str:
     """Each line broken between words at the terminal's width, what follows indented; a longer word stays whole."""
+    return "\n".join(_fill(line, width(), indent) for line in text.splitlines())
+
+
+def _fill(line: str, columns: int, indent: str) -> str:
+    """What follows a line that is indented is indented further."""
     import textwrap
 
-    def broken(line: str) -> str:
-        return textwrap.fill(line, width(), subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
-
-    return "\n".join(map(broken, text.splitlines()))
+    own = line[: len(line) - len(line.lstrip())]
+    return textwrap.fill(
+        line.strip(),
+        columns,
+        initial_indent=own,
+        subsequent_indent=own + indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def width() -> int:

@@ -8,7 +8,7 @@ import typer
 
 from mpmmu_rt.errors import UsageError
 
-from ._report import bars, note, print_json
+from ._report import bars, count, note, print_json, wrapped
 
 REFERENCE_BUNDLE = Path("reference.bundle")
 
@@ -104,12 +104,11 @@ def export(
         from .verify import checks_table
 
         typer.echo(checks_table(report["checks"]))
-        typer.echo(
-            f"{report['cases']} cases ({report['source']}): {report['decisions_flipped']} decisions flipped, "
+        said = (
+            f"{count(report['cases'], 'case')} ({report['source']}): {report['decisions_flipped']} decisions flipped, "
             f"{report['split_crossings']} differ by more than rounding may"
         )
-        for line in describe_precision(bundle.entry):
-            typer.echo(line)
+        typer.echo(wrapped("\n".join([said, *describe_precision(bundle.entry)])))
     for licence in dict.fromkeys(known_engine(Target.parse(name)).traits.licence for name in bundle.targets):
         if licence:
             note(f"note: {licence}")
@@ -144,9 +143,15 @@ def describe_precision(entry: Mapping[str, Any]) -> list[str]:
 
 
 def _decisions(gate: Mapping[str, Any]) -> str:
-    auc = "" if gate.get("auc_loss") is None else f", AUC loss {gate['auc_loss']:+.4f}"
+    delta = gate["auc_delta"] if "auc_delta" in gate else _negative(gate.get("auc_loss"))
+    auc = "" if delta is None else f", ΔAUC {delta:+.4f}"
     mean = f", mean |Δp| {gate['mean_difference']:.4f}" if "mean_difference" in gate else ""
     return f"{gate['decisions_flipped']} of {gate['cases']} decisions flipped{mean}{auc} ({gate['source']})"
+
+
+def _negative(loss: float | None) -> float | None:
+    """A bundle of before holds what was lost, not the difference."""
+    return None if loss is None else -loss
 
 
 def _kept(report: Mapping[str, Any]) -> str:

@@ -9,7 +9,8 @@ import typer
 
 from mpmmu_rt.errors import UsageError
 
-from ._report import bars, note, print_json, table
+from ._metrics import test_table, weakness_lines
+from ._report import bars, fitted, note, print_json, wrapped
 
 
 class Preset(StrEnum):
@@ -95,16 +96,5 @@ def _describe(metrics: dict[str, Any]) -> str:
         [name, str(part["patients"]), str(part["malignant_patients"]), str(part["rows"])]
         for name, part in metrics["parts"].items()
     ]
-    rows = []
-    for name, found in metrics["test"].items():
-        auc = found["auc"]
-        rows.append(
-            [
-                name,
-                "-" if auc["value"] is None else f"{auc['value']:.3f}",
-                "-" if auc["low"] is None else f"{auc['low']:.3f} to {auc['high']:.3f}",
-                *("-" if found[key] is None else f"{found[key]:.3f}" for key in ("sensitivity", "specificity")),
-            ]
-        )
-    tested = table(["test", "AUC", "95 % interval", "sensitivity", "specificity"], rows)
-    return "\n".join([table(["part", "patients", "malignant", "rows"], parts), "", tested, f"({metrics['source']})"])
+    counted = fitted(["part", "patients", "malignant", "rows"], parts)
+    return "\n".join([counted, "", test_table(metrics), *weakness_lines(metrics), wrapped(f"({metrics['source']})")])
