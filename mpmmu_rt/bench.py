@@ -28,7 +28,10 @@ MOST_PAIRS = 4096
 
 @dataclass(frozen=True)
 class Bench:
-    """The result; `entry` is the JSON document, `latency` its percentiles, `warning` what is doubtful about it."""
+    """The result; `entry` is the JSON document, `latency` its percentiles, `warning` what is doubtful about it.
+
+    `targets` of the document, what the bundle's others take, is `mpmmu_rt.survey`'s to fill.
+    """
 
     entry: dict[str, Any]
     latency: Latency
@@ -122,6 +125,7 @@ def bench(
         "cold_start_ms": cold.total_ms,
         "cold_start": cold.to_json(),
         **curves,
+        "targets": None,
     }
     return Bench(entry, latency, "" if conditions.state == "stable" else conditions.line)
 

@@ -20,7 +20,10 @@ def bench(
         Path | None, typer.Argument(help=f"Bundle to measure [default: {REFERENCE_BUNDLE}, exported if absent].")
     ] = None,
     batch: Annotated[int, typer.Option("--batch", min=1, max=4096, help="Pairs per call.")] = 32,
-    target: Annotated[str, typer.Option("--target", help="Engine and precision.")] = "onnxruntime:fp32",
+    target: Annotated[
+        str | None,
+        typer.Option("--target", help="Engine and precision [default: onnxruntime:fp32, and all others beside it]."),
+    ] = None,
     json_to: Annotated[str | None, typer.Option("--json", help="Write the result as JSON to a file, or to - .")] = None,
     html_to: Annotated[Path | None, typer.Option("--html", help="Write a report with plots: one HTML page.")] = None,
     seconds: Annotated[float, typer.Option("--seconds", min=0.1, max=MOST_SECONDS, help="How long to measure.")] = 3.0,
@@ -55,15 +58,18 @@ def bench(
     from mpmmu_rt.curves import check_gaps
     from mpmmu_rt.engines import engine
     from mpmmu_rt.latency import Effort
+    from mpmmu_rt.predictor import DEFAULT_TARGET
     from mpmmu_rt.spec import Target
+    from mpmmu_rt.survey import first_target, survey
 
     judging = {"--max-slowdown": max_slowdown, "--allow-counts": allow_counts, "--allow-different": allow_different}
     measuring = {"--seconds": seconds != 3.0, "--html": html_to, "--sweep": sweep, "--idle": idle != "0,1"}
     _check(save, baseline, judging, measuring, budget, json_to)
-    chosen = Target.parse(target)
+    chosen = Target.parse(target or DEFAULT_TARGET)
     silences, sizes = _silences(idle), _batches(sweep, batch)
     check_gaps(silences)
-    engine(chosen)  # before a long export
+    if target or bundle is None or save or baseline:
+        engine(chosen)  # before a long export
     if json_to and json_to != "-":
         check_output(Path(json_to))
     if html_to:
@@ -88,13 +94,17 @@ def bench(
                 json_to=json_to,
             )
         return
+    if target is None:
+        chosen = first_target(Bundle.open(bundle))
     with bars() as progress:
         effort = Effort(measure_ms=seconds * 1e3, max_warmup_ms=min(5000.0, seconds * 2e3))
         result = measure(bundle, chosen, batch, effort=effort, idle_s=silences, batches=sizes, progress=progress)
+        if target is None:
+            result.entry["targets"] = survey(bundle, batch, seconds=seconds / 3, progress=progress)
     if json_to == "-":
         print_json(result.entry)
     else:
-        typer.echo(describe(result.entry))
+        typer.echo(describe(result.entry, bundle))
         if json_to:
             write_json(Path(json_to), result.entry)
     if html_to:
