@@ -152,7 +152,7 @@ class _Calls:
 
 
 def _shown(progress: Progress, what: str) -> Callable[[float], None]:
-    return lambda share: progress(what, round(share * 100), 100)
+    return lambda share: progress(what, round(share * 100), 100, "%")
 
 
 def _conditions(latency: Latency, done: Measured, before: Snapshot, after: Snapshot, threads: int) -> Conditions:

@@ -157,7 +157,7 @@ def _ask(
     progress: Progress,
 ) -> _Seen:
     seen, total, done = _Seen(), len(manifest.cases), 0
-    progress("own cases", 0, total)
+    progress("own cases", 0, total, "cases")
     with Decoder(manifest.cases, new.bundle.preprocessing, frame=frame, ahead=2 * BATCH) as decoded:
         for items in _batches(decoded, seen):
             answers = _answers(new, reference, items)
@@ -165,7 +165,7 @@ def _ask(
             if answers:
                 _note(seen, head, answers)
             done += len(items)
-            progress("own cases", done + len(seen.unread), total)
+            progress("own cases", done + len(seen.unread), total, "cases")
     return seen
 
 

@@ -153,7 +153,7 @@ def _predict_all(
     total: int,
     progress: Progress,
 ) -> None:
-    progress("predicting", len(journal.rows), total)
+    progress("predicting", len(journal.rows), total, "cases")
     pending: list[Decoded] = []
     for item in decoded:
         ledger.decode_ms += item.decode_ms
@@ -164,10 +164,10 @@ def _predict_all(
         if len(pending) == batch:
             journal.add(_predict(predictor, pending, ledger))
             pending = []
-        progress("predicting", len(journal.rows), total)
+        progress("predicting", len(journal.rows), total, "cases")
     if pending:
         journal.add(_predict(predictor, pending, ledger))
-    progress("predicting", len(journal.rows), total)
+    progress("predicting", len(journal.rows), total, "cases")
 
 
 def _predict(predictor: Predictor, items: Sequence[Decoded], ledger: _Ledger) -> list[Row]:

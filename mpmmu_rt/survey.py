@@ -71,24 +71,24 @@ def survey(path: Path, batch: int, *, seconds: float = 1.0, progress: Progress =
     with ExitStack() as stack:
         loaded = {}
         for done, target in enumerate(targets):
-            progress("loading all targets", done, len(targets))
+            progress("loading all targets", done, len(targets), "targets")
             try:
                 loaded[target] = stack.enter_context(_Timing(bundle, target, batch))
             except MpmmuError as error:
                 problems[target] = error
-        progress("loading all targets", len(targets), len(targets))
+        progress("loading all targets", len(targets), len(targets), "targets")
         turns = max(TURNS, round(seconds * 1e3 / TURN_MS))
         started = time.perf_counter()
         for turn in range(turns):
             if turn >= TURNS and time.perf_counter() - started > seconds * len(loaded):
                 break
-            progress("all targets in turn", turn, turns)
+            progress("all targets in turn", turn, turns, "turns")
             for target in [one for one in loaded if one not in problems]:
                 try:
                     samples.setdefault(target, []).extend(loaded[target].turn())
                 except MpmmuError as error:
                     problems[target] = error
-        progress("all targets in turn", turns, turns)
+        progress("all targets in turn", turns, turns, "turns")
     rows = [
         _timed(bundle, target, [] if target in problems else samples[target], batch, problems.get(target))
         for target in targets

@@ -20,7 +20,7 @@ from typer.testing import CliRunner, Result
 
 from mpmmu_rt import __version__
 from mpmmu_rt.bundle import Bundle, seal
-from mpmmu_rt.cli import _report, app, debug_first
+from mpmmu_rt.cli import _report, app, general_first
 
 COMMANDS = ("train", "export", "verify", "run", "predict", "bench", "report", "inspect", "doctor", "phantom")
 
@@ -440,8 +440,8 @@ def test_debug_is_taken_behind_the_command_too(tmp_path: Path) -> None:
     before, behind = call("--debug", "inspect", tmp_path / "no"), call("inspect", tmp_path / "no", "--debug")
     assert "BundleError" in behind.stderr
     assert (behind.exit_code, behind.stderr.splitlines()[-2:]) == (1, before.stderr.splitlines()[-2:])
-    assert debug_first(["run", "--", "--debug"]) == ["run", "--", "--debug"]
-    assert debug_first(["--debug", "run", "--debug", "--", "x"]) == ["--debug", "run", "--", "x"]
+    assert general_first(["run", "--", "--debug"]) == ["run", "--", "--debug"]
+    assert general_first(["--debug", "run", "--debug", "--", "x"]) == ["--debug", "run", "--", "x"]
 
 
 def test_help_is_short_too_and_shells_complete() -> None:

@@ -10,10 +10,24 @@ from ._report import fitted, wrapped
 TOO_FEW = "too few to tell"
 
 
-def test_table(metrics: Mapping[str, Any]) -> str:
-    """Of `TrainedModel.metrics`; a row for each modality alone and for both."""
+def with_weakness(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Of `TrainedModel.metrics`, and what `cross_validate` found in them, why their AUC does not tell, if so."""
+    from mpmmu_rt.metrics import too_few
+
+    def judged(counts: Mapping[str, Any], test: Mapping[str, Any]) -> str:
+        malignant, auc = counts["malignant_patients"], test["fused"]["auc"]
+        return too_few(counts["patients"] - malignant, malignant, auc["low"], auc["high"])
+
+    found = {**metrics, "weakness": judged(metrics["parts"]["test"], metrics["test"])}
+    if folds := metrics.get("cross_validation"):
+        found["cross_validation"] = {**folds, "weakness": judged(folds, folds["test"])}
+    return found
+
+
+def auc_table(metrics: Mapping[str, Any], title: str = "test") -> str:
+    """A row for each modality alone and for both."""
     doubtful = bool(metrics.get("weakness"))
-    header = ["test", "AUC", "95 % interval", "sensitivity", "specificity", *([""] if doubtful else [])]
+    header = [title, "AUC", "95 % interval", "sensitivity", "specificity", *([""] if doubtful else [])]
     rows = [
         [
             name,
@@ -27,10 +41,25 @@ def test_table(metrics: Mapping[str, Any]) -> str:
     return fitted(header, rows)
 
 
-def weakness_lines(metrics: Mapping[str, Any]) -> list[str]:
-    """Why the table does not tell; nothing where it does."""
-    weakness = metrics.get("weakness")
-    return [wrapped(f"{TOO_FEW}: {weakness}")] if weakness else []
+def tested(metrics: Mapping[str, Any]) -> str:
+    """What the test patients say, and if there were folds what all patients say; and why a table does not tell."""
+    lines = [auc_table(metrics), *_why(metrics)]
+    if folds := metrics.get("cross_validation"):
+        each = [f"{value:.3f}" for value in folds["auc_by_fold"]["fused"] if value is not None]
+        lines += [
+            "",
+            auc_table(folds, "out of fold"),
+            *_why(folds),
+            wrapped(
+                f"{folds['folds']} folds, each of {folds['patients']} patients tested once, by a model that has not "
+                f"seen her; fused AUC by fold: {', '.join(each)}"
+            ),
+        ]
+    return "\n".join(lines)
+
+
+def _why(metrics: Mapping[str, Any]) -> list[str]:
+    return [wrapped(f"{TOO_FEW}: {metrics['weakness']}")] if metrics.get("weakness") else []
 
 
 def interval(auc: Mapping[str, Any]) -> str:

@@ -17,16 +17,26 @@ from typing import Any, ParamSpec
 import typer
 
 from mpmmu_rt.errors import MpmmuError, OutputError
-from mpmmu_rt.progress import Progress, silent
+from mpmmu_rt.progress import Lines, Progress, counted, silent
 
 _Arguments = ParamSpec("_Arguments")
 _LEAST = 24  # columns in which words can still be read
 _tracebacks = False
+_quiet = False
 
 
 def show_tracebacks(on: bool) -> None:
     global _tracebacks
     _tracebacks = on
+
+
+def be_quiet(on: bool) -> None:
+    global _quiet
+    _quiet = on
+
+
+def quiet() -> bool:
+    return _quiet
 
 
 def reported(command: Callable[_Arguments, None]) -> Callable[_Arguments, None]:
@@ -233,28 +243,35 @@ def milliseconds(value: float | None, digits: int = 1) -> str:
 
 @contextmanager
 def bars() -> Iterator[Progress]:
-    """Progress bars on stderr; none when it is not a terminal."""
-    if not sys.stderr.isatty():
+    """Progress on stderr: bars on a terminal, elsewhere a line every `progress.EVERY_S`; nothing with --quiet."""
+    if _quiet:
         yield silent
         return
+    if not sys.stderr.isatty():
+        with Lines(note) as lines:
+            yield lines
+        return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
 
+    room = width()
     columns = (
         TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
+        BarColumn(bar_width=max(6, room // 6)),
+        TextColumn("{task.fields[counted]}"),
+        *((TimeElapsedColumn(), TextColumn("left")) if room >= 60 else ()),
         TimeRemainingColumn(),
     )
-    with Bars(*columns, console=Console(stderr=True)) as shown:
+    with Bars(*columns, console=Console(stderr=True, width=room)) as shown:
         tasks: dict[str, Any] = {}
 
-        def progress(description: str, done: int, total: int) -> None:
+        def progress(description: str, done: int, total: int, unit: str = "", detail: str = "") -> None:
             if description not in tasks:
-                tasks[description] = shown.add_task(description, total=total)
-            shown.update(tasks[description], completed=done, total=total)
+                tasks[description] = shown.add_task(description, total=total, counted="")
+            text = f"{description}\n  {detail}" if detail else description
+            shown.update(
+                tasks[description], description=text, completed=done, total=total, counted=counted(done, total, unit)
+            )
 
         yield progress

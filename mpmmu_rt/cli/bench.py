@@ -11,7 +11,7 @@ import typer
 from mpmmu_rt.errors import UsageError
 
 from ._bench_text import MOST_SECONDS, describe
-from ._report import bars, check_output, note, print_json, write_html, write_json
+from ._report import bars, check_output, note, print_json, quiet, write_html, write_json
 from .export import REFERENCE_BUNDLE, warn_untrained
 
 
@@ -169,7 +169,9 @@ def _reference() -> Path:
         return REFERENCE_BUNDLE
     note(f"no bundle is given and {REFERENCE_BUNDLE} does not exist: exporting the reference model there first")
     code = subprocess.run(
-        [sys.executable, "-m", "mpmmu_rt", "export", "-o", str(REFERENCE_BUNDLE)], stdout=sys.stderr, check=False
+        [*(sys.executable, "-m", "mpmmu_rt", *(["--quiet"] if quiet() else [])), "export", "-o", str(REFERENCE_BUNDLE)],
+        stdout=sys.stderr,
+        check=False,
     ).returncode
     if code:
         raise typer.Exit(code)

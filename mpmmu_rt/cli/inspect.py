@@ -9,7 +9,7 @@ import typer
 from mpmmu_rt.checks import figure
 from mpmmu_rt.errors import BundleError
 
-from ._metrics import test_table, weakness_lines
+from ._metrics import tested
 from ._report import count, fitted, print_json, wrapped
 from .export import describe_precision, warn_untrained
 
@@ -74,7 +74,7 @@ def _card(card: Mapping[str, Any]) -> list[str]:
 def _tested(metrics: Mapping[str, Any]) -> str:
     """The card is free text to a bundle: metrics that `train` did not write are no table."""
     try:
-        return "\n".join([test_table(metrics), *weakness_lines(metrics)])
+        return tested(metrics)
     except (KeyError, TypeError, ValueError, AttributeError):
         return "metrics: in another form than `train` writes; `mpmmu-rt inspect --json` prints them"
 

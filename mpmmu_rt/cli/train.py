@@ -9,7 +9,7 @@ import typer
 
 from mpmmu_rt.errors import UsageError
 
-from ._metrics import test_table, weakness_lines
+from ._metrics import TOO_FEW, tested, with_weakness
 from ._report import bars, fitted, note, print_json, wrapped
 
 
@@ -34,6 +34,10 @@ def train(
     epochs: Annotated[
         int | None, typer.Option("--epochs", min=1, help="At most so many [default: the preset's].")
     ] = None,
+    folds: Annotated[
+        int | None,
+        typer.Option("--folds", min=2, max=20, help="Also cross-validate in so many folds: each patient tested once."),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing checkpoint.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the metrics as JSON.")] = False,
 ) -> None:
@@ -49,6 +53,7 @@ def train(
     from mpmmu_rt.machine import package_versions
     from mpmmu_rt.model import checkpoint
     from mpmmu_rt.model.config import PRESETS
+    from mpmmu_rt.model.cross_validation import cross_validate, fold_splits
     from mpmmu_rt.model.training import TRAINING_PRESETS, data_from_manifest, data_from_phantoms
     from mpmmu_rt.model.training import train as train_model
 
@@ -70,11 +75,19 @@ def train(
             data = data_from_manifest(read_manifest(manifest), config.preprocessing, progress)
         else:
             data = data_from_phantoms(phantom or 0, seed, config.preprocessing)
+        if folds:
+            fold_splits(data.label, data.groups, folds, seed=seed)  # whether there are patients enough
         model = train_model(data, config, settings, work_dir=work_dir, progress=progress)
+        metrics = dict(model.metrics)
+        if folds:
+            metrics["cross_validation"] = cross_validate(
+                data, config, settings, folds, work_dir=work_dir, progress=progress
+            )
+        metrics = with_weakness(metrics)
     warned = image_warnings.summary(data.warnings)
     card = {
         "trained_on": data.source,
-        "metrics": model.metrics,
+        "metrics": metrics,
         "image_warnings": warned,
         "versions": package_versions(("mpmmu-rt", "torch", "scikit-learn", "numpy")),
         "seed": seed,
@@ -83,12 +96,18 @@ def train(
     checkpoint.save(trained, output, overwrite=overwrite)
     shutil.rmtree(work_dir)
     if as_json:
-        print_json(model.metrics | {"image_warnings": warned})
+        print_json(metrics | {"image_warnings": warned})
     else:
-        typer.echo(_describe(model.metrics))
+        typer.echo(_describe(metrics))
     for text in image_warnings.lines(warned):
         note(text)
     note(f"wrote {output}")
+    if metrics["weakness"] and not folds:
+        given = f"--phantom {phantom}" if manifest is None else str(manifest)
+        note(
+            f"note: {TOO_FEW}: the same command with --folds 5 tests every patient once: `mpmmu-rt train {given} "
+            f"--preset {preset.value} --folds 5 -o {output} --overwrite`"
+        )
 
 
 def _describe(metrics: dict[str, Any]) -> str:
@@ -97,4 +116,4 @@ def _describe(metrics: dict[str, Any]) -> str:
         for name, part in metrics["parts"].items()
     ]
     counted = fitted(["part", "patients", "malignant", "rows"], parts)
-    return "\n".join([counted, "", test_table(metrics), *weakness_lines(metrics), wrapped(f"({metrics['source']})")])
+    return "\n".join([counted, "", tested(metrics), wrapped(f"({metrics['source']})")])
