@@ -417,7 +417,9 @@ def test_no_bars_and_no_colour_where_there_is_no_terminal(
     assert result.stdout == b""
     for mark in (b"\x1b", b"\r", "━".encode(), b"%"):
         assert mark not in result.stderr
-    assert len(result.stderr.splitlines()) == 4  # what was written, two of times, whether it was verified here
+    assert (
+        len(result.stderr.splitlines()) == 5
+    )  # what was written, two of times, whether it was verified here, what next
 
 
 @pytest.mark.slow

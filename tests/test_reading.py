@@ -7,6 +7,8 @@ import os
 import pty
 import re
 import select
+import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -14,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from mpmmu_rt.bundle import Bundle
@@ -189,3 +192,30 @@ def test_errors_and_notes_are_wrapped_on_a_terminal(columns: int, tmp_path: Path
     text = on_a_terminal(columns, "verify", bundle_folder, "--target", "tensorrt:fp16", "--no-record")
     assert too_long(text, columns) == []
     assert re.match(r"error: (.+\n)(  .+\n)*hint: (.+\n)(  .+\n)*\Z", text), text
+
+
+# ---------------------------------------------------------------- what next
+
+
+def test_what_to_try_next_can_be_tried(bundle_folder: Path, phantom_manifest: Path, tmp_path: Path) -> None:
+    """Each line `next:` is a command that parses, and none is said with --quiet."""
+    group = typer.main.get_command(app)
+    assert isinstance(group, typer.core.TyperGroup)
+    copy = Path(shutil.copytree(bundle_folder, tmp_path / "a b.bundle"))
+    said = {}
+    for arguments in (
+        ["phantom", 2, "-o", tmp_path / "few"],
+        ["phantom", 60, "-o", tmp_path / "many"],
+        ["verify", copy],
+        ["run", copy, phantom_manifest, "-o", tmp_path / "out.csv"],
+    ):
+        result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+        (line,) = re.findall(r"^next: (.+)$", result.stderr, re.MULTILINE)
+        program, name, *rest = shlex.split(line)
+        assert program == "mpmmu-rt"
+        group.commands[name].make_context(name, list(rest))
+        said[tuple(map(str, arguments[:2]))] = line
+    assert [line.split()[1] for line in said.values()] == ["run", "train", "run", "bench"]
+    assert f"'{copy}' MANIFEST --require-verified" in said["verify", str(copy)]
+    quiet = CliRunner().invoke(app, ["verify", str(copy), "--quiet"])
+    assert (quiet.exit_code, "next:" in quiet.stderr) == (0, False)

@@ -6,6 +6,7 @@ import functools
 import json
 import os
 import re
+import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -100,6 +101,12 @@ def note(text: str) -> None:
     typer.echo(wrapped(text) if sys.stderr.isatty() else text, err=True)
 
 
+def next_command(*arguments: object) -> None:
+    """What to try next, to be copied; not with --quiet."""
+    if not _quiet:
+        note(f"next: {shlex.join(['mpmmu-rt', *map(str, arguments)])}")
+
+
 def print_json(entry: Any) -> None:
     typer.echo(json.dumps(entry, indent=2, allow_nan=False))
 
@@ -118,7 +125,7 @@ def write_html(path: Path, entry: Any) -> None:
 
     with atomic_file(path) as partial:
         partial.write_text(page(entry), encoding="utf-8")
-    note(f"wrote {path}")
+    note(f"wrote {path}: open it in a browser")
 
 
 def check_output(path: Path, *, stdout: bool = True) -> None:

@@ -8,7 +8,7 @@ import typer
 
 from mpmmu_rt.errors import UsageError
 
-from ._report import bars, count, note, print_json, wrapped
+from ._report import bars, count, next_command, note, print_json, wrapped
 
 REFERENCE_BUNDLE = Path("reference.bundle")
 
@@ -118,6 +118,7 @@ def export(
         note(f"warning: {text}")
     note(f"wrote {output} ({bundle.name}, {sum(f['bytes'] for f in bundle.entry['files'].values()) / 1e6:.1f} MB)")
     warn_untrained(bundle.trained)
+    next_command("verify", output)
 
 
 def describe_precision(entry: Mapping[str, Any]) -> list[str]:

@@ -8,7 +8,7 @@ import typer
 from mpmmu_rt.errors import ImageError
 
 from ._proven import looked_up, note_verdict, warn_never_run
-from ._report import bars, count, milliseconds, note, print_json
+from ._report import bars, count, milliseconds, next_command, note, print_json
 from .export import warn_untrained
 
 
@@ -86,6 +86,8 @@ def run(
         note(f"note: {remark}")
     note_verdict(verdict, wanted, bundle)
     warn_untrained(trained)
+    if not summary.failed:
+        next_command("bench", bundle, "--batch", batch)
     if summary.failed:
         raise ImageError(
             f"{summary.failed} of {summary.cases} cases could not be read, expected none; the first is "

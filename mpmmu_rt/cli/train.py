@@ -10,7 +10,7 @@ import typer
 from mpmmu_rt.errors import UsageError
 
 from ._metrics import TOO_FEW, tested, with_weakness
-from ._report import bars, fitted, note, print_json, wrapped
+from ._report import bars, fitted, next_command, note, print_json, wrapped
 
 
 class Preset(StrEnum):
@@ -102,6 +102,7 @@ def train(
     for text in image_warnings.lines(warned):
         note(text)
     note(f"wrote {output}")
+    next_command("export", output, "-o", f"{output.resolve().name}.bundle")
     if metrics["weakness"] and not folds:
         given = f"--phantom {phantom}" if manifest is None else str(manifest)
         note(

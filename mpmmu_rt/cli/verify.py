@@ -9,7 +9,7 @@ import typer
 from mpmmu_rt.checks import figure
 from mpmmu_rt.errors import MpmmuError, UsageError
 
-from ._report import bars, fitted, note, pairs, print_json, wrapped
+from ._report import bars, fitted, next_command, note, pairs, print_json, wrapped
 from .export import warn_untrained
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def _verify(
     as_json: bool,
 ) -> None:
     from mpmmu_rt.cases import read_manifest
-    from mpmmu_rt.predictor import load
+    from mpmmu_rt.predictor import DEFAULT_TARGET, load
     from mpmmu_rt.verify import stage_at_fault
     from mpmmu_rt.verify import verify as run_checks
 
@@ -114,6 +114,8 @@ def _verify(
     note(f"{path}: digests hold, {len(checks)} checks passed on {target}")
     if kept:
         note(f"kept in {kept}")
+    named = () if target == DEFAULT_TARGET else ("--target", target)
+    next_command("run", path, manifest or "MANIFEST", *named, *(["--require-verified"] if kept else []))
 
 
 def _second(path: Path, manifest: Path | None, target: str, against: str | None) -> str | None:
