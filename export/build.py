@@ -315,20 +315,20 @@ def _write_graphs(
     shapes = encoders.shapes()
     parts: dict[str, onnx.ModelProto] = {}
     for step, modality in enumerate(MODALITIES):
-        progress("exporting graphs", step, 5)
+        progress("exporting graphs", step, 5, "graphs")
         parts[modality] = encoders.features_graph(modality)
-    progress("exporting graphs", 2, 5)
+    progress("exporting graphs", 2, 5, "graphs")
     pool = encoders.pool_graph()
-    progress("exporting graphs", 3, 5)
+    progress("exporting graphs", 3, 5, "graphs")
     whole = graphs.join(parts["mammography"], parts["ultrasound"], pool, heads["head"])
-    progress("exporting graphs", 4, 5)
+    progress("exporting graphs", 4, 5, "graphs")
     first: dict[str, onnx.ModelProto] = {**parts, "attention_pool": pool}
     exact = {f"{name}_onnxruntime": exact_sigmoids(graph) for name, graph in first.items()}
     every = {**first, **exact, **heads, "model": whole}
     for graph in every.values():
         graphs.say(graph, said)
     graphs.save_sharing_weights(every, folder)
-    progress("exporting graphs", 5, 5)
+    progress("exporting graphs", 5, 5, "graphs")
     size = encoders.size
     pixels = {f"{m}_pixels": TensorSpec(f"{m}_pixels", "uint8", ("N", 1, size, size)) for m in MODALITIES}
     floats = {name: TensorSpec(name, "float32", shape) for name, shape in (shapes | {"probability": ("N",)}).items()}

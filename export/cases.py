@@ -74,7 +74,7 @@ def of_manifest(
             images[modality].append(image)
             of_case += warnings_of(path.name, done, modality, texts)
         warnings.append(of_case)
-        progress(f"reading {path.name}", done, len(manifest.cases))
+        progress(f"reading {path.name}", done, len(manifest.cases), "cases")
     pixels = {modality: np.stack(arrays) for modality, arrays in images.items()}
     labels = np.array([case.label for case in manifest.cases]) if labelled else None
     source = f"{len(manifest.cases)} cases of {path.name}, sha256 {manifest.sha256[:12]}"

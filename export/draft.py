@@ -118,7 +118,7 @@ def in_batches(
     count = len(pixels["mammography"])
     parts: list[Answers] = []
     for start in range(0, count, batch):
-        progress(stage, start, count)
+        progress(stage, start, count, "cases")
         parts.append(run({modality: pixels[modality][start : start + batch] for modality in MODALITIES}))
-    progress(stage, count, count)
+    progress(stage, count, count, "cases")
     return {name: np.concatenate([part[name] for part in parts]) for name in ("probability", "embedding")}

@@ -108,9 +108,9 @@ def measure(
     count = len(original.probability)
     parts = []
     for start in range(0, count, BATCH):
-        progress("checking parity", start, count)
+        progress("checking parity", start, count, "cases")
         parts.append(predictor.predict({modality: pixels[modality][start : start + BATCH] for modality in MODALITIES}))
-    progress("checking parity", count, count)
+    progress("checking parity", count, count, "cases")
     embedding = np.concatenate([part.embedding for part in parts])
     probability = np.concatenate([part.probability for part in parts])
     few = {modality: pixels[modality][:BATCH] for modality in MODALITIES}

@@ -72,11 +72,11 @@ def _fit_statistics(encoder: Encoder, pixels: Array, modality: Modality, progres
     with torch.inference_mode():
         encoder.train()
         for step, batch in enumerate(batches[:_STATISTICS_BATCHES]):
-            progress(f"preparing the {modality} encoder", step, total)
+            progress(f"preparing the {modality} encoder", step, total, "batches")
             encoder(batch)
         encoder.eval()
         for step, batch in enumerate(batches, _STATISTICS_BATCHES):
-            progress(f"preparing the {modality} encoder", step, total)
+            progress(f"preparing the {modality} encoder", step, total, "batches")
             parts.append(encoder(batch).numpy())
-    progress(f"preparing the {modality} encoder", total, total)
+    progress(f"preparing the {modality} encoder", total, total, "batches")
     return np.concatenate(parts)

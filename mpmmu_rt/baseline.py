@@ -193,14 +193,14 @@ def save(
     turns, control = list[list[float]](), list[float]()
     started, longest = time.monotonic(), 0.0
     while len(turns) < MOST_TURNS and (spent := time.monotonic() - started) + longest <= budget_s:
-        progress("turns", len(turns), MOST_TURNS)
+        progress("taking turns", len(turns), MOST_TURNS, "turns")
         begin = time.monotonic()
         control.append(control_ms())
         turns.append([round(ms, _DIGITS) for ms in turn(side, batch, TURN_S)])
         longest = max(longest, time.monotonic() - begin)
         if (need := FEWEST_TURNS * (spent + longest) / len(turns)) > 1.5 * budget_s:
             raise _too_short(budget_s, need)
-    progress("turns", MOST_TURNS, MOST_TURNS)
+    progress("taking turns", MOST_TURNS, MOST_TURNS, "turns")
     if len(turns) < FEWEST_TURNS:
         raise _too_short(budget_s, FEWEST_TURNS * (longest + budget_s / max(1, len(turns))))
     session = Session(now(), turns, control)
@@ -253,7 +253,7 @@ def judge_against(
         if spent + longest > budget_s or len(turns) == len(pool):
             verdict = gate.undecided(rounds, rule, _undecided(rounds, floor, rule, spent, len(pool)))
             break
-        progress("turns", min(round(spent), round(budget_s)), round(budget_s))
+        progress("taking turns", min(round(spent), round(budget_s)), round(budget_s), "s")
         begin = time.monotonic()
         control.append(control_ms())
         turns.append(turn(side, batch, float(here["turn_s"])))
@@ -262,7 +262,7 @@ def judge_against(
         rounds.append({name: math.log(new[name] / old[name]) for name in STATISTICS})
         floor = dict.fromkeys(STATISTICS, 0.0) if different else stored.floor(control)
         verdict = judge(rounds, rule, floor)
-    progress("turns", round(budget_s), round(budget_s))
+    progress("taking turns", round(budget_s), round(budget_s), "s")
     answer = {"slower": "far slower", "not slower": "no alarm"}.get(verdict.answer, verdict.answer)
     return Judgement(
         stored=stored,

@@ -28,7 +28,10 @@ MOST_PAIRS = 4096
 
 @dataclass(frozen=True)
 class Bench:
-    """The result; `entry` is the JSON document, `latency` its percentiles, `warning` what is doubtful about it."""
+    """The result; `entry` is the JSON document, `latency` its percentiles, `warning` what is doubtful about it.
+
+    `targets` of the document, what the bundle's others take, is `mpmmu_rt.survey`'s to fill.
+    """
 
     entry: dict[str, Any]
     latency: Latency
@@ -95,12 +98,12 @@ def bench(
     what = (
         "1 pixel pair in host memory to 1 probability"
         if batch == 1
-        else (f"{batch} pixel pairs in host memory to {batch} probabilities")
+        else f"{batch} pixel pairs in host memory to {batch} probabilities"
     )
     contract = (
-        f"from {what} in host memory, wall clock, {threads} "
-        f"threads; includes input checks, both encoders, attention pool and head (on {head}); excludes "
-        f"decoding, preprocessing and loading; warm-up of {done.warmup}; nothing clipped"
+        f"from {what} in host memory, wall clock, {threads} {'thread' if threads == 1 else 'threads'}; includes input "
+        f"checks, both encoders, attention pool and head (on {head}); excludes decoding, preprocessing and loading; "
+        f"warm-up of {done.warmup}; nothing clipped"
     )
     entry = {
         "schema": SCHEMA,
@@ -124,6 +127,7 @@ def bench(
         "cold_start_ms": cold.total_ms,
         "cold_start": cold.to_json(),
         **curves,
+        "targets": None,
     }
     return Bench(entry, latency, "" if conditions.state == "stable" else conditions.line)
 
@@ -150,7 +154,7 @@ class _Calls:
 
 
 def _shown(progress: Progress, what: str) -> Callable[[float], None]:
-    return lambda share: progress(what, round(share * 100), 100)
+    return lambda share: progress(what, round(share * 100), 100, "%")
 
 
 def _conditions(latency: Latency, done: Measured, before: Snapshot, after: Snapshot, threads: int) -> Conditions:

@@ -31,6 +31,16 @@ class Check:
         return {"name": self.name, "value": value, "limit": self.limit, "passed": self.passed}
 
 
+def figure(value: float) -> str:
+    """A measured difference or its limit, three digits at the most: 0, 0.02, 2.68e-06."""
+    if value == 0:
+        return "0"
+    if abs(value) >= 1e-3:
+        return f"{value:.3g}"
+    digits, power = f"{value:.2e}".split("e")
+    return f"{digits.rstrip('0').rstrip('.')}e{power}"
+
+
 def decide(probability: Array, threshold: float) -> Array:
     """Malignant or not, bool of the shape of `probability`. Compared as float32, as probabilities are printed: one that
     reads 0.7 is at the threshold 0.7 in every NumPy."""

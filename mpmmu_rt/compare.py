@@ -138,9 +138,9 @@ def compare(
     bundles = Bundle.open(a.path), Bundle.open(b.path)
     sides, counts = (a, b), list[Counts]()
     for done, side in enumerate(sides):
-        progress("counts", done, len(sides))
+        progress("counting", done, len(sides), "bundles")
         counts.append(count(side.path, side.target, batch))
-    progress("counts", len(sides), len(sides))
+    progress("counting", len(sides), len(sides), "bundles")
     differ = moved(counts[0], counts[1], allow_counts, judged=a.target == b.target)
     started = time.monotonic()
     turns, verdict = race(sides, batch, rule=rule, budget_s=budget_s, turn_s=turn_s, progress=progress)
@@ -179,12 +179,12 @@ def race(
             )
             verdict = undecided(turns.logs(), rule, why)
             break
-        progress("rounds", min(round(spent), round(budget_s)), round(budget_s))
+        progress("taking turns", min(round(spent), round(budget_s)), round(budget_s), "s")
         begin = time.monotonic()
         _round(turns, sides, drawn, lambda side: turn(side, batch, turn_s))
         longest = max(longest, time.monotonic() - begin)
         verdict = judge(turns.logs(), rule)
-    progress("rounds", round(budget_s), round(budget_s))
+    progress("taking turns", round(budget_s), round(budget_s), "s")
     return turns, verdict
 
 

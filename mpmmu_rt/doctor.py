@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
+from .checks import figure
 from .engines import engines
 from .engines.shared.blob_cache import VARIABLE, BlobCache, CacheWarning
 from .errors import MissingPackage
@@ -63,7 +64,7 @@ def advise(targets: list[Finding]) -> list[Advisory]:
             advisories.append(_advisory(engine, fact, f"the stacking head runs on {faster}: {fact.says}"))
     for target in usable:
         held = TOLERANCES[target.precision]
-        limits = f"held to {held.relative:g} of the embedding and {held.probability:g} in probability"
+        limits = f"held to {figure(held.relative)} of the embedding and {figure(held.probability)} in probability"
         advisories.append(_advisory(str(target), held.fact, f"{limits}: {held.fact.says}"))
     if any(target.precision == "int8" for target in usable):
         advisories.append(_advisory("int8", AS_PROVEN, AS_PROVEN.says))

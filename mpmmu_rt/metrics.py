@@ -12,6 +12,8 @@ from .spec import Array
 
 CONFIDENCE = 0.95
 CALIBRATION_BINS = 10
+FEWEST_PATIENTS = 10
+WIDEST_INTERVAL = 0.2
 
 
 def area_under_curve(label: Array, score: Array) -> float | None:
@@ -49,6 +51,20 @@ def share_interval(hits: int, count: int, confidence: float = CONFIDENCE) -> tup
     low = 0.0 if hits == 0 else _bisect(lambda share: _beta(hits, count - hits + 1, share) - tail)
     high = 1.0 if hits == count else _bisect(lambda share: _beta(hits + 1, count - hits, share) - (1 - tail))
     return low, high
+
+
+def too_few(benign: int, malignant: int, low: float | None, high: float | None) -> str:
+    """Why an AUC of so many patients, with the interval `low` to `high`, does not tell a good model; empty if it does.
+
+    Of m patients of a class each is 1 / m of the AUC: of fewer than `FEWEST_PATIENTS` one moves it by more than 0.1.
+    """
+    if min(benign, malignant) < FEWEST_PATIENTS:
+        return f"{malignant} malignant and {benign} benign patients tested, expected {FEWEST_PATIENTS} of each or more"
+    if low is None or high is None:
+        return "the interval of the AUC can't be estimated"
+    if high - low > WIDEST_INTERVAL:
+        return f"the interval of the AUC is {high - low:.2f} wide, expected at most {WIDEST_INTERVAL:g}"
+    return ""
 
 
 def poisson_quantile(mean: float, share: float) -> int:

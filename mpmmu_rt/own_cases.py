@@ -163,7 +163,7 @@ def _ask(
     progress: Progress,
 ) -> _Seen:
     seen, total, done = _Seen(), len(manifest.cases), 0
-    progress("own cases", 0, total)
+    progress("own cases", 0, total, "cases")
     with Decoder(manifest.cases, new.bundle.preprocessing, frame=frame, ahead=2 * BATCH) as decoded:
         for items in _batches(decoded, seen):
             seen.learnt += _learnt(new, items)
@@ -172,7 +172,7 @@ def _ask(
             if answers:
                 _note(seen, head, answers)
             done += len(items)
-            progress("own cases", done + len(seen.unread), total)
+            progress("own cases", done + len(seen.unread), total, "cases")
     return seen
 
 

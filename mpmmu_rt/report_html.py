@@ -125,8 +125,20 @@ def _bench(entry: Mapping[str, Any]) -> tuple[str, *tuple[Markup, ...]]:
     idle = entry.get("idle")
     silence = _card("After a silence", plots.silences(idle), "One pair at a time, each dot a call.") if idle else None
     parts.append(_grid(*(one for one in (silence, _observed(conditions)) if one)))
+    if targets := entry.get("targets"):
+        parts.append(_grid(_targets(targets, batch)))
     parts += _tail(entry, {"target": entry["target"], "head": f"on {entry['head_target']}", "batch": str(batch)})
     return (f"{title} - mpmmu-rt bench", *parts)
+
+
+def _targets(found: Mapping[str, Any], batch: int) -> Markup:
+    rows: list[list[object]] = []
+    for row in found["rows"]:
+        flipped = f"{row['flipped']} of {row['cases']}" if row["cases"] else DASH
+        took = [number(row["median_ms"] / batch), number(row["pairs_per_s"])] if row["median_ms"] else [DASH, DASH]
+        rows.append([row["target"], *took, flipped, row["problem"] or ("" if row["proven"] else "never run before")])
+    note = "Medians of calls that took turns. Flipped: decisions at export, against FP32."
+    return _card("All targets", table(["target", "ms per pair", "pairs/s", "flipped", ""], rows), note)
 
 
 def _figure(latency: Mapping[str, Any], key: str, name: str) -> Markup:

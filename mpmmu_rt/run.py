@@ -203,7 +203,7 @@ def _predict_all(
     extra: tuple[str, ...],
     progress: Progress,
 ) -> None:
-    progress("predicting", len(journal.rows), total)
+    progress("predicting", len(journal.rows), total, "cases")
     pending: list[Decoded] = []
     for item in decoded:
         ledger.decode_ms += item.decode_ms
@@ -214,10 +214,10 @@ def _predict_all(
         if len(pending) == batch:
             journal.add(_predict(predictor, pending, ledger, extra))
             pending = []
-        progress("predicting", len(journal.rows), total)
+        progress("predicting", len(journal.rows), total, "cases")
     if pending:
         journal.add(_predict(predictor, pending, ledger, extra))
-    progress("predicting", len(journal.rows), total)
+    progress("predicting", len(journal.rows), total, "cases")
 
 
 def _predict(predictor: Predictor, items: Sequence[Decoded], ledger: _Ledger, extra: tuple[str, ...]) -> list[Row]:

@@ -32,7 +32,7 @@ def test_the_document(bundle_folder: Path) -> None:
         effort=SHORT,
         idle_s=(0, 0.01),
         batches=(1, 2),
-        progress=lambda text, done, total: seen.append(text),
+        progress=lambda text, *more: seen.append(text),
     ).entry
     assert json.loads(json.dumps(entry, allow_nan=False)) == entry
     assert (entry["schema"], entry["target"], entry["batch"]) == ("mpmmu-bench/2", "onnxruntime:fp32", 7)

@@ -20,7 +20,7 @@ from typer.testing import CliRunner, Result
 
 from mpmmu_rt import __version__
 from mpmmu_rt.bundle import Bundle, seal
-from mpmmu_rt.cli import _report, app, debug_first
+from mpmmu_rt.cli import _report, app, general_first
 
 COMMANDS = ("train", "export", "verify", "run", "predict", "bench", "report", "inspect", "doctor", "phantom")
 
@@ -420,7 +420,9 @@ def test_no_bars_and_no_colour_where_there_is_no_terminal(
     assert result.stdout == b""
     for mark in (b"\x1b", b"\r", "━".encode(), b"%"):
         assert mark not in result.stderr
-    assert len(result.stderr.splitlines()) == 4  # what was written, two of times, whether it was verified here
+    assert (
+        len(result.stderr.splitlines()) == 5
+    )  # what was written, two of times, whether it was verified here, what next
 
 
 @pytest.mark.slow
@@ -443,8 +445,8 @@ def test_debug_is_taken_behind_the_command_too(tmp_path: Path) -> None:
     before, behind = call("--debug", "inspect", tmp_path / "no"), call("inspect", tmp_path / "no", "--debug")
     assert "BundleError" in behind.stderr
     assert (behind.exit_code, behind.stderr.splitlines()[-2:]) == (1, before.stderr.splitlines()[-2:])
-    assert debug_first(["run", "--", "--debug"]) == ["run", "--", "--debug"]
-    assert debug_first(["--debug", "run", "--debug", "--", "x"]) == ["--debug", "run", "--", "x"]
+    assert general_first(["run", "--", "--debug"]) == ["run", "--", "--debug"]
+    assert general_first(["--debug", "run", "--debug", "--", "x"]) == ["--debug", "run", "--", "x"]
 
 
 def test_help_is_short_too_and_shells_complete() -> None:
@@ -471,29 +473,6 @@ def test_a_target_that_there_is_not_is_a_wrong_argument(bundle_folder: Path, ask
     result = call("verify", bundle_folder, "--target", asked)
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr.splitlines()[-1].startswith(f"hint: {meant}")
-
-
-def test_a_table_is_aligned() -> None:
-    assert _report.table(["name", "ms"], [["a", "1.50"], ["longer", "10.25"]]).splitlines() == [
-        "name    ms",
-        "------  -----",
-        "a        1.50",
-        "longer  10.25",
-    ]
-
-
-def test_a_table_that_does_not_fit_becomes_lines(monkeypatch: pytest.MonkeyPatch) -> None:
-    header, rows = ["batch", "mean ms", ""], [["8", "1.50", "knee"], ["16", "-", ""]]
-    monkeypatch.setenv("COLUMNS", "22")
-    assert _report.fitted(header, rows).splitlines()[2:] == ["    8     1.50  knee", "   16        -"]
-    monkeypatch.setenv("COLUMNS", "18")
-    assert _report.fitted(header, rows).splitlines() == ["batch 8: mean ms", "  1.50, knee", "batch 16: mean ms", "  -"]
-    assert _report.fitted(["stage", "ms"], [["a long name", "+1.5"], ["b", "2"]]).splitlines() == [
-        *("stage        ms", "-----------  ----", "a long name  +1.5", "b               2")
-    ]
-    assert _report.fitted(["p50 ms", "p99.9 ms", "n"], [["1.50", "-", "7"]]).splitlines() == [
-        *("p50 ms: 1.50", "p99.9 ms: -", "n: 7")
-    ]
 
 
 def test_two_images_swapped_in_the_manifest_give_another_probability(

@@ -215,7 +215,7 @@ def test_warnings_outlive_an_interruption(predictor: Predictor, save_dicom: Save
     run(predictor, read_manifest(tmp_path / "m.csv"), tmp_path / "whole.csv", batch=1)
     partial = tmp_path / "out.csv.partial"
 
-    def stop(description: str, done: int, total: int) -> None:
+    def stop(description: str, done: int, total: int, *more: str) -> None:
         if done == 1:
             raise KeyboardInterrupt
 

@@ -218,7 +218,7 @@ class Stop(Exception):
 def interrupted(predictor: Predictor, manifest: Manifest, out: Path, after: int = 6, resume: bool = False) -> None:
     """A run that ends after `after` cases and leaves its journal."""
 
-    def progress(description: str, done: int, total: int) -> None:
+    def progress(description: str, done: int, total: int, *more: str) -> None:
         if done >= after:
             raise Stop
 
@@ -397,10 +397,10 @@ def test_the_decoder_keeps_order_and_stays_within_its_bound(manifest: Manifest) 
 
 
 def test_progress_counts_cases(predictor: Predictor, manifest: Manifest, out: Path) -> None:
-    seen: list[tuple[str, int, int]] = []
-    run(predictor, manifest, out, batch=5, progress=lambda *args: seen.append(args))
-    assert {(name, total) for name, _, total in seen} == {("predicting", 12)}
-    done = [count for _, count, _ in seen]
+    seen: list[tuple[str, int, int, str]] = []
+    run(predictor, manifest, out, batch=5, progress=lambda *args: seen.append(args[:4]))
+    assert {(name, total, unit) for name, _, total, unit in seen} == {("predicting", 12, "cases")}
+    done = [count for _, count, *_ in seen]
     assert done == sorted(done)
     assert (done[0], done[-1]) == (0, 12)
 

@@ -68,7 +68,7 @@ def exported(folder: Path) -> Bundle:
     return export_reference(folder / "reference.bundle", wanted=wanted, progress=_say)
 
 
-def _say(description: str, done: int, total: int) -> None:
+def _say(description: str, done: int, total: int, *more: str) -> None:
     if done == total:
         print(description, file=sys.stderr)
 

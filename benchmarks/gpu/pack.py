@@ -219,7 +219,7 @@ def archive(out: Path, files: Mapping[str, bytes]) -> int:
 
 
 def make(given: argparse.Namespace) -> None:
-    def tell(description: str, done: int, total: int) -> None:
+    def tell(description: str, done: int, total: int, *more: str) -> None:
         print(f"{description}: {done} of {total}", file=sys.stderr)
 
     with tempfile.TemporaryDirectory(prefix="pack-") as scratch:

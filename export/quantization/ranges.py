@@ -52,7 +52,7 @@ def calibrate(graph: onnx.ModelProto, pixels: Array, progress: Progress = silent
     name = runner.get_inputs()[0].name
     start, batch = 0, 1
     while start < len(pixels):
-        progress("calibrating", start, len(pixels))
+        progress("calibrating", start, len(pixels), "images")
         values: list[Array] = runner.run(list(tensors), {name: pixels[start : start + batch]})
         for tensor, value in zip(tensors, values, strict=True):
             largest = max(float(value.max()), -float(value.min()))  # NaN in, NaN out
@@ -66,7 +66,7 @@ def calibrate(graph: onnx.ModelProto, pixels: Array, progress: Progress = silent
         start += len(values[0])
         if start == 1:
             batch = int(np.clip(_BATCH_BYTES // sum(value.nbytes for value in values), 1, _MAX_BATCH))
-    progress("calibrating", len(pixels), len(pixels))
+    progress("calibrating", len(pixels), len(pixels), "images")
     return Ranges(limit, len(pixels), hash_of([pixels]))
 
 

@@ -29,10 +29,10 @@ def sensitivity(
     names = [layer.name for layer in layers(graph)]
     noise = {}
     for done, name in enumerate(names):
-        progress("looking for the layers that INT8 hurts", done, len(names))
+        progress("looking for the layers that INT8 hurts", done, len(names), "layers")
         alone = quantize(graph, ranges, [other for other in names if other != name], unsigned=unsigned)
         noise[name] = float(np.sum((_output(alone, pixels) - want) ** 2)) / power
-    progress("looking for the layers that INT8 hurts", len(names), len(names))
+    progress("looking for the layers that INT8 hurts", len(names), len(names), "layers")
     return dict(sorted(noise.items(), key=lambda item: (-item[1], item[0])))
 
 

@@ -22,7 +22,7 @@ class _Commands(TyperGroup):
 
     def main(self, args: Sequence[str] | None = None, *rest: Any, **kwargs: Any) -> Any:
         try:
-            given = debug_first(sys.argv[1:] if args is None else args)
+            given = general_first(sys.argv[1:] if args is None else args)
             code = super().main(given, *rest, **{**kwargs, "standalone_mode": False})
         except typer.Abort:
             code = 1
@@ -33,12 +33,12 @@ class _Commands(TyperGroup):
         sys.exit(code)
 
 
-def debug_first(arguments: Sequence[str]) -> list[str]:
-    """`--debug` belongs before the command, and is taken behind it as well, up to `--`."""
+def general_first(arguments: Sequence[str]) -> list[str]:
+    """`--debug` and `--quiet` belong before the command, and are taken behind it as well, up to `--`."""
     given = list(arguments)
     end = given.index("--") if "--" in given else len(given)
-    options = [one for one in given[:end] if one != "--debug"]
-    return [*["--debug"] * (len(options) < end), *options, *given[end:]]
+    general = [one for one in ("--debug", "--quiet") if one in given[:end]]
+    return [*general, *(one for one in given[:end] if one not in general), *given[end:]]
 
 
 app = typer.Typer(
@@ -56,9 +56,11 @@ app = typer.Typer(
 @app.callback(invoke_without_command=True)
 def _options(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
 ) -> None:
     _report.show_tracebacks(debug)
+    _report.be_quiet(quiet)
     if version:
         from mpmmu_rt import __version__
 

@@ -13,7 +13,7 @@ from mpmmu_rt.gate import Rule
 from mpmmu_rt.options import allowances, duration, share
 from mpmmu_rt.spec import Target
 
-from ._report import bars, check_output, fitted, note, put_json, wrapped
+from ._report import bars, check_output, fitted, next_command, note, put_json, wrapped
 from .compare import describe_counts, estimate_row, note_counts
 
 
@@ -25,6 +25,8 @@ def save_baseline(path: Path, bundle: Path, target: Target, batch: int, *, budge
         found = save(path, Side(bundle, target), batch, budget_s=seconds, progress=progress)
     held = found.sessions
     typer.echo(f"{path}: {sum(len(one.turns) for one in held)} turns of {found.bundle} on {target}, batch {batch}")
+    named = ("--target", target, "--batch", batch)
+    next_command("bench", bundle, *named, "--baseline", path)
     if len(held) == 1:
         note(
             "note: one session can't show what differs from day to day: the same command on another day adds one, or "

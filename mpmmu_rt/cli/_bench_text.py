@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
-from ._report import fitted, wrapped
+from ._report import count, fitted, wrapped
 
 MOST_SECONDS = 600
 _LABELS = {"p50": "p50", "p90": "p90", "p99": "p99", "p999": "p99.9"}
 
 
-def describe(entry: dict[str, Any]) -> str:
+def describe(entry: dict[str, Any], bundle: Path | str = "BUNDLE") -> str:
+    """bundle: what the commands that are recommended shall name."""
     curves = [part(entry[name]) for name, part in (("idle", _idle), ("sweep", _sweep)) if entry[name]]
     parts = [
         _latency(entry),
@@ -20,6 +22,8 @@ def describe(entry: dict[str, Any]) -> str:
         *curves,
         _conditions(entry),
     ]
+    if entry["targets"] and len(entry["targets"]["rows"]) > 1:
+        parts.append(_targets(entry["targets"], entry["batch"], bundle))
     return "\n\n".join(parts)
 
 
@@ -86,6 +90,44 @@ def _sweep(sweep: dict[str, Any]) -> str:
     return fitted(["batch", "p50 ms", "mean ms", "pairs/s", ""], rows) + "\n" + wrapped(said)
 
 
+def _targets(found: dict[str, Any], batch: int, bundle: Path | str) -> str:
+    """All targets, fastest first, what can't run below them, and which to take."""
+    ran = {row["target"]: row for row in found["rows"] if row["median_ms"] is not None}
+    cells = [
+        [
+            name,
+            f"{row['median_ms'] / batch:.3g}",
+            f"{row['pairs_per_s']:.1f}",
+            str(row["n"]),
+            f"{row['flipped']} of {row['cases']}" if row["cases"] else "-",
+            "" if row["proven"] else "built and never run before",
+        ]
+        for name, row in ran.items()
+    ]
+    header = [f"all targets, batch {batch}", "ms per pair", "pairs/s", "calls", "flipped at export", ""]
+    if all(row["proven"] for row in ran.values()):
+        header, cells = header[:-1], [row[:-1] for row in cells]
+    lines = [fitted(header, cells)]
+    lines += [wrapped(f"{row['target']} can't run here: {row['problem']}") for row in found["rows"] if row["problem"]]
+    return "\n".join([*lines, *map(wrapped, _recommended(found["recommended"], ran, bundle))])
+
+
+def _recommended(names: dict[str, str | None], ran: dict[str, Any], bundle: Path | str) -> list[str]:
+    exact, rounding = names["exact"], names["rounding"]
+    lines = []
+    if exact:
+        lines.append(f"recommended: --target {exact}, the fastest that is proven and computes in FP32")
+    if rounding:
+        row = ran[rounding]
+        times = f"{ran[exact]['median_ms'] / row['median_ms']:.2g} times as fast; " if exact else ""
+        flips = f"flipped {row['flipped']} of {row['cases']} decisions" if row["cases"] else "flipped no decision"
+        lines.append(
+            f"faster, with rounding: --target {rounding}: {times}at export it {flips}; hold it to your own cases: "
+            f"`mpmmu-rt verify {bundle} MANIFEST --target {rounding}`"
+        )
+    return [*lines, "medians of calls that took turns; whether a small difference is real: `mpmmu-rt compare`"]
+
+
 def _conditions(entry: dict[str, Any]) -> str:
     from mpmmu_rt.stability import line_of
 
@@ -95,6 +137,6 @@ def _conditions(entry: dict[str, Any]) -> str:
         f"peak memory {entry['peak_rss_bytes'] / 1e6:.0f} MB",
         line_of(entry["conditions"]),
         f"measured: {entry['contract']}",
-        f"on: {machine['cpu']}, {machine['threads']} threads, {versions}",
+        f"on: {machine['cpu']}, {count(machine['threads'], 'thread')}, {versions}",
     ]
     return wrapped("\n".join(lines))

@@ -11,6 +11,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Any, ParamSpec
 
@@ -19,15 +20,26 @@ import typer
 from mpmmu_rt import places
 from mpmmu_rt.errors import Interrupted, MpmmuError, OutputError
 from mpmmu_rt.files import rounded
-from mpmmu_rt.progress import Progress, silent
+from mpmmu_rt.progress import Lines, Progress, counted, silent
 
 _Arguments = ParamSpec("_Arguments")
+_LEAST = 24  # columns in which words can still be read
 _tracebacks = False
+_quiet = False
 
 
 def show_tracebacks(on: bool) -> None:
     global _tracebacks
     _tracebacks = on
+
+
+def be_quiet(on: bool) -> None:
+    global _quiet
+    _quiet = on
+
+
+def quiet() -> bool:
+    return _quiet
 
 
 class Terminated(KeyboardInterrupt):
@@ -130,8 +142,14 @@ def usage_error(error: Exception) -> int | None:
 
 
 def note(text: str) -> None:
-    """A line for the person at the terminal: stderr."""
-    typer.echo(text, err=True)
+    """A line for the person at the terminal: stderr. Broken between words there, and one line in a file."""
+    typer.echo(wrapped(text) if sys.stderr.isatty() else text, err=True)
+
+
+def next_command(*arguments: object) -> None:
+    """What to try next, to be copied; not with --quiet."""
+    if not _quiet:
+        note(f"next: {shlex.join(['mpmmu-rt', *map(str, arguments)])}")
 
 
 JsonTo = Annotated[
@@ -172,7 +190,7 @@ def write_html(path: Path, entry: Any) -> None:
 
     with atomic_file(path) as partial:
         partial.write_text(page(entry), encoding="utf-8")
-    note(f"wrote {path}")
+    note(f"wrote {path}: open it in a browser")
 
 
 def check_output(path: Path, *, stdout: bool = True) -> None:
@@ -184,9 +202,10 @@ def check_output(path: Path, *, stdout: bool = True) -> None:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Aligned columns; a cell that looks like a number is set to the right."""
-    cells = [list(header), *(list(row) for row in rows)]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
+    """Aligned columns, as wide as they are; a cell that looks like a number is set to the right, and one of several
+    lines goes on below itself."""
+    cells = [[cell.split("\n") for cell in row] for row in (header, *rows)]
+    widths = [max(len(line) for row in cells for line in row[column]) for column in range(len(header))]
 
     def line(row: Sequence[str]) -> str:
         parts = [
@@ -195,37 +214,85 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         ]
         return "  ".join(parts).rstrip()
 
-    return "\n".join([line(header), line(["-" * width for width in widths]), *(line(row) for row in cells[1:])])
+    titles, *below = ([line(parts) for parts in zip_longest(*row, fillvalue="")] for row in cells)
+    return "\n".join([*titles, line(["-" * width for width in widths]), *(one for row in below for one in row)])
 
 
 def _is_number(cell: str) -> bool:
-    """Or the dash that stands for one."""
-    return re.match(r"[-+]?\d|-$", cell) is not None
+    """A number with or without a unit, from one to another, or the dash that stands for one."""
+    return re.fullmatch(r"-|[-+]?\d\S*( to [-+]?\d\S*)?", cell) is not None
 
 
 def fitted(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """`table`, or where the terminal is too narrow for it a line of `name value` pairs for each row; of a single row
-    one line for each pair."""
+    """`table`; where the terminal is too narrow for it, with its widest text wrapped between words; and where that
+    leaves too little room for words, each row as `key: value`."""
     whole = table(header, rows)
-    if max(map(len, whole.splitlines())) <= width():
+    if _fits(whole):
         return whole
+    narrow = table(header, _narrowed(header, rows))
+    if _fits(narrow):
+        return narrow
     if len(rows) == 1:
-        return "\n".join(wrapped(f"{name}: {cell}") for name, cell in zip(header, rows[0], strict=True))
-    lines = []
-    for first, *rest in rows:
-        pairs = ", ".join(f"{name} {cell}".strip() for name, cell in zip(header[1:], rest, strict=True) if cell)
-        lines.append(wrapped(f"{header[0]} {first}: {pairs}" if _is_number(first) else f"{first}: {pairs}"))
-    return "\n".join(lines)
+        return _unaligned(list(zip(header, rows[0], strict=True)))
+    title = [] if all(_is_number(row[0]) for row in rows) else [header[0]]
+    return "\n".join([*title, *(_record(header, row) for row in rows)])
+
+
+def pairs(facts: Sequence[tuple[str, str]]) -> str:
+    """Names and what they have, aligned; where the terminal is too narrow, `name: value` wrapped between words."""
+    room = max(len(name) for name, _ in facts)
+    whole = "\n".join(f"{name.ljust(room)}  {value}" for name, value in facts)
+    return whole if _fits(whole) else _unaligned(facts)
+
+
+def _unaligned(facts: Sequence[tuple[str, str]]) -> str:
+    return wrapped("\n".join(f"{name}: {value}" if name else value for name, value in facts))
+
+
+def _fits(text: str) -> bool:
+    return max(map(len, text.splitlines())) <= width()
+
+
+def _narrowed(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[list[str]]:
+    """The rows, the column of the longest text wrapped to what the others leave; no narrower than `_LEAST`."""
+    widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
+    widest = max(range(len(header)), key=widths.__getitem__)
+    room = max(_LEAST, width() - sum(widths) + widths[widest] - 2 * (len(header) - 1))
+    return [[_fill(cell, room, "") if at == widest else cell for at, cell in enumerate(row)] for row in rows]
+
+
+def _record(header: Sequence[str], row: Sequence[str]) -> str:
+    """What names the row, what has no name behind it, and below as many `key: value` as fit in each line."""
+    title = f"{header[0]} {row[0]}" if _is_number(row[0]) else row[0]
+    rest = [(name, cell) for name, cell in zip(header[1:], row[1:], strict=True) if cell]
+    nameless = ", ".join(cell for name, cell in rest if not name)
+    lines = [f"{title}: {nameless}" if nameless else title]
+    for pair in (f"{name}: {cell}" for name, cell in rest if name):
+        if len(lines) > 1 and len(f"{lines[-1]}, {pair}") <= width():
+            lines[-1] += f", {pair}"
+        else:
+            lines.append(f"  {pair}")
+    return wrapped("\n".join(lines))
 
 
 def wrapped(text: str, indent: str = "  ") -> str:
     """Each line broken between words at the terminal's width, what follows indented; a longer word stays whole."""
+    return "\n".join(_fill(line, width(), indent) for line in text.splitlines())
+
+
+def _fill(line: str, columns: int, indent: str) -> str:
+    """What follows a line that is indented is indented further."""
     import textwrap
 
-    def broken(line: str) -> str:
-        return textwrap.fill(line, width(), subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
-
-    return "\n".join(map(broken, text.splitlines()))
+    own = line[: len(line) - len(line.lstrip())]
+    return textwrap.fill(
+        line.strip(),
+        columns,
+        initial_indent=own,
+        subsequent_indent=own + indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def width() -> int:
@@ -244,28 +311,35 @@ def milliseconds(value: float | None, digits: int = 1) -> str:
 
 @contextmanager
 def bars() -> Iterator[Progress]:
-    """Progress bars on stderr; none when it is not a terminal."""
-    if not sys.stderr.isatty():
+    """Progress on stderr: bars on a terminal, elsewhere a line every `progress.EVERY_S`; nothing with --quiet."""
+    if _quiet:
         yield silent
         return
+    if not sys.stderr.isatty():
+        with Lines(note) as lines:
+            yield lines
+        return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
 
+    room = width()
     columns = (
         TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
+        BarColumn(bar_width=max(6, room // 6)),
+        TextColumn("{task.fields[counted]}"),
+        *((TimeElapsedColumn(), TextColumn("left")) if room >= 60 else ()),
         TimeRemainingColumn(),
     )
-    with Bars(*columns, console=Console(stderr=True)) as shown:
+    with Bars(*columns, console=Console(stderr=True, width=room)) as shown:
         tasks: dict[str, Any] = {}
 
-        def progress(description: str, done: int, total: int) -> None:
+        def progress(description: str, done: int, total: int, unit: str = "", detail: str = "") -> None:
             if description not in tasks:
-                tasks[description] = shown.add_task(description, total=total)
-            shown.update(tasks[description], completed=done, total=total)
+                tasks[description] = shown.add_task(description, total=total, counted="")
+            text = f"{description}\n  {detail}" if detail else description
+            shown.update(
+                tasks[description], description=text, completed=done, total=total, counted=counted(done, total, unit)
+            )
 
         yield progress

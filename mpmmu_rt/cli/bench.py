@@ -12,7 +12,7 @@ from mpmmu_rt.errors import UsageError
 from mpmmu_rt.files import rounded
 
 from ._bench_text import MOST_SECONDS, describe
-from ._report import JsonTo, bars, check_json, check_output, note, put_json, write_html
+from ._report import JsonTo, bars, check_json, check_output, note, put_json, quiet, write_html
 from .export import REFERENCE_BUNDLE
 
 
@@ -21,7 +21,10 @@ def bench(
         Path | None, typer.Argument(help=f"Bundle to measure [default: {REFERENCE_BUNDLE}, exported if absent].")
     ] = None,
     batch: Annotated[int, typer.Option("--batch", min=1, max=4096, help="Pairs per call.")] = 32,
-    target: Annotated[str, typer.Option("--target", help="Engine and precision.")] = "onnxruntime:fp32",
+    target: Annotated[
+        str | None,
+        typer.Option("--target", help="Engine and precision [default: onnxruntime:fp32, and all others beside it]."),
+    ] = None,
     json_to: JsonTo = None,
     html_to: Annotated[Path | None, typer.Option("--html", help="Write a report with plots: one HTML page.")] = None,
     seconds: Annotated[float, typer.Option("--seconds", min=0.1, max=MOST_SECONDS, help="How long to measure.")] = 3.0,
@@ -52,18 +55,22 @@ def bench(
 ) -> None:
     """Measure latency, throughput, memory and cold start, and say what is included."""
     from mpmmu_rt.bench import bench as measure
+    from mpmmu_rt.bundle import Bundle
     from mpmmu_rt.curves import check_gaps
     from mpmmu_rt.engines import engine
     from mpmmu_rt.latency import Effort
+    from mpmmu_rt.predictor import DEFAULT_TARGET
     from mpmmu_rt.spec import Target
+    from mpmmu_rt.survey import first_target, survey
 
     judging = {"--max-slowdown": max_slowdown, "--allow-counts": allow_counts, "--allow-different": allow_different}
     measuring = {"--seconds": seconds != 3.0, "--html": html_to, "--sweep": sweep, "--idle": idle != "0,1"}
     _check(save, baseline, judging, measuring, budget, json_to)
-    chosen = Target.parse(target)
+    chosen = Target.parse(target or DEFAULT_TARGET)
     silences, sizes = _silences(idle), _batches(sweep, batch)
     check_gaps(silences)
-    engine(chosen)  # before a long export
+    if target or bundle is None or save or baseline:
+        engine(chosen)  # before a long export
     check_json(json_to)
     if html_to:
         check_output(html_to, stdout=False)
@@ -87,12 +94,16 @@ def bench(
                 json_to=json_to,
             )
         return
+    if target is None:
+        chosen = first_target(Bundle.open(bundle))
     with bars() as progress:
         effort = Effort(measure_ms=seconds * 1e3, max_warmup_ms=min(5000.0, seconds * 2e3))
         result = measure(bundle, chosen, batch, effort=effort, idle_s=silences, batches=sizes, progress=progress)
+        if target is None:
+            result.entry["targets"] = survey(bundle, batch, seconds=seconds / 3, progress=progress)
     entry = rounded(result.entry)
     if not put_json(json_to, entry):
-        typer.echo(describe(entry))
+        typer.echo(describe(entry, bundle))
     if html_to:
         write_html(html_to, entry)
     for remark in entry["remarks"]:
@@ -154,7 +165,9 @@ def _reference() -> Path:
         return REFERENCE_BUNDLE
     note(f"no bundle is given and {REFERENCE_BUNDLE} does not exist: exporting the reference model there first")
     code = subprocess.run(
-        [sys.executable, "-m", "mpmmu_rt", "export", "-o", str(REFERENCE_BUNDLE)], stdout=sys.stderr, check=False
+        [*(sys.executable, "-m", "mpmmu_rt", *(["--quiet"] if quiet() else [])), "export", "-o", str(REFERENCE_BUNDLE)],
+        stdout=sys.stderr,
+        check=False,
     ).returncode
     if code:
         raise typer.Exit(code)

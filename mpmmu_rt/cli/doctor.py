@@ -1,10 +1,14 @@
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ._report import JsonTo, check_json, note, put_json, table
+from ._report import JsonTo, check_json, count, fitted, note, put_json, wrapped
+
+if TYPE_CHECKING:
+    from mpmmu_rt.doctor import Finding
 
 
 def doctor(
@@ -28,16 +32,17 @@ def doctor(
     targets, abilities = examine()
     if not put_json(json_to, to_json(targets, abilities)):
         facts = machine.describe()
-        typer.echo(
-            f"{facts['cpu']}, {facts['threads']} threads ({', '.join(facts['cpu_features']) or 'no vector units'})"
-        )
-        typer.echo(f"{facts['system']}, Python {facts['python']}\n")
+        units = ", ".join(facts["cpu_features"]) or "no vector units"
+        typer.echo(wrapped(f"{facts['cpu']}, {count(facts['threads'], 'thread')} ({units})"))
+        typer.echo(wrapped(f"{facts['system']}, Python {facts['python']}") + "\n")
         for header, findings in (("target", targets), ("ability", abilities)):
-            rows = [[item.name, "ok" if item.usable else "no", item.detail] for item in findings]
-            typer.echo(table([header, "", ""], rows) + "\n")
+            typer.echo(fitted([header, "", ""], _rows(findings)) + "\n")
         typer.echo("known:")
+        about: dict[str, list[str]] = {}
         for known in advise(targets):
-            typer.echo(f"  {known.about}: {known.says} ({known.found}, {known.source})")
+            about.setdefault(f"{known.says} ({known.found}, {known.source})", []).append(known.about)
+        for says, names in about.items():
+            typer.echo(wrapped(f"  {', '.join(names)}: {says}"))
         hints: dict[str, list[str]] = {}  # the same for many targets, and then said once
         for item in (*targets, *abilities):
             if item.hint:
@@ -48,3 +53,16 @@ def doctor(
         engine(target)
     if not any(item.usable for item in targets):
         raise typer.Exit(1)
+
+
+def _rows(findings: Sequence[Finding]) -> list[list[str]]:
+    """A row for each; one for all precisions of an engine that can't run for one reason."""
+    rows: dict[tuple[str, str], list[str]] = {}
+    for item in findings:
+        engine, _, precision = item.name.partition(":")
+        together = (item.name if item.usable else engine, item.detail)
+        if together in rows:
+            rows[together][0] += f", {precision}"
+        else:
+            rows[together] = [item.name, "ok" if item.usable else "no", item.detail]
+    return list(rows.values())

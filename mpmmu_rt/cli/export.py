@@ -9,7 +9,7 @@ import typer
 from mpmmu_rt.checks import ENOUGH_TO_CROSS
 from mpmmu_rt.errors import ParityError, UsageError
 
-from ._report import JsonTo, bars, check_json, fitted, going_on, note, put_json
+from ._report import JsonTo, bars, check_json, count, fitted, going_on, next_command, note, put_json, wrapped
 
 if TYPE_CHECKING:
     from mpmmu_rt.bundle import Bundle
@@ -120,10 +120,11 @@ def export(
         from .verify import checks_table
 
         typer.echo(checks_table(report["checks"]))
-        typer.echo(
-            f"{report['cases']} cases ({report['source']}): {report['decisions_flipped']} decisions flipped, "
+        said = (
+            f"{count(report['cases'], 'case')} ({report['source']}): {report['decisions_flipped']} decisions flipped, "
             f"{report['split_crossings']} differ by more than rounding may"
         )
+        typer.echo(wrapped(said))
         typer.echo("\n" + targets_table(bundle.entry))
     for licence in dict.fromkeys(known_engine(Target.parse(name)).traits.licence for name in bundle.targets):
         if licence:
@@ -137,6 +138,7 @@ def export(
     note(f"wrote {output} ({bundle.name}, {sum(f['bytes'] for f in bundle.entry['files'].values()) / 1e6:.1f} MB)")
     warn_untrained(bundle.trained)
     _require_listed(bundle, required, calibrated=calibrate is not None)
+    next_command("verify", output)
 
 
 def _require_listed(bundle: Bundle, required: Sequence[Target], *, calibrated: bool) -> None:
@@ -213,9 +215,15 @@ def describe_precision(entry: Mapping[str, Any]) -> list[str]:
 
 
 def _decisions(gate: Mapping[str, Any]) -> str:
-    auc = "" if gate.get("auc_loss") is None else f", AUC loss {gate['auc_loss']:+.4f}"
+    delta = gate["auc_delta"] if "auc_delta" in gate else _negative(gate.get("auc_loss"))
+    auc = "" if delta is None else f", ΔAUC {delta:+.4f}"
     mean = f", mean |Δp| {gate['mean_difference']:.4f}" if "mean_difference" in gate else ""
     return f"{gate['decisions_flipped']} of {gate['cases']} decisions flipped{mean}{auc} ({gate['source']})"
+
+
+def _negative(loss: float | None) -> float | None:
+    """A bundle of before holds what was lost, not the difference."""
+    return None if loss is None else -loss
 
 
 def _kept(report: Mapping[str, Any]) -> str:

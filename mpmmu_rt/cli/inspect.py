@@ -1,14 +1,20 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mpmmu_rt.checks import figure
 from mpmmu_rt.errors import BundleError
 
-from ._report import JsonTo, check_json, put_json, table
+from ._metrics import tested
+from ._report import JsonTo, check_json, count, fitted, put_json, wrapped
 from .export import describe_precision, warn_untrained
+
+if TYPE_CHECKING:
+    from mpmmu_rt.images import Preprocessing
 
 
 def inspect(
@@ -32,33 +38,56 @@ def inspect(
         problem = engines()[target.engine].problem(target.precision) if known else None
         verdict = "runs here" if known and problem is None else str(problem or "unknown to this version")
         runs.append([name, verdict])
-    card, parity = entry["card"], entry["parity"]
-    typer.echo(f"{opened.name}  (bundle {opened.digest[:12]}, {entry['schema']})")
-    for key, value in card.items():
-        if isinstance(value, str):
-            typer.echo(f"{key.replace('_', ' ')}: {value}")
-    typer.echo(f"operating threshold: {opened.threshold:g}; preprocessing: {entry['preprocessing']}")
+    parity = entry["parity"]
     if not parity:
         raise BundleError(f"{bundle} holds no parity report, expected a verified bundle", hint="export it again")
-    worst = max(parity["checks"], key=lambda check: check["value"] / (check["limit"] or 1e-30))
-    typer.echo(
-        f"parity on {parity['cases']} cases ({parity['source']}): {parity['decisions_flipped']} decisions flipped; "
-        f"closest to its limit: {worst['name']} {worst['value']:.1e} of {worst['limit']:.0e}"
-    )
-    for line in describe_precision(entry):
-        typer.echo(line)
-    for name, head in entry["head"].items():
-        forests = [f"{'+'.join(map(str, one['trees']))} trees by {one['strategy']}" for one in head["forests"]]
-        typer.echo(f"{name}: {', '.join(forests) or 'no trees'}")
-    for text in entry["head"]["head"]["notes"]:
-        typer.echo(f"warning: {text}")
-    typer.echo("\n" + table(["target", ""], runs))
-    typer.echo(
-        "\n"
-        + table(["tensor", "dtype", "shape"], [[s.name, s.dtype, str(list(s.shape))] for s in opened.tensors.values()])
-    )
-    files = [[name, f"{facts['bytes']}", facts["sha256"][:12]] for name, facts in entry["files"].items()]
-    typer.echo("\n" + table(["file", "bytes", "sha256"], files))
+    lines = [
+        f"{opened.name}  (bundle {opened.digest[:12]}, {entry['schema']})",
+        *_card(entry["card"]),
+        f"operating threshold: {opened.threshold:g}",
+        f"images: {_images(opened.preprocessing)}",
+        _parity(parity),
+        *describe_precision(entry),
+    ]
+    for head in entry["head"].values():
+        forests = [f"{' + '.join(map(str, one['trees']))} trees by {one['strategy']}" for one in head["forests"]]
+        where = "" if head["engine"] == "portable" else f" for {head['engine']}"
+        lines.append(f"stacking head{where}: {', '.join(forests) or 'no trees'}")
+    typer.echo(wrapped("\n".join([*lines, *(f"warning: {text}" for text in entry["head"]["head"]["notes"])])))
+    if entry["card"].get("metrics"):
+        typer.echo("\n" + _tested(entry["card"]["metrics"]))
+    typer.echo("\n" + fitted(["target", ""], runs))
+    shapes = [[tensor.name, tensor.dtype, " x ".join(map(str, tensor.shape))] for tensor in opened.tensors.values()]
+    typer.echo("\n" + fitted(["tensor", "dtype", "shape"], shapes))
+    files = [[name, f"{facts['bytes']:,}", facts["sha256"][:12]] for name, facts in entry["files"].items()]
+    typer.echo("\n" + fitted(["file", "bytes", "sha256"], files))
     versions = ", ".join(f"{name} {version}" for name, version in entry["provenance"]["versions"].items())
-    typer.echo(f"\nmade with {versions}")
+    typer.echo("\n" + wrapped(f"made with {versions}"))
     warn_untrained(opened.trained)
+
+
+def _card(card: Mapping[str, Any]) -> list[str]:
+    """What the card says in words and numbers; its metrics are a table of their own."""
+    return [f"{key.replace('_', ' ')}: {value}" for key, value in card.items() if isinstance(value, str | int | float)]
+
+
+def _tested(metrics: Mapping[str, Any]) -> str:
+    """The card is free text to a bundle: metrics that `train` did not write are no table."""
+    try:
+        return tested(metrics)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return "metrics: in another form than `train` writes; `mpmmu-rt inspect --json` prints them"
+
+
+def _images(preprocessing: Preprocessing) -> str:
+    ways = {"pad": "aspect ratio kept and padded with black", "stretch": "stretched to the square"}
+    kept = ", as the pixels are stored" if (preprocessing.fit, preprocessing.aspect) == ("pad", "stored") else ""
+    return f"{preprocessing.size} x {preprocessing.size}, {ways[preprocessing.fit]}{kept}"
+
+
+def _parity(parity: Mapping[str, Any]) -> str:
+    worst = max(parity["checks"], key=lambda check: check["value"] / (check["limit"] or 1e-30))
+    return (
+        f"parity on {count(parity['cases'], 'case')} ({parity['source']}): {parity['decisions_flipped']} decisions "
+        f"flipped; closest to its limit: {worst['name']} {figure(worst['value'])} of {figure(worst['limit'])}"
+    )

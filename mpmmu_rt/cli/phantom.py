@@ -5,7 +5,9 @@ from typing import Annotated
 
 import typer
 
-from ._report import going_on, note
+from ._report import going_on, next_command, note
+
+MIN_TO_TRAIN = 60
 
 
 def phantom(
@@ -22,3 +24,7 @@ def phantom(
     with going_on(output, lambda: "nothing was kept"):
         manifest = write_phantoms(count, output, seed=seed)
     note(f"wrote {count} phantoms (drawings, not patients): {manifest}")
+    if count >= MIN_TO_TRAIN:
+        next_command("train", manifest, "--preset", "tiny")
+    else:
+        next_command("run", "BUNDLE", manifest)

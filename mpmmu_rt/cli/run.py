@@ -12,7 +12,7 @@ import typer
 from mpmmu_rt.errors import ImageError, UsageError
 
 from ._proven import looked_up, note_verdict, warn_never_run
-from ._report import JsonTo, bars, check_json, count, going_on, milliseconds, note, put_json
+from ._report import JsonTo, bars, check_json, count, going_on, milliseconds, next_command, note, put_json
 
 if TYPE_CHECKING:
     from mpmmu_rt.run import Summary
@@ -112,6 +112,8 @@ def run(
     for remark in predictor.remarks:
         note(f"note: {remark}")
     note_verdict(verdict, wanted, bundle)
+    if not summary.failed:
+        next_command("bench", bundle, "--batch", batch)
     if summary.failed:
         raise ImageError(
             f"{summary.failed} of {summary.cases} cases could not be read, expected none; the first is "

@@ -9,7 +9,8 @@ import typer
 
 from mpmmu_rt.errors import UsageError
 
-from ._report import JsonTo, bars, check_json, command, going_on, note, put_json, table
+from ._metrics import TOO_FEW, tested, with_weakness
+from ._report import JsonTo, bars, check_json, command, fitted, going_on, next_command, note, put_json, wrapped
 
 
 class Preset(StrEnum):
@@ -37,6 +38,10 @@ def train(
         Path | None,
         typer.Option("--weights", help="ResNet weights that both encoders start from: .safetensors or .pth."),
     ] = None,
+    folds: Annotated[
+        int | None,
+        typer.Option("--folds", min=2, max=20, help="Also cross-validate in so many folds: each patient tested once."),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing checkpoint.")] = False,
     json_to: JsonTo = None,
 ) -> None:
@@ -52,6 +57,7 @@ def train(
     from mpmmu_rt.machine import now, package_versions
     from mpmmu_rt.model import checkpoint
     from mpmmu_rt.model.config import PRESETS
+    from mpmmu_rt.model.cross_validation import cross_validate, fold_splits
     from mpmmu_rt.model.training import TRAINING_PRESETS, data_from_manifest, data_from_phantoms, disk_bytes
     from mpmmu_rt.model.training import train as train_model
     from mpmmu_rt.places import claimed, require_room
@@ -82,11 +88,19 @@ def train(
             data = data_from_manifest(read_manifest(manifest), config.preprocessing, progress)
         else:
             data = data_from_phantoms(phantom or 0, seed, config.preprocessing)
+        if folds:
+            fold_splits(data.label, data.groups, folds, seed=seed)  # whether there are patients enough
         model = train_model(data, config, settings, work_dir=work_dir, weights=weights, progress=progress)
+        metrics = dict(model.metrics)
+        if folds:
+            metrics["cross_validation"] = cross_validate(
+                data, config, settings, folds, work_dir=work_dir, weights=weights, progress=progress
+            )
+        metrics = with_weakness(metrics)
         warned = image_warnings.summary(data.warnings)
         card = {
             "trained_on": data.source,
-            "metrics": model.metrics,
+            "metrics": metrics,
             "image_warnings": warned,
             "training": model.how,
             "command": command(),
@@ -97,11 +111,18 @@ def train(
         trained = checkpoint.Checkpoint(config, model.encoders, model.head, model.threshold, card, model.known_images)
         checkpoint.save(trained, output, overwrite=overwrite)
         shutil.rmtree(work_dir)
-    if not put_json(json_to, model.metrics | {"image_warnings": warned}):
-        typer.echo(_describe(model.metrics))
+    if not put_json(json_to, metrics | {"image_warnings": warned}):
+        typer.echo(_describe(metrics))
     for text in image_warnings.lines(warned):
         note(text)
     note(f"wrote {output}")
+    next_command("export", output, "-o", f"{output.resolve().name}.bundle")
+    if metrics["weakness"] and not folds:
+        given = f"--phantom {phantom}" if manifest is None else str(manifest)
+        note(
+            f"note: {TOO_FEW}: the same command with --folds 5 tests every patient once: `mpmmu-rt train {given} "
+            f"--preset {preset.value} --folds 5 -o {output} --overwrite`"
+        )
 
 
 def _describe(metrics: dict[str, Any]) -> str:
@@ -109,16 +130,5 @@ def _describe(metrics: dict[str, Any]) -> str:
         [name, str(part["patients"]), str(part["malignant_patients"]), str(part["rows"])]
         for name, part in metrics["parts"].items()
     ]
-    rows = []
-    for name, found in metrics["test"].items():
-        auc = found["auc"]
-        rows.append(
-            [
-                name,
-                "-" if auc["value"] is None else f"{auc['value']:.3f}",
-                "-" if auc["low"] is None else f"{auc['low']:.3f} to {auc['high']:.3f}",
-                *("-" if found[key] is None else f"{found[key]:.3f}" for key in ("sensitivity", "specificity")),
-            ]
-        )
-    tested = table(["test", "AUC", "95 % interval", "sensitivity", "specificity"], rows)
-    return "\n".join([table(["part", "patients", "malignant", "rows"], parts), "", tested, f"({metrics['source']})"])
+    counted = fitted(["part", "patients", "malignant", "rows"], parts)
+    return "\n".join([counted, "", tested(metrics), wrapped(f"({metrics['source']})")])

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mpmmu_rt.checks import figure
 from mpmmu_rt.errors import MpmmuError, UsageError
 
-from ._report import JsonTo, bars, check_json, note, put_json, table
+from ._report import JsonTo, bars, check_json, fitted, next_command, note, pairs, put_json, wrapped
 
 if TYPE_CHECKING:
     from mpmmu_rt.own_cases import OwnCases
@@ -59,7 +60,7 @@ def _verify(
     json_to: str | None,
 ) -> None:
     from mpmmu_rt.cases import read_manifest
-    from mpmmu_rt.predictor import load
+    from mpmmu_rt.predictor import DEFAULT_TARGET, load
     from mpmmu_rt.verify import stage_at_fault
     from mpmmu_rt.verify import verify as run_checks
 
@@ -111,6 +112,8 @@ def _verify(
     note(f"{path}: digests hold, {len(checks)} checks passed on {target}")
     if kept:
         note(f"kept in {kept}")
+    named = () if target == DEFAULT_TARGET else ("--target", target)
+    next_command("run", path, manifest or "MANIFEST", *named, *(["--require-verified"] if kept else []))
 
 
 def _second(path: Path, manifest: Path | None, target: str, against: str | None) -> str | None:
@@ -181,13 +184,13 @@ def checks_table(checks: Sequence[Mapping[str, Any]]) -> str:
     rows = [
         [
             check["name"],
-            "not finite" if check["value"] is None else f"{check['value']:.2e}",
-            f"{check['limit']:.0e}",
+            "not finite" if check["value"] is None else figure(check["value"]),
+            figure(check["limit"]),
             "ok" if check["passed"] else "FAILED",
         ]
         for check in checks
     ]
-    return table(["check", "measured", "limit", ""], rows)
+    return fitted(["check", "measured", "limit", ""], rows)
 
 
 def decisions_table(own: OwnCases, target: str) -> str:
@@ -201,19 +204,18 @@ def decisions_table(own: OwnCases, target: str) -> str:
         return f"{hits} of {count}: {hits / count:.1%} ({low:.1%} to {high:.1%})"
 
     rows = [
-        [name, f"{pair[0]:.4f}", f"{pair[1]:.4f}", f"{pair[1] - pair[0]:+.4f}"]
+        [name, f"{pair[0]:.4f}", f"{pair[1]:.4f}", f"{pair[1] - pair[0]:+.4f}" if pair[1] != pair[0] else "0"]
         for name, pair in found.pairs.items()
         if pair
     ]
-    lines = [
-        f"Decisions on {cases} own cases. Reference: {own.reference}; new: {target}. Δ is new - reference.",
-        f"flipped          {share(found.flips, cases)}; to malignant {found.to_malignant}, to benign {found.to_benign}",
-    ]
+    title = f"Decisions on {cases} own cases. Reference: {own.reference}; new: {target}. Δ is new - reference."
+    flipped = f"{share(found.flips, cases)}; to malignant {found.to_malignant}, to benign {found.to_benign}"
+    facts = [("flipped", flipped)]
     if own.at_export:
-        lines.append(f"… at export      {share(*own.at_export)}")
+        facts.append(("… at export", share(*own.at_export)))
     if found.malignant:
-        lines.append(f"malignant lost   {share(found.lost, found.malignant)}; won {found.won}")
-    lines.append(f"|Δp|             mean {found.mean_difference:.2g}, max {found.max_difference:.2g}")
+        facts.append(("malignant lost", f"{share(found.lost, found.malignant)}; won {found.won}"))
+    facts.append(("|Δp|", f"mean {figure(found.mean_difference)}, max {figure(found.max_difference)}"))
     for name, count in (
         ("flips forecast", own.forecast.flips if own.forecast else None),
         ("leaves crossed", own.forecast.crossings if own.forecast else None),
@@ -222,10 +224,8 @@ def decisions_table(own: OwnCases, target: str) -> str:
             as_forecast = "as forecast" if count.as_forecast else "NOT as forecast: more than rounding as measured"
             if count.happened < count.low:
                 as_forecast = "fewer than forecast"
-            lines.append(
-                f"{name}   {count.expected:.1f} expected ({count.low:.0f} to {count.high:.0f}), {count.happened} "
-                f"happened: {as_forecast}"
-            )
-    if rows:
-        lines += ["", table([f"{found.labelled} labelled cases", "reference", "new", "Δ"], rows)]
-    return "\n".join(lines)
+            between = f"{count.low:.0f} to {count.high:.0f}"
+            said = f"{count.expected:.1f} expected ({between}), {count.happened} happened: {as_forecast}"
+            facts.append((name, said))
+    text = f"{wrapped(title)}\n{pairs(facts)}"
+    return f"{text}\n\n{fitted([f'{found.labelled} labelled cases', 'reference', 'new', 'Δ'], rows)}" if rows else text

@@ -142,7 +142,7 @@ def _decode(
         try:
             for done, ((name, _, index), (image, found)) in enumerate(zip(jobs, decoded, strict=True), 1):
                 pixels[name][index], warnings[name][index] = image, found
-                progress("reading images", done, len(jobs))
+                progress("reading images", done, len(jobs), "images")
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)  # don't decode the rest for nothing
             raise

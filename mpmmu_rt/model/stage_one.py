@@ -113,14 +113,24 @@ def train_encoder(
                 group["lr"] = _learning_rate(config, done / total)
             grey = augment(pixels[rows].to(device).float() / 255, config.augmentation, generator)
             losses.append(_step(state, grey, target[rows].to(device), weight))
-            progress(description, done + 1, total)
+            progress(description, done + 1, total, "batches", _detail(state, config, losses))
         entry = {"epoch": state.epoch + 1.0, "training_loss": float(np.mean(losses))}
         entry |= _validate(state, data, modality, split, device)
         state.record(entry, entry["validation_auc"])
         save_state(state, state_file, digest)
-    progress(description, total, total)  # also where patience ended it early
+    progress(description, total, total, "batches", _best(state))  # also where patience ended it early
     state.encoder.load_state_dict(state.best)
     return state.encoder.cpu().eval(), state.history
+
+
+def _detail(state: EncoderState, config: TrainingConfig, losses: list[float]) -> str:
+    said = f"epoch {state.epoch + 1} of {config.epochs}, loss {np.mean(losses):.3f}"
+    return f"{said}, {_best(state)}" if state.history else said
+
+
+def _best(state: EncoderState) -> str:
+    last = state.history[-1]["validation_auc"]
+    return f"validation AUC {last:.3f}, best {state.best_auc:.3f} in epoch {state.best_epoch}"
 
 
 def embed(encoder: Encoder, pixels: Array) -> Array:

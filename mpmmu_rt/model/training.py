@@ -168,12 +168,12 @@ def _stage_two(
     head: Any = None
     test: dict[str, Any] = {}
     for done, (name, features) in enumerate(inputs.items()):
-        progress("fitting the stacking heads", done, len(inputs))
+        progress("fitting the stacking heads", done, len(inputs), "heads")
         groups = _groups(data, fitted_on)
         head = fit_head(features[fitted_on], data.label[fitted_on], groups, model_config.head, seed=seed)
         probability = head.predict_proba(features[split.test])[:, 1]
         test[name] = evaluate(data.label[split.test], probability, _groups(data, split.test), THRESHOLD)
-    progress("fitting the stacking heads", len(inputs), len(inputs))
+    progress("fitting the stacking heads", len(inputs), len(inputs), "heads")
     return head, test  # the last one is fused
 
 

@@ -188,7 +188,7 @@ def test_int8_passes_and_is_reported(
     assert entry["calibration"] == {"cases": 30, "sha256": report.calibration_sha256}
     assert entry["unsigned_activations"] is True
     assert entry["gate"]["cases"] == 60
-    assert entry["gate"]["auc_loss"] == entry["gate"]["auc_float"] - entry["gate"]["auc_int8"]
+    assert entry["gate"]["auc_delta"] == entry["gate"]["auc_int8"] - entry["gate"]["auc_float"]
     assert entry["limits"]["flips"] == 0.5
     kinds = {tensor.data_type for graph in found.values() for tensor in graph.graph.initializer}
     assert onnx.TensorProto.UINT8 in kinds

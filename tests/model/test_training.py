@@ -36,7 +36,7 @@ class Killed(Exception):
 def killer(at: int) -> Progress:
     """Progress that ends stage 1 of the mammography encoder after step `at`."""
 
-    def progress(description: str, done: int, total: int) -> None:
+    def progress(description: str, done: int, total: int, *more: str) -> None:
         if description == "training the mammography encoder" and done == at:
             raise Killed
 
@@ -87,7 +87,7 @@ def test_a_continued_training_is_the_uninterrupted_one_bit_for_bit(
         train(data, model, CONFIG, work_dir=tmp_path, progress=killer(killed_at))
     seen: list[int] = []
 
-    def watch(description: str, done: int, total: int) -> None:
+    def watch(description: str, done: int, total: int, *more: str) -> None:
         if description == "training the mammography encoder":
             seen.append(done)
             assert total == 3 * STEPS
@@ -281,7 +281,9 @@ def test_every_file_is_one_image_however_many_rows_use_it(tmp_path: Path) -> Non
     preprocessing = Preprocessing(size=40)
     path = paired_manifest(tmp_path / "phantoms")
     seen: list[tuple[int, int]] = []
-    data = data_from_manifest(read_manifest(path), preprocessing, lambda _, done, total: seen.append((done, total)))
+    data = data_from_manifest(
+        read_manifest(path), preprocessing, lambda _, done, total, *more: seen.append((done, total))
+    )
     assert seen == [(step, 6) for step in range(1, 7)]
     for name in MODALITIES:
         assert data.pixels[name].shape == (3, 1, 40, 40)

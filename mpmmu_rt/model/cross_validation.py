@@ -1,0 +1,198 @@
+"""Cross-validation by patients: every patient is tested once, by a model that has not seen her.
+
+A tenth of a small cohort is too few patients to tell an AUC. Here the patients of each class are dealt into K folds;
+for each fold both stages are trained on the others, and the AUC is that of all out-of-fold probabilities together, with
+the interval of `evaluation.estimate_auc`. They come from K models: where these differ in level, the pooled AUC is
+lower than that of any one (Forman and Scholz 2010, "Apples-to-apples in cross-validation studies", SIGKDD Explorations
+12:49), and each model learns from fewer patients than the final one. Both make it cautious. Its interval is of the
+patients, not of what another training would give.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import sklearn
+import torch
+from sklearn.model_selection import StratifiedKFold
+
+from mpmmu_rt.errors import CheckpointError, ManifestError
+from mpmmu_rt.files import MAX_JSON_BYTES, parse_json_object, read_bounded, write_json
+from mpmmu_rt.progress import Progress, silent
+from mpmmu_rt.spec import MODALITIES, Array, StrPath
+
+from .config import ModelConfig
+from .data import TrainingData
+from .evaluation import evaluate
+from .split import CLASSES, TEST_SHARE, VALIDATION_SHARE, Split, patient_labels
+from .stacking import fit_head
+from .stage_one import TrainingConfig, embed, train_encoder
+from .training import THRESHOLD, fuse
+from .weights import Weights
+
+SCHEMA = "mpmmu-fold/1"
+_LEAST = 3  # patients of a class beside a fold: one to validate, two to learn from
+_HINT = "continue with the arguments and the data of the first run, or remove the folder to start anew"
+
+
+def fold_splits(label: Array, groups: tuple[str, ...], folds: int, *, seed: int) -> list[Split]:
+    """Row indices of each fold: `test` is the fold, stratified by the patients' labels; of the others the share of
+    patients validates that does in `split_patients`. No patient is in two parts, and each is in one `test`.
+
+    label int [N], groups N patients. Raises `ManifestError` when a class has too few patients for so many folds.
+    """
+    labels = patient_labels(label, groups)
+    patients, classes = np.array(list(labels)), np.array(list(labels.values()))
+    for kind, name in enumerate(CLASSES):
+        count = int((classes == kind).sum())
+        if count < folds or count - -(-count // folds) < _LEAST:
+            raise ManifestError(
+                f"there are {count} {name} patients, too few for {folds} folds: expected at least one to test in each, "
+                f"and {_LEAST} beside them",
+                hint=f"fewer --folds, or more {name} cases; without a `patient` column every row counts as a patient",
+            )
+    of_row = np.array([{name: at for at, name in enumerate(labels)}[group] for group in groups])
+    splits = []
+    dealt = StratifiedKFold(folds, shuffle=True, random_state=seed).split(patients, classes)
+    for number, (others, test) in enumerate(dealt):
+        part = np.zeros(len(patients), np.int64)  # 0 train, 1 validation, 2 test
+        part[test] = 2
+        for kind in (0, 1):
+            rest = others[classes[others] == kind]
+            validation = max(1, round(VALIDATION_SHARE / (1 - TEST_SHARE) * len(rest)))
+            part[np.random.default_rng([seed, kind, number]).permutation(rest)[:validation]] = 1
+        splits.append(Split(*(np.flatnonzero(part[of_row] == wanted) for wanted in range(3))))
+    return splits
+
+
+def cross_validate(
+    data: TrainingData,
+    model_config: ModelConfig,
+    training_config: TrainingConfig,
+    folds: int,
+    *,
+    work_dir: StrPath,
+    weights: StrPath | None = None,
+    device: str = "cpu",
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Train `folds` models, and measure their out-of-fold probabilities; JSON values.
+
+    `folds`, `patients` and `malignant_patients` that were tested, `test` with the metrics of `evaluate` for
+    `mammography`, `ultrasound` and `fused`, and `auc_by_fold`. An interrupted call is continued by the same call with
+    the same `work_dir`: a fold that is done is kept as its probabilities, the others as `train` keeps its state. Raises
+    `ManifestError` for too few patients, `CheckpointError` where `work_dir` belongs to another training.
+    """
+    splits = fold_splits(data.label, data.groups, folds, seed=training_config.seed)
+    initial = None if weights is None else Weights.read(weights)
+    said = {name: np.full(len(data.label), np.nan) for name in (*MODALITIES, "fused")}
+    by_fold: dict[str, list[float | None]] = {name: [] for name in said}
+    for number, split in enumerate(splits, 1):
+        title = f"fold {number} of {folds}: "
+
+        def told(description: str, done: int, total: int, *more: str, title: str = title) -> None:
+            progress(title + description, done, total, *more)
+
+        kept = Path(work_dir) / f"fold-{number}-of-{folds}"
+        digest = _digest(data, model_config, training_config, split, initial)
+        result = kept.with_suffix(".json")
+        if result.exists():
+            found = _read(result, digest, len(split.test))
+        else:
+            kept.mkdir(parents=True, exist_ok=True)
+            found = _fold(data, model_config, training_config, split, kept, initial, device, told)
+            write_json(result, {"schema": SCHEMA, "digest": digest, **found})
+        shutil.rmtree(kept, ignore_errors=True)
+        for name, probability in found.items():
+            said[name][split.test] = probability
+            rows = [data.groups[row] for row in split.test]
+            by_fold[name].append(
+                evaluate(data.label[split.test], np.array(probability), rows, THRESHOLD)["auc"]["value"]
+            )
+    patients = patient_labels(data.label, data.groups)
+    return {
+        "folds": folds,
+        "patients": len(patients),
+        "malignant_patients": sum(patients.values()),
+        "test": {name: evaluate(data.label, values, data.groups, THRESHOLD) for name, values in said.items()},
+        "auc_by_fold": by_fold,
+    }
+
+
+def _fold(
+    data: TrainingData,
+    model_config: ModelConfig,
+    training_config: TrainingConfig,
+    split: Split,
+    folder: Path,
+    initial: Weights | None,
+    device: str,
+    progress: Progress,
+) -> dict[str, list[float]]:
+    """Probabilities of the fold's rows, float [test rows], by each modality alone and fused."""
+    embedding = {}
+    for modality in MODALITIES:
+        encoder, _ = train_encoder(
+            data,
+            modality,
+            split,
+            model_config.encoder(modality),
+            training_config,
+            state_file=folder / f"{modality}.state.safetensors",
+            initial=initial,
+            device=device,
+            progress=progress,
+        )
+        embedding[modality] = embed(encoder, data.pixels[modality])[data.image_of_row[modality]]
+    learn = np.concatenate([split.train, split.validation])
+    groups = [data.groups[row] for row in learn]
+    inputs = {**{str(name): embedding[name] for name in MODALITIES}, "fused": fuse(embedding)}
+    found = {}
+    for done, (name, features) in enumerate(inputs.items()):
+        progress("fitting the stacking heads", done, len(inputs), "heads")
+        head = fit_head(features[learn], data.label[learn], groups, model_config.head, seed=training_config.seed)
+        found[name] = [float(value) for value in head.predict_proba(features[split.test])[:, 1]]
+    progress("fitting the stacking heads", len(inputs), len(inputs), "heads")
+    return found
+
+
+def _read(path: Path, digest: str, count: int) -> dict[str, list[float]]:
+    entry = parse_json_object(path, read_bounded(path, MAX_JSON_BYTES, CheckpointError, _HINT), CheckpointError, _HINT)
+    if (entry.get("schema"), entry.get("digest")) != (SCHEMA, digest):
+        raise CheckpointError(
+            f"{path} is a fold of a training with another configuration, other data or other releases of torch and "
+            f"scikit-learn, expected {digest[:12]}",
+            hint=_HINT,
+        )
+    found: dict[str, list[float]] = {}
+    for name in (*MODALITIES, "fused"):
+        values = entry.get(name)
+        if not isinstance(values, list) or len(values) != count or not all(isinstance(one, float) for one in values):
+            raise CheckpointError(f"{path} lacks `{name}`, expected {count} probabilities", hint=_HINT)
+        found[name] = values
+    return found
+
+
+def _digest(
+    data: TrainingData,
+    model_config: ModelConfig,
+    training_config: TrainingConfig,
+    split: Split,
+    initial: Weights | None,
+) -> str:
+    """Names everything that a fold's result depends on, but for the machine."""
+    facts = {
+        "data": data.sha256,
+        "model": model_config.to_json(),
+        "training": asdict(training_config),
+        "split": {name: rows.tolist() for name, rows in split.parts().items()},
+        "versions": [torch.__version__, sklearn.__version__],
+        **({"initial": initial.sha256} if initial else {}),
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
