@@ -35,8 +35,10 @@ EMBED_BATCH = 64
 class TrainingConfig:
     """How both stages are trained. Raises `UsageError` for values that make no sense.
 
-    `patience`: stage 1 ends after so many epochs without a better validation AUC. `seed` decides everything
-    that is random: the split, the initial weights, the order, the augmentation and the head.
+    `patience`: stage 1 ends after so many epochs without a better validation AUC. `warmup`: the share of all steps in
+    which the cosine schedule rises to `learning_rate`. `clip_norm`: a gradient whose norm is larger is scaled down to
+    it. `mixed_precision`: bfloat16 in the encoder, on a GPU alone. `seed` decides everything that is random: the split,
+    the initial weights, the order, the augmentation and the head.
     """
 
     epochs: int = 60
@@ -44,6 +46,9 @@ class TrainingConfig:
     learning_rate: float = 1e-4
     weight_decay: float = 1e-2
     schedule: Schedule = "cosine"
+    warmup: float = 0.05
+    clip_norm: float = 1.0
+    mixed_precision: bool = True
     patience: int = 15
     seed: int = 0
     augmentation: Augmentation = field(default_factory=Augmentation)
@@ -55,6 +60,8 @@ class TrainingConfig:
             ("learning_rate", 0 < self.learning_rate <= 1, "more than 0 and at most 1"),
             ("weight_decay", 0 <= self.weight_decay <= 1, "0 to 1"),
             ("schedule", self.schedule in get_args(Schedule), f"one of {', '.join(get_args(Schedule))}"),
+            ("warmup", 0 <= self.warmup < 1, "0 to less than 1"),
+            ("clip_norm", self.clip_norm > 0, "more than 0"),
             ("patience", self.patience >= 1, "at least 1"),
             ("seed", self.seed >= 0, "at least 0"),
         )
@@ -107,9 +114,9 @@ def train_encoder(
         for step, rows in enumerate(order.tensor_split(steps)):
             done = state.epoch * steps + step
             for group in state.optimizer.param_groups:
-                group["lr"] = _learning_rate(config, done / total)
+                group["lr"] = learning_rate(config, done, total)
             grey = augment(pixels[rows].to(device).float() / 255, config.augmentation, generator)
-            losses.append(_step(state, grey, target[rows].to(device), weight))
+            losses.append(_step(state, grey, target[rows].to(device), weight, config))
             progress(description, done + 1, total)
         entry = {"epoch": state.epoch + 1.0, "training_loss": float(np.mean(losses))}
         entry |= _validate(state, data, modality, split, device)
@@ -132,8 +139,11 @@ def _batches(pixels: Array) -> Iterator[Tensor]:
         yield torch.from_numpy(pixels[start : start + EMBED_BATCH])
 
 
-def _step(state: EncoderState, grey: Tensor, target: Tensor, weight: Tensor) -> float:
-    loss = functional.binary_cross_entropy_with_logits(state.encoder.logit(grey), target, pos_weight=weight)
+def _step(state: EncoderState, grey: Tensor, target: Tensor, weight: Tensor, config: TrainingConfig) -> float:
+    # bfloat16 has the exponent of float32: no loss scaling (arXiv 1905.12322)
+    with torch.autocast(grey.device.type, torch.bfloat16, enabled=config.mixed_precision and grey.is_cuda):
+        logit = state.encoder.logit(grey)
+    loss = functional.binary_cross_entropy_with_logits(logit.float(), target, pos_weight=weight)
     if not torch.isfinite(loss):
         raise UsageError(
             f"the training loss became {loss.item()} in epoch {state.epoch + 1}, expected a finite number",
@@ -141,6 +151,7 @@ def _step(state: EncoderState, grey: Tensor, target: Tensor, weight: Tensor) -> 
         )
     state.optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
+    torch.nn.utils.clip_grad_norm_(state.encoder.parameters(), config.clip_norm)
     state.optimizer.step()
     return loss.item()
 
@@ -179,11 +190,15 @@ def _seed(seed: int, modality: Modality, epoch: int) -> int:
     return int(words[0] >> np.uint64(1))
 
 
-def _learning_rate(config: TrainingConfig, done: float) -> float:
-    """The rate after the share `done` of all steps; cosine as in arXiv 1608.03983, equation 5, without restarts."""
+def learning_rate(config: TrainingConfig, step: int, total: int) -> float:
+    """The rate of a step, counted from 0, of `total`: a linear rise (arXiv 1706.02677, section 2.2), then the cosine of
+    arXiv 1608.03983, equation 5, without restarts."""
     if config.schedule == "constant":
         return config.learning_rate
-    return config.learning_rate * (1 + math.cos(math.pi * done)) / 2
+    rising = math.ceil(config.warmup * total)
+    if step < rising:
+        return config.learning_rate * (step + 1) / (rising + 1)
+    return config.learning_rate * (1 + math.cos(math.pi * (step - rising) / (total - rising))) / 2
 
 
 def _digest(
