@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from . import _report, bench, compare, doctor, export, inspect, phantom, predict, report, run, train, verify
+from . import _report, ablate, bench, compare, doctor, export, inspect, phantom, predict, report, run, train, verify
 
 
 class _Commands(TyperGroup):
@@ -67,6 +67,7 @@ def _options(
 
 for _command in (
     train.train,
+    ablate.ablate,
     export.export,
     verify.verify,
     run.run,

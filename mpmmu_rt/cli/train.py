@@ -3,13 +3,18 @@ from __future__ import annotations
 import shutil
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mpmmu_rt.errors import UsageError
 
 from ._report import bars, note, print_json, table
+
+if TYPE_CHECKING:
+    from mpmmu_rt.images import Preprocessing
+    from mpmmu_rt.model.data import TrainingData
+    from mpmmu_rt.progress import Progress
 
 
 class Preset(StrEnum):
@@ -43,19 +48,14 @@ def train(
     from dataclasses import replace
 
     from mpmmu_rt import image_warnings
-    from mpmmu_rt.cases import read_manifest
     from mpmmu_rt.files import check_replaceable
     from mpmmu_rt.machine import package_versions
     from mpmmu_rt.model import checkpoint
     from mpmmu_rt.model.config import PRESETS
-    from mpmmu_rt.model.training import TRAINING_PRESETS, data_from_manifest, data_from_phantoms
+    from mpmmu_rt.model.training import TRAINING_PRESETS
     from mpmmu_rt.model.training import train as train_model
 
-    if (manifest is None) == (phantom is None):
-        raise UsageError(
-            f"got {'both a MANIFEST and --phantom' if manifest else 'neither a MANIFEST nor --phantom'}, expected one",
-            hint="mpmmu-rt train MANIFEST, or mpmmu-rt train --phantom 600 --preset tiny",
-        )
+    require_one(manifest, phantom, "train")
     check_replaceable(output, marker=checkpoint.CONFIG, overwrite=overwrite)
     config = PRESETS[preset.value]()
     settings = replace(TRAINING_PRESETS[preset.value], seed=seed)
@@ -65,10 +65,7 @@ def train(
     if work_dir.exists():
         note(f"going on with the training in {work_dir}")
     with bars() as progress:
-        if manifest is not None:
-            data = data_from_manifest(read_manifest(manifest), config.preprocessing, progress)
-        else:
-            data = data_from_phantoms(phantom or 0, seed, config.preprocessing)
+        data = read_data(manifest, phantom, seed, config.preprocessing, progress)
         model = train_model(data, config, settings, work_dir=work_dir, progress=progress)
     warned = image_warnings.summary(data.warnings)
     card = {
@@ -88,6 +85,26 @@ def train(
     for text in image_warnings.lines(warned):
         note(text)
     note(f"wrote {output}")
+
+
+def require_one(manifest: Path | None, phantom: int | None, command: str) -> None:
+    if (manifest is None) == (phantom is None):
+        raise UsageError(
+            f"got {'both a MANIFEST and --phantom' if manifest else 'neither a MANIFEST nor --phantom'}, expected one",
+            hint=f"mpmmu-rt {command} MANIFEST, or mpmmu-rt {command} --phantom 600 --preset tiny",
+        )
+
+
+def read_data(
+    manifest: Path | None, phantom: int | None, seed: int, preprocessing: Preprocessing, progress: Progress
+) -> TrainingData:
+    """What is trained on: the cases of the manifest, else so many phantoms."""
+    from mpmmu_rt.cases import read_manifest
+    from mpmmu_rt.model.data import data_from_manifest, data_from_phantoms
+
+    if manifest is not None:
+        return data_from_manifest(read_manifest(manifest), preprocessing, progress)
+    return data_from_phantoms(phantom or 0, seed, preprocessing)
 
 
 def _describe(metrics: dict[str, Any]) -> str:

@@ -127,6 +127,19 @@ def train_encoder(
     return state.encoder.cpu().eval(), state.history
 
 
+def known_device(name: str) -> str:
+    """`name`, if torch can compute there. Raises `UsageError`."""
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as error:  # AssertionError: a torch that was built without CUDA
+        reason = str(error).partition("\n")[0]
+        raise UsageError(
+            f"torch can't compute on the device `{name}` ({reason}), expected cpu, or cuda where there is a GPU",
+            hint="--device cpu",
+        ) from error
+    return name
+
+
 def embed(encoder: Encoder, pixels: Array) -> Array:
     """Pixels uint8 [M, 1, S, S] to the embedding float32 [M, C] of an encoder in eval mode, on the CPU."""
     with torch.inference_mode():
