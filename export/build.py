@@ -12,6 +12,7 @@ import onnx
 from torch import nn
 
 from mpmmu_rt import bundle as bundles
+from mpmmu_rt import card
 from mpmmu_rt.bundle import Bundle
 from mpmmu_rt.engines.shared import blob_cache
 from mpmmu_rt.errors import ExportError
@@ -39,7 +40,6 @@ GOLDEN_CASES = 4
 PARITY_CASES = 32
 GATE_CASES = 200  # one of 10⁴ pairs that changes its order is 1e-4 of AUC
 PARITY_SEED = 20_260_101  # of phantoms that no preset trains on
-INTENDED_USE = "Research and engineering. Not a medical device; not for diagnosis."
 _VERSIONED = ("mpmmu-rt", "torch", "scikit-learn", "onnx", "onnxscript", "onnxruntime", "numpy")
 
 
@@ -301,7 +301,7 @@ def _entry(model: Model, tensors: Mapping[str, TensorSpec]) -> dict[str, Any]:
         "golden": "golden/golden.npz",
         "targets": [DEFAULT_TARGET],
         "model": dict(model.model),
-        "card": {"intended_use": INTENDED_USE} | dict(model.card),
+        "card": card.complete(model.card),
         "provenance": {
             "versions": package_versions(_VERSIONED),
             "opset": graphs.OPSET,

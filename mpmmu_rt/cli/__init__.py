@@ -13,7 +13,22 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from . import _report, ablate, bench, compare, doctor, export, inspect, phantom, predict, report, run, train, verify
+from . import (
+    _report,
+    ablate,
+    bench,
+    compare,
+    doctor,
+    evaluate,
+    export,
+    inspect,
+    phantom,
+    predict,
+    report,
+    run,
+    train,
+    verify,
+)
 
 
 class _Commands(TyperGroup):
@@ -68,6 +83,7 @@ def _options(
 for _command in (
     train.train,
     ablate.ablate,
+    evaluate.evaluate,
     export.export,
     verify.verify,
     run.run,

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from mpmmu_rt.errors import BundleError
 
-from ._report import print_json, table
+from ._report import print_json, table, wrapped
 from .export import describe_precision, warn_untrained
 
 
@@ -36,7 +37,9 @@ def inspect(
     typer.echo(f"{opened.name}  (bundle {opened.digest[:12]}, {entry['schema']})")
     for key, value in card.items():
         if isinstance(value, str):
-            typer.echo(f"{key.replace('_', ' ')}: {value}")
+            typer.echo(wrapped(f"{key.replace('_', ' ')}: {value}"))
+    for line in _evaluations(card):
+        typer.echo(line)
     typer.echo(f"operating threshold: {opened.threshold:g}; preprocessing: {entry['preprocessing']}")
     if not parity:
         raise BundleError(f"{bundle} holds no parity report, expected a verified bundle", hint="export it again")
@@ -62,3 +65,21 @@ def inspect(
     versions = ", ".join(f"{name} {version}" for name, version in entry["provenance"]["versions"].items())
     typer.echo(f"\nmade with {versions}")
     warn_untrained(opened.trained)
+
+
+def _evaluations(card: Mapping[str, Any]) -> Iterator[str]:
+    """A line for each evaluation of the card, after that of the training's own test part."""
+    from mpmmu_rt.evaluation.text import with_interval
+
+    own = ((card.get("metrics") or {}).get("test") or {}).get("fused")
+    if own:
+        yield f"the training's own test part: AUC {with_interval(own['auc'], 3)}"
+    for one in card.get("eval_metrics") or ():
+        patients = one["cases"]["patients"]
+        yield wrapped(
+            f"evaluated on {one['dataset']} ({one['target']}, {one['measured_at'][:10]}): AUC "
+            f"{with_interval(one['auc'], 3)}; {patients['malignant']} malignant, {patients['benign']} benign patients"
+        )
+        for text in one["remarks"]:
+            if text.startswith("WARNING"):
+                yield wrapped(text)

@@ -47,11 +47,12 @@ def train(
     require("torch", "training")
     from dataclasses import replace
 
-    from mpmmu_rt import image_warnings
+    from mpmmu_rt import image_warnings, split_record
     from mpmmu_rt.files import check_replaceable
     from mpmmu_rt.machine import package_versions
     from mpmmu_rt.model import checkpoint
     from mpmmu_rt.model.config import PRESETS
+    from mpmmu_rt.model.split import split_patients
     from mpmmu_rt.model.training import TRAINING_PRESETS
     from mpmmu_rt.model.training import train as train_model
 
@@ -70,6 +71,7 @@ def train(
     warned = image_warnings.summary(data.warnings)
     card = {
         "trained_on": data.source,
+        split_record.KEY: split_record.record(data.groups, split_patients(data.label, data.groups, seed=seed).parts()),
         "metrics": model.metrics,
         "image_warnings": warned,
         "versions": package_versions(("mpmmu-rt", "torch", "scikit-learn", "numpy")),

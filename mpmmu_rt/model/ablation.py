@@ -93,7 +93,7 @@ class Study:
         for seed in self.seeds:
             for modality in MODALITIES:
                 for kind in ("none", self.attention(modality)):
-                    yield seed, modality, kind  # type: ignore[misc]
+                    yield seed, modality, kind
 
 
 def ablate(

@@ -129,7 +129,7 @@ def write_phantoms(count: int, folder: Path, *, seed: int) -> Path:
     phantoms = draw(count, seed=seed)
     try:
         with atomic_folder(folder, marker=MANIFEST, overwrite=False) as partial:
-            _write(phantoms, partial)
+            _write(phantoms, partial, seed)
     except OSError as error:
         raise OutputError(
             f"{folder} can't be written ({error.strerror}), expected a writable place", hint="name another"
@@ -137,20 +137,25 @@ def write_phantoms(count: int, folder: Path, *, seed: int) -> Path:
     return folder / MANIFEST
 
 
-def _write(phantoms: Iterator[Phantom], folder: Path) -> None:
+def patient(seed: int, index: int) -> str:
+    """What stands in a patient's place: the same phantom has the same name, in files and in training."""
+    return f"phantom-{seed}-{index:04d}"
+
+
+def _write(phantoms: Iterator[Phantom], folder: Path, seed: int) -> None:
     from PIL import Image
 
     for name in MODALITIES:
         (folder / name).mkdir(parents=True)
     with (folder / MANIFEST).open("w", encoding="utf-8", newline="") as stream:
         table = csv.writer(stream, lineterminator="\n")
-        table.writerow(["case_id", *MODALITIES, "label"])
+        table.writerow(["case_id", *MODALITIES, "label", "patient"])
         for index, phantom in enumerate(phantoms):
             case_id = f"phantom-{index:04d}"
             files = [f"{name}/{case_id}.png" for name in MODALITIES]
             for name, file in zip(MODALITIES, files, strict=True):
                 Image.fromarray(phantom.image(name)).save(folder / file)
-            table.writerow([case_id, *files, phantom.label])
+            table.writerow([case_id, *files, phantom.label, patient(seed, index)])
 
 
 def _phantom(rng: np.random.Generator, side: int) -> Phantom:

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mpmmu_rt.errors import ManifestError, UsageError
+from mpmmu_rt.evaluation.auc import estimate_auc
 from mpmmu_rt.progress import Progress, silent
 from mpmmu_rt.spec import MODALITIES, Array, Modality
 
@@ -23,7 +24,6 @@ from .augmentation import Augmentation, augment
 from .config import EncoderConfig
 from .data import TrainingData
 from .encoder import Encoder
-from .evaluation import estimate_auc
 from .split import Split
 from .training_state import EncoderState, load_state, save_state
 

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import brier_score_loss, confusion_matrix, f1_score, roc_auc_score
 
+from mpmmu_rt.evaluation.auc import estimate_auc
 from mpmmu_rt.metrics import brier_score, calibration_error
-from mpmmu_rt.model.evaluation import estimate_auc, evaluate, operating_point
+from mpmmu_rt.model.evaluation import evaluate, operating_point
 
 Scored = tuple[np.ndarray, np.ndarray]
 
