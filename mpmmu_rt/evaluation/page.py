@@ -28,7 +28,7 @@ def body(entry: Mapping[str, Any]) -> tuple[str, *tuple[Markup, ...]]:
         sections += _plots(entry)
     sections.append(pieces.card("By threshold", _table(text.by_threshold(entry)), _chosen(entry)))
     for column, found in entry["subgroups"].items():
-        note = "At the stored threshold. Nothing here tests whether groups differ: many groups, few patients."
+        note = "Patients; figures at the stored threshold. Nothing here tests whether groups differ."
         sections.append(pieces.card(f"By {column}", _table(text.subgroups(found, column)), note))
     if entry["against"]:
         note = f"{pieces.sentence(text.other(entry))} AUC: DeLong's test, by patient; decisions: McNemar's."
@@ -80,8 +80,7 @@ def _chosen(entry: Mapping[str, Any]) -> str:
 
 
 def _table(found: text.Table) -> Markup:
-    header, rows = found
-    return table(header, rows)
+    return table(*found)
 
 
 def _tail(entry: Mapping[str, Any]) -> Markup:

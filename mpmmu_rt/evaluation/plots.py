@@ -8,7 +8,6 @@ from typing import Any
 from mpmmu_rt.charts import (
     BLUE,
     BOTTOM,
-    GRID,
     INK,
     LEFT,
     MUTED,
@@ -37,7 +36,7 @@ def roc(entry: Mapping[str, Any]) -> Markup:
     frame = Frame(_unit("1 - specificity"), _unit("sensitivity"))
     xs, ys = zip(*entry["curves"]["roc"], strict=True)
     marks = [
-        frame.line([0, 1], [0, 1], GRID, 1.5),
+        frame.line([0, 1], [0, 1], MUTED, 0.8),
         frame.line(xs, ys, BLUE),  # ties of both classes are a slope: so the AUC counts them
     ]
     taken: list[float] = []
@@ -60,16 +59,18 @@ def precision_recall(entry: Mapping[str, Any]) -> Markup:
     frame = Frame(_unit("recall (sensitivity)"), _unit("precision (PPV)"))
     xs, ys = zip(*entry["curves"]["precision_recall"], strict=True)
     share = entry["cases"]["malignant"] / entry["cases"]["judged"]
+    level, text = frame.py(share), f"all called malignant: {share:.2f}"
     return frame.drawn(
         "Precision-recall curve",
-        frame.level(share, f"all called malignant: {share:.2f}", MUTED),
+        el("line", x1=LEFT, x2=WIDTH - RIGHT, y1=level, y2=level, stroke=MUTED, stroke_dasharray="5 4"),
+        label(LEFT + 6, level + (16 if share > 0.2 else -6), text, colour=MUTED, halo=True),
         frame.line(xs, ys, BLUE),
     )
 
 
 def calibration(entry: Mapping[str, Any]) -> Markup:
     frame = Frame(_unit("mean probability of the bin"), _unit("share of malignant"))
-    marks = [frame.line([0, 1], [0, 1], GRID, 1.5)]
+    marks = [frame.line([0, 1], [0, 1], MUTED, 0.8)]
     for one in entry["curves"]["calibration"]:
         x = frame.px(one["said"])
         ends = {"y1": frame.py(one["low"]), "y2": frame.py(one["high"])}

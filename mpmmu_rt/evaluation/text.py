@@ -59,7 +59,7 @@ def parts(entry: Mapping[str, Any]) -> str:
 def overall(entry: Mapping[str, Any], digits: int = 2) -> Table:
     rows = [["AUC", with_interval(entry["auc"], digits)]]
     rows += [[name, with_interval(entry["figures"][key], digits)] for key, name in WITHOUT.items()]
-    return ["at no threshold", "95 % interval"], rows
+    return ["figure", "95 % interval"], rows
 
 
 def by_threshold(entry: Mapping[str, Any], digits: int = 2) -> Table:
@@ -72,20 +72,19 @@ def by_threshold(entry: Mapping[str, Any], digits: int = 2) -> Table:
     ]
     counts = ("true_positive", "false_positive", "true_negative", "false_negative")
     rows.append(["TP, FP, TN, FN", *(", ".join(str(one[key]) for key in counts) for one in at)])
-    return ["", *(one["name"] for one in at)], rows
+    return ["figure", *(one["name"] for one in at)], rows
 
 
 def subgroups(found: Sequence[Mapping[str, Any]], column: str, digits: int = 2) -> Table:
     rows = [
         [
             str(one["value"]),
-            str(one["patients"]["all"]),
-            str(one["patients"]["malignant"]),
+            f"{one['patients']['malignant']} of {one['patients']['all']}",
             *(with_interval(one[key], digits) for key in ("auc", "sensitivity", "specificity")),
         ]
         for one in found
     ]
-    return [column, "patients", "malignant", "AUC", "sensitivity", "specificity"], rows
+    return [column, "malignant", "AUC", "sensitivity", "specificity"], rows
 
 
 def against(entry: Mapping[str, Any]) -> Table:
@@ -103,7 +102,7 @@ def against(entry: Mapping[str, Any]) -> Table:
                 p_value(one["p"]),
             ]
         )
-    return ["", "difference", "95 % interval", "p"], rows
+    return ["what", "difference", "95 % interval", "p"], rows
 
 
 def other(entry: Mapping[str, Any]) -> str:
