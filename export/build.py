@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from mpmmu_rt import bundle as bundles
+from mpmmu_rt import card as cards
 from mpmmu_rt.bundle import Bundle
 from mpmmu_rt.engines import known_engine
 from mpmmu_rt.engines.shared import blob_cache
@@ -45,7 +46,6 @@ GOLDEN_CASES = 4
 PARITY_CASES = 32
 GATE_CASES = 200  # one of 10⁴ pairs that changes its order is 1e-4 of AUC
 PARITY_SEED = 20_260_101  # of phantoms that no preset trains on
-INTENDED_USE = "Research and engineering. Not a medical device; not for diagnosis."
 _VERSIONED = ("mpmmu-rt", "torch", "scikit-learn", "onnx", "onnxscript", "onnxruntime", "numpy")
 
 
@@ -345,7 +345,7 @@ def _said_in_graphs(model: Model, encoders: Encoders) -> dict[str, str]:
                 digest.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
     said = {
         "mpmmu_rt.model": model.name,
-        "mpmmu_rt.intended_use": INTENDED_USE,
+        "mpmmu_rt.intended_use": cards.INTENDED_USE,
         "mpmmu_rt.source_sha256": digest.hexdigest(),
         "mpmmu_rt.licence": str(model.card.get("licence", model.card.get("license", "not stated"))),
     }
@@ -384,7 +384,7 @@ def _entry(model: Model, tensors: Mapping[str, TensorSpec]) -> dict[str, Any]:
         "golden": "golden/golden.npz",
         "targets": [DEFAULT_TARGET],
         "model": dict(model.model),
-        "card": {"intended_use": INTENDED_USE} | dict(model.card),
+        "card": cards.complete(model.card),
         "provenance": {
             "versions": package_versions(_VERSIONED),
             "opset": graphs.OPSET,

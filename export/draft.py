@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 
 from mpmmu_rt import bundle as bundles
+from mpmmu_rt import card
 from mpmmu_rt.bundle import Bundle
 from mpmmu_rt.engines.tensorrt.sidecar import Profile
 from mpmmu_rt.predictor import DEFAULT_TARGET, Predictor
@@ -60,7 +61,8 @@ class Draft:
     _floats: dict[Target, Answers] = field(default_factory=dict, repr=False)
 
     def seal(self) -> None:
-        """Write `bundle.json` for what lies in the folder: only then can it be opened."""
+        """Write the card, and `bundle.json` for what lies in the folder: only then can it be opened."""
+        card.write(self.folder, self.entry)
         bundles.seal(self.folder, self.entry)
 
     def open(self, target: Target) -> Predictor:

@@ -30,6 +30,7 @@ _EXTRAS = {
     "pydicom": "dicom",
     "imagecodecs": "codecs",
     "matplotlib": "plot",
+    "scipy": "evaluate",
 }
 
 

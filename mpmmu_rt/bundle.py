@@ -12,6 +12,7 @@
     engines/             for each target of GPUs: `mammography`, `ultrasound` (the feature map in its type),
                          for TensorRT `head` and `model`, the head in FP32; their weights, engines and sidecars, and
                          `profile.json`, the batches that engines take which a device builds itself
+    MODEL_CARD.md        the card for people, written from bundle.json (`mpmmu_rt.card`)
     golden/golden.npz    a few inputs, the original's output of every stage, and what each INT8 target said when it was
                          proven: `<target>.embedding`, `<target>.probability`
 
@@ -32,7 +33,7 @@
                    notes for the user
     precision      target → what was measured of it in decisions, for every target but the first
     known_images   {part of the split: digests of the images that the model learnt from}, where the checkpoint has them
-    model, card, provenance, parity: for people; `inspect` prints them
+    model, card, provenance, parity: for people; `inspect` prints them; `mpmmu_rt.card` has the card's fields
     files          path → {sha256, bytes}, every file of the bundle but bundle.json
     sha256         of all the other keys: what a flipped bit in the threshold would otherwise slip past
 

@@ -2,7 +2,8 @@
 
 A manifest is a UTF-8 CSV with a header and the columns `case_id,mammography,ultrasound`, and optionally
 `label` (0 benign, 1 malignant) and `patient` (groups the rows of one person, for splitting). Paths are
-relative to the CSV. Other columns are ignored, and those named that may have been meant (`columns`).
+relative to the CSV. Other columns are kept as text (`Manifest.others`) for `evaluate`, ignored by all else, and those
+named that may have been meant (`columns`).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from .errors import ManifestError
 from .spec import MODALITIES, Modality, StrPath
 
 REQUIRED_COLUMNS = ("case_id", "mammography", "ultrasound")
+COLUMNS = (*REQUIRED_COLUMNS, "label", "patient")
 MAX_MANIFEST_BYTES = 64 * 2**20
 CASE_ID_LENGTH = 200
 DELIMITERS = {";": "semicolons", "\t": "tabs", "|": "bars"}
@@ -52,6 +54,7 @@ class Manifest:
     cases: tuple[Case, ...]
     sha256: str
     near: Mapping[str, str] = field(default_factory=dict)  # see `columns.near_misses`
+    others: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # by further column its cells, case by case
 
     @property
     def remarks(self) -> tuple[str, ...]:
@@ -80,7 +83,8 @@ def read_manifest(path: StrPath) -> Manifest:
         header = [name.strip() for name in reader.fieldnames or ()]
         _check_header(path, header)
         reader.fieldnames = header
-        cases = tuple(_case(path, reader.line_num, row) for row in reader)
+        rows = [_cells(path, reader.line_num, row) for row in reader]
+        cases = tuple(_case(path, line, cells) for line, cells in rows)
     except csv.Error as error:
         raise ManifestError(
             f"{path}:{reader.line_num} is not valid CSV: {error}, expected cells in closed quotes or none",
@@ -92,7 +96,8 @@ def read_manifest(path: StrPath) -> Manifest:
             hint="add one row per case: " + ",".join(REQUIRED_COLUMNS),
         )
     _check_unique(path, cases)
-    return Manifest(path, cases, hashlib.sha256(data).hexdigest(), near_misses(header))
+    others = {name: tuple(cells[name] for _, cells in rows) for name in header if name not in COLUMNS}
+    return Manifest(path, cases, hashlib.sha256(data).hexdigest(), near_misses(header), others)
 
 
 def require_people(manifest: Manifest) -> None:
@@ -157,14 +162,17 @@ def _check_header(path: Path, header: Sequence[str]) -> None:
         raise ManifestError(f"{path} names the column `{twice[0]}` twice, expected once", hint="remove one of them")
 
 
-def _case(path: Path, line: int, row: dict[str | None, str | None]) -> Case:
+def _cells(path: Path, line: int, row: dict[str | None, str | None]) -> tuple[int, dict[str, str]]:
     # DictReader files surplus cells under None and fills absent ones with None.
     if None in row or None in row.values():
         raise ManifestError(
             f"{path}:{line} has more or fewer cells than the header, expected {len(row.keys() - {None})}",
             hint="quote cells that contain a comma",
         )
-    cells = {str(name): (value or "").strip() for name, value in row.items()}
+    return line, {str(name): (value or "").strip() for name, value in row.items()}
+
+
+def _case(path: Path, line: int, cells: Mapping[str, str]) -> Case:
     case_id = cells["case_id"]
     if not case_id or len(case_id) > CASE_ID_LENGTH or not case_id.isprintable():
         raise ManifestError(

@@ -1,4 +1,4 @@
-"""The report of `bench` or `compare`: one page, built from their JSON alone.
+"""The report of `bench`, `compare` or `evaluate`: one page, built from their JSON alone.
 
 No script, no network, nothing beside the file. Whatever the JSON holds is escaped.
 """
@@ -9,10 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from . import report_charts as plots
+from . import report_parts as pieces
 from .charts import BLUE, SIDES, calls, ecdf
 from .errors import UsageError
+from .evaluation import page as evaluation_page
 from .markup import DASH, Markup, el, joined, number, table
-from .report_style import STYLE
 from .stability import line_of
 
 _PERCENTILES = {"p50": (0.5, "median"), "p90": (0.9, "p90"), "p99": (0.99, "p99"), "p999": (0.999, "p99.9")}
@@ -29,26 +30,14 @@ _OBSERVED: dict[str, tuple[str, Callable[[float], str]]] = {
 
 
 def page(entry: Mapping[str, Any]) -> str:
-    """An HTML document of the JSON that `bench` or `compare` writes. Raises `UsageError` for anything else."""
+    """An HTML document of the JSON that `bench`, `compare` or `evaluate` writes. Raises `UsageError` for any other."""
     schema = entry.get("schema")
     if not isinstance(schema, str) or schema not in _BODIES:
         raise UsageError(
             f"the result has the schema {schema!r}, expected one of {', '.join(_BODIES)}",
             hint="measure again with this version of mpmmu-rt",
         )
-    return _document(*_BODIES[schema](entry))
-
-
-def _document(title: str, *sections: Markup) -> str:
-    head = el(
-        "head",
-        el("meta", charset="utf-8"),
-        el("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        el("title", title),
-        el("style", Markup(STYLE)),
-    )
-    foot = el("footer", "For research and engineering. Not a medical device, not for diagnosis.")
-    return f"<!DOCTYPE html>\n{el('html', head, el('body', el('main', *sections, foot)), lang='en')}\n"
+    return pieces.document(*_BODIES[schema](entry))
 
 
 # ---------------------------------------------------------------- bench
@@ -64,31 +53,31 @@ def _bench(entry: Mapping[str, Any]) -> tuple[str, *tuple[Markup, ...]]:
     levels = {name: latency[key] for key, (_, name) in told.items() if key in ("p50", "p99")}
     pairs = "pair" if batch == 1 else "pairs"
     parts = [
-        _header(
+        pieces.header(
             "Latency",
             title,
             f"{entry['bundle']['name']}, {batch} {pairs} per call",
-            _badge(conditions["state"], stable),
+            pieces.badge(conditions["state"], stable),
             untrained=not entry["bundle"]["trained"],
         ),
         el(
             "section",
             *(_figure(latency, key, name) for key, (_, name) in _PERCENTILES.items()),
-            _key("mean", f"{number(latency['mean'])}", "ms", f"{latency['n']} calls"),
-            _key("throughput", number(entry["throughput_pairs_per_s"]), "pairs/s", "of the mean"),
+            pieces.key("mean", f"{number(latency['mean'])}", "ms", f"{latency['n']} calls"),
+            pieces.key("throughput", number(entry["throughput_pairs_per_s"]), "pairs/s", "of the mean"),
             class_="keys",
         ),
         el("p", line_of(conditions), class_="verdict" if stable else "verdict bad"),
-        _grid(
-            _card("Every call", calls(samples, levels), "In the order they were made, after the warm-up."),
-            _card(
+        pieces.grid(
+            pieces.card("Every call", calls(samples, levels), "In the order they were made, after the warm-up."),
+            pieces.card(
                 "Distribution",
                 ecdf({"all": samples}, {"all": BLUE}, {name: p for p, name in told.values()}),
                 "A percentile is told where its 95 % interval lies between samples.",
             ),
         ),
-        _grid(
-            _card(
+        pieces.grid(
+            pieces.card(
                 "Where a call goes",
                 plots.parts(
                     "Stages of a call",
@@ -97,9 +86,9 @@ def _bench(entry: Mapping[str, Any]) -> tuple[str, *tuple[Markup, ...]]:
                     "ms",
                     batch,
                 ),
-                f"Means. {_sentence(ledger['advice'])}",
+                f"Means. {pieces.sentence(ledger['advice'])}",
             ),
-            _card(
+            pieces.card(
                 "Cold start",
                 plots.parts(
                     "Parts of the cold start",
@@ -117,16 +106,18 @@ def _bench(entry: Mapping[str, Any]) -> tuple[str, *tuple[Markup, ...]]:
             f"The knee, batch {sweep['knee']}, is the smallest that reaches {sweep['enough']:.0%} of the best (dashed)."
         )
         parts.append(
-            _grid(
-                _card("Throughput by batch", plots.throughput(sweep), knee),
-                _card("Latency by batch", plots.latency_by_batch(sweep), "Mean of the calls of each batch."),
+            pieces.grid(
+                pieces.card("Throughput by batch", plots.throughput(sweep), knee),
+                pieces.card("Latency by batch", plots.latency_by_batch(sweep), "Mean of the calls of each batch."),
             )
         )
     idle = entry.get("idle")
-    silence = _card("After a silence", plots.silences(idle), "One pair at a time, each dot a call.") if idle else None
-    parts.append(_grid(*(one for one in (silence, _observed(conditions)) if one)))
+    silence = (
+        pieces.card("After a silence", plots.silences(idle), "One pair at a time, each dot a call.") if idle else None
+    )
+    parts.append(pieces.grid(*(one for one in (silence, _observed(conditions)) if one)))
     if targets := entry.get("targets"):
-        parts.append(_grid(_targets(targets, batch)))
+        parts.append(pieces.grid(_targets(targets, batch)))
     parts += _tail(entry, {"target": entry["target"], "head": f"on {entry['head_target']}", "batch": str(batch)})
     return (f"{title} - mpmmu-rt bench", *parts)
 
@@ -138,14 +129,14 @@ def _targets(found: Mapping[str, Any], batch: int) -> Markup:
         took = [number(row["median_ms"] / batch), number(row["pairs_per_s"])] if row["median_ms"] else [DASH, DASH]
         rows.append([row["target"], *took, flipped, row["problem"] or ("" if row["proven"] else "never run before")])
     note = "Medians of calls that took turns. Flipped: decisions at export, against FP32."
-    return _card("All targets", table(["target", "ms per pair", "pairs/s", "flipped", ""], rows), note)
+    return pieces.card("All targets", table(["target", "ms per pair", "pairs/s", "flipped", ""], rows), note)
 
 
 def _figure(latency: Mapping[str, Any], key: str, name: str) -> Markup:
     value, ends = latency[key], latency["intervals_95"].get(key)
     if value is None:
-        return _key(name, DASH, "", f"{latency['n']} samples do not tell")
-    return _key(name, number(value), "ms", f"{number(ends[0])} to {number(ends[1])}" if ends else "")
+        return pieces.key(name, DASH, "", f"{latency['n']} samples do not tell")
+    return pieces.key(name, number(value), "ms", f"{number(ends[0])} to {number(ends[1])}" if ends else "")
 
 
 def _observed(conditions: Mapping[str, Any]) -> Markup:
@@ -160,7 +151,7 @@ def _observed(conditions: Mapping[str, Any]) -> Markup:
     rows.append(["warm-up", f"{warmup['calls']} calls, {settled}"])
     rows.append(["median, later half", f"{conditions['drift']:.1%} from the earlier"])
     note = f"By what the system tells of the {number(seen['seconds'])} s, of {seen['processors']} processors."
-    return _card("What else the machine did", table(["", ""], rows), note)
+    return pieces.card("What else the machine did", table(["", ""], rows), note)
 
 
 # ---------------------------------------------------------------- compare
@@ -187,21 +178,22 @@ def _compare(entry: Mapping[str, Any]) -> tuple[str, *tuple[Markup, ...]]:
     worse = [one["name"] for one in entry.get("moved") or () if one["worse"]]
     badge = f"refused: {len(worse)} counts" if worse else answer
     estimates = [
-        _key(f"{name} call", f"{one['slowdown']:+.1%}", "", f"{_ends(one)}") for name, one in entry["estimates"].items()
+        pieces.key(f"{name} call", f"{one['slowdown']:+.1%}", "", f"{_ends(one)}")
+        for name, one in entry["estimates"].items()
     ]
     parts = [
-        _header(
+        pieces.header(
             "Comparison",
             title,
             f"{entry['reason']}; up to {allowed} slower is allowed",
-            _badge(badge, answer == "not slower" and not worse),
+            pieces.badge(badge, answer == "not slower" and not worse),
         ),
         sides,
         el(
             "section",
             *estimates,
-            _key("rounds", str(entry["rounds"]), "", f"in {number(entry['seconds'])} s"),
-            _key("batch", str(entry["batch"]), "", "pairs per call"),
+            pieces.key("rounds", str(entry["rounds"]), "", f"in {number(entry['seconds'])} s"),
+            pieces.key("batch", str(entry["batch"]), "", "pairs per call"),
             class_="keys",
         ),
     ]
@@ -209,13 +201,15 @@ def _compare(entry: Mapping[str, Any]) -> tuple[str, *tuple[Markup, ...]]:
         parts.append(_counts(entry["counts"], worse))
     if entry["rounds"]:
         parts += [
-            _grid(
-                _card("B against A", plots.slowdowns(entry), "A dot a round; below them the median and its interval."),
-                _card("Distribution", ecdf(pooled, colours, {}), "All calls of all rounds."),
+            pieces.grid(
+                pieces.card(
+                    "B against A", plots.slowdowns(entry), "A dot a round; below them the median and its interval."
+                ),
+                pieces.card("Distribution", ecdf(pooled, colours, {}), "All calls of all rounds."),
             ),
         ]
     note = "A and B take turns in fresh processes, in an order drawn by lot."
-    every = [_card("Every call", plots.both_by_round(samples), note)] if entry["rounds"] else []
+    every = [pieces.card("Every call", plots.both_by_round(samples), note)] if entry["rounds"] else []
     facts = {f"{side.upper()}, SHA-256": entry[side]["digest"] for side in ("a", "b")}
     facts["noise floor"] = f"A differs from itself by up to: {floor}" if floor else "not known"
     facts["error rate"] = f"{entry['rule']['alpha']:g} of a run; two say the same before B is called slower"
@@ -233,37 +227,10 @@ def _ends(one: Mapping[str, Any]) -> str:
 # ---------------------------------------------------------------- what both have
 
 
-def _header(kind: str, title: str, lead: str, badge: Markup, *, untrained: bool = False) -> Markup:
-    warning = el("p", "UNTRAINED model: its cost is real, its probabilities mean nothing.", class_="untrained")
-    top = el("p", f"mpmmu-rt · {kind}", class_="kicker")
-    return el("header", top, el("h1", title), badge, el("p", lead, class_="lead"), *([warning] if untrained else []))
-
-
-def _badge(text: str, good: bool) -> Markup:
-    return el("p", f"{'✓' if good else '!'} {text}", class_="badge" if good else "badge bad")
-
-
-def _key(name: str, value: str, unit: str, below: str) -> Markup:
-    shown = el("dd", value, *([" ", el("span", unit, class_="unit")] if unit else []))
-    return el("dl", el("dt", name), shown, el("dd", below, class_="below"), class_="key")
-
-
-def _card(title: str, body: Markup, note: str = "") -> Markup:
-    return el("section", el("h2", title), body, *([el("p", note, class_="note")] if note else []), class_="card")
-
-
-def _grid(*cards: Markup) -> Markup:
-    return el("div", *cards, class_="grid" if len(cards) > 1 else "grid one")
-
-
-def _sentence(text: str) -> str:
-    return f"{text[:1].upper()}{text[1:]}."
-
-
 def _counts(counts: Mapping[str, Any], worse: Sequence[str] = ()) -> Markup:
     """Of one side, or of two, where those that differ are shown and the others counted. worse: not allowed."""
     if set(counts) != {"a", "b"}:
-        return _card("Counts", table(["what", ""], _flat("", counts)), "What noise can't touch.")
+        return pieces.card("Counts", table(["what", ""], _flat("", counts)), "What noise can't touch.")
     a, b = (dict(_flat("", counts[side])) for side in ("a", "b"))
     names = list(dict.fromkeys((*a, *b)))
     rows: list[list[object]] = []
@@ -271,7 +238,7 @@ def _counts(counts: Mapping[str, Any], worse: Sequence[str] = ()) -> Markup:
         refused = el("b", f"{name}, not allowed", class_="suspect") if name in worse else name
         rows.append([refused, a.get(name, DASH), b.get(name, DASH)])
     same = f"{len(names) - len(rows)} {'others' if rows else 'counts'} are the same."
-    return _card(
+    return pieces.card(
         "Counts that differ" if rows else "Counts",
         table(["what", "A", "B"], rows) if rows else el("p", same),
         f"What noise can't touch. {same if rows else ''}",
@@ -308,13 +275,15 @@ def _tail(entry: Mapping[str, Any], facts: Mapping[str, str], *first: Markup) ->
         "system": f"{machine['system']}, Python {machine['python']}",
         "packages": ", ".join(f"{name} {version}" for name, version in machine["packages"].items()),
     }
-    cards = [*first, _card("What was measured", _facts(about)), _card("Machine", _facts(rows))]
+    cards = [*first, pieces.card("What was measured", pieces.facts(about)), pieces.card("Machine", pieces.facts(rows))]
     if "bundle" in entry:
-        found = _facts({key.replace("_", " "): _plain(value) for key, value in parity.items()}) if parity else None
+        found = (
+            pieces.facts({key.replace("_", " "): _plain(value) for key, value in parity.items()}) if parity else None
+        )
         none = el("p", "The bundle holds no report of this target.", class_="note")
         note = "What the export proved of this target against the original."
-        cards.append(_card("Parity at export", found or none, note))
-    return [*parts, _grid(*cards)]
+        cards.append(pieces.card("Parity at export", found or none, note))
+    return [*parts, pieces.grid(*cards)]
 
 
 def _plain(value: object) -> str:
@@ -325,11 +294,8 @@ def _plain(value: object) -> str:
     return number(value, 4) if isinstance(value, float) else str(value)
 
 
-def _facts(facts: Mapping[str, str]) -> Markup:
-    return el("dl", *(joined((el("dt", name), el("dd", value))) for name, value in facts.items()), class_="facts")
-
-
 _BODIES: dict[str, Callable[[Mapping[str, Any]], tuple[str, *tuple[Markup, ...]]]] = {
     "mpmmu-bench/2": _bench,
     "mpmmu-compare/1": _compare,
+    "mpmmu-evaluate/1": evaluation_page.body,
 }

@@ -22,7 +22,20 @@ from mpmmu_rt import __version__
 from mpmmu_rt.bundle import Bundle, seal
 from mpmmu_rt.cli import _report, app, general_first
 
-COMMANDS = ("train", "export", "verify", "run", "predict", "bench", "report", "inspect", "doctor", "phantom")
+COMMANDS = (
+    "train",
+    "ablate",
+    "evaluate",
+    "export",
+    "verify",
+    "run",
+    "predict",
+    "bench",
+    "report",
+    "inspect",
+    "doctor",
+    "phantom",
+)
 
 
 def call(*arguments: object) -> Result:

@@ -28,7 +28,10 @@ HEAVY = (
     ),
 )
 BLOCK = f"import sys\nfor name in {HEAVY!r}:\n    sys.modules[name] = None\n"
-COMMANDS = ("train", "export", "verify", "run", "predict", "bench", "compare", "report", "inspect", "doctor", "phantom")
+COMMANDS = (
+    *("train", "ablate", "evaluate", "export", "verify", "run", "predict", "bench", "compare", "report", "inspect"),
+    *("doctor", "phantom"),
+)
 
 
 def runtime_files() -> list[Path]:

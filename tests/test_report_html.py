@@ -7,8 +7,9 @@ import random
 import re
 import shutil
 import subprocess
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from html.parser import HTMLParser
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,18 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from mpmmu_rt.bench import bench
+from mpmmu_rt.cases import read_manifest
 from mpmmu_rt.charts import axis
 from mpmmu_rt.cli import app
 from mpmmu_rt.compare import Turns
 from mpmmu_rt.errors import UsageError
+from mpmmu_rt.evaluation.study import Wanted, evaluate
+from mpmmu_rt.evaluation.systems import bundle_system
 from mpmmu_rt.gate import Rule, judge, undecided
 from mpmmu_rt.latency import Effort
 from mpmmu_rt.machine import describe
 from mpmmu_rt.markup import DASH, Markup, el, number, tick
+from mpmmu_rt.model.phantom import write_phantoms
 from mpmmu_rt.report_html import page
 from mpmmu_rt.spec import Target
 
@@ -35,12 +40,12 @@ WIDTHS = (1280, 400)
 
 
 @pytest.fixture(scope="module")
-def measured(bundle_folder: Path) -> dict[str, Any]:
+def measured(bundle_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     effort = Effort(warmup_ms=1, measure_ms=200, max_warmup_ms=1)
     entry = bench(bundle_folder, FP32, 4, effort=effort, idle_s=(0, 0.01), batches=(1, 2, 4, 8)).entry
     entry["counts"] = {"operators": {"Conv": 40, "Gemm": 1}, "engine_bytes": 123456, "kernel_launches": None}
     found: dict[str, Any] = json.loads(json.dumps(entry))
-    return found
+    return found | {"evaluations": evaluation(bundle_folder, tmp_path_factory.mktemp("evaluated") / "phantoms")}
 
 
 def comparison(rounds: int, slower: float) -> dict[str, Any]:
@@ -82,7 +87,25 @@ def documents(measured: dict[str, Any]) -> dict[str, dict[str, Any]]:
         | {"counts": {"a": {"bytes": 1, "ops": 2, "old": 3}, "b": {"bytes": 9, "ops": 2}}},
         "cannot-tell": comparison(2, 0.05),
         "no-round": comparison(0, 0.0),
+        **measured["evaluations"],
     }
+
+
+def evaluation(bundle: Path, folder: Path) -> dict[str, dict[str, Any]]:
+    """What `evaluate` writes: with all that may be asked of it, and of few cases of one class, of which one is lost."""
+    manifest = read_manifest(write_phantoms(60, folder, seed=3))
+    cells = tuple("a much longer name of a device" if row % 3 else "B" for row in range(60))
+    devices = replace(manifest, others={"device": cells})
+    benign = [case for case in manifest.cases if not case.label][:9]
+    few = replace(manifest, cases=(*benign, replace(benign[0], case_id="lost", ultrasound=folder / "none.png")))
+    wanted = Wanted(sensitivity=0.9, prevalence=0.01, by=("device",))
+    card = {"metrics": {"validation": {"label": [0, 1, 1, 0], "probability": [0.2, 0.7, 0.4, 0.5]}}}
+    with bundle_system(bundle, "onnxruntime:fp32") as one, bundle_system(bundle, "openvino:fp32") as two:
+        whole = evaluate(replace(one, card=card), devices, wanted, against=replace(two, trained=False)).entry
+        bare = evaluate(replace(one, trained=False), few, Wanted()).entry
+    both = {"evaluate": whole, "evaluate-few": bare}
+    found: dict[str, dict[str, Any]] = json.loads(json.dumps(both, allow_nan=False))
+    return found
 
 
 class Tree(HTMLParser):
@@ -119,12 +142,13 @@ def test_every_document_is_whole(measured: dict[str, Any]) -> None:
         text = page(entry)
         tree = Tree(text)
         said = " ".join(" ".join(tree.text).split())
-        assert "nan" not in text.lower().replace("ensemble", ""), name
+        assert "nan" not in text.lower().replace("ensemble", "").replace("malignant", ""), name
         assert not tree.tags & {"script", "link", "img", "iframe", "object"}, name
         assert not tree.attributes & {"src", "href", "onload", "onclick"}, name
         assert not re.search(r"https?:|url\(|@import", text), name
         assert len(text) < 400_000, name
-        for wanted in ("Machine", "What was measured", *(("Every call", "Distribution") if name != "no-round" else ())):
+        timed = name != "no-round" and not name.startswith("evaluate")
+        for wanted in ("Machine", "What was measured", *(("Every call", "Distribution") if timed else ())):
             assert wanted in said, (name, wanted)
     said = " ".join(Tree(page(measured)).text)
     for wanted in ("Where a call goes", "Cold start", "Throughput by batch", "After a silence", "Parity at export"):
@@ -204,7 +228,7 @@ def places(value: Any) -> list[tuple[Any, Any]]:
 
 @pytest.mark.parametrize("entry", [{}, {"schema": "mpmmu-bench/1"}, {"schema": ["mpmmu-bench/2"]}, {"schema": None}])
 def test_what_is_no_result_is_refused(entry: dict[str, Any]) -> None:
-    with pytest.raises(UsageError, match="expected one of mpmmu-bench/2, mpmmu-compare/1"):
+    with pytest.raises(UsageError, match="expected one of mpmmu-bench/2, mpmmu-compare/1, mpmmu-evaluate/1"):
         page(entry)
 
 
@@ -292,12 +316,12 @@ def test_nothing_overflows_in_a_browser(measured: dict[str, Any], tmp_path: Path
         assert one["out"] == [], name
         assert one["wide"] <= 0, name
         assert one["small"] == 0, f"{name}: {one['small']} texts are too small to read"
-        assert one["svgs"] >= (2 if not name.startswith("no-round") else 0), name
-    for width in WIDTHS:
-        height = seen[f"bench-{width}"]["height"] + 40
-        frame = next(one for one in frames if f'id="bench-{width}"' in one)
+        assert one["svgs"] >= (0 if name.startswith(("no-round", "evaluate-few")) else 2), name
+    for name, width in product(("bench", "evaluate"), WIDTHS):
+        height = seen[f"{name}-{width}"]["height"] + 40
+        frame = next(one for one in frames if f'id="{name}-{width}"' in one)
         frame = frame.replace("height:900px", f"height:{height}px")
-        alone, shot = tmp_path / "alone.html", tmp_path / f"bench-{width}.png"
+        alone, shot = tmp_path / "alone.html", tmp_path / f"{name}-{width}.png"
         alone.write_text(f"<!DOCTYPE html><meta charset=utf-8><body style='margin:0'>{frame}", encoding="utf-8")
         browse(browser, tmp_path, f"--window-size={width},{height}", f"--screenshot={shot}", alone.as_uri())
         with Image.open(shot) as picture:

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import report
+from mpmmu_rt.evaluation.auc import estimate_auc
 from mpmmu_rt.model.config import tiny
-from mpmmu_rt.model.evaluation import estimate_auc
 from mpmmu_rt.model.phantom import ceilings, phantom_pixels
 from mpmmu_rt.model.split import split_patients
 from mpmmu_rt.model.stacking import fit_head

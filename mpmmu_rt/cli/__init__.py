@@ -14,7 +14,22 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from . import _report, bench, compare, doctor, export, inspect, phantom, predict, report, run, train, verify
+from . import (
+    _report,
+    ablate,
+    bench,
+    compare,
+    doctor,
+    evaluate,
+    export,
+    inspect,
+    phantom,
+    predict,
+    report,
+    run,
+    train,
+    verify,
+)
 
 
 class _Commands(TyperGroup):
@@ -70,6 +85,8 @@ def _options(
 
 for _command in (
     train.train,
+    ablate.ablate,
+    evaluate.evaluate,
     export.export,
     verify.verify,
     run.run,

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -44,6 +44,7 @@ def inspect(
     lines = [
         f"{opened.name}  (bundle {opened.digest[:12]}, {entry['schema']})",
         *_card(entry["card"]),
+        *_evaluations(entry["card"]),
         f"operating threshold: {opened.threshold:g}",
         f"images: {_images(opened.preprocessing)}",
         _parity(parity),
@@ -91,3 +92,18 @@ def _parity(parity: Mapping[str, Any]) -> str:
         f"parity on {count(parity['cases'], 'case')} ({parity['source']}): {parity['decisions_flipped']} decisions "
         f"flipped; closest to its limit: {worst['name']} {figure(worst['value'])} of {figure(worst['limit'])}"
     )
+
+
+def _evaluations(card: Mapping[str, Any]) -> Iterator[str]:
+    """Lines for each evaluation of the card; that of the training's own test part is a table."""
+    from mpmmu_rt.evaluation.text import with_interval
+
+    for one in card.get("eval_metrics") or ():
+        patients = one["cases"]["patients"]
+        yield (
+            f"evaluated on {one['dataset']} ({one['target']}, {one['measured_at'][:10]}): AUC "
+            f"{with_interval(one['auc'], 3)}; {patients['malignant']} malignant, {patients['benign']} benign patients"
+        )
+        for text in one["remarks"]:
+            if text.startswith("WARNING"):
+                yield text

@@ -13,13 +13,13 @@ MAX_BYTES = 256 * 2**20
 
 
 def report(
-    result: Annotated[Path, typer.Argument(help="What `bench --json` or `compare --json` wrote.")],
+    result: Annotated[Path, typer.Argument(help="What `bench --json`, `compare --json` or `evaluate` wrote.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="HTML page to write.")] = Path("report.html"),
 ) -> None:
     """Draw a stored result: one HTML page, without measuring again."""
     from mpmmu_rt.files import parse_json_object, read_bounded
 
-    hint = "name a file that `bench --json` or `compare --json` wrote"
+    hint = "name a file that `bench --json` or `compare --json` wrote, or the report.json of `evaluate`"
     check_output(output, stdout=False)
     entry = parse_json_object(result, read_bounded(result, MAX_BYTES, UsageError, hint), UsageError, hint)
     try:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import shutil
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,6 +11,11 @@ from mpmmu_rt.errors import UsageError
 
 from ._metrics import TOO_FEW, tested, with_weakness
 from ._report import JsonTo, bars, check_json, command, fitted, going_on, next_command, note, put_json, wrapped
+
+if TYPE_CHECKING:
+    from mpmmu_rt.images import Preprocessing
+    from mpmmu_rt.model.data import TrainingData
+    from mpmmu_rt.progress import Progress
 
 
 class Preset(StrEnum):
@@ -51,22 +56,18 @@ def train(
     require("torch", "training")
     from dataclasses import replace
 
-    from mpmmu_rt import image_warnings
-    from mpmmu_rt.cases import read_manifest
+    from mpmmu_rt import image_warnings, split_record
     from mpmmu_rt.files import check_replaceable
     from mpmmu_rt.machine import now, package_versions
     from mpmmu_rt.model import checkpoint
     from mpmmu_rt.model.config import PRESETS
     from mpmmu_rt.model.cross_validation import cross_validate, fold_splits
-    from mpmmu_rt.model.training import TRAINING_PRESETS, data_from_manifest, data_from_phantoms, disk_bytes
+    from mpmmu_rt.model.split import split_patients
+    from mpmmu_rt.model.training import TRAINING_PRESETS, disk_bytes
     from mpmmu_rt.model.training import train as train_model
     from mpmmu_rt.places import claimed, require_room
 
-    if (manifest is None) == (phantom is None):
-        raise UsageError(
-            f"got {'both a MANIFEST and --phantom' if manifest else 'neither a MANIFEST nor --phantom'}, expected one",
-            hint="mpmmu-rt train MANIFEST, or mpmmu-rt train --phantom 600 --preset tiny",
-        )
+    require_one(manifest, phantom, "train")
     check_json(json_to)
     check_replaceable(output, marker=checkpoint.CONFIG, overwrite=overwrite)
     started = now()
@@ -84,10 +85,7 @@ def train(
         require_room(output, disk_bytes(config), "this training")
         if work_dir.exists():
             note(f"going on with the training in {work_dir}")
-        if manifest is not None:
-            data = data_from_manifest(read_manifest(manifest), config.preprocessing, progress)
-        else:
-            data = data_from_phantoms(phantom or 0, seed, config.preprocessing)
+        data = read_data(manifest, phantom, seed, config.preprocessing, progress)
         if folds:
             fold_splits(data.label, data.groups, folds, seed=seed)  # whether there are patients enough
         model = train_model(data, config, settings, work_dir=work_dir, weights=weights, progress=progress)
@@ -100,6 +98,9 @@ def train(
         warned = image_warnings.summary(data.warnings)
         card = {
             "trained_on": data.source,
+            split_record.KEY: split_record.record(
+                data.groups, split_patients(data.label, data.groups, seed=seed).parts()
+            ),
             "metrics": metrics,
             "image_warnings": warned,
             "training": model.how,
@@ -123,6 +124,26 @@ def train(
             f"note: {TOO_FEW}: the same command with --folds 5 tests every patient once: `mpmmu-rt train {given} "
             f"--preset {preset.value} --folds 5 -o {output} --overwrite`"
         )
+
+
+def require_one(manifest: Path | None, phantom: int | None, command: str) -> None:
+    if (manifest is None) == (phantom is None):
+        raise UsageError(
+            f"got {'both a MANIFEST and --phantom' if manifest else 'neither a MANIFEST nor --phantom'}, expected one",
+            hint=f"mpmmu-rt {command} MANIFEST, or mpmmu-rt {command} --phantom 600 --preset tiny",
+        )
+
+
+def read_data(
+    manifest: Path | None, phantom: int | None, seed: int, preprocessing: Preprocessing, progress: Progress
+) -> TrainingData:
+    """What is trained on: the cases of the manifest, else so many phantoms."""
+    from mpmmu_rt.cases import read_manifest
+    from mpmmu_rt.model.data import data_from_manifest, data_from_phantoms
+
+    if manifest is not None:
+        return data_from_manifest(read_manifest(manifest), preprocessing, progress)
+    return data_from_phantoms(phantom or 0, seed, preprocessing)
 
 
 def _describe(metrics: dict[str, Any]) -> str:

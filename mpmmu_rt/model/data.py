@@ -22,7 +22,7 @@ from mpmmu_rt.images import Preprocessing, read_with_warnings
 from mpmmu_rt.progress import Progress, silent
 from mpmmu_rt.spec import MODALITIES, Array, Modality
 
-from .phantom import phantom_pixels
+from .phantom import patient, phantom_pixels
 
 MAX_DECODERS = 8  # threads; each may hold one decoded image of up to 200 million pixels
 
@@ -105,7 +105,7 @@ def data_from_phantoms(count: int, seed: int, preprocessing: Preprocessing) -> T
         pixels,
         {name: rows for name in MODALITIES},
         label,
-        tuple(f"phantom-{row:04d}" for row in rows),
+        tuple(patient(seed, row) for row in range(count)),
         preprocessing,
         source=f"{count} generated phantoms, seed {seed}: no patients",
     )

@@ -132,24 +132,29 @@ def write_phantoms(count: int, folder: StrPath, *, seed: int) -> Path:
     check_replaceable(folder, marker=MANIFEST, overwrite=False)
     require_room(folder, BYTES * count, f"{count} phantoms")
     with atomic_folder(folder, marker=MANIFEST, overwrite=False) as partial:
-        _write(phantoms, partial)
+        _write(phantoms, partial, seed)
     return folder / MANIFEST
 
 
-def _write(phantoms: Iterator[Phantom], folder: Path) -> None:
+def patient(seed: int, index: int) -> str:
+    """What stands in a patient's place: the same phantom has the same name, in files and in training."""
+    return f"phantom-{seed}-{index:04d}"
+
+
+def _write(phantoms: Iterator[Phantom], folder: Path, seed: int) -> None:
     from PIL import Image
 
     for name in MODALITIES:
         (folder / name).mkdir(parents=True)
     with (folder / MANIFEST).open("w", encoding="utf-8", newline="") as stream:
         table = csv.writer(stream, lineterminator="\n")
-        table.writerow(["case_id", *MODALITIES, "label"])
+        table.writerow(["case_id", *MODALITIES, "label", "patient"])
         for index, phantom in enumerate(phantoms):
             case_id = f"phantom-{index:04d}"
             files = [f"{name}/{case_id}.png" for name in MODALITIES]
             for name, file in zip(MODALITIES, files, strict=True):
                 Image.fromarray(phantom.image(name)).save(folder / file)
-            table.writerow([case_id, *files, phantom.label])
+            table.writerow([case_id, *files, phantom.label, patient(seed, index)])
 
 
 def _phantom(rng: np.random.Generator, side: int) -> Phantom:

@@ -7,7 +7,7 @@ training cases.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from sklearn.calibration import CalibratedClassifierCV
 from sklearn.ensemble import ExtraTreesClassifier, RandomForestClassifier, StackingClassifier
 from sklearn.feature_selection import VarianceThreshold
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedGroupKFold
+from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
@@ -34,36 +34,62 @@ _DEAD = 1e-3
 def fit_head(embedding: Array, label: Array, groups: Sequence[str], config: HeadConfig, *, seed: int) -> Pipeline:
     """Fit the head on embeddings float32 [N, D] and labels int [N]; deterministic by `seed`.
 
-    The outer folds keep the rows of one patient (`groups`) together. Raises `ManifestError` when a class has
-    fewer than two patients, so that no honest fold exists.
+    All folds, those of the SVM's Platt scaling too, keep the rows of one patient (`groups`) together. Raises
+    `ManifestError` when a class has fewer than two patients, so that no honest fold exists.
     """
-    patients = {int(kind): len({g for g, y in zip(groups, label, strict=True) if y == kind}) for kind in (0, 1)}
-    if min(patients.values()) < 2:
+    patients = _patients(label, groups)
+    if min(patients) < 2:
         raise ManifestError(
             f"the head has {patients[0]} benign and {patients[1]} malignant patients to learn from, "
             "expected at least 2 of each",
             hint="add cases of the smaller class",
         )
-    folds = min(config.folds, *patients.values())
+    folds = min(config.folds, *patients)
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     outer = list(splitter.split(embedding, label, groups))
-    # The SVM's Platt scaling splits each outer training part again; its smaller class bounds that.
-    inner = max(2, min(config.folds, *(int(np.bincount(label[train], minlength=2).min()) for train, _ in outer)))
     deviation = embedding.std(axis=0, dtype=np.float64)
-    head = _unfitted(config, inner, (_DEAD * float(np.median(deviation))) ** 2, seed)
+    head = _unfitted(config, (_DEAD * float(np.median(deviation))) ** 2, seed)
+    scaled = head[:-1].fit_transform(embedding)
+    inner = _Inner(config.folds, {row.tobytes(): group for row, group in zip(scaled, groups, strict=True)})
     stack: Any = head.named_steps["stack"]
-    stack.set_params(cv=outer)
-    head.fit(embedding, label)
-    stack.set_params(cv=folds)  # the row numbers of the training set are no part of the model
+    stack.set_params(cv=outer, svm__cv=inner)
+    stack.fit(scaled, label)
+    # Which rows the training set had is no part of the model.
+    stack.set_params(cv=folds, svm__cv=config.folds)
+    stack.named_estimators_["svm"].cv = config.folds
     return head
 
 
-def _unfitted(config: HeadConfig, inner_folds: int, dead_variance: float, seed: int) -> Pipeline:
+class _Inner:
+    """Folds for the SVM's Platt scaling, which splits each outer training part again and is told no patients: it knows
+    a row by what it holds, `of_row`. Rows of different patients that are equal to the bit count as one patient's."""
+
+    def __init__(self, folds: int, of_row: Mapping[bytes, str]) -> None:
+        self.folds, self.of_row = folds, of_row
+
+    def split(self, x: Array, y: Array, groups: object = None) -> Iterator[tuple[Array, Array]]:
+        of_patient = [self.of_row[row.tobytes()] for row in x]
+        if (most := min(_patients(y, of_patient))) >= 2:
+            yield from StratifiedGroupKFold(min(self.folds, most)).split(x, y, of_patient)
+        else:  # one patient of a class: only her rows can be parted
+            yield from StratifiedKFold(max(2, min(self.folds, *np.bincount(y, minlength=2)))).split(x, y)
+
+    def get_n_splits(self, x: Array, y: Array, groups: object = None) -> int:
+        return len(list(self.split(x, y)))
+
+
+def _patients(label: Array, groups: Sequence[str]) -> tuple[int, int]:
+    """How many are benign, and how many malignant; one with rows of both counts twice."""
+    benign, malignant = ({group for group, y in zip(groups, label, strict=True) if y == kind} for kind in (0, 1))
+    return len(benign), len(malignant)
+
+
+def _unfitted(config: HeadConfig, dead_variance: float, seed: int) -> Pipeline:
     forest = {"n_estimators": config.trees, "max_depth": config.max_depth, "class_weight": "balanced"}
     svm = SVC(kernel="rbf", class_weight="balanced", random_state=seed)
     learners = [
         ("logistic_regression", LogisticRegression(class_weight="balanced", max_iter=5000)),
-        ("svm", CalibratedClassifierCV(svm, method="sigmoid", cv=inner_folds, ensemble=False)),
+        ("svm", CalibratedClassifierCV(svm, method="sigmoid", cv=config.folds, ensemble=False)),
         ("random_forest", RandomForestClassifier(**forest, random_state=seed)),
         ("extra_trees", ExtraTreesClassifier(**forest, random_state=seed)),
     ]

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mpmmu_rt.errors import ManifestError, UsageError
+from mpmmu_rt.evaluation.auc import estimate_auc
 from mpmmu_rt.progress import Progress, silent
 from mpmmu_rt.spec import MODALITIES, Array, Modality
 
@@ -23,7 +24,6 @@ from .augmentation import Augmentation, augment
 from .config import EncoderConfig
 from .data import TrainingData
 from .encoder import Encoder, load_backbone
-from .evaluation import estimate_auc
 from .split import Split
 from .training_state import EncoderState, load_state, save_state
 from .weights import Weights
@@ -36,8 +36,10 @@ EMBED_BATCH = 64
 class TrainingConfig:
     """How both stages are trained. Raises `UsageError` for values that make no sense.
 
-    `patience`: stage 1 ends after so many epochs without a better validation AUC. `seed` decides everything
-    that is random: the split, the initial weights, the order, the augmentation and the head.
+    `patience`: stage 1 ends after so many epochs without a better validation AUC. `warmup`: the share of all steps in
+    which the cosine schedule rises to `learning_rate`. `clip_norm`: a gradient whose norm is larger is scaled down to
+    it. `mixed_precision`: bfloat16 in the encoder, on a GPU alone. `seed` decides everything that is random: the split,
+    the initial weights, the order, the augmentation and the head.
     """
 
     epochs: int = 60
@@ -45,6 +47,9 @@ class TrainingConfig:
     learning_rate: float = 1e-4
     weight_decay: float = 1e-2
     schedule: Schedule = "cosine"
+    warmup: float = 0.05
+    clip_norm: float = 1.0
+    mixed_precision: bool = True
     patience: int = 15
     seed: int = 0
     augmentation: Augmentation = field(default_factory=Augmentation)
@@ -56,6 +61,8 @@ class TrainingConfig:
             ("learning_rate", 0 < self.learning_rate <= 1, "more than 0 and at most 1"),
             ("weight_decay", 0 <= self.weight_decay <= 1, "0 to 1"),
             ("schedule", self.schedule in get_args(Schedule), f"one of {', '.join(get_args(Schedule))}"),
+            ("warmup", 0 <= self.warmup < 1, "0 to less than 1"),
+            ("clip_norm", self.clip_norm > 0, "more than 0"),
             ("patience", self.patience >= 1, "at least 1"),
             ("seed", self.seed >= 0, "at least 0"),
         )
@@ -110,9 +117,9 @@ def train_encoder(
         for step, rows in enumerate(order.tensor_split(steps)):
             done = state.epoch * steps + step
             for group in state.optimizer.param_groups:
-                group["lr"] = _learning_rate(config, done / total)
+                group["lr"] = learning_rate(config, done, total)
             grey = augment(pixels[rows].to(device).float() / 255, config.augmentation, generator)
-            losses.append(_step(state, grey, target[rows].to(device), weight))
+            losses.append(_step(state, grey, target[rows].to(device), weight, config))
             progress(description, done + 1, total, "batches", _detail(state, config, losses))
         entry = {"epoch": state.epoch + 1.0, "training_loss": float(np.mean(losses))}
         entry |= _validate(state, data, modality, split, device)
@@ -133,6 +140,19 @@ def _best(state: EncoderState) -> str:
     return f"validation AUC {last:.3f}, best {state.best_auc:.3f} in epoch {state.best_epoch}"
 
 
+def known_device(name: str) -> str:
+    """`name`, if torch can compute there. Raises `UsageError`."""
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as error:  # AssertionError: a torch that was built without CUDA
+        reason = str(error).partition("\n")[0]
+        raise UsageError(
+            f"torch can't compute on the device `{name}` ({reason}), expected cpu, or cuda where there is a GPU",
+            hint="--device cpu",
+        ) from error
+    return name
+
+
 def embed(encoder: Encoder, pixels: Array) -> Array:
     """Pixels uint8 [M, 1, S, S] to the embedding float32 [M, C] of an encoder in eval mode, on the CPU."""
     with torch.inference_mode():
@@ -145,8 +165,11 @@ def _batches(pixels: Array) -> Iterator[Tensor]:
         yield torch.from_numpy(pixels[start : start + EMBED_BATCH])
 
 
-def _step(state: EncoderState, grey: Tensor, target: Tensor, weight: Tensor) -> float:
-    loss = functional.binary_cross_entropy_with_logits(state.encoder.logit(grey), target, pos_weight=weight)
+def _step(state: EncoderState, grey: Tensor, target: Tensor, weight: Tensor, config: TrainingConfig) -> float:
+    # bfloat16 has the exponent of float32: no loss scaling (arXiv 1905.12322)
+    with torch.autocast(grey.device.type, torch.bfloat16, enabled=config.mixed_precision and grey.is_cuda):
+        logit = state.encoder.logit(grey)
+    loss = functional.binary_cross_entropy_with_logits(logit.float(), target, pos_weight=weight)
     if not torch.isfinite(loss):
         raise UsageError(
             f"the training loss became {loss.item()} in epoch {state.epoch + 1}, expected a finite number",
@@ -154,6 +177,7 @@ def _step(state: EncoderState, grey: Tensor, target: Tensor, weight: Tensor) -> 
         )
     state.optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
+    torch.nn.utils.clip_grad_norm_(state.encoder.parameters(), config.clip_norm)
     state.optimizer.step()
     return loss.item()
 
@@ -194,11 +218,15 @@ def _seed(seed: int, modality: Modality, epoch: int) -> int:
     return int(words[0] >> np.uint64(1))
 
 
-def _learning_rate(config: TrainingConfig, done: float) -> float:
-    """The rate after the share `done` of all steps; cosine as in arXiv 1608.03983, equation 5, without restarts."""
+def learning_rate(config: TrainingConfig, step: int, total: int) -> float:
+    """The rate of a step, counted from 0, of `total`: a linear rise (arXiv 1706.02677, section 2.2), then the cosine of
+    arXiv 1608.03983, equation 5, without restarts."""
     if config.schedule == "constant":
         return config.learning_rate
-    return config.learning_rate * (1 + math.cos(math.pi * done)) / 2
+    rising = math.ceil(config.warmup * total)
+    if step < rising:
+        return config.learning_rate * (step + 1) / (rising + 1)
+    return config.learning_rate * (1 + math.cos(math.pi * (step - rising) / (total - rising))) / 2
 
 
 def _digest(

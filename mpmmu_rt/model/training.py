@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from sklearn.model_selection import StratifiedGroupKFold
 
 from mpmmu_rt.errors import OutputError, UsageError
 from mpmmu_rt.known_images import listing
@@ -40,6 +41,7 @@ from .stage_one import TRAINING_PRESETS, TrainingConfig, embed, train_encoder
 from .weights import Weights
 
 THRESHOLD = 0.5
+UNSEEN_FOLDS = 3
 
 __all__ = [
     "THRESHOLD",
@@ -58,8 +60,9 @@ class TrainedModel:
     """What training made: encoders in eval mode on the CPU, the fitted head and its operating threshold.
 
     `metrics`, `history`, `how` (settings and epochs) and `known_images` of each part hold JSON values only. `metrics`:
-    the `source` of the data, `parts` (patients and rows by class) and `test` with the metrics of `evaluate` for
-    `mammography`, `ultrasound` and `fused`.
+    the `source` of the data, `parts` (patients and rows by class), `test` with the metrics of `evaluate` for
+    `mammography`, `ultrasound` and `fused`, and `validation`, what heads that have not seen them say of the validation
+    rows, for choosing a threshold.
     """
 
     encoders: dict[Modality, Encoder]
@@ -116,7 +119,8 @@ def train(
         of_image = embed(encoders[modality], data.pixels[modality])
         embedding[modality] = of_image[data.image_of_row[modality]]
     head, test = _stage_two(data, split, embedding, model_config, training_config.seed, progress)
-    metrics = {"source": data.source, "parts": _parts(data, split), "test": test}
+    unseen = _out_of_fold(data, split, fuse(embedding), model_config, training_config.seed, progress)
+    metrics = {"source": data.source, "parts": _parts(data, split), "test": test, "validation": unseen}
     how = _how(training_config, history, initial)
     known = {part: listing(_images(data, rows)) for part, rows in split.parts().items()}
     return TrainedModel(encoders, head, model_config, training_config, THRESHOLD, metrics, history, how, known)
@@ -175,6 +179,32 @@ def _stage_two(
         test[name] = evaluate(data.label[split.test], probability, _groups(data, split.test), THRESHOLD)
     progress("fitting the stacking heads", len(inputs), len(inputs), "heads")
     return head, test  # the last one is fused
+
+
+def _out_of_fold(
+    data: TrainingData, split: Split, fused: Array, model_config: ModelConfig, seed: int, progress: Progress
+) -> dict[str, list[float]]:
+    """Label and probability of the validation rows, of heads fitted on other patients.
+
+    The fused head is fitted on these rows, and says of them what it says of no new ones: a threshold for a sensitivity
+    of 0.95 that was chosen on them kept 0.23 of the test rows (300 phantoms, 6 epochs). {} for too few patients.
+    """
+    learn = np.concatenate([split.train, split.validation])
+    label, groups = data.label[learn], _groups(data, learn)
+    # Each fold must leave two patients of a class to learn from.
+    fewest = min(len({g for g, y in zip(groups, label, strict=True) if y == kind}) for kind in (0, 1))
+    folds = min(UNSEEN_FOLDS, fewest)
+    if fewest - -(-fewest // folds) < 2:
+        return {}
+    said = np.full(len(learn), np.nan)
+    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    for done, (rest, fold) in enumerate(splitter.split(learn, label, groups)):
+        progress("heads for thresholds", done, folds)
+        head = fit_head(fused[learn[rest]], label[rest], [groups[row] for row in rest], model_config.head, seed=seed)
+        said[fold] = head.predict_proba(fused[learn[fold]])[:, 1]
+    progress("heads for thresholds", folds, folds)
+    found = said[len(split.train) :]
+    return {"label": label[len(split.train) :].tolist(), "probability": [round(value, 6) for value in found.tolist()]}
 
 
 def fuse(embedding: dict[Modality, Array]) -> Array:

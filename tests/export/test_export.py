@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from mpmmu_rt import predictor as predictors
 from mpmmu_rt.bundle import GRAPHS, Bundle
+from mpmmu_rt.card import INTENDED_USE
 from mpmmu_rt.errors import ExportError, OutputError, ParityError, UnsupportedEstimator
 from mpmmu_rt.export import Data, Wanted, build, export_bundle, graphs, parity, reference
 from mpmmu_rt.export import head as heads
@@ -142,7 +143,7 @@ def test_the_bundle_says_what_it_is(bundle_folder: Path) -> None:
     bundle = Bundle.open(bundle_folder)
     assert bundle.trained
     assert bundle.threshold == 0.4
-    assert bundle.entry["card"]["intended_use"] == build.INTENDED_USE
+    assert bundle.entry["card"]["intended_use"] == INTENDED_USE
     report = bundle.entry["parity"]
     assert report["passed"]
     assert report["cases"] == build.PARITY_CASES

@@ -12,11 +12,11 @@ from safetensors.torch import load_file
 
 from mpmmu_rt.cases import read_manifest
 from mpmmu_rt.errors import CheckpointError, ImageError, ManifestError, OutputError, UsageError
+from mpmmu_rt.evaluation.auc import estimate_auc
 from mpmmu_rt.images import Preprocessing, read_pixels
 from mpmmu_rt.model.augmentation import Augmentation, augment
 from mpmmu_rt.model.config import HeadConfig, ModelConfig, tiny
 from mpmmu_rt.model.data import TrainingData, data_from_manifest, data_from_phantoms
-from mpmmu_rt.model.evaluation import estimate_auc
 from mpmmu_rt.model.phantom import ceilings, write_phantoms
 from mpmmu_rt.model.split import split_patients
 from mpmmu_rt.model.stage_one import TRAINING_PRESETS, TrainingConfig, embed, train_encoder

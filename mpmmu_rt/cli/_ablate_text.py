@@ -1,0 +1,115 @@
+"""The result of `ablate` as text for a terminal of 80 columns, and as Markdown: from its JSON alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ._report import table, wrapped
+
+PUBLISHED = "published, other data"
+_PAPER = (
+    "Yan et al. 2026, doi 10.1002/acm2.70464: AUC in percent, of its own 66 test patients, whose data are private. Its "
+    "abstract gives no other figure of this table. These columns can't be compared."
+)
+
+
+def text(entry: dict[str, Any]) -> str:
+    paper = "published,\nother data"
+    rows = [[*cells[:4], cells[4]] for cells in _rows(entry)]
+    heads = ["", "AUC, %", "sens.", "spec.", paper.replace("\n", " ")]
+    parts = [table(heads, rows), "", table(["second - first, AUC in %", "mean", "95 % interval", "p"], _pairs(entry))]
+    return "\n".join([*parts, "", *map(wrapped, _words(entry))])
+
+
+def markdown(entry: dict[str, Any]) -> str:
+    machine = entry["machine"]
+    versions = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
+    lines = [
+        f"# Ablation: {entry['source']}",
+        "",
+        *_grid(["", "AUC in %, mean ± spread", "sensitivity", "specificity", f"AUC in %, {PUBLISHED}"], _rows(entry)),
+        "",
+        "Second minus first, on the same splits:",
+        "",
+        *_grid(["", "AUC in %, mean ± spread", "95 % interval", "p"], _pairs(entry)),
+        "",
+        *(line for one in _words(entry) for line in (one, "")),
+        f"{machine['cpu']}, {machine['threads']} threads, {versions}.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _grid(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cells) + " |"
+
+    return [line(header), "|" + "---|" * len(header), *map(line, rows)]
+
+
+def _rows(entry: dict[str, Any]) -> list[list[str]]:
+    """Name, AUC, sensitivity, specificity, and what the paper has published."""
+    return [
+        [
+            _named(one["name"], entry),
+            _spread(one["mean"], one["spread"]),
+            _share(one["sensitivity"]),
+            _share(one["specificity"]),
+            one["published_auc_percent"] or "",
+        ]
+        for one in entry["rows"]
+    ]
+
+
+def _named(name: str, entry: dict[str, Any]) -> str:
+    for modality, kind in entry["attention"].items():
+        if name == f"{modality}, with attention":
+            return f"{modality}, with {kind.upper()}"
+    return name
+
+
+def _pairs(entry: dict[str, Any]) -> list[list[str]]:
+    def cells(one: dict[str, Any]) -> list[str]:
+        low, high = (None if one[end] is None else 100 * min(1.0, max(-1.0, one[end])) for end in ("low", "high"))
+        ends = "-" if low is None or high is None else f"{low:+.1f} to {high:+.1f}"
+        p = "-" if one["p"] is None else f"{one['p']:.2g}" if one["p"] >= 1e-4 else "< 0.0001"
+        return [_pair(one), _spread(one["mean"], one["spread"], "+"), ends, p]
+
+    return [cells(one) for one in entry["comparisons"]]
+
+
+def _pair(one: dict[str, Any]) -> str:
+    short: Callable[[str], str] = lambda name: name.replace(" attention", "").replace(" alone", "")  # noqa: E731
+    return f"{short(one['second'])} - {short(one['first'])}"
+
+
+def _spread(mean: float | None, spread: float | None, sign: str = "") -> str:
+    if mean is None:
+        return "-"
+    return f"{100 * mean:{sign}.1f}" + ("" if spread is None else f" ± {100 * spread:.1f}")
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _words(entry: dict[str, Any]) -> list[str]:
+    parts, seeds = entry["parts"], entry["seeds"]
+    patients = parts[0]["patients"]
+    said = [
+        f"{entry['source']}. {len(seeds)} splits by patient (seeds {seeds[0]} to {seeds[-1]}): {patients['train']} to "
+        f"train, {patients['validation']} to validate, {patients['test']} to test. ± is the standard deviation over "
+        f"the splits; sensitivity and specificity are means, at {entry['threshold']:g}.",
+        "p and interval: the corrected resampled t-test (Nadeau and Bengio 2003), since the splits are of the same "
+        f"patients. {len(entry['comparisons'])} comparisons are made and not corrected for their number: one of 20 has "
+        "p < 0.05 by chance.",
+    ]
+    fewest = min(one["malignant_test_patients"] for one in parts)
+    if fewest < 20:
+        said.append(
+            f"A test part holds as few as {fewest} malignant patients: a single one of them moves its sensitivity by "
+            f"{100 / max(1, fewest):.0f} points. So few can't rank these systems."
+        )
+    if len(seeds) < 5:
+        said.append(f"{len(seeds)} splits are few for a spread: --seeds 5 or more.")
+    return [*said, f'"{PUBLISHED}": {_PAPER}']

@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+import contextlib
+import csv
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mpmmu_rt.errors import BundleError, UsageError
+
+from ._report import JsonTo, bars, check_json, fitted, note, put_json, wrapped
+from .export import warn_untrained
+
+if TYPE_CHECKING:
+    from mpmmu_rt.evaluation.study import Evaluation
+    from mpmmu_rt.evaluation.systems import System
+
+REPORT = "report.json"
+
+
+def evaluate(
+    system: Annotated[Path, typer.Argument(metavar="CHECKPOINT|BUNDLE", help="What to judge.")],
+    manifest: Annotated[Path, typer.Argument(help="CSV with case_id,mammography,ultrasound,label and maybe patient.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")] = Path("evaluation"),
+    target: Annotated[str, typer.Option("--target", help="Of a bundle: engine and precision.")] = "onnxruntime:fp32",
+    part: Annotated[
+        str,
+        typer.Option(
+            "--part",
+            metavar="auto|test|validation|train|all",
+            help="What to judge: auto is the test part, by the column `split` or the model's record; all if unknown.",
+        ),
+    ] = "auto",
+    choose_on: Annotated[
+        Path | None, typer.Option("--choose-on", help="Manifest of other patients to choose thresholds on.")
+    ] = None,
+    at_sensitivity: Annotated[
+        float | None, typer.Option("--at-sensitivity", min=0, max=1, help="Judge the threshold of so much, too.")
+    ] = None,
+    prevalence: Annotated[
+        float | None, typer.Option("--prevalence", min=0, max=1, help="State one, for predictive values there.")
+    ] = None,
+    by: Annotated[
+        list[str] | None, typer.Option("--by", help="Column of the manifest to split figures by; repeatable.")
+    ] = None,
+    against: Annotated[
+        Path | None, typer.Option("--against", help="Another checkpoint or bundle, on the same cases.")
+    ] = None,
+    against_target: Annotated[
+        str | None, typer.Option("--against-target", help="Its target; alone: another target of the same bundle.")
+    ] = None,
+    frame: Annotated[
+        int | None, typer.Option("--frame", min=0, help="Frame to take of files that hold several, from 0.")
+    ] = None,
+    update_card: Annotated[
+        bool, typer.Option("--update-card", help="Write the figures into the bundle's model card, and seal it anew.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier evaluation.")] = False,
+    json_to: JsonTo = None,
+) -> None:
+    """Say how good a checkpoint or bundle is on labelled cases, with intervals: report.html, report.md, report.json,
+    plots, and cases.csv with every answer. Thresholds are never chosen on the cases that are judged."""
+    from mpmmu_rt.cases import read_manifest
+    from mpmmu_rt.evaluation.parts import CHOICES
+    from mpmmu_rt.evaluation.study import Wanted
+    from mpmmu_rt.evaluation.study import evaluate as run
+    from mpmmu_rt.files import check_replaceable
+    from mpmmu_rt.places import check_writable
+
+    if part not in CHOICES:
+        raise UsageError(f"--part is `{part}`, expected one of {', '.join(CHOICES)}", hint="--part test")
+    if prevalence in (0, 1):
+        raise UsageError(f"--prevalence is {prevalence:g}, expected more than 0 and less than 1", hint="0.005, say")
+    if update_card and not _is_bundle(system):
+        raise UsageError(
+            f"--update-card is given for {system}, expected a bundle: a checkpoint's card is its training's",
+            hint=f"mpmmu-rt export {system}, then evaluate the bundle",
+        )
+    check_json(json_to)
+    check_replaceable(output, marker=REPORT, overwrite=overwrite)
+    check_writable(output)
+    cases, other = read_manifest(manifest), read_manifest(choose_on) if choose_on else None
+    for remark in (*cases.remarks, *(other.remarks if other else ())):
+        note(f"warning: {remark}")
+    wanted = Wanted(part, other, at_sensitivity, prevalence, tuple(by or ()), frame)
+    with contextlib.ExitStack() as stack:
+        progress = stack.enter_context(bars())
+        judged = stack.enter_context(_opened(system, target))
+        second = None
+        if against is not None or against_target is not None:
+            _require_other(against, against_target, system, target)
+            second = stack.enter_context(_opened(against or system, against_target or "onnxruntime:fp32"))
+        found = run(judged, cases, wanted, against=second, progress=progress)
+    write(output, found, overwrite=overwrite)
+    if not put_json(json_to, found.entry):
+        typer.echo(describe(found.entry))
+    if update_card:
+        from mpmmu_rt.card import update
+
+        update(system, found.entry)
+        note(f"wrote the figures into the model card of {system}, and sealed it anew")
+    note(f"wrote {output}: report.html, report.md, report.json, cases.csv and plots")
+    warn_untrained(judged.trained)
+
+
+def _is_bundle(path: Path) -> bool:
+    from mpmmu_rt.bundle import MANIFEST
+
+    return (path / MANIFEST).exists()
+
+
+def _require_other(against: Path | None, against_target: str | None, system: Path, target: str) -> None:
+    if (against is None or against.resolve() == system.resolve()) and (against_target or "onnxruntime:fp32") == target:
+        raise UsageError(
+            f"--against names {system} on {target}, which is what is judged, expected another system or target",
+            hint="--against BUNDLE, or --against-target with another target of the same bundle",
+        )
+
+
+@contextlib.contextmanager
+def _opened(path: Path, target: str) -> Iterator[System]:
+    if _is_bundle(path):
+        from mpmmu_rt.evaluation.systems import bundle_system
+
+        with bundle_system(path, target) as found:
+            yield found
+        return
+    if not (path / "config.json").is_file():
+        raise BundleError(
+            f"{path} holds neither bundle.json nor config.json, expected a bundle or a checkpoint",
+            hint="name a folder that `mpmmu-rt export` or `mpmmu-rt train` wrote",
+        )
+    from mpmmu_rt._optional import require
+
+    require("torch", "evaluating a checkpoint")
+    from mpmmu_rt.model.system import checkpoint_system
+
+    yield checkpoint_system(path)
+
+
+def write(output: Path, found: Evaluation, *, overwrite: bool) -> None:
+    """The folder, whole or not at all."""
+    import json
+
+    from mpmmu_rt.evaluation import plots, text
+    from mpmmu_rt.files import atomic_folder
+    from mpmmu_rt.report_html import page
+
+    entry = found.entry
+    with atomic_folder(output, marker=REPORT, overwrite=overwrite) as folder:
+        (folder / REPORT).write_text(json.dumps(entry, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        (folder / "report.md").write_text(text.markdown(entry), encoding="utf-8")
+        (folder / "report.html").write_text(page(entry), encoding="utf-8")
+        with (folder / "cases.csv").open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, list(found.rows[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(found.rows)
+        for name, drawn in plots.every(entry).items():
+            (folder / f"{name}.svg").write_text(drawn, encoding="utf-8")
+
+
+def describe(entry: Mapping[str, Any]) -> str:
+    """For a terminal of 80 columns."""
+    from mpmmu_rt.evaluation import text
+
+    parts = [
+        wrapped(text.title(entry)),
+        wrapped(text.parts(entry)),
+        "",
+        fitted(*text.overall(entry)),
+        "",
+        fitted(*text.by_threshold(entry)),
+    ]
+    for column, found in entry["subgroups"].items():
+        parts += ["", fitted(*text.subgroups(found, column))]
+    if entry["against"]:
+        parts += ["", wrapped(text.other(entry)), fitted(*text.against(entry))]
+    return "\n".join([*parts, "", *(wrapped(one) for one in entry["remarks"])])

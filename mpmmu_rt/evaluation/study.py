@@ -1,0 +1,341 @@
+"""The whole evaluation of a system on a manifest: from cases to the entry that every output is made from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from mpmmu_rt.cases import Case, Manifest
+from mpmmu_rt.checks import decide
+from mpmmu_rt.errors import ImageError, UsageError
+from mpmmu_rt.machine import describe, now
+from mpmmu_rt.progress import Progress, silent
+from mpmmu_rt.spec import Array
+from mpmmu_rt.split_record import digest, parts_of
+
+from . import parts as of_parts
+from . import words
+from .auc import compare_auc, estimate_auc
+from .curves import curves
+from .figures import WITHOUT_THRESHOLD, Answers, Figure, at_threshold, bootstrap, share
+from .paired import mcnemar
+from .parts import Part, Parts
+from .systems import Answer, System, ask
+from .thresholds import at_sensitivity, youden
+
+SCHEMA = "mpmmu-evaluate/1"
+MOST_GROUPS = 20
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """part: what is judged. choose_on: cases to choose thresholds on, else the manifest's validation part.
+    sensitivity: wished, 0..1. prevalence: of malignant lesions where the system would be used, 0..1. by: columns of the
+    manifest to split the figures by. frame: to take of files that hold several."""
+
+    part: Part = "auto"
+    choose_on: Manifest | None = None
+    sensitivity: float | None = None
+    prevalence: float | None = None
+    by: tuple[str, ...] = ()
+    frame: int | None = None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """entry: JSON values only. rows: of every case that was asked, its part, answer and decision, for a CSV."""
+
+    entry: dict[str, Any]
+    rows: list[dict[str, str]]
+
+
+def evaluate(
+    system: System, manifest: Manifest, wanted: Wanted, *, against: System | None = None, progress: Progress = silent
+) -> Evaluation:
+    """Raises `UsageError` for what can't be judged or chosen, `ManifestError` for parts that make no sense,
+    `ImageError` where no case can be read, and what the engines raise."""
+    _check_columns(manifest, wanted.by)
+    parts = of_parts.read_parts(manifest, system.card)
+    rows = of_parts.judged(manifest, parts, wanted.part)
+    if wanted.choose_on is not None:
+        of_parts.require_apart(manifest, rows, wanted.choose_on)
+    chooser = _chooser(system, manifest, parts, rows, wanted, progress)
+    cases = [manifest.cases[row] for row in rows]
+    asked = ask(system, cases, frame=wanted.frame, progress=progress, name="judged cases")
+    kept, answers = _answers(asked)
+    if not kept:
+        first = next((one.error for one in asked if one.error), "none has a label")
+        raise ImageError(
+            f"none of the {len(asked)} cases of {manifest.path} could be read and has a label, expected some; {first}",
+            hint="the columns `mammography` and `ultrasound` name images, `label` is 0 or 1",
+        )
+    entry = _facts(system, manifest, parts, rows, asked, answers)
+    entry |= _figures(answers, progress)
+    entry["thresholds"] = _thresholds(system, answers, chooser, wanted, progress)
+    entry["prevalence"] = wanted.prevalence
+    entry["subgroups"] = _subgroups(manifest, [rows[at] for at in kept], answers, wanted.by, system.threshold)
+    both = answers.label.min() != answers.label.max()
+    entry["curves"] = curves(answers) if both else None
+    entry["against"] = None
+    if against is not None:
+        entry["against"] = _against(system, against, manifest, [rows[at] for at in kept], answers, wanted, progress)
+    entry["remarks"] = words.remarks(entry)
+    return Evaluation(entry, [_row(one, parts, row, system) for one, row in zip(asked, rows, strict=True)])
+
+
+def _check_columns(manifest: Manifest, by: Sequence[str]) -> None:
+    for column in by:
+        cells = manifest.others.get(column)
+        if cells is None:
+            there = ", ".join(manifest.others) or "none but those of every manifest"
+            raise UsageError(
+                f"{manifest.path} has no column `{column}` to split by, expected one of its further columns ({there})",
+                hint="name one of them with --by",
+            )
+        if (count := len(set(cells))) > MOST_GROUPS:
+            raise UsageError(
+                f"{manifest.path} has {count} values in the column `{column}`, expected at most {MOST_GROUPS} groups",
+                hint="put numbers into a few ranges first, as 40-49, 50-59",
+            )
+
+
+@dataclass(frozen=True)
+class _Chooser:
+    """Cases with both classes to choose thresholds on. source: which, in words. learnt: how many of their patients the
+    model has learnt from."""
+
+    label: Array
+    probability: Array
+    source: str
+    learnt: int
+
+
+def _chooser(
+    system: System, manifest: Manifest, parts: Parts, rows: Sequence[int], wanted: Wanted, progress: Progress
+) -> _Chooser | None:
+    """The cases of `choose_on`; else the manifest's validation part, of which the model has not learnt; else what the
+    training has kept of its own validation part. Raises `UsageError` where a sensitivity is wished and there are none.
+    """
+    known = parts_of(system.card)
+    found = None
+    if wanted.choose_on is not None:
+        found = _asked(system, list(wanted.choose_on.cases), str(wanted.choose_on.path), known, wanted, progress)
+    if found is None and wanted.choose_on is None:
+        mine = [row for row in parts.choosing if row not in set(rows) and not parts.learnt[row]]
+        cases = [manifest.cases[row] for row in mine]
+        found = _asked(system, cases, f"the validation part, by {parts.source}", known, wanted, progress)
+    if found is None and wanted.choose_on is None and "validation" not in {parts.learnt[row] for row in rows}:
+        found = _kept_by_training(system)
+    if found is None and (wanted.sensitivity is not None or wanted.choose_on is not None):
+        asked = f"--at-sensitivity {wanted.sensitivity:g}" if wanted.choose_on is None else "--choose-on"
+        raise UsageError(
+            f"{asked} asks for a threshold and {wanted.choose_on.path if wanted.choose_on else manifest.path} has no "
+            "cases of both classes to choose it on beside those that are judged, expected some: no threshold is chosen "
+            "on what judges it",
+            hint="--choose-on MANIFEST of other patients, or a column `split` with validation and test",
+        )
+    return found
+
+
+def _asked(
+    system: System, cases: Sequence[Case], source: str, known: Mapping[str, str], wanted: Wanted, progress: Progress
+) -> _Chooser | None:
+    if not cases:
+        return None
+    said = ask(system, cases, frame=wanted.frame, progress=progress, name="cases to choose thresholds on")
+    _, found = _answers(said)
+    if len(set(found.label.tolist())) < 2:
+        return None
+    learnt = sum(known.get(digest(group)) in ("train", "validation") for group in set(found.groups))
+    return _Chooser(found.label, found.probability, source, learnt)
+
+
+def _kept_by_training(system: System) -> _Chooser | None:
+    kept = (system.card.get("metrics") or {}).get("validation") or {}
+    label, probability = (np.array(kept.get(key, ())) for key in ("label", "probability"))
+    if len(label) != len(probability) or set(label.tolist()) != {0, 1}:
+        return None
+    source = "the training's validation part, by heads that had not seen it"
+    return _Chooser(label.astype(np.int64), probability.astype(np.float32), source, 0)
+
+
+def _answers(asked: Sequence[Answer]) -> tuple[list[int], Answers]:
+    """Which have a probability and a label, and these."""
+    kept = [at for at, one in enumerate(asked) if one.probability is not None and one.case.label is not None]
+    label = np.array([asked[at].case.label for at in kept], np.int64)
+    probability = np.array([asked[at].probability for at in kept], np.float32)
+    return kept, Answers(label, probability, tuple(asked[at].case.group for at in kept))
+
+
+def _facts(
+    system: System, manifest: Manifest, parts: Parts, rows: Sequence[int], asked: Sequence[Answer], answers: Answers
+) -> dict[str, Any]:
+    others = [part or "in no part" for row, part in enumerate(parts.of_row) if row not in set(rows)]
+    learnt = [parts.learnt[row] for row in rows]
+    return {
+        "schema": SCHEMA,
+        "measured_at": now(),
+        "system": system.to_json(),
+        "manifest": {"path": str(manifest.path), "sha256": manifest.sha256, "cases": len(manifest.cases)},
+        "parts": {
+            "source": parts.source,
+            "judged": dict(_counted(parts.of_row[row] or "in no part" for row in rows)),
+            "left_out": dict(_counted(others)),
+        },
+        "learnt_from": dict(_counted(part for part in learnt if part in ("train", "validation"))),
+        "cases": {
+            "asked": len(asked),
+            "judged": len(answers.label),
+            "malignant": int((answers.label == 1).sum()),
+            "unlabelled": sum(one.case.label is None for one in asked),
+            "warned": sum(bool(one.warnings) for one in asked),
+            "patients": dict(answers.patients),
+            "several_rows_per_patient": answers.clustered,
+        },
+        "failed": [{"case_id": one.case.case_id, "error": one.error} for one in asked if one.error],
+        "machine": describe(),
+    }
+
+
+def _counted(names: Any) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for name in names:
+        found[name] = found.get(name, 0) + 1
+    return found
+
+
+def _figures(answers: Answers, progress: Progress) -> dict[str, Any]:
+    progress("intervals", 0, 1)
+    without = {name: asdict(one) for name, one in bootstrap(answers, WITHOUT_THRESHOLD).items()}
+    progress("intervals", 1, 1)
+    by_draws = without.pop("auc")
+    found = asdict(estimate_auc(answers.label, answers.probability, answers.groups))
+    return {"auc": found | {"bootstrap": [by_draws["low"], by_draws["high"]]}, "figures": without}
+
+
+def _thresholds(
+    system: System, answers: Answers, chooser: _Chooser | None, wanted: Wanted, progress: Progress
+) -> list[dict[str, Any]]:
+    """The stored threshold, and where there are cases to choose on Youden's and that of the wished sensitivity."""
+    found: list[tuple[str, float, _Chooser | None]] = [("stored", system.threshold, None)]
+    if chooser:
+        found.append(("Youden", youden(chooser.label, chooser.probability), chooser))
+        if wanted.sensitivity is not None:
+            value = at_sensitivity(chooser.label, chooser.probability, wanted.sensitivity)
+            found.append((f"sens. ≥ {wanted.sensitivity:g}", value, chooser))
+    entries = []
+    for done, (name, value, on) in enumerate(found):
+        progress("thresholds", done, len(found))
+        figures = at_threshold(answers, value, wanted.prevalence)
+        decided, truth = decide(answers.probability, value), answers.label == 1
+        entries.append(
+            {
+                "name": name,
+                "threshold": value,
+                "chosen_on": on.source if on else None,
+                "chosen_on_cases": len(on.label) if on else None,
+                "chosen_on_learnt_patients": on.learnt if on else None,
+                "true_positive": int((decided & truth).sum()),
+                "false_positive": int((decided & ~truth).sum()),
+                "true_negative": int((~decided & ~truth).sum()),
+                "false_negative": int((~decided & truth).sum()),
+                "figures": {key: asdict(one) for key, one in figures.items()},
+            }
+        )
+    progress("thresholds", len(found), len(found))
+    return entries
+
+
+def _subgroups(
+    manifest: Manifest, rows: Sequence[int], answers: Answers, by: Sequence[str], threshold: float
+) -> dict[str, list[dict[str, Any]]]:
+    """At the stored threshold. rows: of the manifest, one for each answer."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for column in by:
+        cells = np.array([manifest.others[column][row] for row in rows])
+        found[column] = [
+            {"value": str(value) or "(empty)", **_subgroup(answers.rows(cells == value), threshold)}
+            for value in np.unique(cells)
+        ]
+    return found
+
+
+def _subgroup(answers: Answers, threshold: float) -> dict[str, Any]:
+    decided, truth = decide(answers.probability, threshold), answers.label == 1
+    groups = np.array(answers.groups, dtype=object)
+    return {
+        "rows": len(truth),
+        "patients": dict(answers.patients),
+        "malignant": int(truth.sum()),
+        "auc": asdict(estimate_auc(answers.label, answers.probability, answers.groups)),
+        "sensitivity": asdict(share(decided[truth], groups[truth].tolist())),
+        "specificity": asdict(share(~decided[~truth], groups[~truth].tolist())),
+    }
+
+
+def _against(
+    system: System,
+    other: System,
+    manifest: Manifest,
+    rows: Sequence[int],
+    answers: Answers,
+    wanted: Wanted,
+    progress: Progress,
+) -> dict[str, Any]:
+    """The judged system against another on the cases that both answer; every difference is judged - other."""
+    said = ask(
+        other, [manifest.cases[row] for row in rows], frame=wanted.frame, progress=progress, name="the other system"
+    )
+    both = np.array([one.probability is not None for one in said])
+    ours, groups = answers.rows(both), answers.rows(both).groups
+    theirs: Array = np.array([one.probability for one in said if one.probability is not None], np.float32)
+    if not len(theirs):
+        raise ImageError(
+            f"{other.path} on {other.target} answered none of the {len(said)} cases, expected some; {said[0].error}",
+            hint="evaluate it alone to see why",
+        )
+    truth = ours.label == 1
+    decided = {"other": decide(theirs, other.threshold), "judged": decide(ours.probability, system.threshold)}
+    right = {name: one == truth for name, one in decided.items()}
+    learnt = of_parts.read_parts(manifest, other.card).learnt
+    every = np.ones(len(truth), bool)
+    return {
+        "system": other.to_json(),
+        "cases": len(truth),
+        "unanswered": int((~both).sum()),
+        "learnt_from": dict(_counted(learnt[row] for row in rows if learnt[row] in ("train", "validation"))),
+        "auc": asdict(estimate_auc(ours.label, theirs, groups)),
+        "difference": asdict(compare_auc(ours.label, theirs, ours.probability, groups)),
+        "decisions_differ": int((decided["other"] != decided["judged"]).sum()),
+        "max_difference": float(np.abs(ours.probability.astype(np.float64) - theirs).max()),
+        "decisions": {
+            name: asdict(
+                mcnemar(right["other"][of], right["judged"][of], [g for g, use in zip(groups, of, strict=True) if use])
+            )
+            for name, of in (("all", every), ("malignant", truth), ("benign", ~truth))
+        },
+    }
+
+
+def _row(one: Answer, parts: Parts, row: int, system: System) -> dict[str, str]:
+    value = one.probability
+    decision = "" if value is None else ("malignant" if decide(np.array(value), system.threshold) else "benign")
+    return {
+        "case_id": one.case.case_id,
+        "patient": one.case.patient or "",
+        "label": "" if one.case.label is None else str(one.case.label),
+        "split": parts.of_row[row],
+        "probability": "" if value is None else np.format_float_positional(np.float32(value), unique=True, trim="0"),
+        "decision": decision,
+        "error": one.error,
+        "warnings": one.warnings,
+    }
+
+
+def figure(entry: Mapping[str, Any], name: str, threshold: str = "stored") -> Figure:
+    """A figure of an entry, by name, at the threshold of that name."""
+    (at,) = (one for one in entry["thresholds"] if one["name"] == threshold)
+    return Figure(**at["figures"][name])

@@ -1,0 +1,116 @@
+"""What is judged, a bundle on a target or a checkpoint, and what it says of cases in files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mpmmu_rt.bundle import Bundle
+from mpmmu_rt.cases import Case
+from mpmmu_rt.errors import AnswerError
+from mpmmu_rt.images import Preprocessing
+from mpmmu_rt.predictor import Predictor
+from mpmmu_rt.progress import Progress, silent
+from mpmmu_rt.run import Decoded, Decoder
+from mpmmu_rt.spec import MODALITIES, Array, Modality, StrPath, Target
+
+BATCH = 32
+Predict = Callable[[Mapping[Modality, Array]], Array]
+
+
+@dataclass(frozen=True)
+class System:
+    """predict: pixels uint8 [N, 1, S, S] per modality to probability float32 [N]; raises `AnswerError` for rows without
+    one. kind: bundle or checkpoint. target: of a checkpoint `torch`. digest: of its description file, which names those
+    of the rest."""
+
+    path: str
+    kind: str
+    name: str
+    target: str
+    digest: str
+    trained: bool
+    threshold: float
+    card: Mapping[str, Any]
+    preprocessing: Preprocessing
+    predict: Predict
+    remarks: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        names = ("path", "kind", "name", "target", "digest", "trained", "threshold")
+        return {name: getattr(self, name) for name in names} | {"remarks": list(self.remarks)}
+
+
+@contextmanager
+def bundle_system(path: StrPath, target: str) -> Iterator[System]:
+    """Raises what opening and loading a bundle raises, and `UsageError` for a target that was not proven."""
+    bundle, wanted = Bundle.open(path), Target.parse(target)
+    bundle.require_proven(wanted)
+    with Predictor(bundle, wanted) as predictor:
+        yield System(
+            path=str(path),
+            kind="bundle",
+            name=bundle.name,
+            target=str(wanted),
+            digest=bundle.digest,
+            trained=bundle.trained,
+            threshold=bundle.threshold,
+            card=bundle.entry["card"],
+            preprocessing=bundle.preprocessing,
+            predict=lambda pixels: predictor.predict(pixels).probability,
+            remarks=predictor.remarks,
+        )
+
+
+@dataclass(frozen=True)
+class Answer:
+    """probability: None where there is none, and then `error` says why. warnings: of the images' headers."""
+
+    case: Case
+    probability: float | None
+    error: str
+    warnings: str
+
+
+def ask(
+    system: System, cases: Sequence[Case], *, frame: int | None = None, progress: Progress = silent, name: str = "cases"
+) -> list[Answer]:
+    """An answer for every case, in their order: one that can't be read or answered has an error, and none is lost."""
+    found: dict[str, Answer] = {}
+    pending: list[Decoded] = []
+    progress(name, 0, len(cases))
+    with Decoder(cases, system.preprocessing, frame=frame, ahead=2 * BATCH) as decoded:
+        for item in decoded:
+            if item.error:
+                found[item.case.case_id] = Answer(item.case, None, item.error, item.warnings)
+            else:
+                pending.append(item)
+            if len(pending) == BATCH:
+                found |= _answers(system, pending)
+                pending = []
+                progress(name, len(found), len(cases))
+    if pending:
+        found |= _answers(system, pending)
+    progress(name, len(cases), len(cases))
+    return [found[case.case_id] for case in cases]
+
+
+def _answers(system: System, items: Sequence[Decoded]) -> dict[str, Answer]:
+    pixels = {modality: np.stack([item.pixels[modality] for item in items]) for modality in MODALITIES}
+    try:
+        said = system.predict(pixels)
+    except AnswerError as error:
+        if not error.rows:
+            raise
+        text = f"{system.target} gave no number for this case; {error.hint}"
+        bad = {items[row].case.case_id: Answer(items[row].case, None, text, items[row].warnings) for row in error.rows}
+        others = [item for row, item in enumerate(items) if row not in error.rows]
+        return bad | (_answers(system, others) if others else {})
+    return {
+        item.case.case_id: Answer(item.case, float(value), "", item.warnings)
+        for item, value in zip(items, said, strict=True)
+    }

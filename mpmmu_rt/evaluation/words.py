@@ -1,0 +1,125 @@
+"""What an evaluation shows and can't show, in sentences: from its JSON alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+# Vergouwe et al. 2005 (J Clin Epidemiol 58:475) and Collins et al. 2016 (Statistics in Medicine 35:214): a validation
+# needs at least 100 with and 100 without the event.
+ENOUGH = 100
+_LOUD = "WARNING: "
+
+
+def remarks(entry: Mapping[str, Any]) -> list[str]:
+    """The loud ones first, which begin with WARNING."""
+    found = [*_untrained(entry), *_learnt(entry), *_lost(entry), *_chosen(entry), *_few(entry), *_none_missed(entry)]
+    return sorted(found, key=lambda text: not text.startswith(_LOUD))
+
+
+def is_loud(remark: str) -> bool:
+    return remark.startswith(_LOUD)
+
+
+def _untrained(entry: Mapping[str, Any]) -> list[str]:
+    systems = [entry["system"], *([entry["against"]["system"]] if entry["against"] else [])]
+    return [
+        f"{_LOUD}{one['path']} is UNTRAINED: its weights are random, and every figure of it is chance."
+        for one in systems
+        if not one["trained"]
+    ]
+
+
+def _learnt(entry: Mapping[str, Any]) -> list[str]:
+    found = []
+    for whose, seen in (
+        ("the model", entry["learnt_from"]),
+        ("the other system", (entry["against"] or {}).get("learnt_from")),
+    ):
+        if seen:
+            counts = " and ".join(f"{count} in its {part} part" for part, count in seen.items())
+            found.append(
+                f"{_LOUD}{whose} has learnt from {sum(seen.values())} of the {entry['cases']['asked']} cases that are "
+                f"judged ({counts}). Their figures are too good, and say nothing about new patients."
+            )
+    if not entry["parts"]["source"]:
+        found.append(
+            "Whether the model has learnt from these patients is not known: its card records none of them, and the "
+            "manifest has no column `split`. If it has, these figures are too good."
+        )
+    return found
+
+
+def _lost(entry: Mapping[str, Any]) -> list[str]:
+    cases, found = entry["cases"], []
+    if failed := entry["failed"]:
+        found.append(
+            f"{_LOUD}{len(failed)} of {cases['asked']} cases have no answer and are in no figure; the first is "
+            f"`{failed[0]['case_id']}`: {failed[0]['error']}. If the hard ones fail, the figures are too good."
+        )
+    if cases["unlabelled"]:
+        found.append(f"{cases['unlabelled']} of {cases['asked']} cases have no label and are in no figure.")
+    if cases["warned"]:
+        found.append(f"{cases['warned']} cases have images whose headers say something against them: see cases.csv.")
+    if entry["against"] and entry["against"]["unanswered"]:
+        found.append(
+            f"The other system has no answer for {entry['against']['unanswered']} cases: they are not compared."
+        )
+    return found
+
+
+def _chosen(entry: Mapping[str, Any]) -> list[str]:
+    found = []
+    on = next((one for one in entry["thresholds"] if one["chosen_on"]), None)
+    if on is None:
+        found.append(
+            "Only the stored threshold is judged: there are no validation cases to choose another on. Name some with "
+            "--choose-on, or add a column `split` to the manifest."
+        )
+    elif on["chosen_on_learnt_patients"]:
+        found.append(
+            f"{_LOUD}thresholds were chosen on {on['chosen_on_cases']} cases, and the model has learnt from "
+            f"{on['chosen_on_learnt_patients']} of their patients: of these it says what it says of no new ones, and a "
+            "threshold may keep far less than it promised. Name other patients with --choose-on."
+        )
+    return found
+
+
+def _few(entry: Mapping[str, Any]) -> list[str]:
+    patients, auc, found = entry["cases"]["patients"], entry["auc"], []
+    if entry["cases"]["several_rows_per_patient"]:
+        found.append(
+            f"{entry['cases']['judged']} rows are of {patients['all']} patients: intervals count patients, not rows."
+        )
+    fewest = min(patients["malignant"], patients["benign"])
+    if fewest >= ENOUGH:
+        return found
+    wide = "can't be given" if auc["low"] is None else f"is {auc['low']:.2f} to {auc['high']:.2f}"
+    sensitivity = entry["thresholds"][0]["figures"]["sensitivity"]
+    ends = (
+        "" if sensitivity["low"] is None else f" ({sensitivity['low']:.0%} to {sensitivity['high']:.0%} are possible)"
+    )
+    found.append(
+        f"{patients['malignant']} malignant and {patients['benign']} benign patients are few: a validation needs 100 "
+        f"of each (Vergouwe 2005, Collins 2016). They can't show the AUC more closely than its interval, which {wide}; "
+        f"nor the sensitivity{ends}; nor whether the probabilities are calibrated; nor that two systems or two "
+        "subgroups are equal."
+    )
+    if fewest < 20:
+        found.append(
+            f"With {fewest} patients of the smaller class the intervals from a bootstrap (average precision, F1, "
+            "balanced accuracy, Brier score, calibration error) are too narrow; those of AUC and of shares are not "
+            "made that way."
+        )
+    return found
+
+
+def _none_missed(entry: Mapping[str, Any]) -> list[str]:
+    stored = entry["thresholds"][0]
+    one = stored["figures"]["sensitivity"]
+    if stored["false_negative"] or not one["of"]:
+        return []
+    return [
+        f"No malignant case of {one['of']} was missed at the stored threshold; up to {1 - one['low']:.0%} missed is "
+        "compatible with that."
+    ]

@@ -1,0 +1,333 @@
+"""`evaluate` from files to report: what is judged, what thresholds are chosen on, and what is said of it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+from typer.testing import CliRunner, Result
+
+from mpmmu_rt import split_record
+from mpmmu_rt.bundle import Bundle, seal
+from mpmmu_rt.card import NAME, update
+from mpmmu_rt.cases import read_manifest
+from mpmmu_rt.cli import app
+from mpmmu_rt.errors import BundleError, DigestMismatch, ManifestError
+from mpmmu_rt.evaluation.parts import read_parts
+from mpmmu_rt.evaluation.systems import ask, bundle_system
+from mpmmu_rt.model.phantom import write_phantoms
+from mpmmu_rt.model.system import checkpoint_system
+
+pytestmark = pytest.mark.slow
+Cells = Callable[[int, dict[str, str]], dict[str, str]]
+
+
+@pytest.fixture(scope="module")
+def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """40 phantoms as files; the manifest."""
+    return write_phantoms(40, tmp_path_factory.mktemp("evaluate") / "phantoms", seed=5)
+
+
+def manifest(source: Path, name: str, change: Cells) -> Path:
+    """Beside `source`, with each row as `change` has it; rows that it empties are left out."""
+    with source.open(newline="", encoding="utf-8") as file:
+        rows = [change(number, dict(row)) for number, row in enumerate(csv.DictReader(file))]
+    rows = [row for row in rows if row]
+    path = source.with_name(name)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def parted(number: int, row: dict[str, str]) -> dict[str, str]:
+    return row | {"split": "train" if number < 8 else "val" if number < 20 else "test"}
+
+
+def call(*arguments: object) -> Result:
+    return CliRunner().invoke(app, ["evaluate", *map(str, arguments)])
+
+
+def two_lines(result: Result) -> str:
+    lines = result.stderr.splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["error", "hint"], result.stderr
+    return result.stderr
+
+
+def report(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(
+        (folder / "report.json").read_text(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON")
+    )
+    return found
+
+
+def test_what_is_written_is_what_was_asked(phantoms: Path, bundle_folder: Path, tmp_path: Path) -> None:
+    path = manifest(phantoms, "parted.csv", lambda number, row: parted(number, row) | {"side": "LR"[number % 2]})
+    out = tmp_path / "out"
+    options = ["--at-sensitivity", 0.9, "--prevalence", 0.02, "--by", "side"]
+    result = call(bundle_folder, path, "-o", out, *options)
+    assert result.exit_code == 0, result.stderr
+    assert max(map(len, result.stdout.splitlines())) <= 80
+    entry = report(out)
+    with (out / "cases.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == entry["cases"]["judged"] == 20
+    assert {row["split"] for row in rows} == {"test"}
+    label, said = (np.array([float(row[key]) for row in rows]) for key in ("label", "probability"))
+    assert entry["auc"]["value"] == pytest.approx(roc_auc_score(label, said))
+    assert [one["name"] for one in entry["thresholds"]] == ["stored", "Youden", "sens. ≥ 0.9"]
+    assert [one["chosen_on_cases"] for one in entry["thresholds"]] == [None, 12, 12]
+    stored = entry["thresholds"][0]
+    assert stored["threshold"] == Bundle.open(bundle_folder).threshold
+    assert [row["decision"] == "malignant" for row in rows] == (said >= np.float32(stored["threshold"])).tolist()
+    assert sum(one["rows"] for one in entry["subgroups"]["side"]) == 20
+    assert entry["parts"]["left_out"] == {"train": 8, "validation": 12}
+    assert sorted(one.name for one in out.iterdir()) == sorted(
+        ["report.json", "report.md", "report.html", "cases.csv"]
+        + [f"{name}.svg" for name in ("roc", "precision_recall", "calibration", "decision", "histogram", "confusion")]
+    )
+    for name in ("report.md", "report.html"):
+        assert f"{entry['auc']['value']:.3f}" in (out / name).read_text()
+    two_lines(again := call(bundle_folder, path, "-o", out))
+    assert again.exit_code == 1
+    assert call(bundle_folder, path, "-o", out, "--overwrite").exit_code == 0
+
+
+def test_a_checkpoint_and_its_bundle_say_the_same(
+    phantoms: Path, bundle_folder: Path, checkpoint_folder: Path, tmp_path: Path
+) -> None:
+    result = call(checkpoint_folder, phantoms, "-o", tmp_path / "out", "--against", bundle_folder)
+    assert result.exit_code == 0, result.stderr
+    entry = report(tmp_path / "out")
+    assert (entry["system"]["kind"], entry["against"]["system"]["kind"]) == ("checkpoint", "bundle")
+    assert entry["against"]["decisions_differ"] == 0
+    assert entry["against"]["max_difference"] < 1e-4
+    assert abs(entry["against"]["difference"]["value"]) < 1e-3
+    assert "not known" in result.stdout  # nobody says whether it has learnt from these
+
+
+def test_two_targets_of_one_bundle(phantoms: Path, bundle_folder: Path, tmp_path: Path) -> None:
+    where = ["-o", tmp_path / "out"]
+    result = call(bundle_folder, phantoms, *where, "--target", "openvino:fp32", "--against-target", "onnxruntime:fp32")
+    assert result.exit_code == 0, result.stderr
+    entry = report(tmp_path / "out")
+    assert entry["against"]["system"]["target"] == "onnxruntime:fp32"
+    result = call(bundle_folder, phantoms, "-o", tmp_path / "same", "--against", bundle_folder)
+    assert result.exit_code == 2
+    assert "is what is judged" in two_lines(result)
+
+
+def test_no_threshold_is_chosen_on_what_judges_it(phantoms: Path, bundle_folder: Path, tmp_path: Path) -> None:
+    first = manifest(phantoms, "first.csv", lambda number, row: row if number < 20 else {})
+    second = manifest(phantoms, "second.csv", lambda number, row: row if number >= 20 else {})
+    shared = manifest(phantoms, "shared.csv", lambda number, row: row | {"patient": ""} if number >= 19 else {})
+    out = ["-o", tmp_path / "out"]
+    wished = call(bundle_folder, first, *out, "--at-sensitivity", 0.9)
+    assert wished.exit_code == 2
+    assert "--choose-on MANIFEST" in two_lines(wished)
+    same = call(bundle_folder, first, *out, "--choose-on", first)
+    assert same.exit_code == 2
+    assert "other patients" in two_lines(same)
+    # The patient has another name there, and the image is the same.
+    image = call(bundle_folder, first, *out, "--choose-on", shared)
+    assert "the image phantom-0019.png" in two_lines(image)
+    right = call(bundle_folder, first, *out, "--choose-on", second, "--at-sensitivity", 0.9)
+    assert right.exit_code == 0, right.stderr
+    entry = report(tmp_path / "out")
+    assert {one["chosen_on"] for one in entry["thresholds"]} == {None, str(second)}
+
+
+def test_what_cannot_be_read_is_counted_and_said(phantoms: Path, bundle_folder: Path, tmp_path: Path) -> None:
+    def change(number: int, row: dict[str, str]) -> dict[str, str]:
+        gone = {"ultrasound": "gone.png"} if number == 3 else {"mammography": row["ultrasound"]} if number == 7 else {}
+        return row | gone | ({"label": ""} if number == 9 else {})
+
+    path = manifest(phantoms, "broken.csv", change)
+    result = call(bundle_folder, path, "-o", tmp_path / "out")
+    assert result.exit_code == 0, result.stderr
+    entry = report(tmp_path / "out")
+    assert [one["case_id"] for one in entry["failed"]] == ["phantom-0003", "phantom-0007"]
+    assert (entry["cases"]["asked"], entry["cases"]["judged"], entry["cases"]["unlabelled"]) == (40, 37, 1)
+    for text in (result.stdout, (tmp_path / "out/report.md").read_text(), (tmp_path / "out/report.html").read_text()):
+        assert "WARNING: 2 of 40 cases have no answer" in " ".join(text.split())
+    with (tmp_path / "out/cases.csv").open(newline="", encoding="utf-8") as file:
+        rows = {row["case_id"]: row for row in csv.DictReader(file)}
+    assert len(rows) == 40
+    assert "gone.png" in rows["phantom-0003"]["error"]
+    every = call(
+        bundle_folder, manifest(phantoms, "none.csv", lambda _, row: row | {"ultrasound": "gone.png"}), "-o", "x"
+    )
+    assert every.exit_code == 1
+    assert "none of the 40 cases" in two_lines(every)
+
+
+def resealed(bundle_folder: Path, folder: Path, **changes: Any) -> Path:
+    shutil.copytree(bundle_folder, folder)
+    entry = {key: value for key, value in Bundle.open(folder).entry.items() if key not in ("sha256", "files", "schema")}
+    seal(folder, entry | changes)
+    return folder
+
+
+def test_patients_that_were_learnt_from_are_left_out_or_said_loudly(
+    phantoms: Path, bundle_folder: Path, tmp_path: Path
+) -> None:
+    groups = [case.group for case in read_manifest(phantoms).cases]
+    card = {
+        split_record.KEY: split_record.record(groups, {"train": range(10), "validation": range(10, 22), "test": [39]}),
+        "metrics": {"validation": {"label": [0, 1, 0, 1], "probability": [0.1, 0.6, 0.45, 0.9]}},
+    }
+    bundle = resealed(bundle_folder, tmp_path / "b", card=dict(Bundle.open(bundle_folder).entry["card"]) | card)
+    result = call(bundle, phantoms, "-o", tmp_path / "out", "--at-sensitivity", 1)
+    assert result.exit_code == 0, result.stderr
+    entry = report(tmp_path / "out")
+    assert entry["parts"]["judged"] == {"in no part": 17, "test": 1}
+    assert entry["learnt_from"] == {}
+    # The validation part was learnt from: thresholds are chosen on what the training has kept of it.
+    assert entry["thresholds"][2]["threshold"] == pytest.approx(0.6)
+    assert "had not seen" in entry["thresholds"][2]["chosen_on"]
+    everything = call(bundle, phantoms, "-o", tmp_path / "all", "--part", "all")
+    entry = report(tmp_path / "all")
+    assert entry["learnt_from"] == {"train": 10, "validation": 12}
+    assert len(entry["thresholds"]) == 1  # the cases of the kept answers are among those that are judged
+    for text in (
+        everything.stdout,
+        (tmp_path / "all/report.md").read_text(),
+        (tmp_path / "all/report.html").read_text(),
+    ):
+        assert "WARNING: the model has learnt from 22 of the 40 cases" in " ".join(text.split())
+    # The manifest may call them a test part: the card knows better.
+    path = manifest(phantoms, "wrong.csv", lambda number, row: row | {"split": "test" if number < 15 else "train"})
+    wrong = call(bundle, path, "-o", tmp_path / "wrong")
+    assert "has learnt from 15 of the 15 cases" in " ".join(wrong.stdout.split())
+    none = manifest(phantoms, "train.csv", lambda number, row: row if number < 10 else {})
+    assert "--part all" in two_lines(call(bundle, none, "-o", tmp_path / "none"))
+
+
+def test_parts_that_make_no_sense_are_refused(phantoms: Path) -> None:
+    strange = manifest(phantoms, "strange.csv", lambda number, row: row | {"split": "holdout" if number else "test"})
+    with pytest.raises(ManifestError, match="has the split `holdout`, expected train, validation, test"):
+        read_parts(read_manifest(strange), {})
+    torn = manifest(
+        phantoms, "torn.csv", lambda number, row: row | {"patient": "p", "split": "test" if number % 2 else "train"}
+    )
+    with pytest.raises(ManifestError, match="patient `p` is in the parts train and test"):
+        read_parts(read_manifest(torn), {})
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--by", "density"], "has no column `density` to split by, expected one of its further columns (note)"),
+        (["--by", "note"], "has 40 values in the column `note`, expected at most 20 groups"),
+        (["--part", "holdout"], "--part is `holdout`, expected one of auto, train, validation, test, all"),
+        (["--part", "test"], "has no case of the part test"),
+        (["--prevalence", "1"], "--prevalence is 1, expected more than 0 and less than 1"),
+        (["--target", "openvino:int8"], "openvino:int8 was not proven"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(
+    phantoms: Path, bundle_folder: Path, tmp_path: Path, options: list[str], said: str
+) -> None:
+    path = manifest(phantoms, "noted.csv", lambda number, row: row | {"note": str(number)})
+    result = call(bundle_folder, path, "-o", tmp_path / "out", *options)
+    assert result.exit_code == 2
+    assert said in two_lines(result)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_neither_bundle_nor_checkpoint(phantoms: Path, tmp_path: Path) -> None:
+    result = call(tmp_path, phantoms, "-o", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "holds neither bundle.json nor config.json" in two_lines(result)
+
+
+def test_an_untrained_model_is_called_so_everywhere(phantoms: Path, bundle_folder: Path, tmp_path: Path) -> None:
+    bundle = resealed(bundle_folder, tmp_path / "b", trained=False)
+    result = call(bundle, phantoms, "-o", tmp_path / "out")
+    assert "UNTRAINED" in result.stdout
+    assert "UNTRAINED" in result.stderr
+    assert report(tmp_path / "out")["system"]["trained"] is False
+    for name in ("report.md", "report.html", "report.json"):
+        assert "UNTRAINED" in (tmp_path / "out" / name).read_text(), name
+
+
+def test_few_patients_are_told_what_they_cannot_show(phantoms: Path, bundle_folder: Path, tmp_path: Path) -> None:
+    path = manifest(phantoms, "few.csv", lambda number, row: row if number < 12 else {})
+    said = " ".join(call(bundle_folder, path, "-o", tmp_path / "out").stdout.split())
+    assert "benign patients are few: a validation needs 100 of each" in said
+    assert "too narrow" in said
+    same = manifest(phantoms, "same.csv", lambda number, row: row | {"label": "0"} if number < 12 else {})
+    result = call(bundle_folder, same, "-o", tmp_path / "benign")
+    assert result.exit_code == 0, result.stderr
+    entry = report(tmp_path / "benign")
+    assert (entry["auc"]["value"], entry["curves"]) == (None, None)
+    assert "no pair to rank" in entry["auc"]["reason"]
+
+
+def test_answers_do_not_depend_on_their_neighbours(
+    phantoms: Path, bundle_folder: Path, checkpoint_folder: Path
+) -> None:
+    cases = read_manifest(phantoms).cases
+    with bundle_system(bundle_folder, "onnxruntime:fp32") as system:
+        together = [one.probability for one in ask(system, cases)]
+        alone = [one.probability for case in cases[:3] for one in ask(system, [case])]
+    assert alone == pytest.approx(together[:3], abs=1e-6)
+    original = [one.probability for one in ask(checkpoint_system(checkpoint_folder), cases)]
+    assert together == pytest.approx(original, abs=1e-4)
+
+
+# ---------------------------------------------------------------- the model card
+
+
+def test_the_card_is_written_sealed_and_shown(phantoms: Path, bundle_folder: Path, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(bundle_folder, tmp_path / "b"))
+    before = Bundle.open(bundle)
+    assert "## Proven at export" in (bundle / NAME).read_text()
+    options = [phantoms, "-o", tmp_path / "out", "--overwrite", "--update-card"]
+    assert call(bundle, *options).exit_code == 0
+    after = Bundle.open(bundle)
+    entry = report(tmp_path / "out")
+    (found,) = after.entry["card"]["eval_metrics"]
+    assert found["auc"] == entry["auc"]
+    assert after.digest != before.digest
+    same = {name: facts for name, facts in after.entry["files"].items() if name != NAME}
+    assert same == {name: facts for name, facts in before.entry["files"].items() if name != NAME}
+    assert f"{entry['auc']['value']:.3f}" in (bundle / NAME).read_text()
+    shown = CliRunner().invoke(app, ["inspect", str(bundle)])
+    assert f"AUC {entry['auc']['value']:.3f}" in shown.stdout
+    # Again: in its place; on another target: beside it.
+    assert call(bundle, *options).exit_code == 0
+    assert call(bundle, *options, "--target", "openvino:fp32").exit_code == 0
+    assert [one["target"] for one in Bundle.open(bundle).entry["card"]["eval_metrics"]] == [
+        *("onnxruntime:fp32", "openvino:fp32")
+    ]
+    with pytest.raises(BundleError, match="is not what was evaluated"):
+        update(bundle, entry)
+    (bundle / NAME).write_text((bundle / NAME).read_text().replace("not for diagnosis", "for diagnosis"))
+    with pytest.raises(DigestMismatch):
+        Bundle.open(bundle)
+
+
+def test_only_a_bundle_has_a_card_to_update(phantoms: Path, checkpoint_folder: Path, tmp_path: Path) -> None:
+    result = call(checkpoint_folder, phantoms, "-o", tmp_path / "out", "--update-card")
+    assert result.exit_code == 2
+    assert "expected a bundle" in two_lines(result)
+
+
+def test_a_record_tells_parts_and_no_names() -> None:
+    found = split_record.record(["anna", "berta", "anna", "clara"], {"train": [0, 2], "validation": [1], "test": [3]})
+    assert [len(one) for one in found.values()] == [1, 1, 1]
+    assert "anna" not in json.dumps(found)
+    parts = split_record.parts_of({split_record.KEY: found})
+    assert [parts.get(split_record.digest(name)) for name in ("anna", "berta", "clara", "dora")] == [
+        *("train", "validation", "test", None)
+    ]
+    assert split_record.parts_of({}) == split_record.parts_of({split_record.KEY: 3}) == {}
