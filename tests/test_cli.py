@@ -22,7 +22,7 @@ from mpmmu_rt import __version__
 from mpmmu_rt.bundle import Bundle, seal
 from mpmmu_rt.cli import _report, app, debug_first
 
-COMMANDS = ("train", "export", "verify", "run", "predict", "bench", "report", "inspect", "doctor", "phantom")
+COMMANDS = ("train", "export", "verify", "run", "predict", "bench", "report", "inspect", "doctor", "phantom", "native")
 
 
 def call(*arguments: object) -> Result:

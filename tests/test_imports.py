@@ -28,7 +28,20 @@ HEAVY = (
     ),
 )
 BLOCK = f"import sys\nfor name in {HEAVY!r}:\n    sys.modules[name] = None\n"
-COMMANDS = ("train", "export", "verify", "run", "predict", "bench", "compare", "report", "inspect", "doctor", "phantom")
+COMMANDS = (
+    "train",
+    "export",
+    "verify",
+    "run",
+    "predict",
+    "bench",
+    "compare",
+    "report",
+    "inspect",
+    "doctor",
+    "phantom",
+    "native",
+)
 
 
 def runtime_files() -> list[Path]:

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from . import _report, bench, compare, doctor, export, inspect, phantom, predict, report, run, train, verify
+from . import _report, bench, compare, doctor, export, inspect, native, phantom, predict, report, run, train, verify
 
 
 class _Commands(TyperGroup):
@@ -77,6 +77,7 @@ for _command in (
     inspect.inspect,
     doctor.doctor,
     phantom.phantom,
+    native.native,
 ):
     app.command()(_report.reported(_command))
 
