@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import shutil
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,10 +17,11 @@ import pytest
 
 from mpmmu_rt import load
 from mpmmu_rt.bundle import Bundle, seal
+from mpmmu_rt.engines import known_engine
 from mpmmu_rt.predictor import Predictor
-from mpmmu_rt.spec import MODALITIES, Array, Modality
+from mpmmu_rt.spec import MODALITIES, Array, Modality, Target
 
-from .native import STATUSES, Info, Library, Model, NativeError, Options, Outputs, Said, SelfTest
+from .native import STATUSES, Info, Library, Model, NativeError, Options, Outputs, Said, SelfTest, checked
 
 STORED = Path(__file__).parents[1] / "data" / "bundle_613dfc9"
 FIRST = "onnxruntime:fp32"
@@ -60,6 +62,108 @@ def test_a_bundle_of_now_on_onnxruntime(library: Library, bundle_folder: Path) -
     with load(bundle_folder, FIRST, threads=1) as predictor, library.open(bundle_folder, FIRST, 1) as model:
         for cases in (1, 3, 8):
             same(model, predictor, pixels(48, cases, cases))
+
+
+@pytest.fixture
+def with_bf16(tmp_path: Path) -> Path:
+    """The stored bundle as if openvino:bf16 had been proven: it runs the FP32 graphs."""
+    folder = Path(shutil.copytree(STORED, tmp_path / "bf16.bundle"))
+    entry = json.loads((folder / "bundle.json").read_text())
+    seal(folder, entry | {"targets": [*entry["targets"], "openvino:bf16"]})
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+def test_on_openvino(library: Library, with_bf16: Path, precision: str, threads: int) -> None:
+    """More cases than there are lanes, so that streams are compiled anew and lanes wait for each other."""
+    if problem := known_engine(Target("openvino", precision)).problem(precision):
+        pytest.skip(str(problem))
+    target = f"openvino:{precision}"
+    with load(with_bf16, target, threads=threads) as predictor, library.open(with_bf16, target, threads) as model:
+        for cases in (1, 2, 9, 1):
+            same(model, predictor, pixels(32, cases, cases))
+        info = model.info
+        assert (info.target.decode(), info.head_target.decode()) == (target, FIRST)
+        assert model.self_test().batch == 0.0
+        golden = predictor.bundle.golden()
+        same(model, predictor, {modality: golden[f"{modality}.pixels"] for modality in MODALITIES})
+
+
+@pytest.mark.slow
+def test_a_bundle_of_now_on_openvino(library: Library, bundle_folder: Path) -> None:
+    if problem := known_engine(Target("openvino", "fp32")).problem():
+        pytest.skip(str(problem))
+    target = "openvino:fp32"
+    with load(bundle_folder, target, threads=1) as predictor, library.open(bundle_folder, target, 1) as model:
+        same(model, predictor, pixels(48, 3))
+
+
+ALONE = """
+import sys
+from pathlib import Path
+import numpy as np
+from tests.native.native import Library
+from tests.native.test_predict import STORED, pixels
+with Library(Path(sys.argv[1]), {"openvino": Path(sys.argv[2])}).open(STORED, "openvino:fp32", 1) as model:
+    assert (model.info.head_target, model.info.learners) == (b"openvino:fp32", 4)
+    model.self_test()
+    said = model.predict(pixels(32, 5))
+np.savez(sys.argv[3], embedding=said.embedding, probability=said.probability, base=said.base_probability)
+"""
+
+
+@pytest.mark.slow
+def test_where_onnxruntime_is_not_here_the_head_runs_on_openvino_and_it_says_so(
+    library: Library, tmp_path: Path
+) -> None:
+    """In a process of its own: in this one the loader knows ONNX Runtime by its name."""
+    if "openvino" not in library.engines:
+        pytest.skip("openvino is not installed: pip install 'mpmmu-rt[openvino]'")
+    arguments = [str(library.path), str(library.engines["openvino"]), str(tmp_path / "said.npz")]
+    checked([sys.executable, "-c", ALONE, *arguments], PYTHONPATH=str(Path(__file__).parents[2]))
+    with library.open(STORED, "openvino:fp32", 1) as model:
+        want = model.predict(pixels(32, 5))
+    got = np.load(tmp_path / "said.npz")
+    np.testing.assert_array_equal(got["embedding"], want.embedding)
+    np.testing.assert_allclose(got["probability"], want.probability, atol=1e-6)
+    assert want.base_probability is not None
+    np.testing.assert_allclose(got["base"], want.base_probability, atol=1e-6)
+
+
+def test_an_onnxruntime_that_was_named_and_is_not_there_is_an_error_for_the_head_too(
+    library: Library, tmp_path: Path
+) -> None:
+    if "openvino" not in library.engines:
+        pytest.skip("openvino is not installed: pip install 'mpmmu-rt[openvino]'")
+    engines = library.engines | {"onnxruntime": tmp_path / "libonnxruntime.so"}
+    with pytest.raises(NativeError, match="can't be loaded") as caught:
+        Library(library.path, engines).open(STORED, "openvino:fp32", 1)
+    assert caught.value.status == "MISSING_LIBRARY"
+
+
+@pytest.mark.slow
+def test_int8_that_is_computed_in_float_is_refused(library: Library, tmp_path: Path) -> None:
+    """Float graphs in the place of those with 8 bits: no number tells, OpenVINO's own word does."""
+    if "openvino" not in library.engines:
+        pytest.skip("openvino is not installed: pip install 'mpmmu-rt[openvino]'")
+    folder = Path(shutil.copytree(STORED, tmp_path / "float.bundle"))
+    entry = json.loads((folder / "bundle.json").read_text())
+    for modality in MODALITIES:
+        entry["graphs"][f"{modality}.int8"] = entry["graphs"][modality]
+    seal(folder, entry)
+    with pytest.raises(NativeError, match="OpenVINO computes no layer of checkpoint in 8 bits on this processor"):
+        library.open(folder, "openvino:int8", 1)
+
+
+@pytest.mark.slow
+def test_bf16_where_onednn_is_held_to_less(library: Library, with_bf16: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if problem := known_engine(Target("openvino", "bf16")).problem("bf16"):
+        pytest.skip(str(problem))
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "avx2")
+    with pytest.raises(NativeError, match="holds this processor to AVX2, expected AVX512_CORE or later for BF16"):
+        library.open(with_bf16, "openvino:bf16", 1)
 
 
 def test_it_says_what_it_is(stored: Model) -> None:

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <memory>
+#include <nlohmann/json.hpp>
 #include <set>
 
 #include "failure.h"
@@ -279,7 +280,7 @@ Bundle Bundle::open(const std::string &given) {
     const mpmmu_preprocessing how = mpmmu::preprocessing(mapping(entry, "preprocessing"));
     const double limit = mpmmu::threshold(entry);
     const std::size_t width = check_pixels(entry, how.side);
-    const Bundle bundle{folder, std::move(entry), sha256(data), how, limit, width};
+    const Bundle bundle{folder, std::make_shared<const Json>(std::move(entry)), sha256(data), how, limit, width};
     bundle.check_files();
     return bundle;
   } catch (const MissingKey &missing) {
@@ -291,13 +292,17 @@ Bundle Bundle::open(const std::string &given) {
   }
 }
 
+std::string Bundle::name() const { return entry->at("name").get<std::string>(); }
+
+bool Bundle::trained() const { return entry->at("trained").get<bool>(); }
+
 void Bundle::check_files() const {
-  const Json &files = mapping(entry, "files"), &graphs = mapping(entry, "graphs");
+  const Json &files = mapping(*entry, "files"), &graphs = mapping(*entry, "graphs");
   std::vector<Json> used;
   for (const auto &item : graphs.items()) used.push_back(item.value());
-  used.push_back(entry.at("golden"));
-  const auto pool = entry.find("attention_pool");
-  if (pool != entry.end() && !pool->is_null()) used.push_back(pool->at("weights"));
+  used.push_back(entry->at("golden"));
+  const auto pool = entry->find("attention_pool");
+  if (pool != entry->end() && !pool->is_null()) used.push_back(pool->at("weights"));
   for (const Json &name : used) {
     if (!name.is_string()) throw Malformed{"`graphs` has " + python_repr(name) + ", expected a path"};
   }
@@ -333,7 +338,7 @@ void Bundle::check_files() const {
 
 void Bundle::require_proven(const std::string &target) const {
   std::string listed;
-  for (const Json &one : entry.at("targets")) {
+  for (const Json &one : entry->at("targets")) {
     if (one == target) return;
     listed += (listed.empty() ? "" : ", ") + one.get<std::string>();
   }
@@ -343,7 +348,7 @@ void Bundle::require_proven(const std::string &target) const {
 }
 
 std::string Bundle::graph(const std::string &name, bool int8) const {
-  const Json &graphs = entry.at("graphs");
+  const Json &graphs = entry->at("graphs");
   const std::string full = int8 ? name + ".int8" : name;
   if (!graphs.contains(full)) {
     throw senseless(folder + " holds no INT8 graph `" + full + "`, expected a bundle that was calibrated",
@@ -352,20 +357,8 @@ std::string Bundle::graph(const std::string &name, bool int8) const {
   return join_path(folder, graphs.at(full).get<std::string>());
 }
 
-std::vector<std::size_t> Bundle::shape_of_one(const std::string &tensor) const {
-  std::vector<std::size_t> shape;
-  const auto spec = entry.at("tensors").find(tensor);
-  if (spec == entry.at("tensors").end()) return shape;
-  const Json &lengths = spec->at("shape");
-  for (std::size_t i = 1; i < lengths.size(); ++i) {
-    if (!lengths[i].is_number_unsigned()) return {};
-    shape.push_back(lengths[i].get<std::size_t>());
-  }
-  return shape;
-}
-
 Arrays Bundle::golden() const {
-  const std::string path = join_path(folder, entry.at("golden").get<std::string>());
+  const std::string path = join_path(folder, entry->at("golden").get<std::string>());
   std::string problem;
   const auto data = read_file(path, kMaxGoldenBytes, problem);
   if (!data) throw senseless(path + " " + problem);

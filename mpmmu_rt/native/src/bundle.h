@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <map>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -31,7 +32,7 @@ Arrays parse_npz(const std::string &data, std::uint64_t limit);
 
 struct Bundle {
   std::string folder;
-  Json entry;
+  std::shared_ptr<const Json> entry;  // bundle.json
   std::string digest;
   mpmmu_preprocessing preprocessing;
   double threshold;
@@ -41,8 +42,8 @@ struct Bundle {
   // makes no sense, is of another version, or is no bundle.
   static Bundle open(const std::string &folder);
 
-  std::string name() const { return entry.at("name").get<std::string>(); }
-  bool trained() const { return entry.at("trained").get<bool>(); }
+  std::string name() const;
+  bool trained() const;
 
   // Throws MPMMU_USAGE_ERROR for a target that the export did not prove.
   void require_proven(const std::string &target) const;
@@ -52,9 +53,6 @@ struct Bundle {
 
   // The golden vectors, every one that there must be; throws MPMMU_BUNDLE_ERROR.
   Arrays golden() const;
-
-  // The shape of a tensor behind the batch, where all of it is known.
-  std::vector<std::size_t> shape_of_one(const std::string &tensor) const;
 
   void check_files() const;
 };

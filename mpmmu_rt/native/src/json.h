@@ -1,7 +1,7 @@
 // JSON as Python reads and writes it: a bundle's own digest is that of what `json.dumps` makes of it.
 #pragma once
 
-#include <nlohmann/json.hpp>
+#include <nlohmann/json_fwd.hpp>
 #include <string>
 
 namespace mpmmu {
