@@ -35,6 +35,7 @@ COMMANDS = (
     "inspect",
     "doctor",
     "phantom",
+    "native",
 )
 
 

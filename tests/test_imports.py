@@ -30,7 +30,7 @@ HEAVY = (
 BLOCK = f"import sys\nfor name in {HEAVY!r}:\n    sys.modules[name] = None\n"
 COMMANDS = (
     *("train", "ablate", "evaluate", "export", "verify", "run", "predict", "bench", "compare", "report", "inspect"),
-    *("doctor", "phantom"),
+    *("doctor", "phantom", "native"),
 )
 
 

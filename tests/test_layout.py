@@ -111,8 +111,10 @@ def test_the_wheel_holds_every_package_once(tmp_path: Path) -> None:
     for link in LINKS:
         want |= {f"{link}/{path.relative_to(ROOT / link)}" for path in (ROOT / link).rglob("*.py")}
     want |= {f"mpmmu_rt/kernels/{path.name}" for path in (ROOT / "kernels").glob("*.cu*")}
+    native = [path for path in (ROOT / "mpmmu_rt/native").rglob("*") if path.is_file()]
+    want |= {f"mpmmu_rt/{path.relative_to(ROOT / 'mpmmu_rt')}" for path in native}
     assert sorted(held) == sorted(want | {"mpmmu_rt/py.typed"})
-    assert {"mpmmu_rt/export/build.py", "mpmmu_rt/kernels/reference.py"} <= set(held)
+    assert {"mpmmu_rt/export/build.py", "mpmmu_rt/kernels/reference.py", "mpmmu_rt/native/include/mpmmu.h"} <= set(held)
 
 
 def test_type_checkers_find_the_installed_package(tmp_path: Path) -> None:

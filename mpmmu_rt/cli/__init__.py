@@ -23,6 +23,7 @@ from . import (
     evaluate,
     export,
     inspect,
+    native,
     phantom,
     predict,
     report,
@@ -97,6 +98,7 @@ for _command in (
     inspect.inspect,
     doctor.doctor,
     phantom.phantom,
+    native.native,
 ):
     app.command()(_report.reported(_command))
 

@@ -1,0 +1,24 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ._report import note
+
+SOURCES = Path(__file__).resolve().parents[1] / "native"
+MARKER = "include/mpmmu.h"
+
+
+def native(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")] = Path("mpmmu-native"),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier output.")] = False,
+) -> None:
+    """Write the sources of the C++ runtime with its C header, for a device without Python."""
+    from mpmmu_rt.files import atomic_folder
+
+    with atomic_folder(output, marker=MARKER, overwrite=overwrite) as partial:
+        shutil.copytree(SOURCES, partial, dirs_exist_ok=True)
+    note(f"wrote the C++ runtime: {output}; {output}/README.md says how to build it")

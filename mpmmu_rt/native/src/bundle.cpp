@@ -1,0 +1,380 @@
+#include "bundle.h"
+
+#include <dirent.h>
+
+#include <algorithm>
+#include <cmath>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <set>
+
+#include "failure.h"
+#include "files.h"
+
+namespace mpmmu {
+namespace {
+
+constexpr const char *kSchema = "mpmmu-bundle/1";
+constexpr const char *kManifest = "bundle.json";
+constexpr std::uint64_t kMaxJsonBytes = 16u << 20, kMaxGoldenBytes = 1u << 28, kMaxFileBytes = std::uint64_t{8} << 30;
+constexpr int kMaxSide = 4096;
+constexpr const char *kHint = "export the bundle again with `mpmmu-rt export`";
+constexpr const char *kAltered = "the bundle was altered or damaged: do not use it; copy or export it again";
+constexpr const char *kGraphs[] = {"mammography", "ultrasound", "attention_pool",
+                                   "mammography_onnxruntime", "ultrasound_onnxruntime", "attention_pool_onnxruntime",
+                                   "head", "head_onnxruntime", "model"};
+constexpr const char *kGolden[] = {"embedding", "mammography.feature_map", "mammography.pixels",
+                                   "probability", "ultrasound.feature_map", "ultrasound.pixels"};
+
+Failure altered(const std::string &message, const std::string &hint = kAltered) {
+  return Failure(MPMMU_DIGEST_MISMATCH, message, hint);
+}
+Failure senseless(const std::string &message, const std::string &hint = kHint) {
+  return Failure(MPMMU_BUNDLE_ERROR, message, hint);
+}
+
+// What Python raises inside of `Bundle.open`, which tells the two apart.
+struct MissingKey { std::string key; };
+struct Malformed { std::string problem; };
+
+const Json &at(const Json &object, const std::string &key) {
+  const auto found = object.find(key);
+  if (found == object.end()) throw MissingKey{key};
+  return *found;
+}
+
+const Json &mapping(const Json &object, const std::string &key) {
+  const Json &value = at(object, key);
+  if (!value.is_object()) throw Malformed{"`" + key + "` is a " + python_type(value) + ", expected an object"};
+  return value;
+}
+
+Json read_manifest(const std::string &folder, std::string &data) {
+  const std::string path = join_path(folder, kManifest);
+  std::uint64_t size = 0;
+  const Kind kind = kind_of(path, &size);
+  if (kind == Kind::kLink) throw altered(path + " is a link, expected a file");
+  if (kind != Kind::kFile) {
+    for (const char *part : {"onnx/head.onnx", "golden/golden.npz"}) {
+      if (kind_of(join_path(folder, part)) != Kind::kNone) {
+        throw altered(path + " is missing beside other parts of a bundle, expected it");
+      }
+    }
+    const Kind what = kind_of(join_path(folder, ".")) == Kind::kFolder ? Kind::kFolder : kind_of(folder);
+    const std::string state = what == Kind::kNone     ? "does not exist"
+                              : what == Kind::kFolder ? std::string("holds no ") + kManifest
+                                                      : "is a file";
+    throw senseless(folder + " " + state + ", expected a bundle", "name a folder that `mpmmu-rt export` wrote");
+  }
+  if (size > kMaxJsonBytes) {
+    throw altered(path + " has " + std::to_string(size) + " bytes, expected at most " + std::to_string(kMaxJsonBytes));
+  }
+  std::string problem;
+  const auto read = read_file(path, kMaxJsonBytes, problem);
+  if (!read) throw senseless(path + " " + problem, "check its permissions and the disk");
+  data = *read;
+  Json entry;
+  try {
+    entry = parse_json(data);
+  } catch (const std::runtime_error &error) {
+    throw altered(path + " is not valid JSON: " + std::string(error.what()).substr(0, 300));
+  } catch (const Json::exception &error) {
+    throw altered(path + " is not valid JSON: " + std::string(error.what()).substr(0, 300));
+  }
+  if (!entry.is_object()) throw altered(path + " holds a JSON " + python_type(entry) + ", expected an object");
+  // Without white space, which tools and transfers change: what a value's digest can't see is how it was spelt, and a
+  // key that is there twice.
+  Json rest = entry;
+  rest.erase("sha256");
+  const auto own = entry.find("sha256");
+  const bool holds = own != entry.end() && own->is_string() && *own == sha256(dump_json(rest, true));
+  if (!holds || bare(data) != bare(dump_json(entry, false))) {
+    const auto schema = entry.find("schema");
+    const bool known = schema != entry.end() && *schema == kSchema;
+    const std::string of = known ? ""
+                                 : " and has the schema " + python_repr(schema == entry.end() ? Json() : *schema) +
+                                       ", where this version reads `" + kSchema + "`";
+    throw altered(path + " does not match its own SHA-256" + of + ", expected the file as it was exported");
+  }
+  return entry;
+}
+
+void check_pool(const Json &pool) {
+  const Json &kinds = mapping(pool, "kinds");
+  const Json &weights = at(pool, "weights");
+  if (!weights.is_string()) {
+    throw Malformed{"`attention_pool` has the weights " + python_repr(weights) + ", expected a path"};
+  }
+  bool known = kinds.size() == 2;
+  for (const char *modality : kModalities) {
+    const auto found = kinds.find(modality);
+    known = known && found != kinds.end() && (*found == "eca" || *found == "cbam" || *found == "none");
+  }
+  if (!known) {
+    throw Malformed{"`attention_pool` has the kinds " + python_repr(kinds) +
+                    ", expected for mammography and ultrasound one of eca, cbam, none"};
+  }
+}
+
+void check_facts(const Json &entry) {
+  const auto kind = [&](const char *key, bool fits, const char *expected) {
+    const Json &value = at(entry, key);
+    if (!fits) throw Malformed{"`" + std::string(key) + "` is a " + python_type(value) + ", expected a " + expected};
+  };
+  kind("name", at(entry, "name").is_string(), "str");
+  kind("trained", at(entry, "trained").is_boolean(), "bool");
+  kind("targets", at(entry, "targets").is_array(), "list");
+  kind("golden", at(entry, "golden").is_string(), "str");
+  const Json &targets = entry.at("targets");
+  if (!std::all_of(targets.begin(), targets.end(), [](const Json &one) { return one.is_string(); })) {
+    throw Malformed{"`targets` is " + python_repr(targets) + ", expected texts"};
+  }
+  for (const char *key : {"model", "card", "provenance", "parity", "precision", "head"}) mapping(entry, key);
+  const auto pool = entry.find("attention_pool");
+  if (pool != entry.end() && !pool->is_null()) check_pool(mapping(entry, "attention_pool"));
+}
+
+mpmmu_preprocessing preprocessing(const Json &entry) {
+  std::set<std::string> keys;
+  for (const auto &item : entry.items()) keys.insert(item.key());
+  keys.erase("aspect");
+  if (keys != std::set<std::string>{"fit", "size"}) {
+    throw Malformed{"preprocessing is " + python_repr(entry) + ", expected exactly the keys size and fit, and aspect if new"};
+  }
+  const Json &size = entry.at("size"), &fit = entry.at("fit");
+  const Json aspect = entry.value("aspect", Json("stored"));
+  if (!size.is_number_integer() || size < 1 || size > kMaxSide) {
+    throw Malformed{"preprocessing has the size " + python_repr(size) + ", expected an integer from 1 to 4096"};
+  }
+  if (fit != "pad" && fit != "stretch") {
+    throw Malformed{"preprocessing has the fit " + python_repr(fit) + ", expected one of pad, stretch"};
+  }
+  if (aspect != "physical" && aspect != "stored") {
+    throw Malformed{"preprocessing has the aspect " + python_repr(aspect) + ", expected one of physical, stored"};
+  }
+  return {size.get<std::uint32_t>(), fit == "pad", aspect == "physical"};
+}
+
+double threshold(const Json &entry) {
+  const Json &value = at(entry, "threshold");
+  if (!value.is_number_float() || !(value.get<double>() > 0 && value.get<double>() < 1)) {
+    throw Malformed{"`threshold` is " + python_repr(value) + ", expected a number in 0..1"};
+  }
+  const Json &classes = at(entry, "classes");
+  if (classes != Json({"benign", "malignant"})) {
+    throw Malformed{"`classes` is " + python_repr(classes) + ", expected ['benign', 'malignant']"};
+  }
+  return value.get<double>();
+}
+
+void check_tensors(const Json &entry) {
+  for (const auto &item : mapping(entry, "tensors").items()) {
+    if (!item.value().is_object()) throw Malformed{"`tensors` has a " + python_type(item.value()) + ", expected an object"};
+    at(item.value(), "dtype");
+    if (!at(item.value(), "shape").is_array()) throw Malformed{"`tensors` has a shape that is no list"};
+  }
+}
+
+std::string shown(const std::string &name, const Json &spec) {  // TensorSpec.__str__
+  std::string lengths;
+  for (const Json &one : spec.at("shape")) {
+    lengths += (lengths.empty() ? "" : ", ") + (one.is_string() ? one.get<std::string>() : python_repr(one));
+  }
+  const Json &dtype = spec.at("dtype");
+  return name + " " + (dtype.is_string() ? dtype.get<std::string>() : python_repr(dtype)) + "[" + lengths + "]";
+}
+
+// The encoders must take what the preprocessing makes, and the embedding must have a known width, which is returned.
+std::size_t check_pixels(const Json &entry, std::uint32_t side) {
+  const Json &tensors = entry.at("tensors");
+  for (const char *modality : kModalities) {
+    const std::string name = std::string(modality) + "_pixels";
+    const Json &spec = at(tensors, name);
+    if (spec.at("dtype") != "uint8" || spec.at("shape") != Json({"N", 1, side, side})) {
+      const std::string size = std::to_string(side);
+      throw Malformed{"`tensors` has " + shown(name, spec) + ", expected uint8[N, 1, " + size + ", " + size +
+                      "] as `preprocessing` makes"};
+    }
+  }
+  const Json &spec = at(tensors, "embedding"), &shape = spec.at("shape");
+  // 2**20: more than any embedding has, and little enough to count in.
+  if (spec.at("dtype") != "float32" || shape.size() != 2 || !shape[0].is_string() || !shape[1].is_number_integer() ||
+      shape[1] < 1 || shape[1] > 1 << 20) {
+    throw Malformed{"`tensors` has " + shown("embedding", spec) + ", expected float32[N, D]"};
+  }
+  return shape[1].get<std::size_t>();
+}
+
+// As PurePosixPath reads a path: its parts, without `.` and empty ones.
+std::vector<std::string> parts_of(const std::string &name) {
+  std::vector<std::string> parts;
+  for (std::size_t begin = 0; begin <= name.size();) {
+    const std::size_t end = std::min(name.find('/', begin), name.size());
+    const std::string part = name.substr(begin, end - begin);
+    if (!part.empty() && part != ".") parts.push_back(part);
+    begin = end + 1;
+  }
+  return parts;
+}
+
+std::string joined(const std::vector<std::string> &parts) {
+  std::string out;
+  for (const auto &part : parts) out += (out.empty() ? "" : "/") + part;
+  return out;
+}
+
+void check_file(const std::string &folder, const std::string &name, const Json &facts) {
+  const auto parts = parts_of(name);
+  if ((!name.empty() && name[0] == '/') || std::find(parts.begin(), parts.end(), "..") != parts.end() ||
+      name.find('\\') != std::string::npos) {
+    throw senseless(join_path(folder, kManifest) + " lists the path `" + name + "`, expected one inside the bundle");
+  }
+  const Json &size = at(facts, "bytes"), &digest = at(facts, "sha256");
+  if (!size.is_number_integer()) throw Malformed{"`files` has " + python_repr(size) + " bytes, expected an integer"};
+  const std::string path = parts.empty() ? folder : join_path(folder, joined(parts));
+  const std::string bytes = python_repr(size);
+  std::uint64_t got = 0;
+  if (name.find('\0') != std::string::npos || kind_of(path, &got) != Kind::kFile) {
+    throw altered(path + " is missing or a link, expected a file of " + bytes + " bytes");
+  }
+  if (size != got || got > kMaxFileBytes || !digest.is_string() || sha256_file(path) != digest.get<std::string>()) {
+    throw altered(path + " has " + std::to_string(got) + " bytes and another SHA-256 than bundle.json says, expected " +
+                  bytes + " bytes");
+  }
+}
+
+using Parts = std::vector<std::string>;
+
+// Everything below the folder, links not followed.
+void walk(const std::string &folder, const Parts &above, std::vector<std::pair<Parts, Kind>> &found) {
+  std::unique_ptr<DIR, int (*)(DIR *)> open(::opendir(folder.c_str()), ::closedir);
+  while (const dirent *one = open ? ::readdir(open.get()) : nullptr) {
+    const std::string name = one->d_name;
+    if (name == "." || name == "..") continue;
+    Parts parts = above;
+    parts.push_back(name);
+    const std::string path = join_path(folder, name);
+    const Kind kind = kind_of(path);
+    if (kind == Kind::kFolder) walk(path, parts, found);
+    found.emplace_back(std::move(parts), kind);
+  }
+}
+
+}  // namespace
+
+Bundle Bundle::open(const std::string &given) {
+  std::string folder = given;
+  while (folder.size() > 1 && folder.back() == '/') folder.pop_back();
+  const std::string manifest = join_path(folder, kManifest);
+  std::string data;
+  Json entry = read_manifest(folder, data);
+  const auto schema = entry.find("schema");
+  if (schema == entry.end() || *schema != kSchema) {
+    throw senseless(manifest + " has the schema " + python_repr(schema == entry.end() ? Json() : *schema) +
+                        ", this version reads `" + kSchema + "`",
+                    "export the bundle again with this version of mpmmu-rt");
+  }
+  try {
+    check_facts(entry);
+    check_tensors(entry);
+    const mpmmu_preprocessing how = mpmmu::preprocessing(mapping(entry, "preprocessing"));
+    const double limit = mpmmu::threshold(entry);
+    const std::size_t width = check_pixels(entry, how.side);
+    const Bundle bundle{folder, std::make_shared<const Json>(std::move(entry)), sha256(data), how, limit, width};
+    bundle.check_files();
+    return bundle;
+  } catch (const MissingKey &missing) {
+    throw senseless(manifest + " lacks the key `" + missing.key + "`, expected all keys of " + kSchema);
+  } catch (const Malformed &malformed) {
+    throw senseless(manifest + " is malformed: " + malformed.problem);
+  } catch (const Json::exception &error) {  // of a kind that nothing above expects
+    throw senseless(manifest + " is malformed: " + error.what());
+  }
+}
+
+std::string Bundle::name() const { return entry->at("name").get<std::string>(); }
+
+bool Bundle::trained() const { return entry->at("trained").get<bool>(); }
+
+void Bundle::check_files() const {
+  const Json &files = mapping(*entry, "files"), &graphs = mapping(*entry, "graphs");
+  std::vector<Json> used;
+  for (const auto &item : graphs.items()) used.push_back(item.value());
+  used.push_back(entry->at("golden"));
+  const auto pool = entry->find("attention_pool");
+  if (pool != entry->end() && !pool->is_null()) used.push_back(pool->at("weights"));
+  for (const Json &name : used) {
+    if (!name.is_string()) throw Malformed{"`graphs` has " + python_repr(name) + ", expected a path"};
+  }
+  const std::string manifest = join_path(folder, kManifest);
+  for (const Json &name : used) {
+    if (!files.contains(name.get<std::string>())) {
+      throw senseless(manifest + " does not list " + name.get<std::string>() + ", expected its digest");
+    }
+  }
+  for (const char *graph : kGraphs) {
+    if (!graphs.contains(graph)) throw senseless(manifest + " does not list " + graph + ", expected its digest");
+  }
+  for (const auto &item : files.items()) {
+    if (!item.value().is_object()) throw Malformed{"`files` has a " + python_type(item.value()) + ", expected an object"};
+    check_file(folder, item.key(), item.value());
+  }
+  // An engine is code, and is looked for beside its graph; and what nobody listed, nobody has looked at.
+  std::vector<std::pair<Parts, Kind>> found;
+  walk(folder, {}, found);
+  std::sort(found.begin(), found.end());
+  for (const auto &[parts, kind] : found) {
+    const std::string name = joined(parts);
+    if (kind == Kind::kFolder || name == kManifest || files.contains(name)) continue;
+    const std::string &last = parts.back();
+    const bool left_by_systems = last == ".DS_Store" || last == "Thumbs.db" || last == "desktop.ini";
+    if (!left_by_systems || name.rfind("engines/", 0) == 0) {
+      throw altered(folder + " holds " + name + ", which " + kManifest +
+                        " does not list, expected the files as they were exported",
+                    "remove it, if you put it there; else do not use the bundle: copy or export it again");
+    }
+  }
+}
+
+void Bundle::require_proven(const std::string &target) const {
+  std::string listed;
+  for (const Json &one : entry->at("targets")) {
+    if (one == target) return;
+    listed += (listed.empty() ? "" : ", ") + one.get<std::string>();
+  }
+  throw Failure(MPMMU_USAGE_ERROR,
+                target + " was not proven when " + folder + " was exported, expected one of " + listed,
+                "export it again with --target " + target + "; `mpmmu-rt inspect` says why a target was left out");
+}
+
+std::string Bundle::graph(const std::string &name, bool int8) const {
+  const Json &graphs = entry->at("graphs");
+  const std::string full = int8 ? name + ".int8" : name;
+  if (!graphs.contains(full)) {
+    throw senseless(folder + " holds no INT8 graph `" + full + "`, expected a bundle that was calibrated",
+                    "export it again with --calibrate MANIFEST");
+  }
+  return join_path(folder, graphs.at(full).get<std::string>());
+}
+
+Arrays Bundle::golden() const {
+  const std::string path = join_path(folder, entry->at("golden").get<std::string>());
+  std::string problem;
+  const auto data = read_file(path, kMaxGoldenBytes, problem);
+  if (!data) throw senseless(path + " " + problem);
+  Arrays found;
+  try {
+    found = parse_npz(*data, kMaxGoldenBytes);
+  } catch (const std::runtime_error &error) {
+    throw senseless(path + " is not a readable .npz file: " + error.what());
+  }
+  for (const char *name : kGolden) {
+    if (!found.count(name)) {
+      throw senseless(path + " lacks `" + name + "`, expected embedding, mammography.feature_map, mammography.pixels, "
+                      "probability, ultrasound.feature_map, ultrasound.pixels");
+    }
+  }
+  return found;
+}
+
+}  // namespace mpmmu

@@ -1,0 +1,60 @@
+// An opened bundle: `mpmmu_rt/bundle.py` specifies the format, and is what this follows line by line.
+#pragma once
+
+#include <cstddef>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "json.h"
+#include "mpmmu.h"
+
+namespace mpmmu {
+
+inline constexpr const char *kModalities[] = {"mammography", "ultrasound"};
+
+// An array of an .npz file, in C order.
+struct Array {
+  std::string dtype;  // as in NumPy's header: "|u1", "<f4", "<f8"
+  std::vector<std::size_t> shape;
+  std::string bytes;
+
+  bool octets() const { return dtype == "|u1"; }
+  const std::uint8_t *data() const { return reinterpret_cast<const std::uint8_t *>(bytes.data()); }
+  std::vector<double> numbers() const;  // of floats
+};
+
+using Arrays = std::map<std::string, Array>;
+
+// The arrays of an .npz file that unpacks to at most `limit` bytes; throws std::runtime_error for anything else.
+Arrays parse_npz(const std::string &data, std::uint64_t limit);
+
+struct Bundle {
+  std::string folder;
+  std::shared_ptr<const Json> entry;  // bundle.json
+  std::string digest;
+  mpmmu_preprocessing preprocessing;
+  double threshold;
+  std::size_t width;  // of the embedding
+
+  // Throws Failure: MPMMU_DIGEST_MISMATCH for what is not as it was sealed, MPMMU_BUNDLE_ERROR for what was sealed and
+  // makes no sense, is of another version, or is no bundle.
+  static Bundle open(const std::string &folder);
+
+  std::string name() const;
+  bool trained() const;
+
+  // Throws MPMMU_USAGE_ERROR for a target that the export did not prove.
+  void require_proven(const std::string &target) const;
+
+  // The path of a graph; throws MPMMU_BUNDLE_ERROR for one in INT8 of a bundle that was not calibrated.
+  std::string graph(const std::string &name, bool int8 = false) const;
+
+  // The golden vectors, every one that there must be; throws MPMMU_BUNDLE_ERROR.
+  Arrays golden() const;
+
+  void check_files() const;
+};
+
+}  // namespace mpmmu

@@ -1,0 +1,84 @@
+// What an engine is to the rest: two halves, both encoders with the attention pool, and the stacking head.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "bundle.h"
+
+namespace mpmmu {
+
+// Both encoders and the attention pool. Threads may share it.
+class Embedder {
+ public:
+  virtual ~Embedder() = default;
+
+  // pixels: uint8 [cases, 1, S, S] per modality; fills embedding, float32 [cases, D]. Throws Failure.
+  virtual void embed(const std::uint8_t *const (&pixels)[2], std::size_t cases, float *embedding) = 0;
+};
+
+// The stacking head, in FP32. Threads may share it.
+class Head {
+ public:
+  virtual ~Head() = default;
+
+  virtual std::size_t learners() const = 0;
+
+  // embedding: float32 [cases, D]; fills probability [cases] and, unless NULL, base [cases, learners]. Throws Failure.
+  virtual void run(const float *embedding, std::size_t cases, float *probability, float *base) = 0;
+};
+
+// What is asked for: paths may be empty, which is where the loader looks.
+struct Wanted {
+  std::string precision;
+  std::string library;
+  unsigned threads;
+};
+
+// What threads borrow: made on demand, kept, the last one used first.
+template <class Lane>
+class Lanes {
+ public:
+  template <class Make, class Use>
+  void with(Make make, Use use) {
+    std::unique_ptr<Lane> lane;
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      if (!idle_.empty()) {
+        lane = std::move(idle_.back());
+        idle_.pop_back();
+      }
+    }
+    if (!lane) lane = make();
+    use(*lane);  // one that fails is not kept
+    const std::lock_guard<std::mutex> lock(mutex_);
+    idle_.push_back(std::move(lane));
+  }
+
+ private:
+  std::mutex mutex_;
+  std::vector<std::unique_ptr<Lane>> idle_;
+};
+
+std::string onnxruntime_version(const std::string &library);
+std::unique_ptr<Embedder> onnxruntime_embedder(const Bundle &bundle, const Wanted &wanted);
+std::unique_ptr<Head> onnxruntime_head(const Bundle &bundle, const Wanted &wanted);
+
+std::string openvino_version(const std::string &library);
+std::unique_ptr<Embedder> openvino_embedder(const Bundle &bundle, const Wanted &wanted);
+std::unique_ptr<Head> openvino_head(const Bundle &bundle, const Wanted &wanted);
+
+// The first of `names`, or `given` if it is not empty, as dlopen finds it; never unloaded: engines keep threads and
+// state. Throws MPMMU_MISSING_LIBRARY. `purpose`: what needs it; `hint`: what to do.
+void *load_library(const std::string &given, const std::vector<std::string> &names, const std::string &purpose,
+                   const std::string &hint);
+
+// The first line of an engine's message.
+std::string first_line(const std::string &message);
+
+}  // namespace mpmmu

@@ -1,0 +1,28 @@
+// Bounded reads, digests, and what may be used of the machine.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <string>
+
+namespace mpmmu {
+
+std::string join_path(const std::string &folder, const std::string &name);
+
+enum class Kind { kNone, kFile, kFolder, kLink, kOther };
+
+// Of what the path names itself: a link is a link.
+Kind kind_of(const std::string &path, std::uint64_t *size = nullptr);
+
+// At most `limit` bytes; nothing where there are more, or the file can't be read (`problem` says why).
+std::optional<std::string> read_file(const std::string &path, std::uint64_t limit, std::string &problem);
+
+// SHA-256 as 64 hexadecimal digits.
+std::string sha256(const std::string &data);
+std::optional<std::string> sha256_file(const std::string &path);
+
+// Threads that this process may really use, whatever library runs them: `mpmmu_rt.machine.usable_threads`.
+unsigned usable_threads();
+
+}  // namespace mpmmu

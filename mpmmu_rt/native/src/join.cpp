@@ -1,0 +1,223 @@
+#include "join.h"
+
+#include <cstdint>
+#include <fstream>
+#include <functional>
+#include <map>
+#include <stdexcept>
+#include <string_view>
+
+#include "files.h"
+
+namespace mpmmu {
+namespace {
+
+using std::string_view;
+
+// Fields of ONNX's messages, by their numbers in onnx.proto.
+namespace model {
+constexpr unsigned kIrVersion = 1, kGraph = 7, kOpset = 8, kFunction = 25;
+}
+namespace graph {
+constexpr unsigned kNode = 1, kName = 2, kInitializer = 5, kInput = 11, kOutput = 12;
+}
+namespace node {
+constexpr unsigned kInput = 1, kOutput = 2, kName = 3, kAttribute = 5;
+}
+namespace attribute {
+constexpr unsigned kGraph = 6, kGraphs = 11;
+}
+namespace tensor {
+constexpr unsigned kName = 8, kRawData = 9, kExternalData = 13, kLocation = 14;
+}
+namespace value {  // and the key of an external_data entry
+constexpr unsigned kName = 1, kType = 2;
+}
+
+constexpr std::uint64_t kMaxGraphBytes = std::uint64_t{2} << 30;  // protobuf's own limit
+
+// One field of a message of protobuf: `whole` with its tag; `content` of texts and messages.
+struct Field {
+  unsigned number;
+  std::uint64_t number_value;
+  string_view whole, content;
+};
+
+std::uint64_t varint(string_view data, std::size_t &at) {
+  std::uint64_t found = 0;
+  for (unsigned shift = 0; shift < 64; shift += 7) {
+    if (at >= data.size()) break;
+    const auto byte = static_cast<unsigned char>(data[at++]);
+    found |= static_cast<std::uint64_t>(byte & 127) << shift;
+    if (byte < 128) return found;
+  }
+  throw std::runtime_error("a graph is damaged");
+}
+
+void each(string_view message, const std::function<void(const Field &)> &use) {
+  for (std::size_t at = 0; at < message.size();) {
+    const std::size_t begin = at;
+    const std::uint64_t tag = varint(message, at);
+    Field field{static_cast<unsigned>(tag >> 3), 0, {}, {}};
+    std::size_t length = 0;
+    if ((tag & 7) == 0) field.number_value = varint(message, at);
+    else if ((tag & 7) == 1) length = 8;
+    else if ((tag & 7) == 5) length = 4;
+    else if ((tag & 7) == 2) length = varint(message, at);
+    else throw std::runtime_error("a graph is damaged");
+    if (length > message.size() - at) throw std::runtime_error("a graph ends before its content does");
+    field.content = message.substr(at, length);
+    at += length;
+    field.whole = message.substr(begin, at - begin);
+    use(field);
+  }
+}
+
+void put_varint(std::string &out, std::uint64_t value) {
+  for (; value > 127; value >>= 7) out += static_cast<char>((value & 127) | 128);
+  out += static_cast<char>(value);
+}
+
+void put(std::string &out, unsigned number, string_view content) {
+  put_varint(out, std::uint64_t{number} << 3 | 2);
+  put_varint(out, content.size());
+  out += content;
+}
+
+class Joined {
+ public:
+  // Adds a graph, whose values get new names: those of `names`, else the prefix.
+  void add(const std::string &path, const std::string &prefix, std::map<std::string, std::string> names) {
+    std::string problem;
+    const auto data = read_file(path, kMaxGraphBytes, problem);
+    if (!data) throw std::runtime_error("it " + problem);
+    folder_ = path.substr(0, path.rfind('/'));
+    prefix_ = prefix;
+    names_ = std::move(names);
+    each(*data, [this](const Field &field) {
+      if (field.number == model::kIrVersion) ir_version_ = std::max(ir_version_, field.number_value);
+      if (field.number == model::kOpset) add_once(opsets_, field);
+      if (field.number == model::kFunction) add_once(functions_, field);
+      if (field.number == model::kGraph) each(field.content, [this](const Field &part) { add_part(part); });
+    });
+  }
+
+  std::string bytes() const {
+    std::string out;
+    put_varint(out, std::uint64_t{model::kIrVersion} << 3);
+    put_varint(out, ir_version_);
+    for (const auto &opset : opsets_) out += opset;
+    for (const auto &function : functions_) out += function;
+    put(out, model::kGraph, graph_);
+    return out;
+  }
+
+ private:
+  // Two graphs may need the same; what they need of the same domain in two versions OpenVINO refuses.
+  static void add_once(std::vector<std::string> &known, const Field &field) {
+    for (const auto &one : known) {
+      if (one == field.whole) return;
+    }
+    known.emplace_back(field.whole);
+  }
+
+  std::string renamed(string_view name) const {
+    const auto found = names_.find(std::string(name));
+    if (found != names_.end()) return found->second;
+    return name.empty() ? "" : prefix_ + std::string(name);  // an optional input that is not given has no name
+  }
+
+  void add_part(const Field &part) {
+    std::string out;
+    if (part.number == graph::kNode) {
+      each(part.content, [&](const Field &field) { add_node_field(out, field); });
+    } else if (part.number == graph::kInitializer) {
+      add_tensor(out, part.content);
+    } else if (part.number == graph::kInput ? prefix_ != kPool : part.number == graph::kOutput && prefix_ == kPool) {
+      each(part.content, [&](const Field &field) {
+        if (field.number == value::kName) put(out, value::kName, renamed(field.content));
+        else out += field.whole;
+      });
+    } else if (part.number == graph::kName && graph_.empty()) {
+      out = "joined";
+    } else {
+      return;  // shapes of values between, and texts for people
+    }
+    put(graph_, part.number, out);
+  }
+
+  void add_node_field(std::string &out, const Field &field) {
+    if (field.number == node::kInput || field.number == node::kOutput || field.number == node::kName) {
+      put(out, field.number, renamed(field.content));
+      return;
+    }
+    if (field.number == node::kAttribute) {
+      each(field.content, [](const Field &one) {
+        if (one.number == attribute::kGraph || one.number == attribute::kGraphs) {
+          throw std::runtime_error("an operator holds a graph of its own, which this library can't join: use onnxruntime:fp32");
+        }
+      });
+    }
+    out += field.whole;
+  }
+
+  // Weights that lie in a file of their own are put inside: a model in memory has no folder.
+  void add_tensor(std::string &out, string_view message) {
+    std::map<std::string, std::string> external;
+    each(message, [&](const Field &field) {
+      if (field.number == tensor::kExternalData) {
+        std::string entry[2];
+        each(field.content, [&](const Field &one) {
+          if (one.number == value::kName || one.number == value::kType) entry[one.number - 1] = one.content;
+        });
+        external[entry[0]] = entry[1];
+      } else if (field.number == tensor::kName) {
+        put(out, tensor::kName, renamed(field.content));
+      } else if (field.number != tensor::kLocation) {
+        out += field.whole;
+      }
+    });
+    if (!external.empty()) put(out, tensor::kRawData, slice(external));
+  }
+
+  std::string slice(const std::map<std::string, std::string> &external) const {
+    try {
+      const std::string &location = external.at("location");
+      if (location.empty() || location.find('/') != std::string::npos) throw std::runtime_error("");
+      std::ifstream file(join_path(folder_, location), std::ios::binary);
+      std::string data(static_cast<std::size_t>(std::stoull(external.at("length"))), '\0');
+      file.seekg(static_cast<std::streamoff>(std::stoull(external.at("offset"))));
+      if (data.size() > kMaxGraphBytes || !file.read(data.data(), static_cast<std::streamsize>(data.size()))) {
+        throw std::runtime_error("");
+      }
+      return data;
+    } catch (const std::exception &) {
+      throw std::runtime_error("weights are not where a graph says");
+    }
+  }
+
+ public:
+  static constexpr const char *kPool = "attention_pool/";
+
+ private:
+  std::string folder_, prefix_, graph_;
+  std::map<std::string, std::string> names_;
+  std::vector<std::string> opsets_, functions_;
+  std::uint64_t ir_version_ = 0;
+};
+
+}  // namespace
+
+std::string joined_model(const Bundle &bundle, bool int8) {
+  Joined joined;
+  std::map<std::string, std::string> pooled{{"embedding", "embedding"}};
+  for (const std::string modality : kModalities) {
+    const std::string map = modality + "_feature_map";
+    joined.add(bundle.graph(modality, int8), modality + "/", {{"pixels", modality + "_pixels"}, {"feature_map", map}});
+    pooled[map] = map;
+  }
+  joined.add(bundle.graph("attention_pool"), Joined::kPool, pooled);
+  return joined.bytes();
+}
+
+}  // namespace mpmmu

@@ -1,0 +1,224 @@
+#include "model.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <limits>
+
+#include "files.h"
+
+namespace mpmmu {
+namespace {
+
+constexpr unsigned kMostThreads = 1024;
+constexpr std::size_t kMostCases = 1 << 20;
+constexpr const char *kTargets[] = {"onnxruntime:fp32", "openvino:fp32", "openvino:bf16", "openvino:int8"};
+
+std::string path_of(const char *given, const char *variable) {
+  const char *named = given ? given : std::getenv(variable);
+  return named ? named : "";
+}
+
+}  // namespace
+
+Choice::Choice(const mpmmu_options *options) {
+  mpmmu_options given{};
+  if (options) given = *options;
+  target = given.target ? given.target : kTargets[0];
+  if (std::none_of(std::begin(kTargets), std::end(kTargets), [&](const char *one) { return target == one; })) {
+    throw Failure(MPMMU_USAGE_ERROR,
+                  "target is `" + target + "`, expected one of onnxruntime:fp32, openvino:fp32, openvino:bf16, openvino:int8",
+                  "TensorRT and GPUs are for the Python runtime: this library runs on the processor");
+  }
+  if (given.threads > kMostThreads) {
+    throw Failure(MPMMU_USAGE_ERROR, "threads is " + std::to_string(given.threads) + ", expected at most 1024",
+                  "0 uses all that may be");
+  }
+  engine = target.substr(0, target.find(':'));
+  precision = target.substr(target.find(':') + 1);
+  onnxruntime = path_of(given.onnxruntime, "MPMMU_ONNXRUNTIME");
+  openvino = path_of(given.openvino, "MPMMU_OPENVINO");
+  threads = given.threads ? given.threads : usable_threads();
+}
+
+Model::Model(const char *folder, const mpmmu_options *options)
+    : bundle_(Bundle::open(folder)), choice_(options), name_(bundle_.name()) {
+  bundle_.require_proven(choice_.target);
+  load_head();
+  const Wanted wanted{choice_.precision, choice_.engine == "openvino" ? choice_.openvino : choice_.onnxruntime, choice_.threads};
+  embedder_ = choice_.engine == "openvino" ? openvino_embedder(bundle_, wanted) : onnxruntime_embedder(bundle_, wanted);
+}
+
+// On ONNX Runtime, which is faster at trees, wherever it is here: `mpmmu_rt.facts.FASTER_HEAD`. `tell` says where.
+void Model::load_head() {
+  const bool here = choice_.engine == "openvino";
+  if (here) engine_version_ = openvino_version(choice_.openvino);
+  try {
+    const std::string version = onnxruntime_version(choice_.onnxruntime);
+    if (!here) engine_version_ = version;
+    head_target_ = "onnxruntime:fp32";
+    head_ = onnxruntime_head(bundle_, {"fp32", choice_.onnxruntime, choice_.threads});
+  } catch (const Failure &failure) {
+    // A library that was named and can't be had is an error; one that is nowhere is not there.
+    if (!here || failure.status != MPMMU_MISSING_LIBRARY || !choice_.onnxruntime.empty()) throw;
+    head_target_ = "openvino:fp32";
+    head_ = openvino_head(bundle_, {"fp32", choice_.openvino, choice_.threads});
+  }
+}
+
+Failure Model::unanswered(std::size_t bad, std::size_t cases, const std::string &what) const {
+  return Failure(MPMMU_ANSWER_ERROR,
+                 choice_.target + " gave " + what + " (" + std::to_string(bad) + " of " + std::to_string(cases) + " cases)",
+                 "mpmmu_self_test tells whether this target computes the model correctly here");
+}
+
+void Model::answer(const std::uint8_t *const (&pixels)[2], std::size_t cases, float *probability, float *base,
+                   float *embedding) {
+  embedder_->embed(pixels, cases, embedding);
+  head_->run(embedding, cases, probability, base);
+  // Trees send NaN left or right and give a number that looks right: the embedding is checked on its own.
+  std::size_t bad = 0;
+  for (std::size_t row = 0; row < cases; ++row) {
+    const float *own = embedding + row * bundle_.width;
+    bad += !std::all_of(own, own + bundle_.width, [](float one) { return std::isfinite(one); });
+  }
+  if (bad) throw unanswered(bad, cases, "embeddings that are not finite");
+  for (std::size_t row = 0; row < cases; ++row) bad += !(probability[row] >= 0 && probability[row] <= 1);
+  if (bad) throw unanswered(bad, cases, "probabilities that are not numbers in 0..1");
+}
+
+void Model::predict(const std::uint8_t *mammography, const std::uint8_t *ultrasound, std::size_t cases,
+                    const mpmmu_outputs &outputs) {
+  if (!mammography || !ultrasound || cases < 1 || cases > kMostCases) {
+    throw Failure(MPMMU_PIXELS_ERROR,
+                  "pixels are " + std::string(mammography ? "a mammogram" : "NULL") + " and " +
+                      (ultrasound ? "an ultrasound image" : "NULL") + " of " + std::to_string(cases) +
+                      " cases, expected both of 1 to 1048576",
+                  "row i of both arrays must be the same patient");
+  }
+  if (outputs.base_probability && !head_->learners()) {
+    throw Failure(MPMMU_USAGE_ERROR, "`base_probability` is wanted, and the stacking head of this bundle tells none",
+                  "leave it NULL where mpmmu_info.learners is 0");
+  }
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  std::vector<float> room(outputs.embedding ? 0 : cases * bundle_.width), own(outputs.probability ? 0 : cases);
+  float *embedding = outputs.embedding ? outputs.embedding : room.data();
+  float *probability = outputs.probability ? outputs.probability : own.data();
+  try {
+    answer({mammography, ultrasound}, cases, probability, outputs.base_probability, embedding);
+  } catch (...) {  // nothing that looks right may be left behind
+    std::fill_n(probability, cases, nan);
+    std::fill_n(embedding, cases * bundle_.width, nan);
+    if (outputs.base_probability) std::fill_n(outputs.base_probability, cases * head_->learners(), nan);
+    if (outputs.malignant) std::fill_n(outputs.malignant, cases, std::uint8_t{255});
+    throw;
+  }
+  if (!outputs.malignant) return;
+  // Compared as float32, as probabilities are printed: `mpmmu_rt.checks.decide`.
+  const auto threshold = static_cast<float>(bundle_.threshold);
+  for (std::size_t row = 0; row < cases; ++row) outputs.malignant[row] = probability[row] >= threshold;
+}
+
+void Model::tell(mpmmu_info &info) const {
+  info.name = name_.c_str();
+  info.digest = bundle_.digest.c_str();
+  info.target = choice_.target.c_str();
+  info.head_target = head_target_.c_str();
+  info.engine = engine_version_.c_str();
+  info.trained = bundle_.trained();
+  info.threads = choice_.threads;
+  info.threshold = bundle_.threshold;
+  info.preprocessing = bundle_.preprocessing;
+  info.embedding_width = bundle_.width;
+  info.learners = head_->learners();
+}
+
+namespace {
+
+struct Limits {  // mpmmu_rt.facts.TOLERANCES
+  double relative, probability, margin;
+};
+
+Limits limits_of(const std::string &precision) {
+  if (precision == "bf16") return {0.1, 0.35, 0.35};
+  if (precision == "int8") return {0.4, 0.5, 0.5};
+  return {1e-4, 1e-4, 0.0};
+}
+
+constexpr double kBatchLimit = 1e-4;  // every target here computes a case alike in any batch, up to rounding
+constexpr double kProvenEmbedding = 0.1, kProvenProbability = 0.3;
+
+// max |got - want|, relative: over max |want|; infinite for what is no number.
+double difference(const std::vector<float> &got, const std::vector<double> &want, bool relative = false) {
+  double most = 0, scale = 0;
+  for (std::size_t i = 0; i < got.size(); ++i) {
+    if (!std::isfinite(got[i])) return std::numeric_limits<double>::infinity();
+    most = std::max(most, std::abs(static_cast<double>(got[i]) - want[i]));
+    scale = std::max(scale, std::abs(want[i]));
+  }
+  return most / (relative && scale > 0 ? scale : 1.0);
+}
+
+// The golden array of that shape, of bytes or of floats. Throws MPMMU_BUNDLE_ERROR.
+const Array &golden(const Arrays &arrays, const std::string &name, bool octets, const std::vector<std::size_t> &shape) {
+  const auto found = arrays.find(name);
+  if (found == arrays.end() || found->second.octets() != octets || found->second.shape != shape) {
+    throw Failure(MPMMU_BUNDLE_ERROR,
+                  "the golden vectors " + std::string(found == arrays.end() ? "lack" : "have another type or shape of") +
+                      " `" + name + "`, expected what the model takes and says",
+                  "export the bundle again with `mpmmu-rt export`");
+  }
+  return found->second;
+}
+
+}  // namespace
+
+void Model::self_test(mpmmu_self_test_result &result) {
+  const Arrays arrays = bundle_.golden();
+  const std::size_t cases = arrays.at("probability").shape.size() == 1 ? arrays.at("probability").shape[0] : 0;
+  if (cases < 1 || cases > kMostCases) {
+    throw Failure(MPMMU_BUNDLE_ERROR, "the golden vectors hold no cases, expected some", "export the bundle again with `mpmmu-rt export`");
+  }
+  const std::size_t side = bundle_.preprocessing.side, image = side * side, width = bundle_.width;
+  const Array &first = golden(arrays, "mammography.pixels", true, {cases, 1, side, side});
+  const Array &second = golden(arrays, "ultrasound.pixels", true, {cases, 1, side, side});
+  const auto embeddings = golden(arrays, "embedding", false, {cases, width}).numbers();
+  const auto probabilities = golden(arrays, "probability", false, {cases}).numbers();
+  std::vector<float> probability(cases), embedding(cases * width), alone(cases), own(width);
+  answer({first.data(), second.data()}, cases, probability.data(), nullptr, embedding.data());
+  for (std::size_t row = 0; row < cases; ++row) {
+    answer({first.data() + row * image, second.data() + row * image}, 1, &alone[row], nullptr, own.data());
+  }
+  const Limits limits = limits_of(choice_.precision);
+  result.cases = cases;
+  result.embedding = difference(embedding, embeddings, true);
+  result.embedding_limit = limits.relative;
+  result.probability = difference(probability, probabilities);
+  result.probability_limit = limits.probability;
+  result.batch = difference(probability, {alone.begin(), alone.end()});
+  result.batch_limit = kBatchLimit;
+  result.flipped = 0;
+  const auto limit = static_cast<float>(bundle_.threshold);
+  for (std::size_t row = 0; row < cases; ++row) {
+    const bool clear = std::abs(probabilities[row] - bundle_.threshold) >= limits.margin;
+    result.flipped += clear && (probability[row] >= limit) != (static_cast<float>(probabilities[row]) >= limit);
+  }
+  result.proven_embedding = result.proven_probability = 0;
+  if (choice_.precision == "int8") {
+    const Array &proven = golden(arrays, choice_.target + ".embedding", false, {cases, width});
+    const Array &said = golden(arrays, choice_.target + ".probability", false, {cases});
+    result.proven_embedding = difference(embedding, proven.numbers(), true);
+    result.proven_probability = difference(probability, said.numbers());
+  }
+  const bool held = result.embedding <= result.embedding_limit && result.probability <= result.probability_limit &&
+                    result.batch <= result.batch_limit && result.flipped == 0 &&
+                    result.proven_embedding <= kProvenEmbedding && result.proven_probability <= kProvenProbability;
+  if (held) return;
+  throw Failure(MPMMU_PARITY_ERROR,
+                choice_.target + " differs from the golden vectors by " + std::to_string(result.probability) +
+                    " in probability and " + std::to_string(result.embedding) + " of the embedding, with " +
+                    std::to_string(result.flipped) + " decisions flipped, expected what the export proved",
+                "do not use this target on this machine; `mpmmu-rt verify BUNDLE` names the stage at fault");
+}
+
+}  // namespace mpmmu

@@ -1,0 +1,435 @@
+// OpenVINO on the processor: `mpmmu_rt/engines/openvino.py`, with the same graphs, settings, streams and checks. Every
+// case is a request of its own, so that its embedding is the same to the bit in every batch. What Python keeps on disk of
+// INT8 is compiled anew at every start here.
+
+#include <dlfcn.h>
+
+#include <algorithm>
+#include <condition_variable>
+#include <cstdlib>
+#include <cstring>
+#include <deque>
+#include <map>
+
+#include "engine.h"
+#include "failure.h"
+#include "join.h"
+#include "openvino_abi.h"
+
+namespace mpmmu {
+namespace {
+
+constexpr const char *kPurpose = "the targets openvino:fp32, openvino:bf16 and openvino:int8";
+constexpr const char *kInstall = "install OpenVINO 2025.0 or later, or name its C library: MPMMU_OPENVINO=/…/libopenvino_c.so";
+constexpr const char *kUseFp32 = "use openvino:fp32";
+constexpr int kLanesPerStream = 2;  // one runs, one waits
+constexpr const char *kWithoutBf16[] = {"SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2"};
+
+template <class Object>
+using Owned = std::unique_ptr<Object, void (*)(Object *)>;
+
+// OpenVINO's messages begin with where in its sources they were raised: the last line.
+std::string last_line(const std::string &said) {
+  const std::size_t end = said.find_last_not_of(" \t\r\n");
+  if (end == std::string::npos) return "it does not say why";
+  const std::size_t begin = said.rfind('\n', end);
+  return said.substr(begin == std::string::npos ? 0 : begin + 1, std::min<std::size_t>(end - begin, 300));
+}
+
+// The library and its core: made once in a process, and never freed.
+struct Runtime {
+  ov::Api api{};
+  std::string version;
+  ov::Core *core = nullptr;
+
+  // Throws what OpenVINO says.
+  void check(ov::Status status) const {
+    if (status == 0) return;
+    const char *said = api.get_last_err_msg();
+    const std::string reason = said ? said : "";
+    if (said) api.free(said);
+    throw std::runtime_error(last_line(reason));
+  }
+
+  std::string text(char *value) const {
+    const std::string found = value ? value : "";
+    api.free(value);
+    return found;
+  }
+
+  static const Runtime &of(const std::string &library) {
+    static std::mutex mutex;
+    static auto &loaded = *new std::map<void *, const Runtime *>;
+    const std::lock_guard<std::mutex> lock(mutex);
+    void *handle = load_library(library, {"libopenvino_c.so"}, kPurpose, kInstall);
+    const Runtime *&found = loaded[handle];
+    if (!found) found = made(handle, library);
+    return *found;
+  }
+
+ private:
+  static const Runtime *made(void *handle, const std::string &library) {
+    auto runtime = std::make_unique<Runtime>();
+#define MPMMU_TAKE(name, result, parameters)                                                             \
+  runtime->api.name = reinterpret_cast<decltype(runtime->api.name)>(::dlsym(handle, "ov_" #name));       \
+  if (!runtime->api.name) {                                                                              \
+    throw Failure(MPMMU_MISSING_LIBRARY, library + " has no symbol ov_" #name ", expected OpenVINO's C library", kInstall); \
+  }
+    MPMMU_OPENVINO(MPMMU_TAKE)
+#undef MPMMU_TAKE
+    try {
+      ov::Version version{};
+      runtime->check(runtime->api.get_openvino_version(&version));
+      runtime->version = std::string(version.build).substr(0, std::string(version.build).find('-'));
+      runtime->api.version_free(&version);
+      runtime->check(runtime->api.core_create(&runtime->core));
+    } catch (const std::runtime_error &error) {
+      throw Failure(MPMMU_ENGINE_ERROR, std::string("OpenVINO can't start: ") + error.what(), kInstall);
+    }
+    return runtime.release();
+  }
+};
+
+Failure cannot_load(const std::string &name, const std::string &reason) {
+  return Failure(MPMMU_ENGINE_ERROR, "OpenVINO can't load " + name + ": " + reason, "export the bundle again, or update openvino");
+}
+
+Failure failed(const std::string &name, const std::string &reason) {
+  return Failure(MPMMU_ENGINE_ERROR, "OpenVINO failed in " + name + ": " + reason,
+                 "mpmmu_self_test tells whether the bundle or the input is at fault");
+}
+
+// What is not 8 bits wide in an INT8 graph stays FP32, so that the graph alone decides the result, not the processor.
+const char *inference_precision(const std::string &precision) { return precision == "bf16" ? "bf16" : "f32"; }
+
+struct Compiled {
+  const Runtime &runtime;
+  Owned<ov::Compiled> model;
+
+  // Throws Failure, also unless OpenVINO computes in what was asked for.
+  static Compiled make(const Runtime &runtime, const ov::Model *model, const std::string &precision, unsigned threads,
+                       unsigned streams, const std::string &name) {
+    const std::string count = std::to_string(streams), most = std::to_string(threads), wanted = inference_precision(precision);
+    ov::Compiled *made = nullptr;
+    try {
+      // Pinned, two models on one machine would sit on the same cores. A profile tells what INT8 really runs in.
+      runtime.check(runtime.api.core_compile_model(
+          runtime.core, model, "CPU", 10, &made, "INFERENCE_PRECISION_HINT", wanted.c_str(), "NUM_STREAMS", count.c_str(),
+          "INFERENCE_NUM_THREADS", most.c_str(), "ENABLE_CPU_PINNING", "NO", "PERF_COUNT", precision == "int8" ? "YES" : "NO"));
+      Compiled compiled{runtime, {made, runtime.api.compiled_model_free}};
+      char *value = nullptr;
+      runtime.check(runtime.api.compiled_model_get_property(made, "INFERENCE_PRECISION_HINT", &value));
+      if (const std::string achieved = runtime.text(value); achieved != wanted) {
+        throw Failure(MPMMU_ENGINE_ERROR, "OpenVINO computes " + name + " in " + achieved + " on this processor, expected " + wanted, kUseFp32);
+      }
+      return compiled;
+    } catch (const Failure &) {
+      throw;
+    } catch (const std::runtime_error &error) {
+      throw cannot_load(name, error.what());
+    }
+  }
+
+  Owned<ov::Request> request() const {
+    ov::Request *made = nullptr;
+    runtime.check(runtime.api.compiled_model_create_infer_request(model.get(), &made));
+    return {made, runtime.api.infer_request_free};
+  }
+};
+
+// The memory of a tensor of a request, which must have that many bytes; nothing where there is no such tensor.
+void *memory(const Runtime &runtime, const ov::Request *request, const char *name, std::size_t bytes) {
+  ov::Tensor *tensor = nullptr;
+  runtime.check(runtime.api.infer_request_get_tensor(request, name, &tensor));
+  const Owned<ov::Tensor> owned(tensor, runtime.api.tensor_free);
+  std::size_t size = 0;
+  void *data = nullptr;
+  runtime.check(runtime.api.tensor_get_byte_size(tensor, &size));
+  runtime.check(runtime.api.tensor_data(tensor, &data));
+  if (size != bytes) throw std::runtime_error(std::string("`") + name + "` has " + std::to_string(size) + " bytes, expected " + std::to_string(bytes));
+  return data;
+}
+
+// An inference request and its own buffers, of one case.
+struct Lane {
+  Owned<ov::Request> request;
+  void *pixels[2];
+  const float *embedding;
+};
+
+// The joined model, compiled for a number of streams, and the lanes that feed it.
+class Streams {
+ public:
+  Streams(Compiled compiled, unsigned streams, std::size_t image, std::size_t width)
+      : compiled_(std::move(compiled)), image_(image), width_(width) {
+    for (unsigned i = 0; i < kLanesPerStream * streams; ++i) {
+      auto request = compiled_.request();
+      const auto *own = request.get();
+      const Runtime &runtime = compiled_.runtime;
+      lanes_.push_back({std::move(request),
+                        {memory(runtime, own, "mammography_pixels", image), memory(runtime, own, "ultrasound_pixels", image)},
+                        static_cast<const float *>(memory(runtime, own, "embedding", width * sizeof(float)))});
+    }
+    for (Lane &lane : lanes_) idle_.push_back(&lane);
+  }
+
+  // Any number of threads may call it; they share the lanes.
+  void run(const std::uint8_t *const (&pixels)[2], std::size_t cases, float *embedding) {
+    Flying flying{*this, {}, embedding};
+    for (std::size_t row = 0; row < cases; ++row) {
+      Lane *lane = take(flying);
+      flying.lanes.emplace_back(row, lane);  // whatever happens, it is given back
+      for (int m = 0; m < 2; ++m) std::memcpy(lane->pixels[m], pixels[m] + row * image_, image_);
+      compiled_.runtime.check(compiled_.runtime.api.infer_request_start_async(lane->request.get()));
+    }
+    while (!flying.lanes.empty()) flying.land();
+  }
+
+  // Throws unless a layer is computed in 8 bits, by OpenVINO's own word; graphs without convolutions prove nothing.
+  void require_8_bits(const std::string &name) {
+    const Runtime &runtime = compiled_.runtime;
+    Lane &lane = lanes_.front();
+    for (void *pixels : lane.pixels) std::memset(pixels, 0, image_);
+    runtime.check(runtime.api.infer_request_infer(lane.request.get()));
+    ov::Layers found{};
+    runtime.check(runtime.api.infer_request_get_profiling_info(lane.request.get(), &found));
+    std::size_t convolutions = 0, narrow = 0;
+    for (std::size_t i = 0; i < found.size; ++i) {
+      const std::string kind = found.layers[i].node_type, runs = found.layers[i].exec_type;
+      if (kind != "Convolution") continue;
+      const std::string ends = runs.size() < 3 ? "" : runs.substr(runs.size() - 3);  // brgconv_avx512_I8, …_f32
+      ++convolutions;
+      narrow += ends == "_I8" || ends == "_i8" || ends == "_U8" || ends == "_u8";
+    }
+    runtime.api.profiling_info_list_free(&found);
+    if (convolutions && !narrow) {
+      throw Failure(MPMMU_ENGINE_ERROR,
+                    "OpenVINO computes no layer of " + name + " in 8 bits on this processor, expected most of them", kUseFp32);
+    }
+  }
+
+ private:
+  struct Flying {
+    Streams &streams;
+    std::deque<std::pair<std::size_t, Lane *>> lanes;
+    float *embedding;
+
+    void land() {
+      const auto [row, lane] = lanes.front();
+      const Runtime &runtime = streams.compiled_.runtime;
+      runtime.check(runtime.api.infer_request_wait(lane->request.get()));
+      std::memcpy(embedding + row * streams.width_, lane->embedding, streams.width_ * sizeof(float));
+      lanes.pop_front();
+      streams.give_back(lane);
+    }
+
+    ~Flying() {  // after a failure: nobody may get a lane that still runs
+      for (const auto &[row, lane] : lanes) {
+        streams.compiled_.runtime.api.infer_request_wait(lane->request.get());
+        streams.give_back(lane);
+      }
+    }
+  };
+
+  // An idle lane; where there is none, the oldest of our own, or else one that another thread returns.
+  Lane *take(Flying &flying) {
+    for (;;) {
+      std::unique_lock<std::mutex> lock(mutex_);
+      if (idle_.empty() && flying.lanes.empty()) returned_.wait(lock, [this] { return !idle_.empty(); });
+      if (!idle_.empty()) {
+        Lane *lane = idle_.front();
+        idle_.pop_front();
+        return lane;
+      }
+      lock.unlock();
+      flying.land();
+    }
+  }
+
+  void give_back(Lane *lane) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    idle_.push_back(lane);
+    returned_.notify_one();
+  }
+
+  Compiled compiled_;
+  std::size_t image_, width_;
+  std::deque<Lane> lanes_;
+  std::mutex mutex_;
+  std::condition_variable returned_;
+  std::deque<Lane *> idle_;
+};
+
+// Throws where this processor does not compute in BF16, or was told not to.
+void require_bf16(const Runtime &runtime) {
+  char *value = nullptr;
+  runtime.check(runtime.api.core_get_property(runtime.core, "CPU", "OPTIMIZATION_CAPABILITIES", &value));
+  const std::string able = runtime.text(value);
+  if (able.find("BF16") == std::string::npos) {
+    throw Failure(MPMMU_ENGINE_ERROR, "this processor computes " + able + ", expected BF16 (AVX-512 BF16 or AMX)",
+                  "use openvino:fp32 or openvino:int8");
+  }
+  // What OpenVINO says it is able to do is the processor's word, whatever oneDNN was told to leave unused.
+  std::string held;
+  for (const char *variable : {"ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"}) {
+    const char *named = std::getenv(variable);
+    if (held.empty() && named) held = named;
+  }
+  std::transform(held.begin(), held.end(), held.begin(), [](unsigned char one) { return static_cast<char>(std::toupper(one)); });
+  if (std::any_of(std::begin(kWithoutBf16), std::end(kWithoutBf16), [&](const char *one) { return held == one; })) {
+    throw Failure(MPMMU_ENGINE_ERROR,
+                  "ONEDNN_MAX_CPU_ISA holds this processor to " + held + ", expected AVX512_CORE or later for BF16",
+                  "unset ONEDNN_MAX_CPU_ISA and DNNL_MAX_CPU_ISA, or use openvino:fp32 or openvino:int8");
+  }
+}
+
+class OpenVinoEmbedder final : public Embedder {
+ public:
+  OpenVinoEmbedder(const Runtime &runtime, const Bundle &bundle, const Wanted &wanted)
+      : runtime_(runtime), wanted_(wanted), name_(bundle.name()), image_(bundle.preprocessing.side * bundle.preprocessing.side),
+        width_(bundle.width), model_(nullptr, runtime.api.model_free) {
+    try {
+      if (wanted.precision == "bf16") require_bf16(runtime);
+      read(bundle);
+    } catch (const Failure &) {
+      throw;
+    } catch (const std::runtime_error &error) {
+      throw cannot_load("the graphs of " + name_, error.what());
+    }
+    streams_of(1);
+  }
+
+  void embed(const std::uint8_t *const (&pixels)[2], std::size_t cases, float *embedding) override {
+    Streams &streams = streams_of(cases);
+    try {
+      streams.run(pixels, cases, embedding);
+    } catch (const std::runtime_error &error) {
+      throw failed(name_, error.what());
+    }
+  }
+
+ private:
+  void read(const Bundle &bundle) {
+    const std::string bytes = joined_model(bundle, wanted_.precision == "int8");
+    ov::Model *model = nullptr;
+    runtime_.check(runtime_.api.core_read_model_from_memory_buffer(runtime_.core, bytes.data(), bytes.size(), nullptr, &model));
+    model_.reset(model);
+    const auto side = static_cast<std::int64_t>(bundle.preprocessing.side);
+    ov::Dimension dims[] = {{1, 1}, {1, 1}, {side, side}, {side, side}};
+    const ov::PartialShape shapes[] = {{{4, 4}, dims}, {{4, 4}, dims}};
+    const char *names[] = {"mammography_pixels", "ultrasound_pixels"};
+    runtime_.check(runtime_.api.model_reshape(model, names, shapes, 2));
+  }
+
+  // Streams for so many cases, compiled on first use. Powers of two: a process holds few, whatever batches it meets.
+  Streams &streams_of(std::size_t cases) {
+    unsigned count = 1;
+    while (count * 2 <= std::min<std::size_t>(cases, wanted_.threads)) count *= 2;
+    const std::lock_guard<std::mutex> lock(mutex_);
+    auto &found = streams_[count];
+    if (!found) {
+      auto compiled = Compiled::make(runtime_, model_.get(), wanted_.precision, wanted_.threads, count, name_);
+      try {
+        auto made = std::make_unique<Streams>(std::move(compiled), count, image_, width_);
+        if (wanted_.precision == "int8") made->require_8_bits(name_);
+        found = std::move(made);
+      } catch (const Failure &) {
+        throw;
+      } catch (const std::runtime_error &error) {
+        throw cannot_load(name_, error.what());
+      }
+    }
+    return *found;
+  }
+
+  const Runtime &runtime_;
+  Wanted wanted_;
+  std::string name_;
+  std::size_t image_, width_;
+  Owned<ov::Model> model_;
+  std::mutex mutex_;
+  std::map<unsigned, std::unique_ptr<Streams>> streams_;
+};
+
+// The portable head. Calls from several threads take turns.
+class OpenVinoHead final : public Head {
+ public:
+  OpenVinoHead(const Runtime &runtime, const Bundle &bundle, const Wanted &wanted)
+      : runtime_(runtime), width_(bundle.width), request_(nullptr, runtime.api.infer_request_free) {
+    ov::Model *model = nullptr;
+    try {
+      runtime.check(runtime.api.core_read_model(runtime.core, bundle.graph("head").c_str(), nullptr, &model));
+    } catch (const std::runtime_error &error) {
+      throw cannot_load("head.onnx", error.what());
+    }
+    const Owned<ov::Model> owned(model, runtime.api.model_free);
+    compiled_ = std::make_unique<Compiled>(Compiled::make(runtime, model, "fp32", wanted.threads, 1, "head.onnx"));
+    try {
+      request_ = compiled_->request();
+      // How many learners there are, one embedding tells.
+      const std::vector<float> zeros(width_);
+      infer(zeros.data(), 1);
+      learners_ = bytes_of("base_probability") / sizeof(float);
+    } catch (const std::runtime_error &error) {
+      throw cannot_load("head.onnx", error.what());
+    }
+  }
+
+  std::size_t learners() const override { return learners_; }
+
+  void run(const float *embedding, std::size_t cases, float *probability, float *base) override {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    try {
+      infer(embedding, cases);
+      copy("probability", probability, cases);
+      if (base) copy("base_probability", base, cases * learners_);
+    } catch (const std::runtime_error &error) {
+      throw failed("head.onnx", error.what());
+    }
+  }
+
+ private:
+  void infer(const float *embedding, std::size_t cases) {
+    ov::Tensor *tensor = nullptr;
+    runtime_.check(runtime_.api.infer_request_get_tensor(request_.get(), "embedding", &tensor));
+    const Owned<ov::Tensor> owned(tensor, runtime_.api.tensor_free);
+    std::int64_t lengths[] = {static_cast<std::int64_t>(cases), static_cast<std::int64_t>(width_)};
+    runtime_.check(runtime_.api.tensor_set_shape(tensor, {2, lengths}));
+    const std::size_t bytes = cases * width_ * sizeof(float);
+    std::memcpy(memory(runtime_, request_.get(), "embedding", bytes), embedding, bytes);
+    runtime_.check(runtime_.api.infer_request_infer(request_.get()));
+  }
+
+  std::size_t bytes_of(const char *name) {
+    ov::Tensor *tensor = nullptr;
+    if (runtime_.api.infer_request_get_tensor(request_.get(), name, &tensor) != 0) return 0;  // not told
+    const Owned<ov::Tensor> owned(tensor, runtime_.api.tensor_free);
+    std::size_t bytes = 0;
+    runtime_.check(runtime_.api.tensor_get_byte_size(tensor, &bytes));
+    return bytes;
+  }
+
+  void copy(const char *name, float *into, std::size_t count) {
+    std::memcpy(into, memory(runtime_, request_.get(), name, count * sizeof(float)), count * sizeof(float));
+  }
+
+  const Runtime &runtime_;
+  std::size_t width_, learners_ = 0;
+  std::unique_ptr<Compiled> compiled_;
+  Owned<ov::Request> request_;
+  std::mutex mutex_;
+};
+
+}  // namespace
+
+std::string openvino_version(const std::string &library) { return Runtime::of(library).version; }
+
+std::unique_ptr<Embedder> openvino_embedder(const Bundle &bundle, const Wanted &wanted) {
+  return std::make_unique<OpenVinoEmbedder>(Runtime::of(wanted.library), bundle, wanted);
+}
+
+std::unique_ptr<Head> openvino_head(const Bundle &bundle, const Wanted &wanted) {
+  return std::make_unique<OpenVinoHead>(Runtime::of(wanted.library), bundle, wanted);
+}
+
+}  // namespace mpmmu
