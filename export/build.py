@@ -30,7 +30,7 @@ from mpmmu_rt.model.checkpoint import Checkpoint
 from mpmmu_rt.places import check_writable, require_room
 from mpmmu_rt.predictor import DEFAULT_TARGET
 from mpmmu_rt.progress import Progress, silent
-from mpmmu_rt.spec import MODALITIES, Modality, StrPath, TensorSpec
+from mpmmu_rt.spec import MODALITIES, Array, Modality, StrPath, TensorSpec
 
 from . import cases as all_cases
 from . import graphs, head, parity, reference, steadiness, targets
@@ -62,6 +62,7 @@ class Model:
     model: Mapping[str, Any]
     card: Mapping[str, Any] = field(default_factory=dict)
     known_images: Mapping[str, str] = field(default_factory=dict)
+    embedding_mean: Array | None = None
 
 
 def export_bundle(
@@ -193,6 +194,7 @@ def model_of(checkpoint: Checkpoint, name: str, *, trained: bool) -> Model:
         config.to_json(),
         checkpoint.card,
         checkpoint.known_images,
+        checkpoint.embedding_mean,
     )
 
 
@@ -243,7 +245,7 @@ def begin(folder: Path, model: Model, cases: Data | None, wanted: Wanted, progre
     original = _run_original(encoders, model.head, cases, progress)
     said = _said_in_graphs(model, encoders)
     tensors = _write_graphs(folder / "onnx", heads, encoders, said, progress)
-    _write_golden(folder / "golden", cases, original)
+    _write_golden(folder / "golden", cases, original, model.embedding_mean)
     pools = _write_pools(folder, encoders, original)
     entry = _entry(model, tensors) | {"head": lowered, "attention_pool": pools}
     draft = Draft(folder, entry, model.head, original, cases, wanted, progress)
@@ -352,11 +354,13 @@ def _said_in_graphs(model: Model, encoders: Encoders) -> dict[str, str]:
     return said if model.trained else said | {"mpmmu_rt.warning": bundles.UNTRAINED}
 
 
-def _write_golden(folder: Path, cases: Data, original: Original) -> None:
+def _write_golden(folder: Path, cases: Data, original: Original, embedding_mean: Array | None) -> None:
     folder.mkdir()
     vectors = {f"{modality}.pixels": pixels for modality, pixels in cases.first(GOLDEN_CASES).items()}
     vectors |= {name: array[:GOLDEN_CASES] for name, array in original.stages.items()}
     arrays: dict[str, Any] = dict(vectors)
+    if embedding_mean is not None:
+        arrays[bundles.EMBEDDING_MEAN] = embedding_mean
     np.savez_compressed(folder / "golden.npz", **arrays)
 
 

@@ -13,8 +13,8 @@
                          for TensorRT `head` and `model`, the head in FP32; their weights, engines and sidecars, and
                          `profile.json`, the batches that engines take which a device builds itself
     MODEL_CARD.md        the card for people, written from bundle.json (`mpmmu_rt.card`)
-    golden/golden.npz    a few inputs, the original's output of every stage, and what each INT8 target said when it was
-                         proven: `<target>.embedding`, `<target>.probability`
+    golden/golden.npz    a few inputs, the original's output of every stage, what each INT8 target said when it was
+                         proven, `<target>.embedding` and `<target>.probability`, and `training.embedding_mean`
 
 `bundle.json` is a JSON object with the keys
 
@@ -70,6 +70,7 @@ ENGINES = "engines"
 POOL_WEIGHTS = "onnx/attention_pool.npz"
 MAX_POOL_BYTES = 2**28
 CLASSES = ("benign", "malignant")
+EMBEDDING_MEAN = "training.embedding_mean"
 UNTRAINED = "UNTRAINED model: its probabilities mean nothing"
 
 HeadGraph = Literal["head", "head_onnxruntime"]
@@ -223,6 +224,10 @@ class Bundle:
         if missing := GOLDEN.difference(found):
             raise BundleError(f"{path} lacks `{min(missing)}`, expected {', '.join(sorted(GOLDEN))}", hint=_HINT)
         return found
+
+    def embedding_mean(self) -> Array | None:
+        """float32 [D], the mean embedding of the rows that the model was trained on; None where it is not known."""
+        return _read_arrays(self.path / self.entry["golden"], MAX_GOLDEN_BYTES).get(EMBEDDING_MEAN)
 
     def golden_of(self, target: Target, golden: Mapping[str, Array]) -> dict[str, Array]:
         """`embedding` and `probability` of an INT8 target when it was proven, out of `golden`. Raises `BundleError`."""

@@ -129,17 +129,25 @@ def preprocess(grey: Array, preprocessing: Preprocessing, *, pixel_aspect: float
             f"`grey` is {grey.dtype}{list(grey.shape)}, expected uint8[H, W] with H, W ≥ 1",
             hint="read images with `mpmmu_rt.images.read_grey`",
         )
-    size, (height, width) = preprocessing.size, grey.shape
+    size = preprocessing.size
+    top, left, height, width = fitted(grey.shape, preprocessing, pixel_aspect)
+    resized = Image.fromarray(grey).resize((width, height), Image.Resampling.BILINEAR)
+    pixels = np.zeros((1, size, size), np.uint8)
+    pixels[0, top : top + height, left : left + width] = np.asarray(resized)
+    return pixels
+
+
+def fitted(
+    shape: tuple[int, ...], preprocessing: Preprocessing, pixel_aspect: float = 1.0
+) -> tuple[int, int, int, int]:
+    """Top, left, height and width of an image of `shape`, H and W, in the model's square."""
+    size, (height, width) = preprocessing.size, shape
+    sides = [size, size]
     if preprocessing.fit == "pad":
         shown = height * (pixel_aspect if preprocessing.aspect == "physical" else 1.0), width
-        fitted = [max(1, round(side * size / max(shown))) for side in shown]
-    else:
-        fitted = [size, size]
-    top, left = ((size - side) // 2 for side in fitted)
-    resized = Image.fromarray(grey).resize((fitted[1], fitted[0]), Image.Resampling.BILINEAR)
-    pixels = np.zeros((1, size, size), np.uint8)
-    pixels[0, top : top + fitted[0], left : left + fitted[1]] = np.asarray(resized)
-    return pixels
+        sides = [max(1, round(side * size / max(shown))) for side in shown]
+    top, left = ((size - side) // 2 for side in sides)
+    return top, left, sides[0], sides[1]
 
 
 def read_grey(path: StrPath, *, frame: int | None = None) -> Array:

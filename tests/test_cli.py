@@ -26,6 +26,7 @@ COMMANDS = (
     "train",
     "ablate",
     "evaluate",
+    "explain",
     "export",
     "verify",
     "run",

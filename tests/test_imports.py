@@ -29,7 +29,20 @@ HEAVY = (
 )
 BLOCK = f"import sys\nfor name in {HEAVY!r}:\n    sys.modules[name] = None\n"
 COMMANDS = (
-    *("train", "ablate", "evaluate", "export", "verify", "run", "predict", "bench", "compare", "report", "inspect"),
+    *(
+        "train",
+        "ablate",
+        "evaluate",
+        "explain",
+        "export",
+        "verify",
+        "run",
+        "predict",
+        "bench",
+        "compare",
+        "report",
+        "inspect",
+    ),
     *("doctor", "phantom", "native"),
 )
 

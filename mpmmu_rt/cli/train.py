@@ -109,7 +109,9 @@ def train(
             "versions": package_versions(("mpmmu-rt", "torch", "scikit-learn", "numpy")),
             "seed": seed,
         }
-        trained = checkpoint.Checkpoint(config, model.encoders, model.head, model.threshold, card, model.known_images)
+        trained = checkpoint.Checkpoint(
+            config, model.encoders, model.head, model.threshold, card, model.known_images, model.embedding_mean
+        )
         checkpoint.save(trained, output, overwrite=overwrite)
         shutil.rmtree(work_dir)
     if not put_json(json_to, metrics | {"image_warnings": warned}):

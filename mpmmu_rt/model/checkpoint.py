@@ -8,6 +8,7 @@ head.skops               the fitted stacking head (or, if the user vouches for i
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import joblib
+import numpy as np
 import skops.io
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from mpmmu_rt.errors import CheckpointError, MpmmuError
 from mpmmu_rt.files import MAX_JSON_BYTES, atomic_folder, parse_json_object, read_bounded, sha256_file
-from mpmmu_rt.spec import MODALITIES, Modality, StrPath
+from mpmmu_rt.spec import MODALITIES, Array, Modality, StrPath
 
 from . import skops_file
 from .config import ModelConfig
@@ -59,7 +61,8 @@ TRUSTED_TYPES = frozenset(
 @dataclass(frozen=True)
 class Checkpoint:
     """A trained model in memory. `card` says what it was trained on, how, and how well it did; JSON values only.
-    known_images: by part of the split, what it learnt from (`mpmmu_rt.known_images`)."""
+    known_images: by part of the split, what it learnt from (`mpmmu_rt.known_images`). embedding_mean: float32 [D], of
+    the training rows, if known."""
 
     config: ModelConfig
     encoders: Mapping[Modality, Encoder]
@@ -67,6 +70,7 @@ class Checkpoint:
     threshold: float
     card: Mapping[str, Any]
     known_images: Mapping[str, str] = field(default_factory=dict)
+    embedding_mean: Array | None = None
 
 
 def save(checkpoint: Checkpoint, folder: StrPath, *, overwrite: bool = False) -> None:
@@ -82,6 +86,7 @@ def save(checkpoint: Checkpoint, folder: StrPath, *, overwrite: bool = False) ->
             "threshold": checkpoint.threshold,
             "card": dict(checkpoint.card),
             "known_images": dict(checkpoint.known_images),
+            "embedding_mean": _text(checkpoint.embedding_mean),
             "files": {path.name: sha256_file(path) for path in sorted(partial.iterdir())},
         }
         (partial / CONFIG).write_text(json.dumps(entry, indent=2) + "\n", encoding="utf-8")
@@ -112,7 +117,26 @@ def load(folder: StrPath, *, trust_pickle: StrPath | None = None) -> Checkpoint:
     known = entry.get("known_images", {})  # an older checkpoint has none
     if not isinstance(known, dict) or not all(isinstance(text, str) for text in known.values()):
         raise CheckpointError(f"{path} has other `known_images` than texts, expected texts", hint=_HINT)
-    return Checkpoint(config, encoders, _head(folder, digests, trust_pickle), float(threshold), card, known)
+    mean = _array(path, entry.get("embedding_mean"), sum(encoder.channels for encoder in encoders.values()))
+    return Checkpoint(config, encoders, _head(folder, digests, trust_pickle), float(threshold), card, known, mean)
+
+
+def _text(array: Array | None) -> str | None:
+    """float32 as base64: 4,096 numbers would be as many lines."""
+    return None if array is None else base64.b64encode(np.asarray(array, "<f4").tobytes()).decode()
+
+
+def _array(path: Path, text: object, width: int) -> Array | None:
+    """The inverse, float32 [width]. Raises `CheckpointError`."""
+    if text is None:
+        return None
+    try:
+        found = np.frombuffer(base64.b64decode(str(text), validate=True), "<f4").astype(np.float32)
+    except ValueError:
+        found = np.empty(0, np.float32)
+    if found.shape != (width,) or not np.isfinite(found).all():
+        raise CheckpointError(f"{path} has an `embedding_mean` that is not {width} finite numbers", hint=_HINT)
+    return found
 
 
 def _encoder(folder: Path, modality: Modality, config: ModelConfig, digests: Mapping[str, Any]) -> Encoder:

@@ -53,13 +53,29 @@ BYTES = 84_000  # of a phantom of 256 × 256 on disk: both images
 
 
 @dataclass(frozen=True)
+class Lesion:
+    """Where a mass was drawn, as an ellipse: its centre and half axes in shares of the image's side."""
+
+    y: float
+    x: float
+    half_height: float
+    half_width: float
+
+    def reach(self, y: float, x: float) -> float:
+        """How far a place is from the centre: 1 on the ellipse."""
+        return float(np.hypot((y - self.y) / self.half_height, (x - self.x) / self.half_width))
+
+
+@dataclass(frozen=True)
 class Phantom:
-    """A generated pair: two images, uint8 [H, W], a label (0 benign, 1 malignant) and the signs drawn."""
+    """A generated pair: two images, uint8 [H, W], a label (0 benign, 1 malignant), the signs drawn, and where the mass
+    lies in each image."""
 
     mammography: Array
     ultrasound: Array
     label: int
     signs: tuple[str, ...]
+    lesions: dict[Modality, Lesion]
 
     def image(self, modality: Modality) -> Array:
         return self.mammography if modality == "mammography" else self.ultrasound
@@ -167,12 +183,10 @@ def _phantom(rng: np.random.Generator, side: int) -> Phantom:
     calcified = bool(suspicious[0] and rng.random() < CALCIFIED)
     shown = (*suspicious[:1], calcified, *suspicious[1:])
     signs = (MAMMOGRAPHY_SIGN, CALCIFICATION_SIGN, ULTRASOUND_SIGN)
-    return Phantom(
-        _mammogram(rng, side, bool(suspicious[0]), calcified),
-        _ultrasound(rng, side, bool(suspicious[1])),
-        label,
-        tuple(sign for sign, is_shown in zip(signs, shown, strict=True) if is_shown),
-    )
+    mammogram, in_breast = _mammogram(rng, side, bool(suspicious[0]), calcified)
+    ultrasound, in_echo = _ultrasound(rng, side, bool(suspicious[1]))
+    drawn = tuple(sign for sign, is_shown in zip(signs, shown, strict=True) if is_shown)
+    return Phantom(mammogram, ultrasound, label, drawn, {"mammography": in_breast, "ultrasound": in_echo})
 
 
 # Images. Coordinates run from 0 to 1 in both directions; y is down. ─────────────────────────────────
@@ -208,7 +222,7 @@ def _soft(distance: Array, width: float) -> Array:
     return np.asarray(0.5 - 0.5 * np.tanh(distance / width))
 
 
-def _mammogram(rng: np.random.Generator, side: int, suspicious: bool, calcified: bool) -> Array:
+def _mammogram(rng: np.random.Generator, side: int, suspicious: bool, calcified: bool) -> tuple[Array, Lesion]:
     """Breast outline on black, tissue texture, a mass; spicules and calcifications if asked: uint8 [H, W]."""
     y, x = _grid(side)
     outline = np.hypot((y - rng.uniform(0.45, 0.55)) / rng.uniform(0.44, 0.54), x / rng.uniform(0.78, 0.95))
@@ -230,8 +244,8 @@ def _mammogram(rng: np.random.Generator, side: int, suspicious: bool, calcified:
         image += _calcifications(rng, y, x, (cy, cx), size)
     image = breast * image + 0.012 * rng.standard_normal((side, side))
     if rng.random() < 0.5:  # the other breast
-        image = image[:, ::-1]
-    return _grey(image)
+        image, cx = image[:, ::-1], 1 - cx
+    return _grey(image), Lesion(cy, cx, size, size)
 
 
 def _spicules(rng: np.random.Generator, distance: Array, angle: Array, size: float) -> Array:
@@ -257,7 +271,7 @@ def _calcifications(rng: np.random.Generator, y: Array, x: Array, centre: tuple[
     return specks
 
 
-def _ultrasound(rng: np.random.Generator, side: int, suspicious: bool) -> Array:
+def _ultrasound(rng: np.random.Generator, side: int, suspicious: bool) -> tuple[Array, Lesion]:
     """Layers, a hypoechoic mass and what lies behind it, attenuation and speckle: uint8 [H, W].
 
     The echo amplitude is multiplied by Rayleigh speckle, the magnitude of complex Gaussian noise (Burckhardt
@@ -277,7 +291,7 @@ def _ultrasound(rng: np.random.Generator, side: int, suspicious: bool) -> Array:
     echo = echo * np.exp(behind * strength * (-1.2 if suspicious else 0.6))
     echo = echo * np.exp(-inside * rng.uniform(1.3, 1.8)) * np.exp(-rng.uniform(0.6, 1.1) * y)
     decibels = 20 * np.log10(echo * _speckle(rng, side) + 1e-3)
-    return _grey((decibels + rng.uniform(33, 37)) / 45)
+    return _grey((decibels + rng.uniform(33, 37)) / 45), Lesion(cy, cx, half_height, half_width)
 
 
 def _layers(rng: np.random.Generator, y: Array, x: Array) -> Array:

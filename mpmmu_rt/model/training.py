@@ -62,7 +62,7 @@ class TrainedModel:
     `metrics`, `history`, `how` (settings and epochs) and `known_images` of each part hold JSON values only. `metrics`:
     the `source` of the data, `parts` (patients and rows by class), `test` with the metrics of `evaluate` for
     `mammography`, `ultrasound` and `fused`, and `validation`, what heads that have not seen them say of the validation
-    rows, for choosing a threshold.
+    rows, for choosing a threshold. `embedding_mean`: float32 [D], of the training rows.
     """
 
     encoders: dict[Modality, Encoder]
@@ -74,6 +74,7 @@ class TrainedModel:
     history: dict[str, list[dict[str, float]]]
     how: dict[str, Any]
     known_images: dict[str, str]
+    embedding_mean: Array
 
 
 def train(
@@ -123,7 +124,8 @@ def train(
     metrics = {"source": data.source, "parts": _parts(data, split), "test": test, "validation": unseen}
     how = _how(training_config, history, initial)
     known = {part: listing(_images(data, rows)) for part, rows in split.parts().items()}
-    return TrainedModel(encoders, head, model_config, training_config, THRESHOLD, metrics, history, how, known)
+    mean = fuse(embedding)[split.train].mean(0, dtype=np.float64).astype(np.float32)
+    return TrainedModel(encoders, head, model_config, training_config, THRESHOLD, metrics, history, how, known, mean)
 
 
 def _images(data: TrainingData, rows: Array) -> Iterator[Array]:

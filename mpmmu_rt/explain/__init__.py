@@ -1,0 +1,11 @@
+"""What a deployed model looks at: occlusion, attention, and what each modality and learner says.
+
+occlusion  how the probability changes when a part of an image is covered: asked of the target itself
+attention  the gates of the attention pool on the target's own feature maps
+study      all of it for one case: `explain`
+overlays   maps drawn over the images, in their own aspect ratio
+page       the document of many cases
+"""
+
+from .study import Explanation as Explanation
+from .study import explain as explain

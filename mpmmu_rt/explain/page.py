@@ -1,0 +1,111 @@
+"""The page of an explanation: images, maps and numbers of every case, in one file."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from mpmmu_rt import report_parts as pieces
+from mpmmu_rt.markup import Markup, el, joined, number
+from mpmmu_rt.spec import MODALITIES, Modality
+
+from . import overlays
+from .study import Explanation
+
+Pictures = Mapping[str, bytes]
+"""By what they show: `image`, `occlusion`, and `attention` where the pool has a spatial gate."""
+
+_SAYS = {
+    "image": "as it was read",
+    "occlusion": "covering this lowers (red) or raises (blue) the probability of malignant",
+    "attention": "the attention pool's spatial gate, from its lowest to its highest",
+}
+
+
+def pictures(found: Explanation, modality: Modality, size: int) -> dict[str, bytes]:
+    """PNG files of one modality. Both modalities share a scale of occlusion."""
+    image, box = found.images[modality], found.boxes[modality]
+    largest = max(float(np.abs(one).max()) for one in found.occlusion.values())
+    drawn = {
+        "image": overlays.plain(image),
+        "occlusion": overlays.signed(image, box, found.occlusion[modality], largest),
+    }
+    pool = found.gates.get(modality)
+    if pool is not None and pool.spatial is not None:
+        drawn["attention"] = overlays.attended(image, box, pool.spatial[0], size)
+    return drawn
+
+
+def document(entry: Mapping[str, Any], drawn: Iterable[Mapping[Modality, Pictures]]) -> str:
+    """Of `explanations.json`, and the pictures of each of its cases, in its order."""
+    cases = entry["cases"]
+    bundle = entry["bundle"]
+    count = f"{len(cases)} case{'s' * (len(cases) != 1)}"
+    sections = [
+        pieces.header(
+            "Explanation",
+            bundle["name"],
+            f"{count} on {entry['target']}; threshold {number(entry['threshold'])}",
+            pieces.badge(entry["target"], good=True),
+            untrained=not bundle["trained"],
+        ),
+        el("p", entry["says"], class_="verdict"),
+    ]
+    for case, of_case in zip(cases, drawn, strict=True):
+        sections += _case(case, of_case)
+    sections += [
+        pieces.card(
+            "Cases without an answer",
+            el("ul", *(el("li", f"{one['case_id']}: {one['error']}") for one in entry["failed"])),
+        )
+        for _ in entry["failed"][:1]
+    ]
+    return pieces.document(f"{bundle['name']} - mpmmu-rt explain", *sections)
+
+
+def _case(case: Mapping[str, Any], drawn: Mapping[Modality, Pictures]) -> list[Markup]:
+    label = {0: ", labelled benign", 1: ", labelled malignant"}.get(case["label"], "")
+    keys = [pieces.key("probability", number(case["probability"]), "", f"{case['decision']}{label}")]
+    for modality in MODALITIES:
+        alone = case["modalities"][modality]["probability_alone"]
+        if alone is not None:
+            keys.append(pieces.key(f"{modality} alone", number(alone), "", "the other at its training mean"))
+    learners = {name.replace("_", " "): f"{value:.3f}" for name, value in case["base_probability"].items()}
+    cards = [
+        pieces.card(modality.capitalize(), _figures(drawn[modality]), _note(case["modalities"][modality]))
+        for modality in MODALITIES
+    ]
+    body = [el("h2", case["case_id"]), el("section", *keys, class_="keys")]
+    if learners:
+        body.append(pieces.card("What each learner says", pieces.facts(learners)))
+    return [*body, pieces.grid(*cards)]
+
+
+def _figures(drawn: Pictures) -> Markup:
+    figures = [
+        el(
+            "figure",
+            el("img", src=f"data:image/png;base64,{base64.b64encode(png).decode()}", alt=_SAYS[name], class_="shown"),
+            el("figcaption", _SAYS[name]),
+        )
+        for name, png in drawn.items()
+    ]
+    return el("div", joined(figures), class_="figures")
+
+
+def _note(found: Mapping[str, Any]) -> str:
+    occlusion, attention = found["occlusion"], found["attention"]
+    text = f"Covering a part changes the probability by {-occlusion['most']:+.3f} to {-occlusion['least']:+.3f}."
+    if attention:
+        of_channels = attention["channel"]
+        text += (
+            f" {attention['kind'].upper()} lets {of_channels['lowest']:.2f} to {of_channels['highest']:.2f} of a "
+            f"channel through, {of_channels['median']:.2f} at the median"
+        )
+        if attention["spatial"]:
+            text += f", and {attention['spatial']['lowest']:.2f} to {attention['spatial']['highest']:.2f} of a place"
+        text += "."
+    return text

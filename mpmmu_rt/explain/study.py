@@ -1,0 +1,146 @@
+"""One case explained: its images, what the target says, and what speaks for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mpmmu_rt.cases import Case
+from mpmmu_rt.errors import ImageError
+from mpmmu_rt.grey import GreyImage
+from mpmmu_rt.images import fitted, preprocess, read_image
+from mpmmu_rt.predictor import Predictor
+from mpmmu_rt.progress import Progress, silent
+from mpmmu_rt.spec import MODALITIES, Array, Modality
+from mpmmu_rt.verify import PortableHead
+
+from .attention import Gates, gates
+from .occlusion import Box, occlusion
+
+SCHEMA = "mpmmu-explanation/1"
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Of one case. images: as they were decoded. boxes: where they lie in the model's square. occlusion: float32
+    [S, S] of each modality. alone: the probability with the other modality's embedding at its training mean; None
+    where the bundle does not know that mean."""
+
+    case: Case
+    images: Mapping[Modality, GreyImage]
+    boxes: Mapping[Modality, Box]
+    probability: float
+    decision: str
+    base_probability: Mapping[str, float]
+    alone: Mapping[Modality, float] | None
+    occlusion: Mapping[Modality, Array]
+    gates: Mapping[Modality, Gates]
+
+    def to_json(self) -> dict[str, Any]:
+        modalities = {}
+        for modality in MODALITIES:
+            found = self.occlusion[modality]
+            y, x = peak(found, self.boxes[modality])
+            pool = self.gates.get(modality)
+            modalities[modality] = {
+                "image": str(self.case.image(modality)),
+                "probability_alone": None if self.alone is None else self.alone[modality],
+                "occlusion": {
+                    "most": float(found.max()),
+                    "least": float(found.min()),
+                    "peak": {"y": y, "x": x},  # of the image, in shares of its height and width
+                },
+                "attention": None if pool is None else _gates_json(pool),
+            }
+        return {
+            "case_id": self.case.case_id,
+            "label": self.case.label,
+            "probability": self.probability,
+            "decision": self.decision,
+            "base_probability": dict(self.base_probability),
+            "modalities": modalities,
+        }
+
+
+def peak(found: Array, box: Box) -> tuple[float, float]:
+    """Where covering changes the probability most, in either direction, in shares of the image's height and width: the
+    middle of all pixels that share the largest change."""
+    inside = np.abs(found[box.slices])
+    y, x = np.nonzero(inside >= inside.max() * (1 - 1e-6))
+    return float((y.mean() + 0.5) / box.height), float((x.mean() + 0.5) / box.width)
+
+
+def _gates_json(pool: Gates) -> dict[str, Any]:
+    of_channels = pool.channel[0]
+    spatial = None
+    if pool.spatial is not None:
+        spatial = {"lowest": float(pool.spatial[0].min()), "highest": float(pool.spatial[0].max())}
+    return {
+        "kind": pool.kind,
+        "channel": {
+            "lowest": float(of_channels.min()),
+            "median": float(np.median(of_channels)),
+            "highest": float(of_channels.max()),
+            "strongest": [int(one) for one in np.argsort(-of_channels, kind="stable")[:10]],
+        },
+        "spatial": spatial,
+    }
+
+
+def explain(
+    predictor: Predictor,
+    case: Case,
+    head: PortableHead | None = None,
+    *,
+    mean: Array | None = None,
+    frame: int | None = None,
+    progress: Progress = silent,
+) -> Explanation:
+    """Explain what `predictor` says of `case`.
+
+    head: of `mpmmu_rt.verify.portable_head`, and mean: float32 [D], the mean embedding of the training; with both, what
+    each modality says alone. Raises `ImageError` for images that can't be read, and what `predict` raises.
+    """
+    preprocessing = predictor.bundle.preprocessing
+    images: dict[Modality, GreyImage] = {}
+    boxes: dict[Modality, Box] = {}
+    pixels: dict[Modality, Array] = {}
+    for modality in MODALITIES:
+        path = case.image(modality)
+        if path is None:
+            raise ImageError(
+                f"case `{case.case_id}` has no {modality} image, expected both", hint="add it to the manifest"
+            )
+        image = images[modality] = read_image(path, modality=modality, frame=frame)
+        boxes[modality] = Box(*fitted(image.grey.shape, preprocessing, image.pixel_aspect))
+        pixels[modality] = preprocess(image.grey, preprocessing, pixel_aspect=image.pixel_aspect)[None]
+    said = predictor.predict(pixels)
+    base = [] if said.base_probability is None else [float(one) for one in said.base_probability[0]]
+    names = predictor.bundle.learners or tuple(f"learner {row}" for row in range(1, len(base) + 1))
+    pools = gates(predictor.bundle, predictor.feature_maps(pixels)) if predictor.bundle.pool_kinds else {}
+    return Explanation(
+        case=case,
+        images=images,
+        boxes=boxes,
+        probability=float(said.probability[0]),
+        decision=said.decision[0],
+        base_probability=dict(zip(names, base, strict=True)),
+        alone=None if head is None or mean is None else _alone(predictor, head, said.embedding[0], mean),
+        occlusion={
+            modality: occlusion(predictor, pixels, modality, boxes[modality], progress) for modality in MODALITIES
+        },
+        gates=pools,
+    )
+
+
+def _alone(predictor: Predictor, head: PortableHead, embedding: Array, mean: Array) -> dict[Modality, float]:
+    """The probability of each modality's own embedding beside the other's training mean."""
+    width = int(predictor.bundle.tensors["mammography_feature_map"].shape[1])
+    own = {"mammography": slice(0, width), "ultrasound": slice(width, None)}
+    asked = np.repeat(mean[None].astype(np.float32), len(MODALITIES), 0)
+    for row, modality in enumerate(MODALITIES):
+        asked[row, own[modality]] = embedding[own[modality]]
+    return {modality: float(one) for modality, one in zip(MODALITIES, head.probability(asked), strict=True)}
