@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -108,12 +109,7 @@ def explain(
     images: dict[Modality, GreyImage] = {}
     boxes: dict[Modality, Box] = {}
     pixels: dict[Modality, Array] = {}
-    for modality in MODALITIES:
-        path = case.image(modality)
-        if path is None:
-            raise ImageError(
-                f"case `{case.case_id}` has no {modality} image, expected both", hint="add it to the manifest"
-            )
+    for modality, path in _paths(case).items():
         image = images[modality] = read_image(path, modality=modality, frame=frame)
         boxes[modality] = Box(*fitted(image.grey.shape, preprocessing, image.pixel_aspect))
         pixels[modality] = preprocess(image.grey, preprocessing, pixel_aspect=image.pixel_aspect)[None]
@@ -134,6 +130,15 @@ def explain(
         },
         gates=pools,
     )
+
+
+def _paths(case: Case) -> dict[Modality, Path]:
+    found = {modality: path for modality in MODALITIES if (path := case.image(modality)) is not None}
+    if missing := [modality for modality in MODALITIES if modality not in found]:
+        raise ImageError(
+            f"case `{case.case_id}` has no {missing[0]} image, expected both", hint="add it to the manifest"
+        )
+    return found
 
 
 def _alone(predictor: Predictor, head: PortableHead, embedding: Array, mean: Array) -> dict[Modality, float]:

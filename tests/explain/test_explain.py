@@ -1,0 +1,299 @@
+"""explain: maps are where the model looks, gates are those that made the embedding, and pages hold them."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor, nn
+from typer.testing import CliRunner
+
+from mpmmu_rt import Predictor, load
+from mpmmu_rt.bundle import Bundle
+from mpmmu_rt.cases import Case, read_manifest
+from mpmmu_rt.cli import app
+from mpmmu_rt.errors import ImageError
+from mpmmu_rt.explain import explain, overlays
+from mpmmu_rt.explain.attention import gates
+from mpmmu_rt.explain.occlusion import Box, occlusion, windows
+from mpmmu_rt.explain.study import peak
+from mpmmu_rt.export import Wanted, export_bundle, export_checkpoint
+from mpmmu_rt.grey import GreyImage
+from mpmmu_rt.model import checkpoint as checkpoints
+from mpmmu_rt.model.checkpoint import Checkpoint
+from mpmmu_rt.model.encoder import Encoder
+from mpmmu_rt.spec import MODALITIES, Array, Modality, Target
+from mpmmu_rt.verify import portable_head
+
+SIZE = 64
+PLACE = {"mammography": (slice(8, 20), slice(40, 52)), "ultrasound": (slice(36, 50), slice(10, 22))}
+
+
+class Looks(nn.Module):
+    """Sees one place of the image alone."""
+
+    def __init__(self, modality: Modality) -> None:
+        super().__init__()
+        self.rows, self.columns = PLACE[modality]
+        self.scale = nn.Parameter(torch.tensor(4.0))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        seen = pixels[:, :, self.rows, self.columns].float() / 255
+        return self.scale * torch.cat([seen.mean((2, 3)), seen.amax((2, 3))], 1)
+
+
+@pytest.fixture(scope="module")
+def looking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Predictor]:
+    """Bright at its place of the mammogram speaks for malignant, bright at that of the ultrasound image against it."""
+    x = np.random.default_rng(0).uniform(0, 4, (200, 4)).astype(np.float32)
+    head = LogisticRegression().fit(x, (x[:, 0] - x[:, 2] > 0).astype(int))
+    bundle = export_bundle(
+        tmp_path_factory.mktemp("looking") / "b",
+        mammography=Looks("mammography"),
+        ultrasound=Looks("ultrasound"),
+        head=head,
+        preprocessing=SIZE,
+        wanted=Wanted((Target("onnxruntime", "fp32"),)),
+    )
+    with load(bundle.path) as predictor:
+        yield predictor
+
+
+def lit() -> dict[Modality, Array]:
+    """Noise, brighter where the model looks."""
+    rng = np.random.default_rng(1)
+    pixels: dict[Modality, Array] = {}
+    for modality in MODALITIES:
+        pixels[modality] = rng.integers(20, 90, (1, 1, SIZE, SIZE), np.uint8)
+        pixels[modality][(0, 0, *PLACE[modality])] += 120
+    return pixels
+
+
+@pytest.mark.parametrize(("modality", "sign"), [("mammography", 1), ("ultrasound", -1)])
+def test_a_map_is_where_the_model_looks_and_has_its_sign(looking: Predictor, modality: Modality, sign: int) -> None:
+    found = occlusion(looking, lit(), modality, Box(0, 0, SIZE, SIZE))
+    rows, columns = PLACE[modality]
+    y, x = peak(found, Box(0, 0, SIZE, SIZE))
+    assert rows.start <= y * SIZE <= rows.stop
+    assert columns.start <= x * SIZE <= columns.stop
+    assert sign * found[int(y * SIZE), int(x * SIZE)] > 0.02
+    far = np.ones((SIZE, SIZE), bool)
+    far[max(0, rows.start - 9) : rows.stop + 9, max(0, columns.start - 9) : columns.stop + 9] = False
+    assert np.abs(found[far]).max() == 0, "what it does not see changes nothing"
+
+
+def test_padding_is_no_part_of_an_image(looking: Predictor) -> None:
+    box = Box(10, 0, 44, SIZE)
+    found = occlusion(looking, lit(), "mammography", box)
+    assert np.abs(found[:10]).max() == np.abs(found[54:]).max() == 0
+    assert np.abs(found).max() > 0
+    covered = np.zeros((SIZE, SIZE), int)
+    for place in windows(SIZE, box):
+        covered[place] += 1
+    inside = np.zeros((SIZE, SIZE), bool)
+    inside[box.slices] = True
+    assert (covered[inside] > 0).all(), "every pixel is covered by some window"
+    assert (covered[~inside] == 0).all()
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 13, 48, 224])
+def test_windows_of_any_size_cover_the_image(size: int) -> None:
+    covered = np.zeros((size, size), int)
+    for place in windows(size, Box(0, 0, size, size)):
+        covered[place] += 1
+    assert (covered > 0).all()
+
+
+@pytest.mark.parametrize("target", ["onnxruntime:fp32", "openvino:fp32"])
+def test_gates_are_those_that_made_the_embedding(bundle_folder: Path, phantom_manifest: Path, target: str) -> None:
+    """The deployed feature map, weighed by them and averaged, is the deployed embedding."""
+    pytest.importorskip(target.partition(":")[0], reason="the engine is not installed")
+    rng = np.random.default_rng(2)
+    with load(bundle_folder, target) as predictor:
+        size = predictor.bundle.preprocessing.size
+        pixels: dict[Modality, Array] = {
+            modality: rng.integers(0, 256, (3, 1, size, size), np.uint8) for modality in MODALITIES
+        }
+        maps = predictor.feature_maps(pixels)
+        found = gates(predictor.bundle, maps)
+        embedding = predictor.predict(pixels).embedding
+    assert [found[modality].kind for modality in MODALITIES] == ["cbam", "eca"]
+    parts = []
+    for modality in MODALITIES:
+        weighed = maps[modality].astype(np.float64) * found[modality].channel[:, :, None, None]
+        spatial = found[modality].spatial
+        if spatial is not None:
+            assert spatial.std() > 0
+            weighed = weighed * spatial[:, None]
+        parts.append(weighed.mean((2, 3)))
+    np.testing.assert_allclose(np.concatenate(parts, 1), embedding, rtol=2e-4, atol=1e-5)
+
+
+def test_own_modules_have_no_gates_that_are_known(looking: Predictor) -> None:
+    assert gates(looking.bundle, looking.feature_maps(lit())) == {}
+
+
+def test_each_modality_alone(bundle_folder: Path, phantom_manifest: Path) -> None:
+    case = read_manifest(phantom_manifest).cases[1]
+    with load(bundle_folder) as predictor, portable_head(predictor) as head:
+        assert case.mammography is not None
+        assert case.ultrasound is not None
+        said = predictor.predict_files(case.mammography, case.ultrasound)
+        itself = explain(predictor, case, head, mean=said.embedding[0])
+        assert itself.alone is not None
+        assert list(itself.alone.values()) == pytest.approx([float(said.probability[0])] * 2, abs=2e-6)
+        other = explain(predictor, case, head, mean=np.zeros_like(said.embedding[0]))
+        assert other.alone is not None
+        assert len({round(one, 4) for one in (*other.alone.values(), other.probability)}) > 1
+        assert explain(predictor, case, head).alone is None, "this bundle does not know its training's mean"
+        assert itself.decision == said.decision[0]
+        assert list(itself.base_probability) == ["logistic_regression", "svm", "random_forest", "extra_trees"]
+
+
+@pytest.mark.slow
+def test_other_weights_give_another_map(bundle_folder: Path, small_model: Checkpoint, tmp_path: Path) -> None:
+    """The sanity check of Adebayo et al. 2018 (arXiv 1810.03292): a map that doesn't depend on the weights shows the
+    image, and nothing of the model."""
+    encoders: dict[Modality, Encoder] = {}
+    for modality in MODALITIES:
+        torch.manual_seed(99)
+        encoders[modality] = Encoder(small_model.config.encoder(modality)).eval()
+    other = Checkpoint(small_model.config, encoders, small_model.head, small_model.threshold, small_model.card)
+    checkpoints.save(other, tmp_path / "other")
+    export_checkpoint(tmp_path / "other", tmp_path / "b", wanted=Wanted((Target("onnxruntime", "fp32"),)))
+    rng = np.random.default_rng(3)
+    maps = []
+    for folder in (bundle_folder, tmp_path / "b"):
+        with load(folder) as predictor:
+            size = predictor.bundle.preprocessing.size
+            pixels: dict[Modality, Array] = {
+                modality: np.kron(rng.integers(0, 256, (1, 1, 6, 6)), np.ones((8, 8))).astype(np.uint8)
+                for modality in MODALITIES
+            }
+            rng = np.random.default_rng(3)
+            maps.append(occlusion(predictor, pixels, "mammography", Box(0, 0, size, size)).ravel())
+    ranks = [one.argsort().argsort() for one in maps]
+    assert abs(np.corrcoef(ranks[0], ranks[1])[0][1]) < 0.7
+    assert maps[0].std() > 0
+
+
+@pytest.mark.parametrize(
+    ("shape", "aspect", "want"), [((100, 50), 1.0, (420, 210)), ((50, 50), 2.0, (420, 210)), ((7, 700), 1.0, (4, 420))]
+)
+def test_pictures_keep_the_images_own_aspect_ratio(
+    shape: tuple[int, int], aspect: float, want: tuple[int, int]
+) -> None:
+    image = GreyImage(np.tile(np.arange(shape[1], dtype=np.uint8), (shape[0], 1)), aspect)
+    with Image.open(io.BytesIO(overlays.plain(image))) as picture:
+        assert (picture.height, picture.width) == want
+
+
+def test_colours_lie_where_the_map_is_not_zero() -> None:
+    image = GreyImage(np.full((60, 40), 100, np.uint8))
+    found = np.zeros((30, 30), np.float32)
+    found[2:8, 7:13], found[20:28, 15:23] = 0.3, -0.15
+    with Image.open(io.BytesIO(overlays.signed(image, Box(0, 5, 30, 20), found, 0.3))) as picture:
+        drawn = np.asarray(picture).astype(int)
+    scale = 420 / 30
+    red, blue = drawn[int(5 * scale), int(5 * scale)], drawn[int(24 * scale), int(14 * scale)]
+    assert red[0] > red[2] + 50
+    assert blue[2] > blue[0] + 20
+    assert (drawn[int(14 * scale), int(2 * scale)] == 100).all()
+
+
+@pytest.fixture(scope="module")
+def knowing(checkpoint_folder: Path, small_model: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle of a checkpoint that knows the mean embedding of its training."""
+    folder = tmp_path_factory.mktemp("knowing")
+    width = sum(encoder.channels for encoder in small_model.encoders.values())
+    mean = np.linspace(0.1, 0.4, width, dtype=np.float32)
+    known = Checkpoint(small_model.config, small_model.encoders, small_model.head, 0.4, small_model.card, {}, mean)
+    checkpoints.save(known, folder / "c")
+    again = checkpoints.load(folder / "c").embedding_mean
+    assert again is not None
+    assert np.array_equal(again, mean)
+    bundle = export_checkpoint(folder / "c", folder / "b", wanted=Wanted((Target("onnxruntime", "fp32"),)))
+    stored = bundle.embedding_mean()
+    assert stored is not None
+    assert np.array_equal(stored, mean)
+    return folder / "b"
+
+
+@pytest.mark.slow
+def test_the_command(knowing: Path, phantom_manifest: Path, tmp_path: Path) -> None:
+    cases = read_manifest(phantom_manifest).cases
+    rows = [f"{one.case_id},{one.mammography},{one.ultrasound},{one.label}" for one in cases[:2]]
+    listed = tmp_path / "m.csv"
+    listed.write_text("\n".join(["case_id,mammography,ultrasound,label", *rows, '"<b>odd</b>",no.png,no.png,']) + "\n")
+    out = tmp_path / "out"
+    command = ["explain", str(knowing), str(listed), "-o", str(out)]
+    done = CliRunner().invoke(app, [*command, "--json", str(tmp_path / "j")])
+    assert done.exit_code == 1
+    assert "1 of 3 cases could not be read" in done.stderr
+    entry: dict[str, Any] = json.loads((out / "explanations.json").read_text())
+    assert entry == json.loads((tmp_path / "j").read_text())
+    assert (entry["schema"], entry["bundle"]["digest"]) == ("mpmmu-explanation/1", Bundle.open(knowing).digest)
+    assert [one["case_id"] for one in entry["cases"]] == [one.case_id for one in cases[:2]]
+    assert entry["failed"][0]["case_id"] == "<b>odd</b>"
+    first = entry["cases"][0]["modalities"]
+    assert first["mammography"]["attention"]["kind"] == "cbam"
+    assert first["mammography"]["attention"]["spatial"]["highest"] <= 1
+    assert first["ultrasound"]["attention"]["spatial"] is None
+    assert 0 <= first["ultrasound"]["probability_alone"] <= 1
+    files = sorted(path.name for path in out.iterdir())
+    assert len(files) == 2 + 2 * 5
+    assert "0001_mammography_attention.png" in files
+    page = (out / "explanation.html").read_text()
+    assert "<b>odd</b>" not in page
+    assert page.count("data:image/png;base64,") == 10
+    assert not re.search(r"(src|href)=\"(?!data:)", page), "nothing is loaded from elsewhere"
+    again = CliRunner().invoke(app, command)
+    assert "exists already" in again.stderr
+
+
+@pytest.mark.slow
+def test_one_pair_and_chosen_cases(knowing: Path, phantom_manifest: Path, tmp_path: Path) -> None:
+    case = read_manifest(phantom_manifest).cases[3]
+    pair = ["--mammography", str(case.mammography), "--ultrasound", str(case.ultrasound)]
+    for name, options in (("a", pair), ("b", [str(phantom_manifest), "--case", case.case_id])):
+        done = CliRunner().invoke(app, ["explain", str(knowing), *options, "-o", str(tmp_path / name)])
+        assert done.exit_code == 0, done.stderr
+        assert "neither that the answer is right" in " ".join(done.stdout.split())
+    found = [json.loads((tmp_path / name / "explanations.json").read_text())["cases"][0] for name in "ab"]
+    assert found[0]["modalities"] == found[1]["modalities"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        [],
+        ["--mammography", "a.png"],
+        ["m.csv", "--mammography", "a.png", "--ultrasound", "b.png"],
+        ["--mammography", "a.png", "--ultrasound", "b.png", "--case", "x"],
+    ],
+)
+def test_what_to_explain_is_one_thing(bundle_folder: Path, tmp_path: Path, options: list[str]) -> None:
+    done = CliRunner().invoke(app, ["explain", str(bundle_folder), *options, "-o", str(tmp_path / "o")])
+    assert done.exit_code == 2
+    assert "expected a MANIFEST, or --mammography with --ultrasound" in done.stderr
+
+
+def test_a_case_that_there_is_not(bundle_folder: Path, phantom_manifest: Path, tmp_path: Path) -> None:
+    command = ["explain", str(bundle_folder), str(phantom_manifest), "--case", "nobody", "-o", str(tmp_path / "o")]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 2
+    assert "has no case `nobody`, expected one of its 12" in done.stderr
+
+
+def test_a_case_without_an_image(bundle_folder: Path) -> None:
+    with load(bundle_folder) as predictor, pytest.raises(ImageError, match="case `a` has no ultrasound image"):
+        explain(predictor, Case("a", Path("x.png"), None))
