@@ -25,6 +25,7 @@ from mpmmu_rt.image_warnings import summary
 from mpmmu_rt.images import Preprocessing
 from mpmmu_rt.known_images import KnownImages
 from mpmmu_rt.machine import package_versions
+from mpmmu_rt.modality_check import ModalityCheck
 from mpmmu_rt.model import checkpoint as checkpoints
 from mpmmu_rt.model.checkpoint import Checkpoint
 from mpmmu_rt.places import check_writable, require_room
@@ -63,6 +64,7 @@ class Model:
     card: Mapping[str, Any] = field(default_factory=dict)
     known_images: Mapping[str, str] = field(default_factory=dict)
     embedding_mean: Array | None = None
+    modality_check: ModalityCheck | None = None
 
 
 def export_bundle(
@@ -195,6 +197,7 @@ def model_of(checkpoint: Checkpoint, name: str, *, trained: bool) -> Model:
         checkpoint.card,
         checkpoint.known_images,
         checkpoint.embedding_mean,
+        checkpoint.modality_check,
     )
 
 
@@ -395,6 +398,7 @@ def _entry(model: Model, tensors: Mapping[str, TensorSpec]) -> dict[str, Any]:
             "ir": graphs.IR_VERSION,
         },
         "known_images": dict(model.known_images),
+        "modality_check": model.modality_check and model.modality_check.to_json(),
         "parity": {},
         "precision": {},
     }

@@ -33,6 +33,7 @@
                    notes for the user
     precision      target → what was measured of it in decisions, for every target but the first
     known_images   {part of the split: digests of the images that the model learnt from}, where the checkpoint has them
+    modality_check {figures, weights, means, scales, intercept, margin}: `mpmmu_rt.modality_check`; null where unknown
     model, card, provenance, parity: for people; `inspect` prints them; `mpmmu_rt.card` has the card's fields
     files          path → {sha256, bytes}, every file of the bundle but bundle.json
     sha256         of all the other keys: what a flipped bit in the threshold would otherwise slip past
@@ -60,6 +61,7 @@ from .errors import BundleError, DigestMismatch, UsageError
 from .files import MAX_JSON_BYTES, parse_json_object, read_bounded, sha256_file
 from .images import Preprocessing
 from .known_images import KnownImages
+from .modality_check import ModalityCheck
 from .spec import MODALITIES, Array, StrPath, Target, TensorSpec
 
 SCHEMA = "mpmmu-bundle/1"
@@ -137,6 +139,7 @@ class Bundle:
                 threshold=_threshold(entry),
             )
             _check_pixels(bundle)
+            ModalityCheck.from_json(entry.get("modality_check"))
             bundle.check_files()
         except KeyError as error:
             missing = f"{manifest} lacks the key `{error.args[0]}`, expected all keys of {SCHEMA}"
@@ -166,6 +169,11 @@ class Bundle:
     def known_images(self) -> KnownImages:
         """What the model was trained on; nothing of an old bundle, or of modules of the user's own."""
         return KnownImages.from_json(self.entry.get("known_images"))
+
+    @property
+    def modality_check(self) -> ModalityCheck | None:
+        """Of pairs whose images look swapped; None where the model was not trained by us, or long ago."""
+        return ModalityCheck.from_json(self.entry.get("modality_check"))
 
     @property
     def learners(self) -> tuple[str, ...] | None:

@@ -19,6 +19,7 @@ from .engines import Counted, engine
 from .errors import AnswerError, EngineError, PixelsError, UsageError
 from .images import read_with_warnings
 from .machine import usable_threads
+from .modality_check import SAYS
 from .spec import MODALITIES, Array, Modality, StrPath, Target
 
 DEFAULT_TARGET = "onnxruntime:fp32"
@@ -123,8 +124,8 @@ class Predictor:
         """The prediction of image files: one of each, or as many of each, row by row of the same patient.
 
         frame: which to take of files that hold several. What a header says against an image that is read is a
-        `HeaderWarning`. Raises like `predict`, `ImageError` for a file that can't be read or must not be trusted, and
-        `UsageError` for other numbers of files.
+        `HeaderWarning`, and so is a pair that looks swapped. Raises like `predict`, `ImageError` for a file that can't
+        be read or must not be trusted, and `UsageError` for other numbers of files.
         """
         given = {name: listed(one) for name, one in zip(MODALITIES, (mammography, ultrasound), strict=True)}
         counts = [len(paths) for paths in given.values()]
@@ -142,6 +143,11 @@ class Predictor:
                 for one in said:
                     warnings.warn(f"{path}: {one}", HeaderWarning, stacklevel=2)
             pixels[modality] = np.stack(found)
+        check = self.bundle.modality_check
+        for row in np.flatnonzero(check.swapped(pixels)) if check else ():
+            warnings.warn(
+                f"{given['mammography'][row]}, {given['ultrasound'][row]}: {SAYS}", HeaderWarning, stacklevel=2
+            )
         return self.predict(pixels)
 
     def _unanswered(self, bad: Array, what: str) -> AnswerError:

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from .journal import COLUMNS as COLUMNS
 from .journal import SCHEMA, Journal, Layout, Row, decision_of, open_journal
 from .latency import Latency, summarise
 from .machine import usable_threads
+from .modality_check import SAYS, ModalityCheck
 from .places import claimed
 from .predictor import Prediction, Predictor
 from .progress import Progress, silent
@@ -134,7 +136,12 @@ def run(
             ledger = _Ledger()
             start = time.perf_counter()
             decoder = Decoder(
-                todo, predictor.bundle.preprocessing, frame=frame, ahead=2 * batch, digests="files" in columns
+                todo,
+                predictor.bundle.preprocessing,
+                frame=frame,
+                ahead=2 * batch,
+                digests="files" in columns,
+                check=predictor.bundle.modality_check,
             )
             with decoder as decoded:
                 _predict_all(predictor, decoded, journal, ledger, batch, len(manifest.cases), extra, progress)
@@ -291,10 +298,11 @@ class Decoder:
         frame: int | None,
         ahead: int,
         digests: bool = False,
+        check: ModalityCheck | None = None,
     ) -> None:
-        """digests: take those of the files, too."""
+        """digests: take those of the files, too. check: warn of pairs that look swapped to it."""
         self._cases = iter(cases)
-        self._digests = digests
+        self._more = partial(decode, digests=digests, check=check)
         self._preprocessing = preprocessing
         self._frame = frame
         self._ahead = ahead
@@ -310,14 +318,20 @@ class Decoder:
     def _results(self) -> Iterator[Decoded]:
         while True:
             while len(self._futures) < self._ahead and (case := next(self._cases, None)) is not None:
-                job = self._pool.submit(decode, case, self._preprocessing, self._frame, digests=self._digests)
-                self._futures.append(job)
+                self._futures.append(self._pool.submit(self._more, case, self._preprocessing, self._frame))
             if not self._futures:
                 return
             yield self._futures.popleft().result()
 
 
-def decode(case: Case, preprocessing: Preprocessing, frame: int | None, *, digests: bool = False) -> Decoded:
+def decode(
+    case: Case,
+    preprocessing: Preprocessing,
+    frame: int | None,
+    *,
+    digests: bool = False,
+    check: ModalityCheck | None = None,
+) -> Decoded:
     """Both images of a case to pixels; what is wrong with the images becomes `error`."""
     start = time.perf_counter()
     pixels: dict[Modality, Array] = {}
@@ -330,6 +344,8 @@ def decode(case: Case, preprocessing: Preprocessing, frame: int | None, *, diges
             warnings += [f"{modality}: {warning}" for warning in found]
     except ImageError as cause:
         error = _one_line(f"{cause}; {cause.hint}")
+    if check is not None and not error and check.swapped({name: array[None] for name, array in pixels.items()})[0]:
+        warnings.append(SAYS)
     files = _digests(case) if digests else {}
     return Decoded(case, pixels, error, _one_line("; ".join(warnings)), (time.perf_counter() - start) * 1e3, files)
 

@@ -110,7 +110,14 @@ def train(
             "seed": seed,
         }
         trained = checkpoint.Checkpoint(
-            config, model.encoders, model.head, model.threshold, card, model.known_images, model.embedding_mean
+            config,
+            model.encoders,
+            model.head,
+            model.threshold,
+            card,
+            known_images=model.known_images,
+            embedding_mean=model.embedding_mean,
+            modality_check=model.modality_check,
         )
         checkpoint.save(trained, output, overwrite=overwrite)
         shutil.rmtree(work_dir)

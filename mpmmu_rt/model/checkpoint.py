@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 
 from mpmmu_rt.errors import CheckpointError, MpmmuError
 from mpmmu_rt.files import MAX_JSON_BYTES, atomic_folder, parse_json_object, read_bounded, sha256_file
+from mpmmu_rt.modality_check import ModalityCheck
 from mpmmu_rt.spec import MODALITIES, Array, Modality, StrPath
 
 from . import skops_file
@@ -71,6 +72,7 @@ class Checkpoint:
     card: Mapping[str, Any]
     known_images: Mapping[str, str] = field(default_factory=dict)
     embedding_mean: Array | None = None
+    modality_check: ModalityCheck | None = None
 
 
 def save(checkpoint: Checkpoint, folder: StrPath, *, overwrite: bool = False) -> None:
@@ -87,6 +89,7 @@ def save(checkpoint: Checkpoint, folder: StrPath, *, overwrite: bool = False) ->
             "card": dict(checkpoint.card),
             "known_images": dict(checkpoint.known_images),
             "embedding_mean": _text(checkpoint.embedding_mean),
+            "modality_check": checkpoint.modality_check and checkpoint.modality_check.to_json(),
             "files": {path.name: sha256_file(path) for path in sorted(partial.iterdir())},
         }
         (partial / CONFIG).write_text(json.dumps(entry, indent=2) + "\n", encoding="utf-8")
@@ -118,7 +121,12 @@ def load(folder: StrPath, *, trust_pickle: StrPath | None = None) -> Checkpoint:
     if not isinstance(known, dict) or not all(isinstance(text, str) for text in known.values()):
         raise CheckpointError(f"{path} has other `known_images` than texts, expected texts", hint=_HINT)
     mean = _array(path, entry.get("embedding_mean"), sum(encoder.channels for encoder in encoders.values()))
-    return Checkpoint(config, encoders, _head(folder, digests, trust_pickle), float(threshold), card, known, mean)
+    try:
+        check = ModalityCheck.from_json(entry.get("modality_check"))
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: {error}", hint=_HINT) from error
+    head = _head(folder, digests, trust_pickle)
+    return Checkpoint(config, encoders, head, float(threshold), card, known, mean, check)
 
 
 def _text(array: Array | None) -> str | None:

@@ -28,9 +28,11 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from mpmmu_rt.errors import OutputError, UsageError
 from mpmmu_rt.known_images import listing
+from mpmmu_rt.modality_check import ModalityCheck
 from mpmmu_rt.progress import Progress, silent
 from mpmmu_rt.spec import MODALITIES, Array, Modality, StrPath
 
+from . import modality_fit
 from .config import ModelConfig
 from .data import TrainingData, data_from_manifest, data_from_phantoms
 from .encoder import Encoder
@@ -62,7 +64,8 @@ class TrainedModel:
     `metrics`, `history`, `how` (settings and epochs) and `known_images` of each part hold JSON values only. `metrics`:
     the `source` of the data, `parts` (patients and rows by class), `test` with the metrics of `evaluate` for
     `mammography`, `ultrasound` and `fused`, and `validation`, what heads that have not seen them say of the validation
-    rows, for choosing a threshold. `embedding_mean`: float32 [D], of the training rows.
+    rows, for choosing a threshold. `embedding_mean`: float32 [D], of the training rows; `modality_check` is fitted
+    on their images.
     """
 
     encoders: dict[Modality, Encoder]
@@ -75,6 +78,7 @@ class TrainedModel:
     how: dict[str, Any]
     known_images: dict[str, str]
     embedding_mean: Array
+    modality_check: ModalityCheck
 
 
 def train(
@@ -125,7 +129,20 @@ def train(
     how = _how(training_config, history, initial)
     known = {part: listing(_images(data, rows)) for part, rows in split.parts().items()}
     mean = fuse(embedding)[split.train].mean(0, dtype=np.float64).astype(np.float32)
-    return TrainedModel(encoders, head, model_config, training_config, THRESHOLD, metrics, history, how, known, mean)
+    of_rows = [data.pixels[name][data.images(name, split.train)[0]] for name in MODALITIES]
+    return TrainedModel(
+        encoders=encoders,
+        head=head,
+        model_config=model_config,
+        training_config=training_config,
+        threshold=THRESHOLD,
+        metrics=metrics,
+        history=history,
+        how=how,
+        known_images=known,
+        embedding_mean=mean,
+        modality_check=modality_fit.fit(*of_rows),
+    )
 
 
 def _images(data: TrainingData, rows: Array) -> Iterator[Array]:

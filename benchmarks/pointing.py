@@ -1,0 +1,81 @@
+"""Are maps where lesions are? The pointing game on phantoms, whose lesions are known (`python -m benchmarks.pointing`).
+
+Zhang et al. 2018, "Top-down neural attention by excitation backprop" (arXiv 1608.00507, section 4.2): a hit is a map
+whose peak lies on the object. Here: within the mass's ellipse, widened by half a window of the occlusion. Only images
+that show their modality's sign count: the others give the model no reason to look at their mass. Chance: the share of
+the image that the widened ellipse takes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from benchmarks import report
+from mpmmu_rt.explain.occlusion import WINDOWS, Box, occlusion
+from mpmmu_rt.explain.study import peak
+from mpmmu_rt.images import preprocess
+from mpmmu_rt.metrics import share_interval
+from mpmmu_rt.model.phantom import MAMMOGRAPHY_SIGN, ULTRASOUND_SIGN, Lesion, Phantom, draw
+from mpmmu_rt.predictor import Predictor, load
+from mpmmu_rt.spec import MODALITIES, Array, Modality
+
+SIGNS: dict[Modality, str] = {"mammography": MAMMOGRAPHY_SIGN, "ultrasound": ULTRASOUND_SIGN}
+SEED = 77_000  # of phantoms that no preset trains on
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--target", default="onnxruntime:fp32")
+    parser.add_argument("--cases", type=int, default=100, help="of each modality")
+    given = parser.parse_args()
+    with load(given.bundle, given.target) as predictor:
+        print(report.heading("Pointing game", ("onnxruntime", "openvino")))
+        print(f"{predictor.bundle.name} on {predictor.target}, {given.cases} phantoms of each modality, seed {SEED}\n")
+        print(report.columns("modality | n | hits | 95 % interval | by chance"))
+        for modality in MODALITIES:
+            hits, chance = play(predictor, modality, given.cases)
+            low, high = share_interval(sum(hits), len(hits))
+            print(
+                f"| {modality} | {len(hits)} | {sum(hits) / len(hits):.1%} | {low:.1%} to {high:.1%} "
+                f"| {sum(chance) / len(chance):.1%} |"
+            )
+
+
+def play(predictor: Predictor, modality: Modality, count: int) -> tuple[list[bool], list[float]]:
+    """Of each phantom whether the peak lies on its mass, and the share of the image that would count as that."""
+    hits, chance = [], []
+    for phantom in shown(modality, count):
+        size = predictor.bundle.preprocessing.size
+        pixels: dict[Modality, Array] = {
+            name: preprocess(phantom.image(name), predictor.bundle.preprocessing)[None] for name in MODALITIES
+        }
+        found = occlusion(predictor, pixels, modality, Box(0, 0, size, size))
+        lesion = widened(phantom.lesions[modality])
+        hits.append(lesion.reach(*peak(found, Box(0, 0, size, size))) <= 1)
+        chance.append(math.pi * lesion.half_height * lesion.half_width)
+    return hits, chance
+
+
+def shown(modality: Modality, count: int) -> Iterator[Phantom]:
+    """Phantoms whose image of that modality is suspicious."""
+    found = 0
+    for phantom in draw(100 * count, seed=SEED):
+        if SIGNS[modality] in phantom.signs:
+            yield phantom
+            found += 1
+            if found == count:
+                return
+
+
+def widened(lesion: Lesion) -> Lesion:
+    more = 0.5 / WINDOWS
+    return replace(lesion, half_height=lesion.half_height + more, half_width=lesion.half_width + more)
+
+
+if __name__ == "__main__":
+    main()
