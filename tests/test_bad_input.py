@@ -773,4 +773,4 @@ class Regenerate:
 
 
 if __name__ == "__main__":
-    sys.exit(pytest.main([__file__, "-q"], plugins=[Regenerate()]))
+    sys.exit(pytest.main([__file__, "-q", "-W", "ignore::pytest.PytestAssertRewriteWarning"], plugins=[Regenerate()]))

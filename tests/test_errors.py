@@ -7,7 +7,7 @@ import re
 import pytest
 
 from mpmmu_rt import errors
-from mpmmu_rt.errors import DigestMismatch, MpmmuError, ParityError, UnknownTarget, UsageError
+from mpmmu_rt.errors import DigestMismatch, Interrupted, MpmmuError, ParityError, UnknownTarget, UsageError
 
 KINDS = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, MpmmuError)]
 
@@ -16,7 +16,8 @@ def test_exit_codes() -> None:
     codes = {kind: kind.exit_code for kind in KINDS}
     assert {kind for kind, code in codes.items() if code == 2} == {UsageError, UnknownTarget}
     assert {kind for kind, code in codes.items() if code == 3} == {DigestMismatch, ParityError}
-    assert set(codes.values()) == {1, 2, 3}
+    assert {kind for kind, code in codes.items() if code == 130} == {Interrupted}
+    assert set(codes.values()) == {1, 2, 3, 130}
 
 
 def test_the_docstring_draws_the_whole_tree() -> None:

@@ -7,7 +7,7 @@ import typer
 
 from ._ablate_text import markdown, text
 from ._report import JsonTo, bars, check_json, going_on, note, put_json
-from .train import Preset, read_data, require_one
+from .train import Preset, require_one
 
 
 def ablate(
@@ -42,6 +42,7 @@ def ablate(
     from mpmmu_rt.model.ablation import Study
     from mpmmu_rt.model.ablation import ablate as run
     from mpmmu_rt.model.config import PRESETS
+    from mpmmu_rt.model.data import read_data
     from mpmmu_rt.model.stage_one import TRAINING_PRESETS, known_device
 
     require_one(manifest, phantom, "ablate")

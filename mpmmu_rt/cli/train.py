@@ -3,7 +3,7 @@ from __future__ import annotations
 import shutil
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -11,11 +11,6 @@ from mpmmu_rt.errors import UsageError
 
 from ._metrics import TOO_FEW, tested, with_weakness
 from ._report import JsonTo, bars, check_json, command, fitted, going_on, next_command, note, put_json, wrapped
-
-if TYPE_CHECKING:
-    from mpmmu_rt.images import Preprocessing
-    from mpmmu_rt.model.data import TrainingData
-    from mpmmu_rt.progress import Progress
 
 
 class Preset(StrEnum):
@@ -62,6 +57,7 @@ def train(
     from mpmmu_rt.model import checkpoint
     from mpmmu_rt.model.config import PRESETS
     from mpmmu_rt.model.cross_validation import cross_validate, fold_splits
+    from mpmmu_rt.model.data import read_data
     from mpmmu_rt.model.split import split_patients
     from mpmmu_rt.model.training import TRAINING_PRESETS, disk_bytes
     from mpmmu_rt.model.training import train as train_model
@@ -141,18 +137,6 @@ def require_one(manifest: Path | None, phantom: int | None, command: str) -> Non
             f"got {'both a MANIFEST and --phantom' if manifest else 'neither a MANIFEST nor --phantom'}, expected one",
             hint=f"mpmmu-rt {command} MANIFEST, or mpmmu-rt {command} --phantom 600 --preset tiny",
         )
-
-
-def read_data(
-    manifest: Path | None, phantom: int | None, seed: int, preprocessing: Preprocessing, progress: Progress
-) -> TrainingData:
-    """What is trained on: the cases of the manifest, else so many phantoms."""
-    from mpmmu_rt.cases import read_manifest
-    from mpmmu_rt.model.data import data_from_manifest, data_from_phantoms
-
-    if manifest is not None:
-        return data_from_manifest(read_manifest(manifest), preprocessing, progress)
-    return data_from_phantoms(phantom or 0, seed, preprocessing)
 
 
 def _describe(metrics: dict[str, Any]) -> str:

@@ -147,7 +147,7 @@ def test_written_phantoms_are_a_readable_manifest(tmp_path: Path) -> None:
         assert np.array_equal(read_grey(case.mammography), item.mammography)
         assert np.array_equal(read_grey(case.ultrasound), item.ultrasound)
     with path.open(encoding="utf-8") as stream:
-        assert next(csv.reader(stream)) == ["case_id", "mammography", "ultrasound", "label"]
+        assert next(csv.reader(stream)) == ["case_id", "mammography", "ultrasound", "label", "patient"]
 
 
 def test_writing_leaves_nothing_behind_when_it_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
