@@ -7,7 +7,7 @@ import typer
 
 from ._ablate_text import markdown, text
 from ._report import bars, note, print_json
-from .train import Preset, read_data, require_one
+from .train import Arch, Attention, Preset, configured, read_data, require_one
 
 
 def ablate(
@@ -24,6 +24,11 @@ def ablate(
     ] = Preset.tiny,
     epochs: Annotated[
         int | None, typer.Option("--epochs", min=1, help="At most so many [default: the preset's].")
+    ] = None,
+    arch: Annotated[Arch | None, typer.Option("--arch", help="Of both encoders [default: the preset's].")] = None,
+    size: Annotated[
+        int | None,
+        typer.Option("--size", min=32, max=1024, help="Side of the square they see [default: the preset's]."),
     ] = None,
     device: Annotated[
         str, typer.Option("--device", help="cpu, cuda or cuda:N: where the encoders are trained.")
@@ -45,7 +50,7 @@ def ablate(
     from mpmmu_rt.model.stage_one import TRAINING_PRESETS, known_device
 
     require_one(manifest, phantom, "ablate")
-    config = PRESETS[preset.value]()
+    config = configured(PRESETS[preset.value](), arch, size, Attention.paper)
     training = TRAINING_PRESETS[preset.value]
     if epochs is not None:
         training = replace(training, epochs=epochs)

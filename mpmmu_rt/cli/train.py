@@ -13,6 +13,7 @@ from ._report import bars, note, print_json, table
 
 if TYPE_CHECKING:
     from mpmmu_rt.images import Preprocessing
+    from mpmmu_rt.model.config import ModelConfig
     from mpmmu_rt.model.data import TrainingData
     from mpmmu_rt.progress import Progress
 
@@ -20,6 +21,19 @@ if TYPE_CHECKING:
 class Preset(StrEnum):
     reference = "reference"
     tiny = "tiny"
+
+
+class Arch(StrEnum):
+    resnet18 = "resnet18"
+    resnet34 = "resnet34"
+    resnet50 = "resnet50"
+
+
+class Attention(StrEnum):
+    paper = "paper"
+    none = "none"
+    eca = "eca"
+    cbam = "cbam"
 
 
 def train(
@@ -38,6 +52,18 @@ def train(
     epochs: Annotated[
         int | None, typer.Option("--epochs", min=1, help="At most so many [default: the preset's].")
     ] = None,
+    arch: Annotated[Arch | None, typer.Option("--arch", help="Of both encoders [default: the preset's].")] = None,
+    size: Annotated[
+        int | None,
+        typer.Option("--size", min=32, max=1024, help="Side of the square they see [default: the preset's]."),
+    ] = None,
+    attention: Annotated[
+        Attention, typer.Option("--attention", help="paper: CBAM for mammography, ECA for ultrasound; else of both.")
+    ] = Attention.paper,
+    device: Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:N; bfloat16 on a GPU.")] = "cpu",
+    preview: Annotated[
+        Path | None, typer.Option("--preview", help="Write a picture of augmented images, and train nothing.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing checkpoint.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the metrics as JSON.")] = False,
 ) -> None:
@@ -50,24 +76,32 @@ def train(
     from mpmmu_rt import image_warnings, split_record
     from mpmmu_rt.files import check_replaceable
     from mpmmu_rt.machine import package_versions
-    from mpmmu_rt.model import checkpoint
+    from mpmmu_rt.model import checkpoint, learning_curves
     from mpmmu_rt.model.config import PRESETS
+    from mpmmu_rt.model.preview import write_preview
     from mpmmu_rt.model.split import split_patients
+    from mpmmu_rt.model.stage_one import known_device
     from mpmmu_rt.model.training import TRAINING_PRESETS
     from mpmmu_rt.model.training import train as train_model
 
     require_one(manifest, phantom, "train")
     check_replaceable(output, marker=checkpoint.CONFIG, overwrite=overwrite)
-    config = PRESETS[preset.value]()
+    config, on = configured(PRESETS[preset.value](), arch, size, attention), known_device(device)
     settings = replace(TRAINING_PRESETS[preset.value], seed=seed)
     if epochs is not None:
         settings = replace(settings, epochs=epochs)
+    if preview is not None:
+        with bars() as progress:
+            data = read_data(manifest, phantom, seed, config.preprocessing, progress)
+        write_preview(data, settings.augmentation, preview, seed=seed)
+        note(f"wrote {preview}: of each modality some images, and what augmentation makes of them")
+        return
     work_dir = output.with_name(output.name + ".training")
     if work_dir.exists():
         note(f"going on with the training in {work_dir}")
     with bars() as progress:
         data = read_data(manifest, phantom, seed, config.preprocessing, progress)
-        model = train_model(data, config, settings, work_dir=work_dir, progress=progress)
+        model = train_model(data, config, settings, work_dir=work_dir, device=on, progress=progress)
     warned = image_warnings.summary(data.warnings)
     card = {
         "trained_on": data.source,
@@ -79,6 +113,7 @@ def train(
     }
     trained = checkpoint.Checkpoint(config, model.encoders, model.head, model.threshold, card)
     checkpoint.save(trained, output, overwrite=overwrite)
+    beside = learning_curves.write(model.history, output)
     shutil.rmtree(work_dir)
     if as_json:
         print_json(model.metrics | {"image_warnings": warned})
@@ -86,7 +121,19 @@ def train(
         typer.echo(_describe(model.metrics))
     for text in image_warnings.lines(warned):
         note(text)
-    note(f"wrote {output}")
+    note(f"wrote {output}, in it how it learnt: {', '.join(beside)}")
+
+
+def configured(config: ModelConfig, arch: Arch | None, size: int | None, attention: Attention) -> ModelConfig:
+    """A preset's configuration with what the command line changes of it."""
+    from dataclasses import replace
+    from typing import cast
+
+    changes = {"arch": arch and arch.value, "attention": None if attention is Attention.paper else attention.value}
+    given = {name: cast(Any, value) for name, value in changes.items() if value}
+    preprocessing = replace(config.preprocessing, size=size) if size else config.preprocessing
+    mammography, ultrasound = (replace(one, **given) for one in (config.mammography, config.ultrasound))
+    return replace(config, mammography=mammography, ultrasound=ultrasound, preprocessing=preprocessing)
 
 
 def require_one(manifest: Path | None, phantom: int | None, command: str) -> None:
