@@ -13,8 +13,6 @@ from ._report import bars, note, print_json, table
 
 if TYPE_CHECKING:
     from mpmmu_rt.images import Preprocessing
-    from mpmmu_rt.model.config import ModelConfig
-    from mpmmu_rt.model.data import TrainingData
     from mpmmu_rt.progress import Progress
 
 
@@ -124,7 +122,7 @@ def train(
     note(f"wrote {output}, in it how it learnt: {', '.join(beside)}")
 
 
-def configured(config: ModelConfig, arch: Arch | None, size: int | None, attention: Attention) -> ModelConfig:
+def configured(config: Any, arch: Arch | None, size: int | None, attention: Attention) -> Any:
     """A preset's configuration with what the command line changes of it."""
     from dataclasses import replace
     from typing import cast
@@ -146,7 +144,7 @@ def require_one(manifest: Path | None, phantom: int | None, command: str) -> Non
 
 def read_data(
     manifest: Path | None, phantom: int | None, seed: int, preprocessing: Preprocessing, progress: Progress
-) -> TrainingData:
+) -> Any:
     """What is trained on: the cases of the manifest, else so many phantoms."""
     from mpmmu_rt.cases import read_manifest
     from mpmmu_rt.model.data import data_from_manifest, data_from_phantoms
