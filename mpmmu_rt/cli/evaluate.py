@@ -63,8 +63,8 @@ def evaluate(
     """Say how good a checkpoint or bundle is on labelled cases, with intervals: report.html, report.md, report.json,
     plots, and cases.csv with every answer. Thresholds are never chosen on the cases that are judged."""
     from mpmmu_rt.cases import read_manifest
+    from mpmmu_rt.evaluation.choosing import Wanted
     from mpmmu_rt.evaluation.parts import CHOICES
-    from mpmmu_rt.evaluation.study import Wanted
     from mpmmu_rt.evaluation.study import evaluate as run
     from mpmmu_rt.files import check_replaceable
 

@@ -73,7 +73,7 @@ def _plots(entry: Mapping[str, Any]) -> list[Markup]:
 
 
 def _chosen(entry: Mapping[str, Any]) -> str:
-    said = [f"{one['name']}: chosen on {one['chosen_on']}." for one in entry["thresholds"] if one["chosen_on"]]
+    said = [text.chosen(entry)] if text.chosen(entry) else []
     if entry["prevalence"] is not None:
         said.append(f"The stated prevalence is {entry['prevalence']:g}.")
     return " ".join(said)

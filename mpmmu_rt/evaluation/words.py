@@ -42,6 +42,12 @@ def _learnt(entry: Mapping[str, Any]) -> list[str]:
                 f"{_LOUD}{whose} has learnt from {sum(seen.values())} of the {entry['cases']['asked']} cases that are "
                 f"judged ({counts}). Their figures are too good, and say nothing about new patients."
             )
+    strangers = entry["parts"]["judged"].get("in no part", 0)
+    if entry["parts"]["source"] and strangers and not entry["learnt_from"]:
+        found.append(
+            f"By their ids the model has not learnt from the patients of {strangers} cases: they are not among those "
+            "that its card records. Ids that are written otherwise there would not be found."
+        )
     if not entry["parts"]["source"]:
         found.append(
             "Whether the model has learnt from these patients is not known: its card records none of them, and the "
@@ -56,6 +62,11 @@ def _lost(entry: Mapping[str, Any]) -> list[str]:
         found.append(
             f"{_LOUD}{len(failed)} of {cases['asked']} cases have no answer and are in no figure; the first is "
             f"`{failed[0]['case_id']}`: {failed[0]['error']}. If the hard ones fail, the figures are too good."
+        )
+    if lost := entry["choosing_failed"]:
+        found.append(
+            f"{_LOUD}{len(lost)} of the cases to choose thresholds on have no answer; the first is "
+            f"`{lost[0]['case_id']}`: {lost[0]['error']}."
         )
     if cases["unlabelled"]:
         found.append(f"{cases['unlabelled']} of {cases['asked']} cases have no label and are in no figure.")
