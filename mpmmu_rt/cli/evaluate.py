@@ -99,7 +99,7 @@ def evaluate(
         from mpmmu_rt.card import update
 
         update(system, found.entry)
-        note(f"wrote the figures into the model card of {system}, and sealed it anew")
+        note(f"wrote the figures into the model card of {system} and sealed it anew: `mpmmu-rt verify {system}` again")
     note(f"wrote {output}: report.html, report.md, report.json, cases.csv and plots")
     warn_untrained(judged.trained)
 

@@ -36,8 +36,10 @@ def inspect(
     card, parity = entry["card"], entry["parity"]
     typer.echo(f"{opened.name}  (bundle {opened.digest[:12]}, {entry['schema']})")
     for key, value in card.items():
-        if isinstance(value, str):
+        if isinstance(value, str) and key not in ("library_name", "pipeline_tag"):
             typer.echo(wrapped(f"{key.replace('_', ' ')}: {value}"))
+    for text in card.get("limitations", ()):
+        typer.echo(wrapped(f"limit: {text}"))
     for line in _evaluations(card):
         typer.echo(line)
     typer.echo(f"operating threshold: {opened.threshold:g}; preprocessing: {entry['preprocessing']}")
