@@ -25,6 +25,7 @@ FILES = (
     "onnx/weights.bin",
     "onnx/attention_pool.npz",
     "golden/golden.npz",
+    "MODEL_CARD.md",
     "bundle.json",
 )
 

@@ -156,6 +156,7 @@ def _thresholds(
                 "threshold": value,
                 "chosen_on": on.source if on else None,
                 "chosen_on_cases": len(on.label) if on else None,
+                "chosen_on_malignant": int(on.label.sum()) if on else None,
                 "chosen_on_learnt_patients": on.learnt if on else None,
                 "true_positive": int((decided & truth).sum()),
                 "false_positive": int((decided & ~truth).sum()),

@@ -8,6 +8,7 @@ from typing import Any
 # Vergouwe et al. 2005 (J Clin Epidemiol 58:475) and Collins et al. 2016 (Statistics in Medicine 35:214): a validation
 # needs at least 100 with and 100 without the event.
 ENOUGH = 100
+FEW = 20  # of the smaller class: what was simulated of fewer stands in docs/evaluation.md
 _LOUD = "WARNING: "
 
 
@@ -87,7 +88,12 @@ def _chosen(entry: Mapping[str, Any]) -> list[str]:
             "Only the stored threshold is judged: there are no validation cases to choose another on. Name some with "
             "--choose-on, or add a column `split` to the manifest."
         )
-    elif on["chosen_on_learnt_patients"]:
+    elif min(on["chosen_on_malignant"], on["chosen_on_cases"] - on["chosen_on_malignant"]) < FEW:
+        found.append(
+            f"Thresholds were chosen on {on['chosen_on_cases']} cases, {on['chosen_on_malignant']} of them malignant: "
+            "so few don't tell where a threshold keeps what it promises."
+        )
+    if on and on["chosen_on_learnt_patients"]:
         found.append(
             f"{_LOUD}thresholds were chosen on {on['chosen_on_cases']} cases, and the model has learnt from "
             f"{on['chosen_on_learnt_patients']} of their patients: of these it says what it says of no new ones, and a "
@@ -116,7 +122,7 @@ def _few(entry: Mapping[str, Any]) -> list[str]:
         f"nor the sensitivity{ends}; nor whether the probabilities are calibrated; nor that two systems or two "
         "subgroups are equal."
     )
-    if fewest < 20:
+    if fewest < FEW and entry["figures"]["brier"]["low"] is not None:
         found.append(
             f"With {fewest} patients of the smaller class the intervals from a bootstrap (average precision, F1, "
             "balanced accuracy, Brier score, calibration error) are too narrow; those of AUC and of shares are not "
