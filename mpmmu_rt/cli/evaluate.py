@@ -181,4 +181,5 @@ def describe(entry: Mapping[str, Any]) -> str:
         parts += ["", fitted(*text.subgroups(found, column))]
     if entry["against"]:
         parts += ["", wrapped(text.other(entry)), fitted(*text.against(entry))]
-    return "\n".join([*parts, "", *(wrapped(one) for one in entry["remarks"])])
+    lost = text.failures(entry, 3)
+    return "\n".join([*parts, "", *(wrapped(one) for one in (*entry["remarks"], *lost))])

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mpmmu_rt import report_parts as pieces
-from mpmmu_rt.markup import DASH, Markup, el, number, table
+from mpmmu_rt.markup import DASH, Markup, el, joined, number, table
 
 from . import plots, text
 from .words import is_loud
@@ -33,10 +33,8 @@ def body(entry: Mapping[str, Any]) -> tuple[str, *tuple[Markup, ...]]:
     if entry["against"]:
         note = f"{pieces.sentence(text.other(entry))} AUC: DeLong's test, by patient; decisions: McNemar's."
         sections.append(pieces.card("Against another system", _table(text.against(entry)), note))
-    if entry["failed"]:
-        rows = [[one["case_id"], one["error"]] for one in entry["failed"][:20]]
-        more = f"{len(entry['failed'])} in all." if len(entry["failed"]) > 20 else ""
-        sections.append(pieces.card("Cases without an answer", table(["case", "why"], rows, text_columns=2), more))
+    if lost := text.failures(entry):
+        sections.append(pieces.card("Cases without an answer", joined(el("p", one) for one in lost)))
     sections.append(_tail(entry))
     return (f"AUC {shown}, {system['name']} - mpmmu-rt evaluate", *sections)
 

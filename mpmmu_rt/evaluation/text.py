@@ -122,6 +122,13 @@ def other(entry: Mapping[str, Any]) -> str:
     )
 
 
+def failures(entry: Mapping[str, Any], most: int = 20) -> list[str]:
+    """A line for each case that has no answer, judged or to choose on, up to so many."""
+    lost = [*entry["failed"], *entry["choosing_failed"]]
+    lines = [f"`{one['case_id']}`: {one['error']}" for one in lost[:most]]
+    return [*lines, *([f"and {len(lost) - most} more: see report.json"] if len(lost) > most else [])]
+
+
 def markdown(entry: Mapping[str, Any]) -> str:
     """The report; its plots lie beside it."""
     lines = [f"# {title(entry)}", "", parts(entry), ""]
@@ -135,6 +142,8 @@ def markdown(entry: Mapping[str, Any]) -> str:
         lines += ["", *_grid(subgroups(found, column, 3))]
     if entry["against"]:
         lines += ["", other(entry), "", *_grid(against(entry))]
+    if lost := failures(entry):
+        lines += ["", "Without an answer:", "", *(f"- {one}" for one in lost)]
     if entry["curves"]:
         lines += ["", *(f"![{name}]({name}.svg)" for name in PLOTS)]
     machine, system = entry["machine"], entry["system"]

@@ -13,7 +13,7 @@ _LOUD = "WARNING: "
 
 
 def remarks(entry: Mapping[str, Any]) -> list[str]:
-    """The loud ones first, which begin with WARNING."""
+    """The loud ones first, which begin with WARNING. They name no case: a model card carries them."""
     found = [*_untrained(entry), *_learnt(entry), *_lost(entry), *_chosen(entry), *_few(entry), *_none_missed(entry)]
     return sorted(found, key=lambda text: not text.startswith(_LOUD))
 
@@ -61,14 +61,11 @@ def _lost(entry: Mapping[str, Any]) -> list[str]:
     cases, found = entry["cases"], []
     if failed := entry["failed"]:
         found.append(
-            f"{_LOUD}{len(failed)} of {cases['asked']} cases have no answer and are in no figure; the first is "
-            f"`{failed[0]['case_id']}`: {failed[0]['error']}. If the hard ones fail, the figures are too good."
+            f"{_LOUD}{len(failed)} of {cases['asked']} cases have no answer and are in no figure. If the hard ones "
+            "fail, the figures are too good."
         )
     if lost := entry["choosing_failed"]:
-        found.append(
-            f"{_LOUD}{len(lost)} of the cases to choose thresholds on have no answer; the first is "
-            f"`{lost[0]['case_id']}`: {lost[0]['error']}."
-        )
+        found.append(f"{_LOUD}{len(lost)} of the cases to choose thresholds on have no answer, and chose nothing.")
     if cases["unlabelled"]:
         found.append(f"{cases['unlabelled']} of {cases['asked']} cases have no label and are in no figure.")
     if cases["warned"]:
