@@ -42,6 +42,7 @@ def ablate(
     require("torch", "training")
     from dataclasses import replace
 
+    from mpmmu_rt import image_warnings
     from mpmmu_rt.files import atomic_file, write_json
     from mpmmu_rt.machine import describe, now, package_versions
     from mpmmu_rt.model.ablation import Study
@@ -59,6 +60,8 @@ def ablate(
         data = read_data(manifest, phantom, 0, config.preprocessing, progress)
         study = Study(data, config, training, tuple(range(seeds)), output / "runs", on)
         entry = run(study, progress=progress, say=note)
+    for line in image_warnings.lines(image_warnings.summary(data.warnings)):
+        note(line)
     machine = describe()
     machine["packages"] |= package_versions(("torch", "scikit-learn", "scipy"))
     entry |= {"machine": machine, "measured_at": now()}
