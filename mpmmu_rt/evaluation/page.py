@@ -9,7 +9,7 @@ from mpmmu_rt import report_parts as pieces
 from mpmmu_rt.markup import DASH, Markup, el, joined, number, table
 
 from . import plots, text
-from .words import is_loud
+from .words import ENOUGH, is_loud
 
 
 def body(entry: Mapping[str, Any]) -> tuple[str, *tuple[Markup, ...]]:
@@ -17,8 +17,10 @@ def body(entry: Mapping[str, Any]) -> tuple[str, *tuple[Markup, ...]]:
     auc, cases, system = entry["auc"], entry["cases"], entry["system"]
     shown = DASH if auc["value"] is None else f"{auc['value']:.3f}"
     loud = [one for one in entry["remarks"] if is_loud(one)]
-    patients = f"{cases['patients']['all']} patients"
-    badge = pieces.badge(f"{len(loud)} warning{'s' * (len(loud) > 1)}" if loud else patients, not loud)
+    few = min(cases["patients"]["malignant"], cases["patients"]["benign"]) < ENOUGH
+    patients = f"{'few: ' if few else ''}{cases['patients']['all']} patient{'s' * (cases['patients']['all'] > 1)}"
+    warnings = f"{len(loud)} warning{'s' * (len(loud) > 1)}"
+    badge = pieces.badge(warnings if loud else patients, not loud and not few)
     sections = [
         pieces.header("Evaluation", f"AUC {shown}", text.title(entry), badge, untrained=not system["trained"]),
         *(el("p", one, class_="verdict bad" if is_loud(one) else "verdict") for one in entry["remarks"]),
