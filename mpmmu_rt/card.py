@@ -1,8 +1,7 @@
 """The model card: `card` in `bundle.json`, and `MODEL_CARD.md` beside it, which is written from it.
 
-Names are MONAI's (`metadata.json` of a MONAI bundle: task, description, data_source, intended_use, references,
-eval_metrics) and Hugging Face's (license, library_name, pipeline_tag, tags) where they have one. Keys beside those of
-`COMMON`:
+Names are MONAI's (`metadata.json` of a MONAI bundle: task, intended_use, references, eval_metrics) and Hugging Face's
+(license, library_name, pipeline_tag, tags) where they have one. Keys beside those of `COMMON`:
 
     trained_on       where the training's data are from
     metrics          of the training's own test part, in FP32 torch (`mpmmu_rt.model.training`)

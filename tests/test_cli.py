@@ -263,7 +263,7 @@ def test_run_with_a_case_that_fails(bundle_folder: Path, phantom_manifest: Path,
     lines = phantom_manifest.read_text().splitlines()
     cases = [line.replace("mammography/", f"{phantom_manifest.parent}/mammography/", 1) for line in lines[1:4]]
     cases = [line.replace("ultrasound/", f"{phantom_manifest.parent}/ultrasound/", 1) for line in cases]
-    (tmp_path / "m.csv").write_text("\n".join([lines[0], *cases, "bad,no.png,no.png,0,bad"]) + "\n")
+    (tmp_path / "m.csv").write_text("\n".join([lines[0], *cases, "bad,no.png,no.png,0,"]) + "\n")
     result = call("run", bundle_folder, tmp_path / "m.csv", "-o", out, "--json", "-")
     assert result.exit_code == 1
     entry = document(result)

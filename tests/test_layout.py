@@ -90,6 +90,10 @@ def test_the_base_installation_is_light() -> None:
     assert set(names(PYPROJECT["project"]["dependencies"])) == {"numpy", "pillow", "simplejpeg", "typer"}
 
 
+def test_evaluating_a_bundle_takes_scipy_alone() -> None:
+    assert names(EXTRAS["evaluate"]) == ["scipy"]
+
+
 def test_the_version_is_written_twice_and_the_same() -> None:
     assert PYPROJECT["project"]["version"] == __version__
 

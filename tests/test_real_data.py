@@ -9,7 +9,11 @@ import pytest
 
 from mpmmu_rt import load
 from mpmmu_rt.cases import read_manifest
+from mpmmu_rt.evaluation.choosing import Wanted
+from mpmmu_rt.evaluation.study import evaluate
+from mpmmu_rt.evaluation.systems import bundle_system
 from mpmmu_rt.export import build
+from mpmmu_rt.metrics import share_interval
 from mpmmu_rt.run import run
 
 pytestmark = pytest.mark.real_data
@@ -46,6 +50,25 @@ def test_dicom_and_png_in_one_manifest(bundle_folder: Path, real_data: Path, tmp
         summary = run(predictor, read_manifest(tmp_path / "m.csv"), tmp_path / "out.csv", batch=5)
     assert summary.failed == 0, summary.first_error
     assert len({row["probability"] for row in rows_of(tmp_path / "out.csv")}) == 16
+
+
+@pytest.mark.slow
+def test_few_patients_leave_wide_intervals_and_words(bundle_folder: Path, real_data: Path) -> None:
+    """122 rows of 32 patients, of whom few are suspicious: 122 independent rows would tell more than twice as much."""
+    manifest = read_manifest(real_data / "real_pairs.csv")
+    with bundle_system(bundle_folder, "onnxruntime:fp32") as system:
+        entry = evaluate(system, manifest, Wanted(by=("birads",))).entry
+    patients = entry["cases"]["patients"]
+    assert (entry["cases"]["judged"], patients["all"], entry["failed"]) == (122, 32, [])
+    auc = entry["auc"]
+    assert auc["high"] - auc["low"] > 0.25
+    one = entry["thresholds"][0]["figures"]["specificity"]
+    naive = share_interval(round(one["value"] * one["of"]), one["of"])
+    assert one["high"] - one["low"] > 1.2 * (naive[1] - naive[0])
+    assert sum(group["rows"] for group in entry["subgroups"]["birads"]) == 122
+    said = " ".join(entry["remarks"])
+    assert f"{patients['malignant']} malignant and {patients['benign']} benign patients are few" in said
+    assert "122 rows are of 32 patients" in said
 
 
 @pytest.mark.slow

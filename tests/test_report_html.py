@@ -24,7 +24,8 @@ from mpmmu_rt.charts import axis
 from mpmmu_rt.cli import app
 from mpmmu_rt.compare import Turns
 from mpmmu_rt.errors import UsageError
-from mpmmu_rt.evaluation.study import Wanted, evaluate
+from mpmmu_rt.evaluation.choosing import Wanted
+from mpmmu_rt.evaluation.study import evaluate
 from mpmmu_rt.evaluation.systems import bundle_system
 from mpmmu_rt.gate import Rule, judge, undecided
 from mpmmu_rt.latency import Effort

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from ._report import table, wrapped
@@ -65,7 +65,7 @@ def _named(name: str, entry: dict[str, Any]) -> str:
     for modality, kind in entry["attention"].items():
         if name == f"{modality}, with attention":
             return f"{modality}, with {kind.upper()}"
-    return name
+    return name.replace("without", "no")
 
 
 def _pairs(entry: dict[str, Any]) -> list[list[str]]:
@@ -79,8 +79,11 @@ def _pairs(entry: dict[str, Any]) -> list[list[str]]:
 
 
 def _pair(one: dict[str, Any]) -> str:
-    short: Callable[[str], str] = lambda name: name.replace(" attention", "").replace(" alone", "")  # noqa: E731
-    return f"{short(one['second'])} - {short(one['first'])}"
+    second, first = (
+        name.replace(" attention", "").replace("without", "no").replace(" alone", "")
+        for name in (one["second"], one["first"])
+    )
+    return f"{second} - {first}"
 
 
 def _spread(mean: float | None, spread: float | None, sign: str = "") -> str:

@@ -7,7 +7,7 @@ import typer
 
 from ._ablate_text import markdown, text
 from ._report import JsonTo, bars, check_json, going_on, note, put_json
-from .train import Preset, require_one
+from .train import Arch, Attention, Preset, configured, require_one
 
 
 def ablate(
@@ -25,6 +25,11 @@ def ablate(
     epochs: Annotated[
         int | None, typer.Option("--epochs", min=1, help="At most so many [default: the preset's].")
     ] = None,
+    arch: Annotated[Arch | None, typer.Option("--arch", help="Of both encoders [default: the preset's].")] = None,
+    size: Annotated[
+        int | None,
+        typer.Option("--size", min=32, max=1024, help="Side of the square they see [default: the preset's]."),
+    ] = None,
     device: Annotated[
         str, typer.Option("--device", help="cpu, cuda or cuda:N: where the encoders are trained.")
     ] = "cpu",
@@ -37,6 +42,7 @@ def ablate(
     require("torch", "training")
     from dataclasses import replace
 
+    from mpmmu_rt import image_warnings
     from mpmmu_rt.files import atomic_file, write_json
     from mpmmu_rt.machine import describe, now, package_versions
     from mpmmu_rt.model.ablation import Study
@@ -47,7 +53,7 @@ def ablate(
 
     require_one(manifest, phantom, "ablate")
     check_json(json_to)
-    config = PRESETS[preset.value]()
+    config = configured(PRESETS[preset.value](), arch, size, Attention.paper)
     training = TRAINING_PRESETS[preset.value]
     if epochs is not None:
         training = replace(training, epochs=epochs)
@@ -60,6 +66,8 @@ def ablate(
         data = read_data(manifest, phantom, 0, config.preprocessing, progress)
         study = Study(data, config, training, tuple(range(seeds)), output / "runs", on)
         entry = run(study, progress=progress, say=note)
+    for line in image_warnings.lines(image_warnings.summary(data.warnings)):
+        note(line)
     machine = describe()
     machine["packages"] |= package_versions(("torch", "scikit-learn", "scipy"))
     entry |= {"machine": machine, "measured_at": now()}

@@ -63,8 +63,8 @@ def evaluate(
     """Say how good a checkpoint or bundle is on labelled cases, with intervals: report.html, report.md, report.json,
     plots, and cases.csv with every answer. Thresholds are never chosen on the cases that are judged."""
     from mpmmu_rt.cases import read_manifest
+    from mpmmu_rt.evaluation.choosing import Wanted
     from mpmmu_rt.evaluation.parts import CHOICES
-    from mpmmu_rt.evaluation.study import Wanted
     from mpmmu_rt.evaluation.study import evaluate as run
     from mpmmu_rt.files import check_replaceable
     from mpmmu_rt.places import check_writable
@@ -100,7 +100,7 @@ def evaluate(
         from mpmmu_rt.card import update
 
         update(system, found.entry)
-        note(f"wrote the figures into the model card of {system}, and sealed it anew")
+        note(f"wrote the figures into the model card of {system} and sealed it anew: `mpmmu-rt verify {system}` again")
     note(f"wrote {output}: report.html, report.md, report.json, cases.csv and plots")
     warn_untrained(judged.trained)
 
@@ -177,4 +177,5 @@ def describe(entry: Mapping[str, Any]) -> str:
         parts += ["", fitted(*text.subgroups(found, column))]
     if entry["against"]:
         parts += ["", wrapped(text.other(entry)), fitted(*text.against(entry))]
-    return "\n".join([*parts, "", *(wrapped(one) for one in entry["remarks"])])
+    lost = text.failures(entry, 3)
+    return "\n".join([*parts, "", *(wrapped(one) for one in (*entry["remarks"], *lost))])

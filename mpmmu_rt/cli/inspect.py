@@ -69,7 +69,13 @@ def inspect(
 
 def _card(card: Mapping[str, Any]) -> list[str]:
     """What the card says in words and numbers; its metrics are a table of their own."""
-    return [f"{key.replace('_', ' ')}: {value}" for key, value in card.items() if isinstance(value, str | int | float)]
+    for_programs = ("library_name", "pipeline_tag")
+    found = [
+        f"{key.replace('_', ' ')}: {value}"
+        for key, value in card.items()
+        if isinstance(value, str | int | float) and key not in for_programs
+    ]
+    return [*found, *(f"limit: {text}" for text in card.get("limitations", ()))]
 
 
 def _tested(metrics: Mapping[str, Any]) -> str:

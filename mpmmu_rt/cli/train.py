@@ -18,6 +18,19 @@ class Preset(StrEnum):
     tiny = "tiny"
 
 
+class Arch(StrEnum):
+    resnet18 = "resnet18"
+    resnet34 = "resnet34"
+    resnet50 = "resnet50"
+
+
+class Attention(StrEnum):
+    paper = "paper"
+    none = "none"
+    eca = "eca"
+    cbam = "cbam"
+
+
 def train(
     manifest: Annotated[
         Path | None, typer.Argument(help="CSV with case_id,mammography,ultrasound,label and maybe patient.")
@@ -42,6 +55,18 @@ def train(
         int | None,
         typer.Option("--folds", min=2, max=20, help="Also cross-validate in so many folds: each patient tested once."),
     ] = None,
+    arch: Annotated[Arch | None, typer.Option("--arch", help="Of both encoders [default: the preset's].")] = None,
+    size: Annotated[
+        int | None,
+        typer.Option("--size", min=32, max=1024, help="Side of the square they see [default: the preset's]."),
+    ] = None,
+    attention: Annotated[
+        Attention, typer.Option("--attention", help="paper: CBAM for mammography, ECA for ultrasound; else of both.")
+    ] = Attention.paper,
+    device: Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:N; bfloat16 on a GPU.")] = "cpu",
+    preview: Annotated[
+        Path | None, typer.Option("--preview", help="Write a picture of augmented images, and train nothing.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing checkpoint.")] = False,
     json_to: JsonTo = None,
 ) -> None:
@@ -54,11 +79,13 @@ def train(
     from mpmmu_rt import image_warnings, split_record
     from mpmmu_rt.files import check_replaceable
     from mpmmu_rt.machine import now, package_versions
-    from mpmmu_rt.model import checkpoint
+    from mpmmu_rt.model import checkpoint, learning_curves
     from mpmmu_rt.model.config import PRESETS
     from mpmmu_rt.model.cross_validation import cross_validate, fold_splits
     from mpmmu_rt.model.data import read_data
+    from mpmmu_rt.model.preview import write_preview
     from mpmmu_rt.model.split import split_patients
+    from mpmmu_rt.model.stage_one import known_device
     from mpmmu_rt.model.training import TRAINING_PRESETS, disk_bytes
     from mpmmu_rt.model.training import train as train_model
     from mpmmu_rt.places import claimed, require_room
@@ -67,10 +94,16 @@ def train(
     check_json(json_to)
     check_replaceable(output, marker=checkpoint.CONFIG, overwrite=overwrite)
     started = now()
-    config = PRESETS[preset.value]()
+    config, on = configured(PRESETS[preset.value](), arch, size, attention), known_device(device)
     settings = replace(TRAINING_PRESETS[preset.value], seed=seed)
     if epochs is not None:
         settings = replace(settings, epochs=epochs)
+    if preview is not None:
+        with bars() as progress:
+            data = read_data(manifest, phantom, seed, config.preprocessing, progress)
+        write_preview(data, settings.augmentation, preview, seed=seed)
+        note(f"wrote {preview}: of each modality some images, and what augmentation makes of them")
+        return
     work_dir = output.with_name(output.name + ".training")
 
     def kept() -> str:
@@ -84,11 +117,11 @@ def train(
         data = read_data(manifest, phantom, seed, config.preprocessing, progress)
         if folds:
             fold_splits(data.label, data.groups, folds, seed=seed)  # whether there are patients enough
-        model = train_model(data, config, settings, work_dir=work_dir, weights=weights, progress=progress)
+        model = train_model(data, config, settings, work_dir=work_dir, weights=weights, device=on, progress=progress)
         metrics = dict(model.metrics)
         if folds:
             metrics["cross_validation"] = cross_validate(
-                data, config, settings, folds, work_dir=work_dir, weights=weights, progress=progress
+                data, config, settings, folds, work_dir=work_dir, weights=weights, device=on, progress=progress
             )
         metrics = with_weakness(metrics)
         warned = image_warnings.summary(data.warnings)
@@ -116,12 +149,13 @@ def train(
             modality_check=model.modality_check,
         )
         checkpoint.save(trained, output, overwrite=overwrite)
+        beside = learning_curves.write(model.history, output)
         shutil.rmtree(work_dir)
     if not put_json(json_to, metrics | {"image_warnings": warned}):
         typer.echo(_describe(metrics))
     for text in image_warnings.lines(warned):
         note(text)
-    note(f"wrote {output}")
+    note(f"wrote {output}, in it how it learnt: {', '.join(beside)}")
     next_command("export", output, "-o", f"{output.resolve().name}.bundle")
     if metrics["weakness"] and not folds:
         given = f"--phantom {phantom}" if manifest is None else str(manifest)
@@ -129,6 +163,18 @@ def train(
             f"note: {TOO_FEW}: the same command with --folds 5 tests every patient once: `mpmmu-rt train {given} "
             f"--preset {preset.value} --folds 5 -o {output} --overwrite`"
         )
+
+
+def configured(config: Any, arch: Arch | None, size: int | None, attention: Attention) -> Any:
+    """A preset's configuration with what the command line changes of it."""
+    from dataclasses import replace
+    from typing import cast
+
+    changes = {"arch": arch and arch.value, "attention": None if attention is Attention.paper else attention.value}
+    given = {name: cast(Any, value) for name, value in changes.items() if value}
+    preprocessing = replace(config.preprocessing, size=size) if size else config.preprocessing
+    mammography, ultrasound = (replace(one, **given) for one in (config.mammography, config.ultrasound))
+    return replace(config, mammography=mammography, ultrasound=ultrasound, preprocessing=preprocessing)
 
 
 def require_one(manifest: Path | None, phantom: int | None, command: str) -> None:

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from mpmmu_rt import report_parts as pieces
-from mpmmu_rt.markup import DASH, Markup, el, number, table
+from mpmmu_rt.markup import DASH, Markup, el, joined, number, table
 
 from . import plots, text
-from .words import is_loud
+from .words import ENOUGH, is_loud
 
 
 def body(entry: Mapping[str, Any]) -> tuple[str, *tuple[Markup, ...]]:
@@ -17,8 +17,10 @@ def body(entry: Mapping[str, Any]) -> tuple[str, *tuple[Markup, ...]]:
     auc, cases, system = entry["auc"], entry["cases"], entry["system"]
     shown = DASH if auc["value"] is None else f"{auc['value']:.3f}"
     loud = [one for one in entry["remarks"] if is_loud(one)]
-    patients = f"{cases['patients']['all']} patients"
-    badge = pieces.badge(f"{len(loud)} warning{'s' * (len(loud) > 1)}" if loud else patients, not loud)
+    few = min(cases["patients"]["malignant"], cases["patients"]["benign"]) < ENOUGH
+    patients = f"{'few: ' if few else ''}{cases['patients']['all']} patient{'s' * (cases['patients']['all'] > 1)}"
+    warnings = f"{len(loud)} warning{'s' * (len(loud) > 1)}"
+    badge = pieces.badge(warnings if loud else patients, not loud and not few)
     sections = [
         pieces.header("Evaluation", f"AUC {shown}", text.title(entry), badge, untrained=not system["trained"]),
         *(el("p", one, class_="verdict bad" if is_loud(one) else "verdict") for one in entry["remarks"]),
@@ -33,10 +35,8 @@ def body(entry: Mapping[str, Any]) -> tuple[str, *tuple[Markup, ...]]:
     if entry["against"]:
         note = f"{pieces.sentence(text.other(entry))} AUC: DeLong's test, by patient; decisions: McNemar's."
         sections.append(pieces.card("Against another system", _table(text.against(entry)), note))
-    if entry["failed"]:
-        rows = [[one["case_id"], one["error"]] for one in entry["failed"][:20]]
-        more = f"{len(entry['failed'])} in all." if len(entry["failed"]) > 20 else ""
-        sections.append(pieces.card("Cases without an answer", table(["case", "why"], rows, text_columns=2), more))
+    if lost := text.failures(entry):
+        sections.append(pieces.card("Cases without an answer", joined(el("p", one) for one in lost)))
     sections.append(_tail(entry))
     return (f"AUC {shown}, {system['name']} - mpmmu-rt evaluate", *sections)
 
@@ -73,7 +73,7 @@ def _plots(entry: Mapping[str, Any]) -> list[Markup]:
 
 
 def _chosen(entry: Mapping[str, Any]) -> str:
-    said = [f"{one['name']}: chosen on {one['chosen_on']}." for one in entry["thresholds"] if one["chosen_on"]]
+    said = [text.chosen(entry)] if text.chosen(entry) else []
     if entry["prevalence"] is not None:
         said.append(f"The stated prevalence is {entry['prevalence']:g}.")
     return " ".join(said)

@@ -43,7 +43,7 @@ def read_parts(manifest: Manifest, card: Mapping[str, Any]) -> Parts:
     learnt = tuple(known.get(digest(case.group), "") for case in manifest.cases)
     cells = manifest.others.get(COLUMN, ())
     if not any(cells):
-        source = "what the model's card records of its training" if any(learnt) else ""
+        source = "what the model's card records of its training" if known else ""
         return Parts(learnt, source, learnt)
     of_row = []
     seen: dict[str, str] = {}
@@ -80,6 +80,11 @@ def judged(manifest: Manifest, parts: Parts, wanted: Part) -> list[int]:
             hint="name a manifest of other patients, or judge what was learnt from with --part all",
         )
     return found
+
+
+def is_learnt(part: str) -> bool:
+    """Whether a training learns from this part of its patients: the head is fitted on the validation part as well."""
+    return part in ("train", "validation")
 
 
 def require_apart(judged: Manifest, rows: list[int], other: Manifest) -> None:

@@ -43,9 +43,10 @@ def roc(entry: Mapping[str, Any]) -> Markup:
     for one in entry["thresholds"]:
         figures = one["figures"]
         x, y = 1 - figures["specificity"]["value"], figures["sensitivity"]["value"]
-        at = frame.py(y) + 18
+        down = y > 0.15
+        at = frame.py(y) + (18 if down else -8)
         while any(abs(at - other) < 16 for other in taken):
-            at += 16
+            at += 16 if down else -16
         taken.append(at)
         marks.append(_dot(frame, x, y))
         left = frame.px(x) > WIDTH - 190
@@ -81,7 +82,7 @@ def calibration(entry: Mapping[str, Any]) -> Markup:
 
 
 def decision(entry: Mapping[str, Any]) -> Markup:
-    """Net benefit; what is far below zero is no use to anyone, and not drawn."""
+    """Net benefit; what is far below zero is no use to anyone, and is drawn at the lower edge."""
     found = entry["curves"]["decision"]
     best = max(entry["cases"]["malignant"] / entry["cases"]["judged"], 0.05)
     floor = -0.15 * best
@@ -89,9 +90,9 @@ def decision(entry: Mapping[str, Any]) -> Markup:
     frame = Frame(_unit("threshold probability"), y)
     marks = [el("line", x1=LEFT, x2=WIDTH - RIGHT, y1=frame.py(0), y2=frame.py(0), stroke=MUTED, stroke_width=1.5)]
     for name, colour in (("all", ORANGE), ("model", BLUE)):
-        xs = [one["threshold"] for one in found if one[name] >= y.low]
-        ys = [one[name] for one in found if one[name] >= y.low]
-        marks.append(frame.line(xs, ys, colour))
+        shown = [one for one in found if name == "model" or one[name] >= y.low]
+        ys = [max(one[name], y.low) for one in shown]
+        marks.append(frame.line([one["threshold"] for one in shown], ys, colour))
     top = (("model", BLUE), ("all called malignant", ORANGE), ("none called malignant", MUTED))
     for at, (name, colour) in enumerate(top):
         marks.append(

@@ -2,46 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from mpmmu_rt.cases import Case, Manifest
+from mpmmu_rt.cases import Manifest
 from mpmmu_rt.checks import decide
 from mpmmu_rt.errors import ImageError, UsageError
 from mpmmu_rt.machine import describe, now
 from mpmmu_rt.progress import Progress, silent
 from mpmmu_rt.spec import Array
-from mpmmu_rt.split_record import digest, parts_of
 
 from . import parts as of_parts
 from . import words
 from .auc import compare_auc, estimate_auc
+from .choosing import Chooser, Wanted, choose
 from .curves import curves
-from .figures import WITHOUT_THRESHOLD, Answers, Figure, at_threshold, bootstrap, share
+from .figures import WITHOUT_THRESHOLD, Answers, at_threshold, bootstrap, share
 from .paired import mcnemar
-from .parts import Part, Parts
-from .systems import Answer, System, ask
+from .parts import Parts
+from .systems import Answer, System, ask, labelled
 from .thresholds import at_sensitivity, youden
 
 SCHEMA = "mpmmu-evaluate/1"
 MOST_GROUPS = 20
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """part: what is judged. choose_on: cases to choose thresholds on, else the manifest's validation part.
-    sensitivity: wished, 0..1. prevalence: of malignant lesions where the system would be used, 0..1. by: columns of the
-    manifest to split the figures by. frame: to take of files that hold several."""
-
-    part: Part = "auto"
-    choose_on: Manifest | None = None
-    sensitivity: float | None = None
-    prevalence: float | None = None
-    by: tuple[str, ...] = ()
-    frame: int | None = None
 
 
 @dataclass(frozen=True)
@@ -62,10 +48,10 @@ def evaluate(
     rows = of_parts.judged(manifest, parts, wanted.part)
     if wanted.choose_on is not None:
         of_parts.require_apart(manifest, rows, wanted.choose_on)
-    chooser = _chooser(system, manifest, parts, rows, wanted, progress)
+    chooser, lost = choose(system, manifest, parts, rows, wanted, progress)
     cases = [manifest.cases[row] for row in rows]
     asked = ask(system, cases, frame=wanted.frame, progress=progress, name="judged cases")
-    kept, answers = _answers(asked)
+    kept, answers = labelled(asked)
     if not kept:
         first = next((one.error for one in asked if one.error), "none has a label")
         raise ImageError(
@@ -75,6 +61,7 @@ def evaluate(
     entry = _facts(system, manifest, parts, rows, asked, answers)
     entry |= _figures(answers, progress)
     entry["thresholds"] = _thresholds(system, answers, chooser, wanted, progress)
+    entry["choosing_failed"] = lost
     entry["prevalence"] = wanted.prevalence
     entry["subgroups"] = _subgroups(manifest, [rows[at] for at in kept], answers, wanted.by, system.threshold)
     both = answers.label.min() != answers.label.max()
@@ -102,74 +89,6 @@ def _check_columns(manifest: Manifest, by: Sequence[str]) -> None:
             )
 
 
-@dataclass(frozen=True)
-class _Chooser:
-    """Cases with both classes to choose thresholds on. source: which, in words. learnt: how many of their patients the
-    model has learnt from."""
-
-    label: Array
-    probability: Array
-    source: str
-    learnt: int
-
-
-def _chooser(
-    system: System, manifest: Manifest, parts: Parts, rows: Sequence[int], wanted: Wanted, progress: Progress
-) -> _Chooser | None:
-    """The cases of `choose_on`; else the manifest's validation part, of which the model has not learnt; else what the
-    training has kept of its own validation part. Raises `UsageError` where a sensitivity is wished and there are none.
-    """
-    known = parts_of(system.card)
-    found = None
-    if wanted.choose_on is not None:
-        found = _asked(system, list(wanted.choose_on.cases), str(wanted.choose_on.path), known, wanted, progress)
-    if found is None and wanted.choose_on is None:
-        mine = [row for row in parts.choosing if row not in set(rows) and not parts.learnt[row]]
-        cases = [manifest.cases[row] for row in mine]
-        found = _asked(system, cases, f"the validation part, by {parts.source}", known, wanted, progress)
-    if found is None and wanted.choose_on is None and "validation" not in {parts.learnt[row] for row in rows}:
-        found = _kept_by_training(system)
-    if found is None and (wanted.sensitivity is not None or wanted.choose_on is not None):
-        asked = f"--at-sensitivity {wanted.sensitivity:g}" if wanted.choose_on is None else "--choose-on"
-        raise UsageError(
-            f"{asked} asks for a threshold and {wanted.choose_on.path if wanted.choose_on else manifest.path} has no "
-            "cases of both classes to choose it on beside those that are judged, expected some: no threshold is chosen "
-            "on what judges it",
-            hint="--choose-on MANIFEST of other patients, or a column `split` with validation and test",
-        )
-    return found
-
-
-def _asked(
-    system: System, cases: Sequence[Case], source: str, known: Mapping[str, str], wanted: Wanted, progress: Progress
-) -> _Chooser | None:
-    if not cases:
-        return None
-    said = ask(system, cases, frame=wanted.frame, progress=progress, name="cases to choose thresholds on")
-    _, found = _answers(said)
-    if len(set(found.label.tolist())) < 2:
-        return None
-    learnt = sum(known.get(digest(group)) in ("train", "validation") for group in set(found.groups))
-    return _Chooser(found.label, found.probability, source, learnt)
-
-
-def _kept_by_training(system: System) -> _Chooser | None:
-    kept = (system.card.get("metrics") or {}).get("validation") or {}
-    label, probability = (np.array(kept.get(key, ())) for key in ("label", "probability"))
-    if len(label) != len(probability) or set(label.tolist()) != {0, 1}:
-        return None
-    source = "the training's validation part, by heads that had not seen it"
-    return _Chooser(label.astype(np.int64), probability.astype(np.float32), source, 0)
-
-
-def _answers(asked: Sequence[Answer]) -> tuple[list[int], Answers]:
-    """Which have a probability and a label, and these."""
-    kept = [at for at, one in enumerate(asked) if one.probability is not None and one.case.label is not None]
-    label = np.array([asked[at].case.label for at in kept], np.int64)
-    probability = np.array([asked[at].probability for at in kept], np.float32)
-    return kept, Answers(label, probability, tuple(asked[at].case.group for at in kept))
-
-
 def _facts(
     system: System, manifest: Manifest, parts: Parts, rows: Sequence[int], asked: Sequence[Answer], answers: Answers
 ) -> dict[str, Any]:
@@ -185,7 +104,7 @@ def _facts(
             "judged": dict(_counted(parts.of_row[row] or "in no part" for row in rows)),
             "left_out": dict(_counted(others)),
         },
-        "learnt_from": dict(_counted(part for part in learnt if part in ("train", "validation"))),
+        "learnt_from": dict(_counted(part for part in learnt if of_parts.is_learnt(part))),
         "cases": {
             "asked": len(asked),
             "judged": len(answers.label),
@@ -217,10 +136,10 @@ def _figures(answers: Answers, progress: Progress) -> dict[str, Any]:
 
 
 def _thresholds(
-    system: System, answers: Answers, chooser: _Chooser | None, wanted: Wanted, progress: Progress
+    system: System, answers: Answers, chooser: Chooser | None, wanted: Wanted, progress: Progress
 ) -> list[dict[str, Any]]:
     """The stored threshold, and where there are cases to choose on Youden's and that of the wished sensitivity."""
-    found: list[tuple[str, float, _Chooser | None]] = [("stored", system.threshold, None)]
+    found: list[tuple[str, float, Chooser | None]] = [("stored", system.threshold, None)]
     if chooser:
         found.append(("Youden", youden(chooser.label, chooser.probability), chooser))
         if wanted.sensitivity is not None:
@@ -237,6 +156,7 @@ def _thresholds(
                 "threshold": value,
                 "chosen_on": on.source if on else None,
                 "chosen_on_cases": len(on.label) if on else None,
+                "chosen_on_malignant": int(on.label.sum()) if on else None,
                 "chosen_on_learnt_patients": on.learnt if on else None,
                 "true_positive": int((decided & truth).sum()),
                 "false_positive": int((decided & ~truth).sum()),
@@ -306,7 +226,7 @@ def _against(
         "system": other.to_json(),
         "cases": len(truth),
         "unanswered": int((~both).sum()),
-        "learnt_from": dict(_counted(learnt[row] for row in rows if learnt[row] in ("train", "validation"))),
+        "learnt_from": dict(_counted(learnt[row] for row in rows if of_parts.is_learnt(learnt[row]))),
         "auc": asdict(estimate_auc(ours.label, theirs, groups)),
         "difference": asdict(compare_auc(ours.label, theirs, ours.probability, groups)),
         "decisions_differ": int((decided["other"] != decided["judged"]).sum()),
@@ -333,9 +253,3 @@ def _row(one: Answer, parts: Parts, row: int, system: System) -> dict[str, str]:
         "error": one.error,
         "warnings": one.warnings,
     }
-
-
-def figure(entry: Mapping[str, Any], name: str, threshold: str = "stored") -> Figure:
-    """A figure of an entry, by name, at the threshold of that name."""
-    (at,) = (one for one in entry["thresholds"] if one["name"] == threshold)
-    return Figure(**at["figures"][name])

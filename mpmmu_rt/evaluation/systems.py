@@ -18,6 +18,8 @@ from mpmmu_rt.progress import Progress, silent
 from mpmmu_rt.run import Decoded, Decoder
 from mpmmu_rt.spec import MODALITIES, Array, Modality, StrPath, Target
 
+from .figures import Answers
+
 BATCH = 32
 Predict = Callable[[Mapping[Modality, Array]], Array]
 
@@ -114,3 +116,11 @@ def _answers(system: System, items: Sequence[Decoded]) -> dict[str, Answer]:
         item.case.case_id: Answer(item.case, float(value), "", item.warnings)
         for item, value in zip(items, said, strict=True)
     }
+
+
+def labelled(asked: Sequence[Answer]) -> tuple[list[int], Answers]:
+    """Which have a probability and a label, and these."""
+    kept = [at for at, one in enumerate(asked) if one.probability is not None and one.case.label is not None]
+    label = np.array([asked[at].case.label for at in kept], np.int64)
+    probability = np.array([asked[at].probability for at in kept], np.float32)
+    return kept, Answers(label, probability, tuple(asked[at].case.group for at in kept))

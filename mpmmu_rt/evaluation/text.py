@@ -14,8 +14,8 @@ AT_THRESHOLD = {
     "accuracy": "accuracy",
     "balanced_accuracy": "balanced accuracy",
     "f1": "F1",
-    "ppv_at_prevalence": "PPV at prevalence",
-    "npv_at_prevalence": "NPV at prevalence",
+    "ppv_at_prevalence": "PPV at prev.",
+    "npv_at_prevalence": "NPV at prev.",
 }
 WITHOUT = {
     "average_precision": "average precision",
@@ -75,6 +75,12 @@ def by_threshold(entry: Mapping[str, Any], digits: int = 2) -> Table:
     return ["figure", *(one["name"] for one in at)], rows
 
 
+def chosen(entry: Mapping[str, Any]) -> str:
+    """What the thresholds are; all that were chosen were chosen on the same cases."""
+    names = [one["name"] for one in entry["thresholds"] if one["chosen_on"]]
+    return f"{' and '.join(names)}: chosen on {entry['thresholds'][1]['chosen_on']}." if names else ""
+
+
 def subgroups(found: Sequence[Mapping[str, Any]], column: str, digits: int = 2) -> Table:
     rows = [
         [
@@ -92,7 +98,7 @@ def against(entry: Mapping[str, Any]) -> Table:
     delta = found["difference"]
     ends = "-" if delta["low"] is None else f"{delta['low']:+.4f} to {delta['high']:+.4f}"
     value = "-" if delta["value"] is None else f"{delta['value']:+.4f}"
-    rows = [["AUC, judged - other", value, ends, p_value(delta["p"])]]
+    rows = [["AUC", value, ends, p_value(delta["p"])]]
     for name, one in found["decisions"].items():
         rows.append(
             [
@@ -102,7 +108,7 @@ def against(entry: Mapping[str, Any]) -> Table:
                 p_value(one["p"]),
             ]
         )
-    return ["what", "difference", "95 % interval", "p"], rows
+    return ["judged - other", "Δ", "95 % interval", "p"], rows
 
 
 def other(entry: Mapping[str, Any]) -> str:
@@ -116,6 +122,13 @@ def other(entry: Mapping[str, Any]) -> str:
     )
 
 
+def failures(entry: Mapping[str, Any], most: int = 20) -> list[str]:
+    """A line for each case that has no answer, judged or to choose on, up to so many."""
+    lost = [*entry["failed"], *entry["choosing_failed"]]
+    lines = [f"`{one['case_id']}`: {one['error']}" for one in lost[:most]]
+    return [*lines, *([f"and {len(lost) - most} more: see report.json"] if len(lost) > most else [])]
+
+
 def markdown(entry: Mapping[str, Any]) -> str:
     """The report; its plots lie beside it."""
     lines = [f"# {title(entry)}", "", parts(entry), ""]
@@ -124,11 +137,13 @@ def markdown(entry: Mapping[str, Any]) -> str:
     lines += [*_grid(overall(entry, 3)), "", *_grid(by_threshold(entry, 3)), ""]
     if entry["prevalence"] is not None:
         lines += [f"The stated prevalence is {entry['prevalence']:g}.", ""]
-    lines += [f"{one['name']}: chosen on {one['chosen_on']}." for one in entry["thresholds"] if one["chosen_on"]]
+    lines += [chosen(entry)]
     for column, found in entry["subgroups"].items():
         lines += ["", *_grid(subgroups(found, column, 3))]
     if entry["against"]:
         lines += ["", other(entry), "", *_grid(against(entry))]
+    if lost := failures(entry):
+        lines += ["", "Without an answer:", "", *(f"- {one}" for one in lost)]
     if entry["curves"]:
         lines += ["", *(f"![{name}]({name}.svg)" for name in PLOTS)]
     machine, system = entry["machine"], entry["system"]

@@ -8,11 +8,12 @@ from typing import Any
 # Vergouwe et al. 2005 (J Clin Epidemiol 58:475) and Collins et al. 2016 (Statistics in Medicine 35:214): a validation
 # needs at least 100 with and 100 without the event.
 ENOUGH = 100
+FEW = 20  # of the smaller class: what was simulated of fewer stands in docs/evaluation.md
 _LOUD = "WARNING: "
 
 
 def remarks(entry: Mapping[str, Any]) -> list[str]:
-    """The loud ones first, which begin with WARNING."""
+    """The loud ones first, which begin with WARNING. They name no case: a model card carries them."""
     found = [*_untrained(entry), *_learnt(entry), *_lost(entry), *_chosen(entry), *_few(entry), *_none_missed(entry)]
     return sorted(found, key=lambda text: not text.startswith(_LOUD))
 
@@ -42,6 +43,12 @@ def _learnt(entry: Mapping[str, Any]) -> list[str]:
                 f"{_LOUD}{whose} has learnt from {sum(seen.values())} of the {entry['cases']['asked']} cases that are "
                 f"judged ({counts}). Their figures are too good, and say nothing about new patients."
             )
+    strangers = entry["parts"]["judged"].get("in no part", 0)
+    if entry["parts"]["source"] and strangers and not entry["learnt_from"]:
+        found.append(
+            f"By their ids the model has not learnt from the patients of {strangers} cases: they are not among those "
+            "that its card records. Ids that are written otherwise there would not be found."
+        )
     if not entry["parts"]["source"]:
         found.append(
             "Whether the model has learnt from these patients is not known: its card records none of them, and the "
@@ -54,9 +61,11 @@ def _lost(entry: Mapping[str, Any]) -> list[str]:
     cases, found = entry["cases"], []
     if failed := entry["failed"]:
         found.append(
-            f"{_LOUD}{len(failed)} of {cases['asked']} cases have no answer and are in no figure; the first is "
-            f"`{failed[0]['case_id']}`: {failed[0]['error']}. If the hard ones fail, the figures are too good."
+            f"{_LOUD}{len(failed)} of {cases['asked']} cases have no answer and are in no figure. If the hard ones "
+            "fail, the figures are too good."
         )
+    if lost := entry["choosing_failed"]:
+        found.append(f"{_LOUD}{len(lost)} of the cases to choose thresholds on have no answer, and chose nothing.")
     if cases["unlabelled"]:
         found.append(f"{cases['unlabelled']} of {cases['asked']} cases have no label and are in no figure.")
     if cases["warned"]:
@@ -76,7 +85,12 @@ def _chosen(entry: Mapping[str, Any]) -> list[str]:
             "Only the stored threshold is judged: there are no validation cases to choose another on. Name some with "
             "--choose-on, or add a column `split` to the manifest."
         )
-    elif on["chosen_on_learnt_patients"]:
+    elif min(on["chosen_on_malignant"], on["chosen_on_cases"] - on["chosen_on_malignant"]) < FEW:
+        found.append(
+            f"Thresholds were chosen on {on['chosen_on_cases']} cases, {on['chosen_on_malignant']} of them malignant: "
+            "so few don't tell where a threshold keeps what it promises."
+        )
+    if on and on["chosen_on_learnt_patients"]:
         found.append(
             f"{_LOUD}thresholds were chosen on {on['chosen_on_cases']} cases, and the model has learnt from "
             f"{on['chosen_on_learnt_patients']} of their patients: of these it says what it says of no new ones, and a "
@@ -105,7 +119,7 @@ def _few(entry: Mapping[str, Any]) -> list[str]:
         f"nor the sensitivity{ends}; nor whether the probabilities are calibrated; nor that two systems or two "
         "subgroups are equal."
     )
-    if fewest < 20:
+    if fewest < FEW and entry["figures"]["brier"]["low"] is not None:
         found.append(
             f"With {fewest} patients of the smaller class the intervals from a bootstrap (average precision, F1, "
             "balanced accuracy, Brier score, calibration error) are too narrow; those of AUC and of shares are not "

@@ -121,7 +121,8 @@ def train_encoder(
             grey = augment(pixels[rows].to(device).float() / 255, config.augmentation, generator)
             losses.append(_step(state, grey, target[rows].to(device), weight, config))
             progress(description, done + 1, total, "batches", _detail(state, config, losses))
-        entry = {"epoch": state.epoch + 1.0, "training_loss": float(np.mean(losses))}
+        rate = learning_rate(config, state.epoch * steps, total)
+        entry = {"epoch": state.epoch + 1.0, "learning_rate": rate, "training_loss": float(np.mean(losses))}
         entry |= _validate(state, data, modality, split, device)
         state.record(entry, entry["validation_auc"])
         save_state(state, state_file, digest)

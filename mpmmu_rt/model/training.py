@@ -32,7 +32,7 @@ from mpmmu_rt.modality_check import ModalityCheck
 from mpmmu_rt.progress import Progress, silent
 from mpmmu_rt.spec import MODALITIES, Array, Modality, StrPath
 
-from . import modality_fit
+from . import head_state, modality_fit
 from .config import ModelConfig
 from .data import TrainingData, data_from_manifest, data_from_phantoms
 from .encoder import Encoder
@@ -123,9 +123,8 @@ def train(
         )
         of_image = embed(encoders[modality], data.pixels[modality])
         embedding[modality] = of_image[data.image_of_row[modality]]
-    head, test = _stage_two(data, split, embedding, model_config, training_config.seed, progress)
-    unseen = _out_of_fold(data, split, fuse(embedding), model_config, training_config.seed, progress)
-    metrics = {"source": data.source, "parts": _parts(data, split), "test": test, "validation": unseen}
+    head, told = _stage_two(data, split, embedding, model_config, training_config.seed, work_dir, progress)
+    metrics = {"source": data.source, "parts": _parts(data, split), **told}
     how = _how(training_config, history, initial)
     known = {part: listing(_images(data, rows)) for part, rows in split.parts().items()}
     mean = fuse(embedding)[split.train].mean(0, dtype=np.float64).astype(np.float32)
@@ -180,24 +179,35 @@ def _stage_two(
     embedding: dict[Modality, Array],
     model_config: ModelConfig,
     seed: int,
+    work_dir: Path,
     progress: Progress,
 ) -> tuple[Any, dict[str, Any]]:
-    """Fit the fused head, and for comparison one of the same kind on each modality's embedding alone.
+    """Fit the fused head, and for comparison one of the same kind on each modality's embedding alone; what lies in
+    `work_dir` already is not fitted again.
 
-    Returns the fused head and the test metrics of all three.
+    Returns the fused head, and `test`, the metrics of all three, and `validation`, see `_out_of_fold`.
     """
     inputs = {**{str(name): embedding[name] for name in MODALITIES}, "fused": fuse(embedding)}
     fitted_on = np.concatenate([split.train, split.validation])
+    groups, rows = _groups(data, fitted_on), tuple(split.parts().values())
     head: Any = None
     test: dict[str, Any] = {}
+    unseen: dict[str, Any] = {}
     for done, (name, features) in enumerate(inputs.items()):
         progress("fitting the stacking heads", done, len(inputs), "heads")
-        groups = _groups(data, fitted_on)
-        head = fit_head(features[fitted_on], data.label[fitted_on], groups, model_config.head, seed=seed)
-        probability = head.predict_proba(features[split.test])[:, 1]
-        test[name] = evaluate(data.label[split.test], probability, _groups(data, split.test), THRESHOLD)
+
+        def fit(name: str = name, features: Array = features) -> tuple[Any, dict[str, Any]]:
+            made = fit_head(features[fitted_on], data.label[fitted_on], groups, model_config.head, seed=seed)
+            said = made.predict_proba(features[split.test])[:, 1]
+            found = evaluate(data.label[split.test], said, _groups(data, split.test), THRESHOLD)
+            others = _out_of_fold(data, split, features, model_config, seed, progress) if name == "fused" else {}
+            return made, {"test": found, "validation": others}
+
+        key = head_state.digest(features, data.label, data.groups, rows, model_config.head, seed)
+        head, told = head_state.fitted(work_dir / name, key, fit)
+        test[name], unseen = told["test"], told["validation"]
     progress("fitting the stacking heads", len(inputs), len(inputs), "heads")
-    return head, test  # the last one is fused
+    return head, {"test": test, "validation": unseen}  # the last one is fused
 
 
 def _out_of_fold(
@@ -210,10 +220,10 @@ def _out_of_fold(
     """
     learn = np.concatenate([split.train, split.validation])
     label, groups = data.label[learn], _groups(data, learn)
-    # Each fold must leave two patients of a class to learn from.
+    # Each fold must leave three patients of a class: a head needs two to learn from whichever of them it leaves out.
     fewest = min(len({g for g, y in zip(groups, label, strict=True) if y == kind}) for kind in (0, 1))
     folds = min(UNSEEN_FOLDS, fewest)
-    if fewest - -(-fewest // folds) < 2:
+    if fewest - -(-fewest // folds) < 3:
         return {}
     said = np.full(len(learn), np.nan)
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)

@@ -158,6 +158,8 @@ def test_what_cannot_be_read_is_counted_and_said(phantoms: Path, bundle_folder: 
     assert (entry["cases"]["asked"], entry["cases"]["judged"], entry["cases"]["unlabelled"]) == (40, 37, 1)
     for text in (result.stdout, (tmp_path / "out/report.md").read_text(), (tmp_path / "out/report.html").read_text()):
         assert "WARNING: 2 of 40 cases have no answer" in " ".join(text.split())
+        assert "`phantom-0003`:" in text
+    assert "phantom-0003" not in " ".join(entry["remarks"])  # which a model card carries to others
     with (tmp_path / "out/cases.csv").open(newline="", encoding="utf-8") as file:
         rows = {row["case_id"]: row for row in csv.DictReader(file)}
     assert len(rows) == 40

@@ -13,6 +13,7 @@ from mpmmu_rt.cases import read_manifest, require_complete
 from mpmmu_rt.errors import OutputError, UsageError
 from mpmmu_rt.images import Preprocessing, read_grey
 from mpmmu_rt.model import phantom
+from mpmmu_rt.model.data import data_from_phantoms
 from mpmmu_rt.model.phantom import Phantom, ceilings, draw, phantom_pixels, write_phantoms
 
 MANY = 1500
@@ -148,6 +149,10 @@ def test_written_phantoms_are_a_readable_manifest(tmp_path: Path) -> None:
         assert np.array_equal(read_grey(case.ultrasound), item.ultrasound)
     with path.open(encoding="utf-8") as stream:
         assert next(csv.reader(stream)) == ["case_id", "mammography", "ultrasound", "label", "patient"]
+    # The same drawings have the same names in training, and no other seed's have.
+    size = Preprocessing(size=32)
+    assert tuple(case.group for case in manifest.cases) == data_from_phantoms(3, 5, size).groups
+    assert not set(data_from_phantoms(3, 5, size).groups) & set(data_from_phantoms(3, 6, size).groups)
 
 
 def test_writing_leaves_nothing_behind_when_it_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,6 +76,26 @@ def test_folds_keep_patients_together(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(len(rows) < 30 and set(rows) == {3} for rows in parts[1:])  # whole patients or nothing
 
 
+def test_the_folds_of_platts_scaling_keep_patients_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So does what each SVM is fitted on: of the whole set, of each outer part, and of each inner part of these."""
+    from sklearn.svm import SVC
+
+    embedding, label, groups = cohort(30, rows_each=3)
+    embedding[:, 10] = [int(group[1:]) for group in groups]
+    parts: list[Array] = []
+    original = SVC.fit
+
+    def spy(self: SVC, x: Array, y: Array, *rest: object, **more: object) -> object:
+        parts.append(np.unique(x[:, 10], return_counts=True)[1])
+        return original(self, x, y, *rest, **more)
+
+    monkeypatch.setattr(SVC, "fit", spy)
+    head = fit_head(embedding, label, groups, CONFIG, seed=0)
+    assert len(parts) == (1 + CONFIG.folds) * (1 + CONFIG.folds)
+    assert all(set(rows) == {3} for rows in parts)
+    assert isinstance(head.named_steps["stack"].named_estimators_["svm"].cv, int)
+
+
 def test_too_few_patients_of_a_class() -> None:
     embedding, label, groups = cohort(10)
     label[:] = 0

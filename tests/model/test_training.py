@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import csv
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,12 +16,14 @@ from mpmmu_rt.cases import read_manifest
 from mpmmu_rt.errors import CheckpointError, ImageError, ManifestError, OutputError, UsageError
 from mpmmu_rt.evaluation.auc import estimate_auc
 from mpmmu_rt.images import Preprocessing, read_pixels
+from mpmmu_rt.model import learning_curves
 from mpmmu_rt.model.augmentation import Augmentation, augment
-from mpmmu_rt.model.config import HeadConfig, ModelConfig, tiny
+from mpmmu_rt.model.config import HeadConfig, ModelConfig, reference, tiny
 from mpmmu_rt.model.data import TrainingData, data_from_manifest, data_from_phantoms
 from mpmmu_rt.model.phantom import ceilings, write_phantoms
+from mpmmu_rt.model.preview import GAP, write_preview
 from mpmmu_rt.model.split import split_patients
-from mpmmu_rt.model.stage_one import TRAINING_PRESETS, TrainingConfig, embed, train_encoder
+from mpmmu_rt.model.stage_one import TRAINING_PRESETS, TrainingConfig, embed, learning_rate, train_encoder
 from mpmmu_rt.model.training import TrainedModel, fuse, train
 from mpmmu_rt.progress import Progress
 from mpmmu_rt.spec import MODALITIES
@@ -106,7 +110,8 @@ def test_the_same_call_on_a_finished_training_trains_nothing(
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     again = train(data, model, CONFIG, work_dir=tmp_path, progress=killer(1))
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
-    assert sorted(before) == ["mammography.state.safetensors", "ultrasound.state.safetensors"]
+    heads = [f"{name}.head.{kind}" for name in ("fused", *MODALITIES) for kind in ("json", "skops")]
+    assert sorted(before) == sorted([*heads, *(f"{name}.state.safetensors" for name in MODALITIES)])
     assert_same_bits(again, whole, data)
 
 
@@ -172,9 +177,104 @@ def test_the_best_weights_are_kept_and_patience_ends_it(data: TrainingData, mode
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["mammography", "ultrasound", "fused"])
+def test_a_training_that_stopped_between_heads_goes_on_there(
+    data: TrainingData, model: ModelConfig, whole: TrainedModel, tmp_path: Path, name: str
+) -> None:
+    """Stage 2: what was fitted stays, what wasn't is fitted, what is damaged is fitted again, to the same bits."""
+    train(data, model, CONFIG, work_dir=tmp_path)
+    damaged = tmp_path / f"{name}.head.skops"
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    (tmp_path / "fused.head.json").unlink(missing_ok=True)
+    before = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    assert_same_bits(train(data, model, CONFIG, work_dir=tmp_path), whole, data)
+    after = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    made = {file.partition(".")[0] for file in after if after[file] != before.get(file)}
+    assert made == {name, "fused"}
+
+
+def test_the_rate_rises_and_falls() -> None:
+    config = TrainingConfig(learning_rate=1.0, warmup=0.1)
+    rates = [learning_rate(config, step, 100) for step in range(100)]
+    assert rates[:10] == pytest.approx([(step + 1) / 11 for step in range(10)])
+    assert rates[10] == 1.0
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[55] == pytest.approx(0.5)  # halfway from step 10 to 100
+    assert 0 < rates[99] < 1e-3
+    assert [learning_rate(replace(config, warmup=0), step, 10) for step in (0, 5)] == pytest.approx([1, 0.5])
+    assert learning_rate(replace(config, schedule="constant"), 0, 100) == 1.0
+
+
+@pytest.mark.slow
+def test_a_gradient_has_no_more_than_the_allowed_norm(
+    data: TrainingData, model: ModelConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    norms: list[float] = []
+    step = torch.optim.AdamW.step
+
+    def spy(self: torch.optim.AdamW, *rest: Any, **more: Any) -> Any:
+        parts = [p.grad.norm() for group in self.param_groups for p in group["params"] if p.grad is not None]
+        norms.append(float(torch.stack(parts).norm()))
+        return step(self, *rest, **more)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", spy)
+    split = split_patients(data.label, data.groups, seed=0)
+    for clip in (0.01, 1e6):
+        config = replace(CONFIG, epochs=1, clip_norm=clip)
+        train_encoder(data, "ultrasound", split, model.ultrasound, config, state_file=tmp_path / f"{clip}")
+    assert norms[:STEPS] == pytest.approx([0.01] * STEPS, rel=1e-3)
+    assert min(norms[STEPS:]) > 0.02
+
+
+@pytest.mark.slow
+def test_the_reference_preset_trains(tmp_path: Path) -> None:
+    """ResNet-50 twice at 224 × 224, for one epoch: it ends, and its loss is a number."""
+    config = reference()
+    few = replace(TRAINING_PRESETS["reference"], epochs=1, batch_size=4)
+    trained = train(data_from_phantoms(16, 0, config.preprocessing), config, few, work_dir=tmp_path)
+    assert trained.encoders["mammography"].channels == 2048
+    for history in trained.history.values():
+        assert np.isfinite([value for entry in history for value in entry.values()]).all()
+
+
+@pytest.mark.slow
+def test_how_it_went_is_written_for_people(whole: TrainedModel, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed: pip install 'mpmmu-rt[plot]'")
+    assert {"history.csv", "curves.png"} <= set(learning_curves.write(whole.history, tmp_path))
+    with (tmp_path / "history.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["modality"], float(row["epoch"])) for row in rows] == [
+        (name, epoch) for name in MODALITIES for epoch in (1, 2, 3)
+    ]
+    assert float(rows[4]["training_loss"]) == whole.history["ultrasound"][1]["training_loss"]
+    assert float(rows[0]["learning_rate"]) > float(rows[2]["learning_rate"]) >= 0
+    with Image.open(tmp_path / "curves.png") as picture:
+        assert min(picture.size) > 500
+        assert len(picture.convert("RGB").getcolors(1 << 20) or []) > 50
+
+
+def test_a_preview_shows_images_and_changes_of_them(data: TrainingData, tmp_path: Path) -> None:
+    write_preview(data, Augmentation(), tmp_path / "p.png", seed=1)
+    with Image.open(tmp_path / "p.png") as picture:
+        sheet = np.asarray(picture)
+    side = data.preprocessing.size
+    tile = sheet[GAP : GAP + side, GAP : GAP + side]
+    assert np.array_equal(tile, data.pixels["mammography"][0, 0])
+    changed = sheet[GAP : GAP + side, 2 * GAP + side : 2 * GAP + 2 * side]
+    assert not np.array_equal(tile, changed)
+    below = sheet[GAP + 4 * (side + GAP) :][:side, GAP : GAP + side]
+    assert np.array_equal(below, data.pixels["ultrasound"][0, 0])
+
+
+@pytest.mark.slow
 def test_what_a_trained_model_says(data: TrainingData, whole: TrainedModel) -> None:
     assert json.loads(json.dumps([whole.metrics, whole.history], allow_nan=False)) == [whole.metrics, whole.history]
     assert set(whole.metrics["test"]) == {"mammography", "ultrasound", "fused"}
+    split = split_patients(data.label, data.groups, seed=CONFIG.seed)
+    kept = whole.metrics["validation"]
+    assert kept["label"] == data.label[split.validation].tolist()
+    fused = fuse({name: embed(whole.encoders[name], data.pixels[name][split.validation]) for name in MODALITIES})
+    assert not np.allclose(kept["probability"], whole.head.predict_proba(fused)[:, 1], atol=0.02)  # another head's
     parts = whole.metrics["parts"]
     assert sum(part["patients"] for part in parts.values()) == sum(part["rows"] for part in parts.values()) == 40
     assert sum(part["malignant_patients"] for part in parts.values()) == data.label.sum()

@@ -1,0 +1,95 @@
+"""What thresholds are chosen on: never cases that are judged, nor what the model says of those that it has learnt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mpmmu_rt.cases import Case, Manifest
+from mpmmu_rt.errors import UsageError
+from mpmmu_rt.progress import Progress
+from mpmmu_rt.spec import Array
+from mpmmu_rt.split_record import digest, parts_of
+
+from .parts import Part, Parts, is_learnt
+from .systems import System, ask, labelled
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """part: what is judged. choose_on: cases to choose thresholds on, else the manifest's validation part.
+    sensitivity: wished, 0..1. prevalence: of malignant lesions where the system would be used, 0..1. by: columns of the
+    manifest to split the figures by. frame: to take of files that hold several."""
+
+    part: Part = "auto"
+    choose_on: Manifest | None = None
+    sensitivity: float | None = None
+    prevalence: float | None = None
+    by: tuple[str, ...] = ()
+    frame: int | None = None
+
+
+@dataclass(frozen=True)
+class Chooser:
+    """Cases with both classes to choose thresholds on. source: which, in words. learnt: how many of their patients the
+    model has learnt from."""
+
+    label: Array
+    probability: Array
+    source: str
+    learnt: int
+
+
+def choose(
+    system: System, manifest: Manifest, parts: Parts, rows: Sequence[int], wanted: Wanted, progress: Progress
+) -> tuple[Chooser | None, list[dict[str, str]]]:
+    """What to choose on, and the cases of it that have no answer.
+
+    The cases of `choose_on`; else the manifest's validation part, of which the model has not learnt; else what the
+    training has kept of its own validation part. Raises `UsageError` where a sensitivity is wished and there are none.
+    """
+    found: Chooser | None = None
+    lost: list[dict[str, str]] = []
+    if wanted.choose_on is not None:
+        found, lost = _asked(system, list(wanted.choose_on.cases), str(wanted.choose_on.path), wanted, progress)
+    else:
+        free = [row for row in parts.choosing if row not in set(rows) and not is_learnt(parts.learnt[row])]
+        cases = [manifest.cases[row] for row in free]
+        found, lost = _asked(system, cases, f"the validation part, by {parts.source}", wanted, progress)
+    if found is None and wanted.choose_on is None and "validation" not in {parts.learnt[row] for row in rows}:
+        found = _kept_by_training(system)
+    if found is None and (wanted.sensitivity is not None or wanted.choose_on is not None):
+        asked = f"--at-sensitivity {wanted.sensitivity:g}" if wanted.choose_on is None else "--choose-on"
+        raise UsageError(
+            f"{asked} asks for a threshold and {wanted.choose_on.path if wanted.choose_on else manifest.path} has no "
+            "cases of both classes to choose it on beside those that are judged, expected some: no threshold is chosen "
+            "on what judges it",
+            hint="--choose-on MANIFEST of other patients, or a column `split` with validation and test",
+        )
+    return found, lost
+
+
+def _asked(
+    system: System, cases: Sequence[Case], source: str, wanted: Wanted, progress: Progress
+) -> tuple[Chooser | None, list[dict[str, str]]]:
+    if not cases:
+        return None, []
+    said = ask(system, cases, frame=wanted.frame, progress=progress, name="cases to choose thresholds on")
+    _, found = labelled(said)
+    lost = [{"case_id": one.case.case_id, "error": one.error} for one in said if one.error]
+    if len(set(found.label.tolist())) < 2:
+        return None, lost
+    known = parts_of(system.card)
+    learnt = sum(is_learnt(known.get(digest(group), "")) for group in set(found.groups))
+    return Chooser(found.label, found.probability, source, learnt), lost
+
+
+def _kept_by_training(system: System) -> Chooser | None:
+    kept = (system.card.get("metrics") or {}).get("validation") or {}
+    label, probability = (np.array(kept.get(key, ())) for key in ("label", "probability"))
+    if len(label) != len(probability) or set(label.tolist()) != {0, 1}:
+        return None
+    source = "the training's validation part, by heads that had not seen it"
+    return Chooser(label.astype(np.int64), probability.astype(np.float32), source, 0)

@@ -1,0 +1,54 @@
+"""The stacking heads that a training has fitted already, on disk, so that a run can be continued in stage 2 too."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import sklearn
+import skops.io
+
+from mpmmu_rt.errors import CheckpointError
+from mpmmu_rt.files import MAX_JSON_BYTES, atomic_file, parse_json_object, read_bounded, sha256_file, write_json
+from mpmmu_rt.spec import Array
+
+from .checkpoint import load_skops
+from .config import HeadConfig
+
+SCHEMA = "mpmmu-head-state/1"
+
+
+def digest(
+    features: Array, label: Array, groups: Sequence[str], rows: Sequence[Array], config: HeadConfig, seed: int
+) -> str:
+    """Names everything that a head and its metrics depend on, but for the machine. rows: of each part."""
+    whole = hashlib.sha256(np.ascontiguousarray(features).data)
+    parts = [one.tolist() for one in rows]
+    facts = [features.shape, label.tolist(), list(groups), parts, asdict(config), seed, sklearn.__version__]
+    whole.update(json.dumps(facts).encode())
+    return whole.hexdigest()
+
+
+def fitted(path: Path, key: str, fit: Callable[[], tuple[Any, dict[str, Any]]]) -> tuple[Any, dict[str, Any]]:
+    """A head and what is told of it: what lies at `path` under this key, else what `fit` makes, which is kept there.
+
+    A state of another key, or a damaged one, is made again: it costs seconds, and a wrong head is worth nothing.
+    """
+    facts, held = path.with_suffix(".head.json"), path.with_suffix(".head.skops")
+    try:
+        data = read_bounded(facts, MAX_JSON_BYTES, CheckpointError, "")
+        entry: Any = parse_json_object(facts, data, CheckpointError, "")
+        if entry.get("schema") == SCHEMA and entry.get("key") == key and entry.get("sha256") == sha256_file(held):
+            return load_skops(held), entry["told"]
+    except (CheckpointError, OSError, KeyError):
+        pass
+    head, told = fit()
+    with atomic_file(held) as partial:
+        partial.write_bytes(skops.io.dumps(head))
+    write_json(facts, {"schema": SCHEMA, "key": key, "sha256": sha256_file(held), "told": told})
+    return head, told

@@ -1,0 +1,62 @@
+"""How a training went, for people: `history.csv` always, `curves.png` and TensorBoard's files where these are there."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from mpmmu_rt.files import atomic_file
+
+COLUMNS = ("modality", "epoch", "learning_rate", "training_loss", "validation_loss", "validation_auc")
+History = Mapping[str, Sequence[Mapping[str, float]]]
+
+
+def write(history: History, folder: Path) -> list[str]:
+    """Write into `folder` what can be, one entry per epoch; returns the names of what was."""
+    with atomic_file(folder / "history.csv") as partial, partial.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        for modality, entries in history.items():
+            writer.writerows({"modality": modality, **entry} for entry in entries)
+    written = ["history.csv"]
+    if importlib.util.find_spec("matplotlib"):
+        _draw(history, folder / "curves.png")
+        written.append("curves.png")
+    if importlib.util.find_spec("tensorboard"):
+        _tensorboard(history, folder / "tensorboard")
+        written.append("tensorboard/")
+    return written
+
+
+def _draw(history: History, path: Path) -> None:
+    """Losses to the left, AUC to the right, a row for each modality; the epoch whose weights were kept is marked."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.2 * len(history)), layout="constrained")
+    axes = figure.subplots(len(history), 2, squeeze=False)
+    for (loss, auc), (modality, entries) in zip(axes, history.items(), strict=True):
+        epochs = [int(entry["epoch"]) for entry in entries]
+        for name, style in (("training_loss", "-"), ("validation_loss", "--")):
+            loss.plot(epochs, [entry[name] for entry in entries], style, label=name.replace("_", " "))
+        areas = [entry["validation_auc"] for entry in entries]
+        auc.plot(epochs, areas, color="C2", label="validation AUC")
+        best = max(range(len(areas)), key=areas.__getitem__)
+        auc.plot(epochs[best], areas[best], "o", color="C3", label=f"kept: epoch {epochs[best]}, {areas[best]:.3f}")
+        for one in (loss, auc):
+            one.set(title=modality, xlabel="epoch")
+            one.grid(alpha=0.3)
+            one.legend(fontsize="small")
+    with atomic_file(path) as partial:
+        figure.savefig(partial, format="png", dpi=120)
+
+
+def _tensorboard(history: History, folder: Path) -> None:
+    from torch.utils.tensorboard import SummaryWriter
+
+    for modality, entries in history.items():
+        with SummaryWriter(str(folder / modality)) as writer:
+            for entry in entries:
+                for name in COLUMNS[2:]:
+                    writer.add_scalar(name, entry[name], int(entry["epoch"]))
