@@ -134,7 +134,9 @@ def _conditions(entry: dict[str, Any]) -> str:
     machine = entry["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
     lines = [
-        f"peak memory {entry['peak_rss_bytes'] / 1e6:.0f} MB",
+        "peak memory: not known here"
+        if (peak := entry["peak_rss_bytes"]) is None
+        else f"peak memory {peak / 1e6:.0f} MB",
         line_of(entry["conditions"]),
         f"measured: {entry['contract']}",
         f"on: {machine['cpu']}, {count(machine['threads'], 'thread')}, {versions}",
