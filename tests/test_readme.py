@@ -162,7 +162,8 @@ def test_a_wrong_command_is_seen(wrong: str) -> None:
 
 
 def test_options_in_sentences_exist() -> None:
-    known = {option for command in GROUP.commands.values() for parameter in command.params for option in parameter.opts}
+    commands = [GROUP, *GROUP.commands.values()]
+    known = {option for command in commands for parameter in command.params for option in parameter.opts}
     for page, code in INLINE:
         if code.startswith(("--", *(f"{name} --" for name in GROUP.commands))):
             for option in re.findall(r"(?<!\S)--[a-z-]+", code):
