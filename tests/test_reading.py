@@ -79,6 +79,7 @@ def test_no_line_of_long_work_is_longer_either(
     part = {"patients": 464, "malignant_patients": 195, "rows": 1200, "malignant_rows": 500}
     metrics = {"source": "a source that takes more than " * 4, "parts": {"validation": part}, "test": test}
     race = json.loads(printed("compare", bundle_folder, int8_folder, "--batch", 2, "--budget", "3s", "--json", "-"))
+    moved = [{"name": "operators.attention_pool.Reciprocal", "a": 226, "b": None, "worse": True}]
     entry = Bundle.open(int8_folder).entry
     for columns in WIDTHS:
         monkeypatch.setenv("COLUMNS", str(columns))
@@ -87,6 +88,8 @@ def test_no_line_of_long_work_is_longer_either(
             verify.checks_table(entry["parity"]["checks"]),
             _report.wrapped("\n".join(export.describe_precision(entry))),
             compare._describe(race),
+            compare._describe(race | {"b": race["b"] | {"target": "openvino:int8"}, "moved": moved}),
+            compare._describe(race | {"moved": moved}),
         ):
             assert too_long(text, columns) == []
 

@@ -224,10 +224,11 @@ def shorter(arguments: list[str]) -> list[str]:
 
 
 def masked(line: str) -> str:
-    """Measured values as #, also those that the samples do not tell (-), and a count of samples between them; other
+    """Measured values as #, also those that the samples do not tell (-), and a count of samples behind them; other
     counts, names and single spaces stay."""
+    line = line.removesuffix("too few to tell")  # of the fewer phantoms of `shorter`
     values = r"-?\d+\.\d+(e[+-]\d+)?|\d{3,}|(?<!\S)-(?!\S)"
-    return re.sub(r"# \d+ #", "# # #", re.sub(values, "#", " ".join(line.split())))
+    return re.sub(r"# \d+ (?=#|\d+ of)", "# # ", re.sub(values, "#", " ".join(line.split())))
 
 
 def start_training(folder: Path) -> subprocess.Popen[str]:

@@ -109,7 +109,7 @@ def _targets(found: dict[str, Any], batch: int, bundle: Path | str) -> str:
         header, cells = header[:-1], [row[:-1] for row in cells]
     lines = [fitted(header, cells)]
     lines += [wrapped(f"{row['target']} can't run here: {row['problem']}") for row in found["rows"] if row["problem"]]
-    return "\n".join([*lines, *map(wrapped, _recommended(found["recommended"], ran, bundle))])
+    return "\n".join([*lines, "", *map(wrapped, _recommended(found["recommended"], ran, bundle))])
 
 
 def _recommended(names: dict[str, str | None], ran: dict[str, Any], bundle: Path | str) -> list[str]:

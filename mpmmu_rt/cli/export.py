@@ -108,7 +108,7 @@ def export(
             f"{count(report['cases'], 'case')} ({report['source']}): {report['decisions_flipped']} decisions flipped, "
             f"{report['split_crossings']} differ by more than rounding may"
         )
-        typer.echo(wrapped("\n".join([said, *describe_precision(bundle.entry)])))
+        typer.echo("\n" + wrapped("\n".join([said, *describe_precision(bundle.entry)])))
     for licence in dict.fromkeys(known_engine(Target.parse(name)).traits.licence for name in bundle.targets):
         if licence:
             note(f"note: {licence}")
