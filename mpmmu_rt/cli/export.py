@@ -145,7 +145,7 @@ def describe_precision(entry: Mapping[str, Any]) -> list[str]:
 
 def _decisions(gate: Mapping[str, Any]) -> str:
     delta = gate["auc_delta"] if "auc_delta" in gate else _negative(gate.get("auc_loss"))
-    auc = "" if delta is None else f", ΔAUC {delta:+.4f}"
+    auc = "" if delta is None else f", ΔAUC {f'{delta:+.4f}' if round(delta, 4) else '0'}"
     mean = f", mean |Δp| {gate['mean_difference']:.4f}" if "mean_difference" in gate else ""
     return f"{gate['decisions_flipped']} of {gate['cases']} decisions flipped{mean}{auc} ({gate['source']})"
 
