@@ -197,6 +197,17 @@ def test_errors_and_notes_are_wrapped_on_a_terminal(columns: int, tmp_path: Path
     assert re.match(r"error: (.+\n)(  .+\n)*hint: (.+\n)(  .+\n)*\Z", text), text
 
 
+@pytest.mark.parametrize(("columns", "lines"), [(80, 3), (40, 3)])
+def test_what_stands_beside_a_bar_is_whole(columns: int, lines: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    detail = "epoch 12 of 15, loss 0.598, validation AUC 0.739"
+    text = _report._beside("training the mammography encoder", detail, wide=columns >= 60)
+    assert text.splitlines()[0] == "training the mammography encoder"
+    assert len(text.splitlines()) == lines
+    assert " ".join(text.split()) == f"training the mammography encoder {detail}"
+    assert max(map(len, text.splitlines())) <= 32
+
+
 # ---------------------------------------------------------------- what next
 
 
