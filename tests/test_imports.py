@@ -55,7 +55,7 @@ def test_every_runtime_module_imports_without_any_heavy_package(tmp_path: Path) 
 
 
 def test_the_runtime_does_without_what_windows_lacks(bundle_folder: Path, tmp_path: Path) -> None:
-    """Every module of it imports, and a bundle is measured and run, without the modules of POSIX."""
+    """Every module of it imports, every command helps, and a bundle runs, without the modules of POSIX."""
     names = [module_name(path) for path in runtime_files() if path.name != "__main__.py"]
     code = f"""import sys
 for name in {("resource", "fcntl", "pwd", "grp", "termios")!r}:
@@ -64,6 +64,15 @@ import importlib, os
 for n in {names!r}:
     importlib.import_module(n)
 del os.sysconf, os.sched_getaffinity
+import contextlib, io
+from mpmmu_rt.cli import app
+for command in {COMMANDS!r}:
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        try:
+            app([command, "--help"], prog_name="mpmmu-rt")
+        except SystemExit as end:
+            assert not end.code, command
+    assert out.getvalue().startswith("Usage: mpmmu-rt " + command)
 from mpmmu_rt import load, stability
 before = stability.take()
 with load({str(bundle_folder)!r}) as predictor:
