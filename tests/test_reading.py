@@ -197,6 +197,19 @@ def test_errors_and_notes_are_wrapped_on_a_terminal(columns: int, tmp_path: Path
     assert re.match(r"error: (.+\n)(  .+\n)*hint: (.+\n)(  .+\n)*\Z", text), text
 
 
+def test_a_command_that_is_wrapped_can_be_copied(tmp_path: Path) -> None:
+    text = on_a_terminal(40, "phantom", 2, "-o", tmp_path / "a folder")
+    command = text.partition("next: ")[2]
+    assert " \\\n" in command
+    shown = subprocess.run(
+        ["bash", "-c", f"echo_() {{ printf '%s\\n' \"$@\"; }}; echo_ {command}"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert shown.stdout.splitlines() == ["mpmmu-rt", "run", "BUNDLE", str(tmp_path / "a folder/manifest.csv")]
+
+
 @pytest.mark.parametrize(("columns", "lines"), [(80, 3), (40, 3)])
 def test_what_stands_beside_a_bar_is_whole(columns: int, lines: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))

@@ -102,9 +102,16 @@ def note(text: str) -> None:
 
 
 def next_command(*arguments: object) -> None:
-    """What to try next, to be copied; not with --quiet."""
-    if not _quiet:
-        note(f"next: {shlex.join(['mpmmu-rt', *map(str, arguments)])}")
+    """What to try next, to be copied; not with --quiet. On a terminal too narrow for it, lines end as a shell wants."""
+    if _quiet:
+        return
+    lines = ["next: mpmmu-rt"]
+    for argument in map(shlex.quote, map(str, arguments)):
+        if sys.stderr.isatty() and len(f"{lines[-1]} {argument} \\") > width():
+            lines.append(f"  {argument}")
+        else:
+            lines[-1] += f" {argument}"
+    typer.echo(" \\\n".join(lines), err=True)
 
 
 def print_json(entry: Any) -> None:
