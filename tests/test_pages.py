@@ -111,8 +111,16 @@ def test_the_site_is_built_and_asks_for_nothing(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     api = (tmp_path / "site/python/index.html").read_text(encoding="utf-8")
-    for name in ("mpmmu_rt.predictor.Predictor.predict_files", "mpmmu_rt.errors.MpmmuError", "mpmmu_rt.survey.survey"):
-        assert f'id="{name}"' in api
+    named = [
+        f"{module}.{name}"
+        for module, names in re.findall(
+            r"^::: (\S+)\n    options:\n      members: \[(.+)\]", page("python"), re.MULTILINE
+        )
+        for name in names.split(", ")
+    ]
+    assert len(named) > 20
+    for name in (*named, "mpmmu_rt.predictor.Predictor.predict_files", "mpmmu_rt.errors.MpmmuError"):
+        assert f'id="{name}"' in api, name  # a member that there is not is left out without a word
     for path in (tmp_path / "site").rglob("*.html"):
         fetched = re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="(?:https?:)?//', path.read_text(encoding="utf-8"))
         assert fetched == [], path.name
