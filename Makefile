@@ -1,6 +1,6 @@
 # Two targets do everything on a fresh machine with Python 3.11 or newer:
 #   make demo   environment, reference model, sample cases, latencies, predictions
-#   make test   lint, types, tests
+#   make test   lint, types, documentation, tests
 # For the daily loop:
 #   make quick  lint, types, every test that is not slow
 PYTHON ?= python3
@@ -15,7 +15,7 @@ ENGINE_TESTS = tests/test_openvino.py tests/test_engines.py tests/test_verify.py
 # A path and no import hook: type checkers don't run hooks.
 EDITABLE = --config-settings editable_mode=compat
 
-.PHONY: demo test quick lint types tests processors bench gpu-evidence gpu-pack gpu-run clean
+.PHONY: demo test quick lint types docs tests processors bench gpu-evidence gpu-pack gpu-run clean
 
 demo: $(DEMO)/reference.bundle $(DEMO)/phantoms
 	$(BIN)/mpmmu-rt doctor
@@ -33,7 +33,7 @@ $(DEMO)/phantoms: $(VENV)/.installed
 	rm -rf $@
 	$(BIN)/mpmmu-rt phantom 12 -o $@
 
-test: lint types tests
+test: lint types docs tests
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
@@ -41,6 +41,10 @@ lint: $(VENV)/.installed
 
 types: $(VENV)/.installed
 	$(BIN)/mypy
+
+# The pages as a site, in .site: a link or a name that leads nowhere fails. Needs no network.
+docs: $(VENV)/.installed
+	$(BIN)/mkdocs build --strict --quiet
 
 tests: $(VENV)/.installed
 	$(PYTEST)
@@ -78,4 +82,4 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(DEMO) .gpu-pack .gpu-run build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) $(DEMO) .site .gpu-pack .gpu-run build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

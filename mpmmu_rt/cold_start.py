@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-import resource
 import sys
 import time
 from dataclasses import dataclass
@@ -37,12 +36,12 @@ PARTS = {
 @dataclass(frozen=True)
 class ColdStart:
     """Times in ms. parts_ms: by the names of `PARTS`, in order. second_call_ms: of the same pair again, not part of the
-    total. peak_rss_bytes: after one batch more."""
+    total. peak_rss_bytes: after one batch more; None where the system does not tell."""
 
     total_ms: float
     parts_ms: dict[str, float]
     second_call_ms: float
-    peak_rss_bytes: int
+    peak_rss_bytes: int | None
 
     @property
     def remainder_ms(self) -> float:
@@ -101,9 +100,14 @@ def _predict(began: int, path: Path, target: Target, batch: int) -> None:
     print(json.dumps({"ends_ns": ends, "second_call_ms": second_call_ms, "peak_rss_bytes": _peak_rss_bytes()}))
 
 
-def _peak_rss_bytes() -> int:
-    """Of this program. Linux's `ru_maxrss` is that of the program before exec too: of the parent, until then."""
+def _peak_rss_bytes() -> int | None:
+    """Of this program; None where the system does not tell. Linux's `ru_maxrss` is that of the program before exec too:
+    of the parent, until then."""
     status = Path("/proc/self/status")
     if status.exists() and (match := re.search(r"^VmHWM:\s+(\d+) kB$", status.read_text(), re.MULTILINE)):
         return int(match[1]) * 1024
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -174,9 +174,8 @@ def race(
         spent = time.monotonic() - started
         rounds = len(turns.a)
         if spent + longest > budget_s or rounds == MOST_ROUNDS:
-            why = (
-                f"{rounds} rounds in {spent:.0f} s were not enough" if rounds else f"no round fits into {budget_s:g} s"
-            )
+            few = f"1 round in {spent:.0f} s was" if rounds == 1 else f"{rounds} rounds in {spent:.0f} s were"
+            why = f"{few} not enough" if rounds else f"no round fits into {budget_s:g} s"
             verdict = undecided(turns.logs(), rule, why)
             break
         progress("taking turns", min(round(spent), round(budget_s)), round(budget_s), "s")

@@ -72,9 +72,9 @@ def atomic_file(path: Path, *, private: bool = False) -> Iterator[Path]:
     partial = Path(name)
     try:
         yield partial
-        partial.chmod(0o600 if private else 0o666 & ~_UMASK)
-        with partial.open("rb") as file:
+        with partial.open("r+b") as file:  # Windows flushes only what may be written
             os.fsync(file.fileno())  # a rename may reach the disk before the data does
+        partial.chmod(0o600 if private else 0o666 & ~_UMASK)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -81,4 +82,5 @@ class Lines:
     def _tell(self) -> None:
         while not self._left.wait(self._every_s):
             if state := self._state:
-                self._write(state.line(time.monotonic()))
+                with contextlib.suppress(OSError):  # a log that can't be written is no reason to stop
+                    self._write(state.line(time.monotonic()))

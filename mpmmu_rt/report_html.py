@@ -97,7 +97,7 @@ def _bench(entry: Mapping[str, Any]) -> tuple[str, *tuple[Markup, ...]]:
                     "ms",
                 ),
                 f"From starting a process to its first prediction. A second call took "
-                f"{number(cold['second_call_ms'])} ms; peak memory {number(entry['peak_rss_bytes'] / 1e6)} MB.",
+                f"{number(cold['second_call_ms'])} ms; {_peak(entry['peak_rss_bytes'])}.",
             ),
         ),
     ]
@@ -120,6 +120,10 @@ def _bench(entry: Mapping[str, Any]) -> tuple[str, *tuple[Markup, ...]]:
         parts.append(pieces.grid(_targets(targets, batch)))
     parts += _tail(entry, {"target": entry["target"], "head": f"on {entry['head_target']}", "batch": str(batch)})
     return (f"{title} - mpmmu-rt bench", *parts)
+
+
+def _peak(count: int | None) -> str:
+    return "peak memory is not known" if count is None else f"peak memory {number(count / 1e6)} MB"
 
 
 def _targets(found: Mapping[str, Any], batch: int) -> Markup:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 import re
-import resource
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -34,7 +33,7 @@ class Snapshot:
 
     seconds: float  # on the monotonic clock
     own_cpu_s: float
-    involuntary_switches: int
+    involuntary_switches: int | None
     processors: frozenset[int]  # that this process may use
     ticks: int = 100
     stat: str | None = None
@@ -62,7 +61,7 @@ class Observed:
     throttled: float | None
     heat: int | None
     clock: float | None
-    switches_per_s: float
+    switches_per_s: float | None
 
 
 CGROUPS = Path("/sys/fs/cgroup")
@@ -73,6 +72,7 @@ _CALLED = {
     "throttled": "quota throttling",
     "heat": "thermal throttling",
     "clock": "clock frequency",
+    "switches_per_s": "context switches",
 }
 
 
@@ -122,6 +122,8 @@ def observe(before: Snapshot, after: Snapshot) -> Observed:
     seconds = max(after.seconds - before.seconds, 1e-9)
     busy, stolen = _ticks_between(before, after)
     own = after.own_cpu_s - before.own_cpu_s
+    early, late = before.involuntary_switches, after.involuntary_switches
+    switches = None if early is None or late is None else late - early
     return Observed(
         seconds=seconds,
         processors=len(after.processors),
@@ -132,7 +134,7 @@ def observe(before: Snapshot, after: Snapshot) -> Observed:
         throttled=_share(_throttled_s(before.throttle), _throttled_s(after.throttle), seconds),
         heat=None if before.thermal is None or after.thermal is None else after.thermal - before.thermal,
         clock=after.mhz / before.mhz - 1 if before.mhz and after.mhz else None,
-        switches_per_s=(after.involuntary_switches - before.involuntary_switches) / seconds,
+        switches_per_s=None if switches is None else switches / seconds,
     )
 
 
@@ -146,8 +148,8 @@ def judge(observed: Observed, threads: int, reasons: tuple[str, ...] = ()) -> Co
     # Threads of ours wait and make way for each other too: both count where there is nothing better.
     if others is None and observed.waiting is not None and observed.waiting > WAITING:
         suspects["CPU pressure"] = f"some process had no processor in {observed.waiting:.0%} of the time"
-    if others is None and observed.switches_per_s > SWITCHES_PER_S * threads:
-        suspects["context switches"] = f"{observed.switches_per_s:.0f} a second were involuntary"
+    if others is None and (switches := observed.switches_per_s) is not None and switches > SWITCHES_PER_S * threads:
+        suspects["context switches"] = f"{switches:.0f} a second were involuntary"
     if observed.throttled is not None and observed.throttled > THROTTLED:
         suspects["quota throttling"] = f"the cgroup's quota was used up in {observed.throttled:.1%} of the time"
     if observed.heat:
@@ -160,20 +162,31 @@ def judge(observed: Observed, threads: int, reasons: tuple[str, ...] = ()) -> Co
 
 def take() -> Snapshot:
     """Now, of this process and this machine."""
-    usage = resource.getrusage(resource.RUSAGE_SELF)
+    own_cpu_s, switches = _own()
     processors = frozenset(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1))
     return Snapshot(
         seconds=time.monotonic(),
-        own_cpu_s=usage.ru_utime + usage.ru_stime,
-        involuntary_switches=usage.ru_nivcsw,
+        own_cpu_s=own_cpu_s,
+        involuntary_switches=switches,
         processors=processors,
-        ticks=os.sysconf("SC_CLK_TCK"),
+        ticks=os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100,
         stat=_read(Path("/proc/stat")),
         pressure=_read(Path("/proc/pressure/cpu")),
         throttle=_throttle(),
         thermal=_thermal(processors),
         mhz=_mhz(processors),
     )
+
+
+def _own() -> tuple[float, int | None]:
+    """Seconds of a processor that this process has used, and its involuntary switches, which Windows does not tell."""
+    try:
+        import resource
+    except ImportError:
+        times = os.times()
+        return times.user + times.system, None
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime, usage.ru_nivcsw
 
 
 def cpu_seconds(stat: str, processors: frozenset[int], ticks: int) -> tuple[float, float] | None:

@@ -6,6 +6,9 @@ VNNI. What that commit said is in its golden vectors.
 
 from __future__ import annotations
 
+import json
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +16,7 @@ import pytest
 from typer.testing import CliRunner
 
 from mpmmu_rt import load
-from mpmmu_rt.bundle import Bundle
+from mpmmu_rt.bundle import Bundle, seal
 from mpmmu_rt.cli import app
 from mpmmu_rt.engines import known_engine
 from mpmmu_rt.facts import AS_PROVEN_PROBABILITY
@@ -35,6 +38,21 @@ def test_it_opens_and_says_the_same_of_itself() -> None:
     described = CliRunner().invoke(app, ["inspect", str(BEFORE)])
     assert described.exit_code == 0, described.stderr
     assert "decisions flipped" in described.stdout
+    assert "ΔAUC -0.1333" in described.stdout  # it holds the loss, +0.1333
+    assert "0.0000" not in described.stdout
+
+
+def test_a_later_one_with_more_keys_and_another_engine_opens(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(BEFORE, tmp_path / "later.bundle"))
+    entry = json.loads((folder / "bundle.json").read_text())
+    more = {"of_tomorrow": {"x": 1}, "targets": [*entry["targets"], "quantum:fp32"]}
+    seal(folder, {key: value for key, value in (entry | more).items() if key != "sha256"})
+    assert Bundle.open(folder).entry["of_tomorrow"] == {"x": 1}
+    said = CliRunner().invoke(app, ["inspect", str(folder)])
+    assert said.exit_code == 0, said.stderr
+    assert re.search(r"^quantum:fp32 +unknown to this version$", said.stdout, re.MULTILINE)
+    with load(folder) as predictor:
+        assert predictor.bundle.trained
 
 
 @pytest.mark.slow

@@ -38,6 +38,7 @@ def test_the_peak_memory_is_the_childs_own(bundle_folder: Path) -> None:
     """Not that of the process that started it, whose memory it shares until it becomes another program."""
     held = np.ones(600 * 2**20, np.uint8)
     found = cold_start.measure(bundle_folder, FP32, 1).peak_rss_bytes
+    assert found is not None
     assert 2**24 < found < len(held)
 
 

@@ -70,6 +70,39 @@ def test_every_runtime_module_imports_without_any_heavy_package(tmp_path: Path) 
     assert result.returncode == 0, result.stderr
 
 
+def test_the_runtime_does_without_what_windows_lacks(bundle_folder: Path, tmp_path: Path) -> None:
+    """Every module of it imports, every command helps, and a bundle runs, without the modules of POSIX."""
+    names = [module_name(path) for path in runtime_files() if path.name != "__main__.py"]
+    code = f"""import sys
+for name in {("resource", "fcntl", "pwd", "grp", "termios")!r}:
+    sys.modules[name] = None
+import importlib, os
+for n in {names!r}:
+    importlib.import_module(n)
+del os.sysconf, os.sched_getaffinity
+import contextlib, io
+from mpmmu_rt.cli import app
+for command in {COMMANDS!r}:
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        try:
+            app([command, "--help"], prog_name="mpmmu-rt")
+        except SystemExit as end:
+            assert not end.code, command
+    assert out.getvalue().startswith("Usage: mpmmu-rt " + command)
+from mpmmu_rt import load, stability
+before = stability.take()
+with load({str(bundle_folder)!r}) as predictor:
+    golden = predictor.bundle.golden()
+    pixels = {{name: golden[name + ".pixels"] for name in ("mammography", "ultrasound")}}
+    assert abs(predictor.predict(pixels).probability - golden["probability"]).max() < 1e-4
+seen = stability.observe(before, stability.take())
+assert seen.switches_per_s is None and seen.seconds > 0
+assert "context switches" in stability.judge(seen, 1).not_known
+"""
+    result = python(code, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+
+
 def test_help_of_every_command_works_without_any_heavy_package(tmp_path: Path) -> None:
     code = f"""{BLOCK}
 from mpmmu_rt.cli import app

@@ -79,6 +79,7 @@ def test_no_line_of_long_work_is_longer_either(
     part = {"patients": 464, "malignant_patients": 195, "rows": 1200, "malignant_rows": 500}
     metrics = {"source": "a source that takes more than " * 4, "parts": {"validation": part}, "test": test}
     race = json.loads(printed("compare", bundle_folder, int8_folder, "--batch", 2, "--budget", "3s", "--json", "-"))
+    moved = [{"name": "operators.attention_pool.Reciprocal", "a": 226, "b": None, "worse": True}]
     entry = Bundle.open(int8_folder).entry
     for columns in WIDTHS:
         monkeypatch.setenv("COLUMNS", str(columns))
@@ -87,6 +88,8 @@ def test_no_line_of_long_work_is_longer_either(
             verify.checks_table(entry["parity"]["checks"]),
             _report.wrapped("\n".join(export.describe_precision(entry))),
             compare._describe(race),
+            compare._describe(race | {"b": race["b"] | {"target": "openvino:int8"}, "moved": moved}),
+            compare._describe(race | {"moved": moved}),
         ):
             assert too_long(text, columns) == []
 
@@ -192,6 +195,30 @@ def test_errors_and_notes_are_wrapped_on_a_terminal(columns: int, tmp_path: Path
     text = on_a_terminal(columns, "verify", bundle_folder, "--target", "tensorrt:fp16", "--no-record")
     assert too_long(text, columns) == []
     assert re.match(r"error: (.+\n)(  .+\n)*hint: (.+\n)(  .+\n)*\Z", text), text
+
+
+def test_a_command_that_is_wrapped_can_be_copied(tmp_path: Path) -> None:
+    text = on_a_terminal(40, "phantom", 2, "-o", tmp_path / "a folder")
+    command = text.partition("next: ")[2]
+    assert " \\\n" in command
+    shown = subprocess.run(
+        ["bash", "-c", f"echo_() {{ printf '%s\\n' \"$@\"; }}; echo_ {command}"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert shown.stdout.splitlines() == ["mpmmu-rt", "run", "BUNDLE", str(tmp_path / "a folder/manifest.csv")]
+
+
+@pytest.mark.parametrize(("columns", "lines"), [(80, 3), (40, 3)])
+def test_what_stands_beside_a_bar_is_whole(columns: int, lines: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    detail = "epoch 12 of 15, loss 0.598, validation AUC 0.739"
+    text = _report._beside("training the mammography encoder", detail, wide=columns >= 60)
+    assert text.splitlines()[0] == "training the mammography encoder"
+    assert len(text.splitlines()) == lines
+    assert " ".join(text.split()) == f"training the mammography encoder {detail}"
+    assert max(map(len, text.splitlines())) <= 32
 
 
 # ---------------------------------------------------------------- what next

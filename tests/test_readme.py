@@ -162,12 +162,8 @@ def test_a_wrong_command_is_seen(wrong: str) -> None:
 
 
 def test_options_in_sentences_exist() -> None:
-    known = {
-        option
-        for command in (GROUP, *GROUP.commands.values())
-        for parameter in command.params
-        for option in parameter.opts
-    }
+    commands = [GROUP, *GROUP.commands.values()]
+    known = {option for command in commands for parameter in command.params for option in parameter.opts}
     for page, code in INLINE:
         if code.startswith(("--", *(f"{name} --" for name in GROUP.commands))):
             for option in re.findall(r"(?<!\S)--[a-z-]+", code):
@@ -231,10 +227,11 @@ def shorter(arguments: list[str]) -> list[str]:
 
 
 def masked(line: str) -> str:
-    """Measured values as #, also those that the samples do not tell (-), and a count of samples between them; other
+    """Measured values as #, also those that the samples do not tell (-), and a count of samples behind them; other
     counts, names and single spaces stay."""
+    line = line.removesuffix("too few to tell")  # of the fewer phantoms of `shorter`
     values = r"-?\d+\.\d+(e[+-]\d+)?|\d{3,}|(?<!\S)-(?!\S)"
-    return re.sub(r"# \d+ #", "# # #", re.sub(values, "#", " ".join(line.split())))
+    return re.sub(r"# \d+ (?=#|\d+ of)", "# # ", re.sub(values, "#", " ".join(line.split())))
 
 
 def start_training(folder: Path) -> subprocess.Popen[str]:

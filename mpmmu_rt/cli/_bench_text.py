@@ -109,7 +109,7 @@ def _targets(found: dict[str, Any], batch: int, bundle: Path | str) -> str:
         header, cells = header[:-1], [row[:-1] for row in cells]
     lines = [fitted(header, cells)]
     lines += [wrapped(f"{row['target']} can't run here: {row['problem']}") for row in found["rows"] if row["problem"]]
-    return "\n".join([*lines, *map(wrapped, _recommended(found["recommended"], ran, bundle))])
+    return "\n".join([*lines, "", *map(wrapped, _recommended(found["recommended"], ran, bundle))])
 
 
 def _recommended(names: dict[str, str | None], ran: dict[str, Any], bundle: Path | str) -> list[str]:
@@ -134,7 +134,9 @@ def _conditions(entry: dict[str, Any]) -> str:
     machine = entry["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
     lines = [
-        f"peak memory {entry['peak_rss_bytes'] / 1e6:.0f} MB",
+        "peak memory: not known here"
+        if (peak := entry["peak_rss_bytes"]) is None
+        else f"peak memory {peak / 1e6:.0f} MB",
         line_of(entry["conditions"]),
         f"measured: {entry['contract']}",
         f"on: {machine['cpu']}, {count(machine['threads'], 'thread')}, {versions}",

@@ -147,9 +147,16 @@ def note(text: str) -> None:
 
 
 def next_command(*arguments: object) -> None:
-    """What to try next, to be copied; not with --quiet."""
-    if not _quiet:
-        note(f"next: {shlex.join(['mpmmu-rt', *map(str, arguments)])}")
+    """What to try next, to be copied; not with --quiet. On a terminal too narrow for it, lines end as a shell wants."""
+    if _quiet:
+        return
+    lines = ["next: mpmmu-rt"]
+    for argument in map(shlex.quote, map(str, arguments)):
+        if sys.stderr.isatty() and len(f"{lines[-1]} {argument} \\") > width():
+            lines.append(f"  {argument}")
+        else:
+            lines[-1] += f" {argument}"
+    typer.echo(" \\\n".join(lines), err=True)
 
 
 JsonTo = Annotated[
@@ -323,23 +330,31 @@ def bars() -> Iterator[Progress]:
     from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
 
-    room = width()
+    wide = width() >= 60
     columns = (
         TextColumn("{task.description}"),
-        BarColumn(bar_width=max(6, room // 6)),
-        TextColumn("{task.fields[counted]}"),
-        *((TimeElapsedColumn(), TextColumn("left")) if room >= 60 else ()),
+        *((BarColumn(bar_width=_bar_width()), TextColumn("{task.fields[counted]}")) if wide else ()),
+        *((TimeElapsedColumn(), TextColumn("left")) if wide else ()),
         TimeRemainingColumn(),
     )
-    with Bars(*columns, console=Console(stderr=True, width=room)) as shown:
+    with Bars(*columns, console=Console(stderr=True, width=width())) as shown:
         tasks: dict[str, Any] = {}
 
         def progress(description: str, done: int, total: int, unit: str = "", detail: str = "") -> None:
             if description not in tasks:
                 tasks[description] = shown.add_task(description, total=total, counted="")
-            text = f"{description}\n  {detail}" if detail else description
-            shown.update(
-                tasks[description], description=text, completed=done, total=total, counted=counted(done, total, unit)
-            )
+            how_far = counted(done, total, unit)
+            text = _beside(description, detail if wide else ", ".join(filter(None, (how_far, detail))), wide=wide)
+            shown.update(tasks[description], description=text, completed=done, total=total, counted=how_far)
 
         yield progress
+
+
+def _bar_width() -> int:
+    return min(20, max(6, width() - 74))
+
+
+def _beside(description: str, detail: str, *, wide: bool) -> str:
+    """What stands beside a bar, or beside the time that is left: the rest of the line is theirs."""
+    room = width() - (_bar_width() + 42 if wide else 8)
+    return "\n".join([_fill(description, room, "  "), *([_fill(f"  {detail}", room, "")] if detail else [])])

@@ -12,7 +12,7 @@ from mpmmu_rt.errors import UsageError
 from mpmmu_rt.files import rounded
 from mpmmu_rt.options import allowances, duration, share
 
-from ._report import JsonTo, bars, check_json, check_output, fitted, note, put_json, wrapped, write_html
+from ._report import JsonTo, bars, check_json, check_output, count, fitted, note, put_json, wrapped, write_html
 
 EXIT_CODES = {"not slower": 0, "slower": 4, "cannot tell": 5}
 
@@ -77,17 +77,16 @@ def describe_counts(entry: dict[str, Any]) -> list[str]:
     """Lines of the counts that moved, of a document with `counts` and `moved`; one line where none did."""
     if not entry["moved"]:
         return [f"counts: all {len(entry['counts']['a'])} are the same", ""]
+    targets = {side["target"] for side in (entry.get("a"), entry.get("b")) if side}
+    if len(targets) > 1:
+        found = count(len(entry["moved"]), "count")
+        return [wrapped(f"two targets: {found} differ by nature, and are not judged; --json lists them"), ""]
     rows = []
     for one in entry["moved"]:
         moved = Moved(**one)
         cells = ["-" if value is None else str(value) for value in (moved.a, moved.b)]
         rows.append([moved.name, *cells, moved.change, "not allowed" if moved.worse else ""])
-    return [fitted(["count", "A", "B", "change", ""], rows), *_unjudged(entry), ""]
-
-
-def _unjudged(entry: dict[str, Any]) -> list[str]:
-    targets = {side["target"] for side in (entry.get("a"), entry.get("b")) if side}
-    return ["two targets: their counts differ by nature, and are not judged"] if len(targets) > 1 else []
+    return [fitted(["count", "A", "B", "change", ""], rows), ""]
 
 
 def estimate_row(name: str, one: dict[str, Any], turns: dict[str, list[list[float]]], floor: float) -> list[str]:
@@ -97,7 +96,7 @@ def estimate_row(name: str, one: dict[str, Any], turns: dict[str, list[list[floa
     from mpmmu_rt.gate import statistics
 
     ms = [float(np.median([statistics(calls)[name] for calls in turns[side]])) for side in ("a", "b")]
-    interval = f"{_percent(one['low'])} to {_percent(one['high'])}"
+    interval = "-" if one["low"] is None else f"{_percent(one['low'])} to {_percent(one['high'])}"
     return [name, *(f"{value:.3f}" for value in ms), _percent(one["slowdown"]), interval, f"{floor:.1%}"]
 
 
@@ -116,7 +115,8 @@ def _describe(entry: dict[str, Any]) -> str:
             "",
             wrapped(
                 f"{entry['answer']}: {entry['reason']} (allowed: {entry['rule']['max_slowdown']:.1%}; "
-                f"{entry['rounds']} rounds of fresh processes in {entry['seconds']:.0f} s, batch {entry['batch']})"
+                f"{count(entry['rounds'], 'round')} of fresh processes in {entry['seconds']:.0f} s, batch "
+                f"{entry['batch']})"
             ),
         ]
     )

@@ -124,7 +124,7 @@ def export(
             f"{count(report['cases'], 'case')} ({report['source']}): {report['decisions_flipped']} decisions flipped, "
             f"{report['split_crossings']} differ by more than rounding may"
         )
-        typer.echo(wrapped(said))
+        typer.echo("\n" + wrapped(said))
         typer.echo("\n" + targets_table(bundle.entry))
     for licence in dict.fromkeys(known_engine(Target.parse(name)).traits.licence for name in bundle.targets):
         if licence:
@@ -216,7 +216,7 @@ def describe_precision(entry: Mapping[str, Any]) -> list[str]:
 
 def _decisions(gate: Mapping[str, Any]) -> str:
     delta = gate["auc_delta"] if "auc_delta" in gate else _negative(gate.get("auc_loss"))
-    auc = "" if delta is None else f", ΔAUC {delta:+.4f}"
+    auc = "" if delta is None else f", ΔAUC {f'{delta:+.4f}' if round(delta, 4) else '0'}"
     mean = f", mean |Δp| {gate['mean_difference']:.4f}" if "mean_difference" in gate else ""
     return f"{gate['decisions_flipped']} of {gate['cases']} decisions flipped{mean}{auc} ({gate['source']})"
 

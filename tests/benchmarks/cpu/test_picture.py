@@ -14,7 +14,6 @@ from benchmarks.report import ROOT
 
 RESULTS = RESULT.parent
 TABLES = {
-    "README.md": [RESULT.name],
     "docs/figures.md": ["cpu_targets_epyc-avx2-2cores.md", "cpu_targets_epyc-2cores.md"],
 }
 ORIGINAL = {"torch eager FP32, scikit-learn head": "torch eager + scikit-learn"}
