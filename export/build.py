@@ -294,12 +294,12 @@ def _cases_to_prove(
 
 def _run_original(encoders: Encoders, classifier: Any, cases: Data, progress: Progress) -> Original:
     """What the original says of `cases`. Raises `ExportError` for modules that don't say one thing of each."""
-    progress("running the original", 0, 1)
-    stages = encoders.run(cases.pixels, parity.BATCH)
+    stages = encoders.run(cases.pixels, parity.BATCH, progress)
+    progress("asking it again, in other ways", 0, 1)
     steadiness.require_finite(encoders, stages["embedding"], cases)
     original = parity.with_head(stages, classifier)
     steadiness.require_steady(encoders, classifier, original, cases)
-    progress("running the original", 1, 1)
+    progress("asking it again, in other ways", 1, 1)
     return original
 
 

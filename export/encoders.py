@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from mpmmu_rt.errors import ExportError
 from mpmmu_rt.model.encoder import Encoder
+from mpmmu_rt.progress import Progress, silent
 from mpmmu_rt.spec import MODALITIES, Array, Modality
 
 from .modules import copied, described, require_exportable
@@ -137,7 +138,7 @@ class Encoders:
         _require_embedding(out, len(pixels), name)
         return out.detach()  # type: ignore[no-any-return]
 
-    def run(self, pixels: Mapping[Modality, Array], batch: int = 16) -> dict[str, Array]:
+    def run(self, pixels: Mapping[Modality, Array], batch: int = 16, progress: Progress = silent) -> dict[str, Array]:
         """Feature maps and embedding of pixels uint8 [N, 1, S, S], computed by torch in FP32.
 
         The embedding is what the modules say when they are called. They get copies: one that works in place changes
@@ -147,6 +148,7 @@ class Encoders:
         count = len(pixels["mammography"])
         with torch.no_grad():
             for start in range(0, count, batch):
+                progress("running the original", start, count, "cases")
                 said = []
                 for modality in MODALITIES:
                     few, features = pixels[modality][start : start + batch], self.features[modality]
@@ -154,6 +156,7 @@ class Encoders:
                     found = features(torch.from_numpy(few.copy())) if features.cut else said[-1]
                     parts[f"{modality}.feature_map"].append(found.numpy())
                 parts["embedding"].append(torch.cat(said, 1).numpy())
+        progress("running the original", count, count, "cases")
         return {name: np.concatenate(arrays) for name, arrays in parts.items()}
 
     def width(self, modality: Modality) -> int:
