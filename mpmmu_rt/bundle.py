@@ -209,6 +209,13 @@ class Bundle:
         if precision != "int8":
             return self.path / str(self.entry["graphs"][graph])
         if (name := f"{graph}.int8") not in self.entry["graphs"]:
+            reasons = {key: found.get("reason") for key, found in self.entry["precision"].items()}
+            if reason := next((why for key, why in reasons.items() if key.endswith(":int8") and why), None):
+                raise BundleError(
+                    f"{self.path} holds no INT8 graph, expected one: it was left out when the bundle was exported "
+                    f"({reason})",
+                    hint="export it again after what the reason says is settled, or use another target",
+                )
             raise BundleError(
                 f"{self.path} holds no INT8 graph `{name}`, expected a bundle that was calibrated",
                 hint="export it again with --calibrate MANIFEST",

@@ -144,6 +144,12 @@ def test_what_is_required_and_left_out_is_exit_code_3(
     assert "left out" in done.stdout
     assert f"warning: --calibrate was given, and there is NO INT8 in {tmp_path / 'a.bundle'}: " in done.stderr
     assert "no bundle was written" not in json.dumps(dict(Bundle.open(tmp_path / "a.bundle").entry))
+    for other in (["run", str(phantom_manifest), "-o", str(tmp_path / "p.csv")], ["bench", "--seconds", "0.1"]):
+        command_of, *rest = other
+        said = CliRunner().invoke(app, [command_of, str(tmp_path / "a.bundle"), *rest, "--target", "openvino:int8"])
+        assert said.exit_code in (1, 2)
+        assert "when" in said.stderr
+        assert "changes decisions more than allowed" in said.stderr, "the reason of then, and no other"
     required = CliRunner().invoke(
         app, [*command, "--flips", "1", "-o", str(tmp_path / "b.bundle"), "--require", "openvino:int8"]
     )

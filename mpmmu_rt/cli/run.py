@@ -63,6 +63,7 @@ def run(
     asked = tuple(name.strip() for name in columns.split(",") if name.strip())
     extra_columns(opened, asked)
     engine(wanted)
+    opened.require_proven(wanted)
     verdict = looked_up(opened, wanted, require=require_verified)
 
     with _place(output) as path, claimed(path):
@@ -77,7 +78,6 @@ def run(
 
         with going_on(path, kept, "--resume"), Predictor(opened, wanted) as predictor, bars() as progress:
             warn_never_run(opened, wanted, bundle)
-            opened.require_proven(wanted)
             summary = run_manifest(
                 predictor,
                 cases,
