@@ -1,8 +1,8 @@
 """Every target of a bundle on this machine, fastest first, and which to take: what `bench` shows where none is named.
 
 All take turns, each in a fresh process: what else the machine does meets all alike, and none is slowed down by the
-threads of another (in one process, on two busy cores, OpenVINO took three times as long beside others as alone). They are
-ranked by the median of their calls; `compare` says whether a small difference is real.
+threads of another (in one process, on two busy cores, OpenVINO took three times as long beside others as alone). They
+are ranked by the median of their calls; `compare` says whether a small difference is real.
 """
 
 from __future__ import annotations
