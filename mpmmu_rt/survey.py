@@ -1,14 +1,13 @@
 """Every target of a bundle on this machine, fastest first, and which to take: what `bench` shows where none is named.
 
-All are loaded and take turns of `TURN_MS`, so that what else the machine does meets all alike, and are ranked by the
-median of their calls. `compare` says whether a small difference is real.
+All take turns, each in a fresh process: what else the machine does meets all alike, and none is slowed down by the
+threads of another (in one process, on two busy cores, OpenVINO took three times as long beside others as alone). They
+are ranked by the median of their calls; `compare` says whether a small difference is real.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,16 +15,15 @@ from typing import Any
 import numpy as np
 
 from .bundle import Bundle
+from .compare import Side, take_turn
 from .decisions import recorded
 from .engines import engines
 from .errors import EngineError, MpmmuError
-from .predictor import DEFAULT_TARGET, Predictor
+from .predictor import DEFAULT_TARGET
 from .progress import Progress, silent
-from .spec import Array, Modality, Target
-from .tiles import hold_to_golden, tile
+from .spec import Target
 
-TURN_MS = 100.0  # of a target, or one call where that takes longer
-TURNS = 4  # at least
+TURNS = 2  # of each target
 
 
 @dataclass(frozen=True)
@@ -61,34 +59,21 @@ def first_target(bundle: Bundle) -> Target:
 def survey(path: Path, batch: int, *, seconds: float = 1.0, progress: Progress = silent) -> dict[str, Any]:
     """`targets` of `bench`'s JSON document: rows as `Timed`, fastest first, and what is recommended.
 
-    seconds: of each target, or longer if `TURNS` calls take longer. Raises what opening `path` raises; a target that
-    fails is a row that says why.
+    seconds: of the calls of each target, at least three a turn. Raises what opening `path` raises; a target that can't
+    run, fails or says something else than the golden answers is a row that says why.
     """
     bundle = Bundle.open(path)
     targets = list(map(Target.parse, bundle.targets))
-    problems: dict[Target, MpmmuError] = {}
-    samples: dict[Target, list[float]] = {}
-    with ExitStack() as stack:
-        loaded = {}
-        for done, target in enumerate(targets):
-            progress("loading all targets", done, len(targets), "targets")
+    problems = {target: problem for target in targets if (problem := _problem(target))}
+    samples: dict[Target, list[float]] = {target: [] for target in targets}
+    for number, target in enumerate(targets * TURNS):
+        progress("all targets in turn", number, len(targets) * TURNS, "turns")
+        if target not in problems:
             try:
-                loaded[target] = stack.enter_context(_Timing(bundle, target, batch))
+                samples[target] += take_turn(Side(path, target), batch, seconds / TURNS)
             except MpmmuError as error:
                 problems[target] = error
-        progress("loading all targets", len(targets), len(targets), "targets")
-        turns = max(TURNS, round(seconds * 1e3 / TURN_MS))
-        started = time.perf_counter()
-        for turn in range(turns):
-            if turn >= TURNS and time.perf_counter() - started > seconds * len(loaded):
-                break
-            progress("all targets in turn", turn, turns, "turns")
-            for target in [one for one in loaded if one not in problems]:
-                try:
-                    samples.setdefault(target, []).extend(loaded[target].turn())
-                except MpmmuError as error:
-                    problems[target] = error
-        progress("all targets in turn", turns, turns, "turns")
+    progress("all targets in turn", len(targets) * TURNS, len(targets) * TURNS, "turns")
     rows = [
         _timed(bundle, target, [] if target in problems else samples[target], batch, problems.get(target))
         for target in targets
@@ -106,39 +91,6 @@ def recommend(rows: Sequence[Timed]) -> dict[str, str | None]:
     exact = next((row for row in ran if row.exact), None)
     faster = ran[: ran.index(exact)] if exact else ran
     return {"exact": exact.target if exact else None, "rounding": faster[0].target if faster else None}
-
-
-class _Timing:
-    """A loaded target that says the golden answers, and how long its calls take."""
-
-    def __init__(self, bundle: Bundle, target: Target, batch: int) -> None:
-        if problem := _problem(target):
-            raise problem
-        golden = bundle.golden()
-        self._pixels: dict[Modality, Array] = tile(golden, batch)
-        self._predictor = Predictor(bundle, target)
-        try:
-            for _ in range(2):  # what an engine compiles on first use
-                answer = self._predictor.predict(self._pixels).probability
-            hold_to_golden(target, [answer], golden)
-        except BaseException:
-            self._predictor.close()
-            raise
-
-    def __enter__(self) -> _Timing:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._predictor.close()
-
-    def turn(self) -> list[float]:
-        """Wall times in ms of at least one call."""
-        spent: list[float] = []
-        while not spent or sum(spent) < TURN_MS:
-            start = time.perf_counter()
-            self._predictor.predict(self._pixels)
-            spent.append((time.perf_counter() - start) * 1e3)
-        return spent
 
 
 def _problem(target: Target) -> MpmmuError | None:

@@ -24,6 +24,8 @@ def describe(entry: dict[str, Any], bundle: Path | str = "BUNDLE") -> str:
     ]
     if entry["targets"] and len(entry["targets"]["rows"]) > 1:
         parts.append(_targets(entry["targets"], entry["batch"], bundle))
+        if entry["conditions"]["state"] != "stable":
+            parts.append(wrapped("the machine was not stable: measure again before you decide"))
     return "\n\n".join(parts)
 
 
