@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import csv
 import importlib.util
-from collections.abc import Mapping, Sequence
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from mpmmu_rt.files import atomic_file
 
+_CACHE = "MPLCONFIGDIR"
 COLUMNS = ("modality", "epoch", "learning_rate", "training_loss", "validation_loss", "validation_auc")
 History = Mapping[str, Sequence[Mapping[str, float]]]
 
@@ -32,7 +36,8 @@ def write(history: History, folder: Path) -> list[str]:
 
 def _draw(history: History, path: Path) -> None:
     """Losses to the left, AUC to the right, a row for each modality; the epoch whose weights were kept is marked."""
-    from matplotlib.figure import Figure
+    with _no_cache():
+        from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.2 * len(history)), layout="constrained")
     axes = figure.subplots(len(history), 2, squeeze=False)
@@ -50,6 +55,20 @@ def _draw(history: History, path: Path) -> None:
             one.legend(fontsize="small")
     with atomic_file(path) as partial:
         figure.savefig(partial, format="png", dpi=120)
+
+
+@contextmanager
+def _no_cache() -> Iterator[None]:
+    """matplotlib keeps a list of fonts in the user's cache when it is imported, unless the user says where."""
+    if _CACHE in os.environ:
+        yield
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ[_CACHE] = folder
+        try:
+            yield
+        finally:
+            del os.environ[_CACHE]
 
 
 def _tensorboard(history: History, folder: Path) -> None:
