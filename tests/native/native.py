@@ -257,6 +257,6 @@ def build_use(library: Path, program: Path, *flags: str, compiler: str = "g++") 
 
 def checked(command: Iterable[str], **more: str) -> str:
     """What a command prints; an assertion where it fails."""
-    ran = subprocess.run([*command], capture_output=True, text=True, env=os.environ | more, timeout=600, check=False)
+    ran = subprocess.run([*command], capture_output=True, text=True, env=os.environ | more, timeout=7200, check=False)
     assert ran.returncode == 0, ran.stdout[-4000:] + ran.stderr[-4000:]
     return ran.stdout

@@ -132,6 +132,31 @@ def test_where_onnxruntime_is_not_here_the_head_runs_on_openvino_and_it_says_so(
     np.testing.assert_allclose(got["base"], want.base_probability, atol=1e-6)
 
 
+SILENT = """
+import ctypes, sys
+from pathlib import Path
+from tests.native.native import Library
+from tests.native.test_predict import STORED
+library = Library(Path(sys.argv[1]), {"onnxruntime": Path(sys.argv[2])})
+getenv = ctypes.CDLL(None).getenv
+getenv.restype = ctypes.c_char_p
+before = getenv(b"ORT_DISABLE_TELEMETRY")
+with library.open(STORED, threads=1):
+    print(before, getenv(b"ORT_DISABLE_TELEMETRY"))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("before", "after"), [(None, "b'1'"), ("0", "b'0'")])
+def test_telemetry_is_off_unless_it_is_turned_on(library: Library, before: str | None, after: str) -> None:
+    """`mpmmu_rt` sets it itself, and must not do so here."""
+    code = "import os\nimport mpmmu_rt\nos.environ.pop('ORT_DISABLE_TELEMETRY')\n"
+    code += f"os.environ['ORT_DISABLE_TELEMETRY'] = {before!r}\n" if before else ""
+    arguments = [str(library.path), str(library.engines["onnxruntime"])]
+    said = checked([sys.executable, "-c", code + SILENT, *arguments], PYTHONPATH=str(Path(__file__).parents[2]))
+    assert said == f"{before and before.encode()!r} {after}\n"
+
+
 def test_an_onnxruntime_that_was_named_and_is_not_there_is_an_error_for_the_head_too(
     library: Library, tmp_path: Path
 ) -> None:

@@ -174,6 +174,7 @@ const Array &golden(const Arrays &arrays, const std::string &name, bool octets, 
 }  // namespace
 
 void Model::self_test(mpmmu_self_test_result &result) {
+  result.embedding = result.probability = result.batch = std::numeric_limits<double>::infinity();  // until it is known
   const Arrays arrays = bundle_.golden();
   const std::size_t cases = arrays.at("probability").shape.size() == 1 ? arrays.at("probability").shape[0] : 0;
   if (cases < 1 || cases > kMostCases) {
