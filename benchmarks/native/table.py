@@ -62,13 +62,19 @@ def contenders(program: Path, bundle: Path, batch: int, seconds: float) -> dict[
     }
 
 
+def few(rounds: int) -> int:
+    """Rounds of what takes long."""
+    return max(3, rounds // 3)
+
+
 def bytes_of(*paths: Path) -> str:
     return f"{sum(path.stat().st_size for path in paths) / 1e6:.2f}"
 
 
 def main(bundle: Path, rounds: int, seconds: float) -> None:
     print(report.heading("The native library beside Python, and beside ONNX Runtime by hand"))
-    print(f"Bundle `{bundle.name}`, onnxruntime:fp32. {rounds} rounds of fresh processes; median and quartiles.\n")
+    print(f"Bundle `{bundle.name}`, onnxruntime:fp32. {rounds} rounds of fresh processes, {few(rounds)} at batch 32;")
+    print("median and quartiles.\n")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         program = built(folder)
@@ -78,7 +84,9 @@ def main(bundle: Path, rounds: int, seconds: float) -> None:
         kb = {name: np.array([float(one.line.split()[0]) for one in ran]) for name, ran in started.items()}
         calls: dict[int, dict[str, Array]] = {}
         for batch in (1, 32):
-            ran = race_processes(contenders(program, bundle, batch, seconds), rounds)
+            ran = race_processes(
+                contenders(program, bundle, batch, seconds), rounds if batch == 1 else max(3, rounds // 3)
+            )
             calls[batch] = {name: np.array([float(one.line.split()[1]) for one in of]) for name, of in ran.items()}
         sizes = {
             "native": bytes_of(library),

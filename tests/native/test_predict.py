@@ -100,6 +100,32 @@ def test_a_bundle_of_now_on_openvino(library: Library, bundle_folder: Path) -> N
         same(model, predictor, pixels(48, 3))
 
 
+@pytest.mark.slow
+def test_a_bundle_of_now_in_8_bits(library: Library, int8_folder: Path) -> None:
+    if problem := known_engine(Target("openvino", "int8")).problem("int8"):
+        pytest.skip(str(problem))
+    target = "openvino:int8"
+    with load(int8_folder, target, threads=1) as predictor, library.open(int8_folder, target, 1) as model:
+        same(model, predictor, pixels(48, 3))
+        assert model.self_test().proven_embedding < 0.1
+
+
+@pytest.mark.slow
+def test_a_head_that_tells_no_learners(library: Library, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(STORED, tmp_path / "copy.bundle"))
+    for name in ("head", "head_onnxruntime"):
+        model = onnx.load(folder / f"onnx/{name}.onnx", load_external_data=False)
+        del model.graph.output[1]
+        onnx.save(model, folder / f"onnx/{name}.onnx")
+    seal(folder, json.loads((folder / "bundle.json").read_text()))
+    with load(folder, FIRST, threads=1) as predictor, library.open(folder, FIRST, 1) as silent:
+        assert silent.info.learners == 0
+        same(silent, predictor, pixels(32, 2))
+        said = replace(silent.predict(pixels(32, 2)), base_probability=np.zeros((2, 4), np.float32))
+        with pytest.raises(NativeError, match="`base_probability` is wanted, and the stacking head"):
+            silent.predict_into(pixels(32, 2), said)
+
+
 ALONE = """
 import sys
 from pathlib import Path
