@@ -74,8 +74,9 @@ void native(const char *bundle, std::size_t batch, unsigned threads, double seco
   mpmmu_outputs outputs{};
   outputs.size = sizeof outputs;
   outputs.probability = probability.data();
-  measure([&] { require(mpmmu_predict(model, first.data(), second.data(), batch, &outputs) == MPMMU_OK, "mpmmu_predict"); },
-          seconds);
+  measure(
+      [&] { require(mpmmu_predict(model, first.data(), second.data(), batch, &outputs) == MPMMU_OK, "mpmmu_predict"); },
+      seconds);
   mpmmu_close(model);
 }
 

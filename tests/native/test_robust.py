@@ -87,7 +87,7 @@ def test_memory_stays_where_it_is(build_folder: Path, tmp_path: Path) -> None:
     if "onnxruntime" not in found:
         pytest.skip("onnxruntime is not installed: pip install 'mpmmu-rt[cpu]'")
     program = build_use(build_folder, tmp_path / "use")
-    for arguments in (("opens", STORED, "onnxruntime:fp32", 100), ("checks", STORED, 1000)):
+    for arguments in (("opens", STORED, "onnxruntime:fp32", 50), ("checks", STORED, 500)):
         said = checked([str(program), *map(str, arguments)], **RUN, MPMMU_ONNXRUNTIME=str(found["onnxruntime"]))
         early, late = map(int, re.findall(r"(\d+) kB", said))
         assert late < early + 2048, said

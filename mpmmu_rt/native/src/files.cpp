@@ -73,9 +73,8 @@ class Sha256 {
 };
 
 bool whole_number(const std::string &text) {
-  return !text.empty() && text.size() < 10 && std::all_of(text.begin(), text.end(), [](char one) {
-    return one >= '0' && one <= '9';
-  });
+  return !text.empty() && text.size() < 10 &&
+         std::all_of(text.begin(), text.end(), [](char one) { return one >= '0' && one <= '9'; });
 }
 
 // Processors per period of cgroup v2, or v1; 0 where there is no limit.
@@ -153,7 +152,8 @@ unsigned usable_threads() {
     std::getline(std::istringstream(named), granted, ',');  // a list is one number a level
     granted.erase(0, granted.find_first_not_of(' '));
     granted.erase(granted.find_last_not_of(' ') + 1);
-    if (whole_number(granted) && std::stoul(granted) > 0) most = std::min(most, static_cast<unsigned>(std::stoul(granted)));
+    if (whole_number(granted) && std::stoul(granted) > 0)
+      most = std::min(most, static_cast<unsigned>(std::stoul(granted)));
   }
   return std::max(1u, most);
 }

@@ -1,9 +1,9 @@
 // Uses the library for long, and under sanitizers; says on stdout what it found, and fails where an answer differs.
 //
 //   use threads BUNDLE TARGET CALLS   two threads share a model, each calls so often, and compares
-//   use opens BUNDLE TARGET TIMES     opens, predicts and closes; prints resident kB after the first tenth and at the end
-//   use checks BUNDLE TIMES           opens without an engine; prints the same
-//   use answers BUNDLE TARGET     holds the golden vectors; prints a digest of preprocessed images, and probabilities
+//   use opens BUNDLE TARGET TIMES     opens, predicts and closes; prints resident kB after the first tenth and at the
+//   end use checks BUNDLE TIMES           opens without an engine; prints the same use answers BUNDLE TARGET     holds
+//   the golden vectors; prints a digest of preprocessed images, and probabilities
 #include <mpmmu.h>
 
 #include <atomic>
