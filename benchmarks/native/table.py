@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks import report
-from benchmarks.racing import Command, race_processes, ratio, spread
+from benchmarks.racing import Command, Ran, race_processes, ratio, spread
 from mpmmu_rt.bundle import Bundle
 from mpmmu_rt.machine import usable_threads
 from mpmmu_rt.spec import Array
@@ -30,13 +31,14 @@ drawn = np.random.default_rng(1)
 pixels = {m: drawn.integers(0, 256, (batch, 1, side, side), np.uint8) for m in ("mammography", "ultrasound")}
 with mpmmu_rt.load(bundle, threads=threads) as predictor:
     predictor.predict(pixels)
-    spent, end = [0.0], time.perf_counter() + seconds
+    spent, end, used = [], time.perf_counter() + seconds, time.process_time() if seconds else 0.0
     while time.perf_counter() < end:
         start = time.perf_counter()
         predictor.predict(pixels)
         spent.append((time.perf_counter() - start) * 1e3)
+    used = (time.process_time() - used) * 1e3 / max(1, len(spent))
     kb = next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmRSS"))
-    print(kb, np.median(spent[1:] or spent), flush=True)
+    print(kb, np.median(spent or [0.0]), used, flush=True)
 """
 NAMES = {"native": "native library", "python": "Python runtime", "raw": "ONNX Runtime by hand"}
 
@@ -71,6 +73,26 @@ def bytes_of(*paths: Path) -> str:
     return f"{sum(path.stat().st_size for path in paths) / 1e6:.2f}"
 
 
+def column(ran: Sequence[Ran], at: int) -> Array:
+    """Of each round: resident kB, median ms of a call, the processor's ms of a call, seconds to the first line."""
+    return np.array([[*map(float, one.line.split()), one.seconds][at] for one in ran])
+
+
+def show(said: Mapping[tuple[str, str, int], Array], sizes: Mapping[str, str]) -> None:
+    print(report.columns("| start, s | resident then, MB | p50 batch 1, ms | p50 batch 32, ms | our part, MB"))
+    for name, label in NAMES.items():
+        kb = f"{np.median(said['start', name, 0]) / 1e3:.0f}"
+        times = [spread(said[f"batch {batch}", name, 1], 1) for batch in (1, 32)]
+        print(report.row([label, spread(said["start", name, 3]), kb, *times, sizes[name]]))
+    columns = {"start": 3, "batch 1": 1, "batch 32": 1}
+    print()
+    print(report.columns(f"| {' | '.join(columns)} | {' | '.join(f'processor, {what}' for what in columns)}"))
+    for other in ("python", "raw"):
+        pairs = [(what, at) for what, at in columns.items()] + [(what, 2) for what in columns]
+        ratios = [ratio(said[what, "native", at], said[what, other, at], 3) for what, at in pairs]
+        print(report.row([f"native / {NAMES[other]}", *ratios]))
+
+
 def main(bundle: Path, rounds: int, seconds: float) -> None:
     print(report.heading("The native library beside Python, and beside ONNX Runtime by hand"))
     print(f"Bundle `{bundle.name}`, onnxruntime:fp32. {rounds} rounds of fresh processes, {few(rounds)} at batch 32;")
@@ -79,31 +101,17 @@ def main(bundle: Path, rounds: int, seconds: float) -> None:
         folder = Path(temporary)
         program = built(folder)
         checked([tool("strip"), str(library := (folder / "libmpmmu.so").resolve())])
-        started = race_processes(contenders(program, bundle, 1, 0), rounds)
-        start = {name: np.array([one.seconds for one in ran]) for name, ran in started.items()}
-        kb = {name: np.array([float(one.line.split()[0]) for one in ran]) for name, ran in started.items()}
-        calls: dict[int, dict[str, Array]] = {}
+        found = {"start": race_processes(contenders(program, bundle, 1, 0), rounds)}
         for batch in (1, 32):
-            ran = race_processes(
-                contenders(program, bundle, batch, seconds), rounds if batch == 1 else max(3, rounds // 3)
-            )
-            calls[batch] = {name: np.array([float(one.line.split()[1]) for one in of]) for name, of in ran.items()}
-        sizes = {
-            "native": bytes_of(library),
-            "python": bytes_of(*(report.ROOT / "mpmmu_rt").rglob("*.py")),
-            "raw": "0",
-        }
-    print(report.columns("| start, s | resident then, MB | p50 batch 1, ms | p50 batch 32, ms | our part, MB"))
-    for name, label in NAMES.items():
-        latencies = [spread(calls[batch][name]) for batch in (1, 32)]
-        print(report.row([label, spread(start[name]), f"{np.median(kb[name]) / 1e3:.0f}", *latencies, sizes[name]]))
-    print()
-    print(report.columns("| start | p50 batch 1 | p50 batch 32"))
-    for other in ("python", "raw"):
-        ratios = [ratio(calls[batch]["native"], calls[batch][other], 3) for batch in (1, 32)]
-        print(report.row([f"native / {NAMES[other]}", ratio(start["native"], start[other], 3), *ratios]))
+            times = rounds if batch == 1 else few(rounds)
+            found[f"batch {batch}"] = race_processes(contenders(program, bundle, batch, seconds), times)
+        modules = (report.ROOT / "mpmmu_rt").rglob("*.py")
+        sizes = {"native": bytes_of(library), "python": bytes_of(*modules), "raw": "0"}
+    said = {(what, name, at): column(ran[name], at) for what, ran in found.items() for name in NAMES for at in range(4)}
+    show(said, sizes)
     engine = engines()["onnxruntime"]
     print("\nstart: of the process, to its first prediction. our part: the library, stripped; the modules of Python.")
+    print("processor: its time, of all threads, which what else runs on the machine disturbs less.")
     print(f"All three need {engine.name}, {bytes_of(engine)} MB.")
     print(report.load("at the end"))
 
