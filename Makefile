@@ -15,7 +15,7 @@ ENGINE_TESTS = tests/test_openvino.py tests/test_engines.py tests/test_verify.py
 # A path and no import hook: type checkers don't run hooks.
 EDITABLE = --config-settings editable_mode=compat
 
-.PHONY: demo test quick lint types docs tests processors bench gpu-evidence gpu-pack gpu-run clean
+.PHONY: demo test quick lint types docs tests processors bench gpu-evidence gpu-pack gpu-run aarch64 clean
 
 demo: $(DEMO)/reference.bundle $(DEMO)/phantoms
 	$(BIN)/mpmmu-rt doctor
@@ -75,6 +75,13 @@ gpu-pack: $(VENV)/.installed
 gpu-run:
 	$(PYTHON) -m benchmarks.gpu.borrowed $(if $(OUT),--out $(OUT)) $(if $(PARTS),--parts $(PARTS)) $(if $(SECONDS),--seconds $(SECONDS)) $(if $(COMMIT),--commit $(COMMIT))
 
+# The native library on aarch64, emulated: fetches Debian's cross compiler and qemu (as root), arm64 libraries and ONNX
+# Runtime's wheel. `make test` runs it too, from then on.
+aarch64: $(VENV)/.installed
+	apt-get install -y -qq --no-install-recommends g++-aarch64-linux-gnu qemu-user
+	$(BIN)/python tests/native/fetch_aarch64.py .aarch64
+	$(PYTEST) tests/native/test_aarch64.py
+
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: this is Python " + sys.version.split()[0] + ", expected 3.11 or newer\nhint: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
@@ -82,4 +89,4 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(DEMO) .site .gpu-pack .gpu-run build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) $(DEMO) .site .gpu-pack .gpu-run .aarch64 build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from mpmmu_rt.cli import app
 from tests.conftest import once
 
-from .native import Library, Toolchain, engines
+from .native import Library, build, engines
 
 
 @pytest.fixture(scope="session")
@@ -27,7 +27,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def build_folder(written: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where CMake built that: the library and its example. Read only."""
-    return once(tmp_path_factory, "native.build", lambda path: Toolchain().build(path, written))
+    return once(tmp_path_factory, "native.build", lambda path: build(path, written))
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -219,36 +219,44 @@ def require_headers(compiler: str, *headers: str) -> None:
             pytest.skip(f"{header} is missing: apt install libssl-dev zlib1g-dev")
 
 
-@dataclass(frozen=True)
-class Toolchain:
-    """What builds the library with CMake. flags: of compiler and linker."""
+HOST = Path(__file__).with_name("host")
 
-    compiler: str = "g++"
-    c_compiler: str = "gcc"
-    flags: tuple[str, ...] = ()
-    options: tuple[str, ...] = field(default=())
 
-    def build(self, folder: Path, sources: Path = SOURCES) -> Path:
-        """Builds into `folder`, which is returned; skips the test where something is missing."""
-        compiler = tool(self.compiler)
-        require_headers(tool(self.c_compiler), "openssl/evp.h", "zlib.h")
-        flags = " ".join(self.flags)
-        settings = {
-            "CMAKE_CXX_COMPILER": compiler,
-            "CMAKE_C_COMPILER": tool(self.c_compiler),
-            "CMAKE_CXX_FLAGS": flags,
-            "CMAKE_C_FLAGS": flags,
-            "CMAKE_MAKE_PROGRAM": tool("ninja"),
-            "MPMMU_JSON_INCLUDE": str(json_folder()),
-        }
-        given = [f"-D{name}={value}" for name, value in settings.items()]
-        checked([tool("cmake"), "-S", str(sources), "-B", str(folder), "-G", "Ninja", *given, *self.options])
-        checked([tool("cmake"), "--build", str(folder)])
-        return folder
+def build(
+    folder: Path, sources: Path = SOURCES, *, flags: str = "", kind: str = "Release", settings: Mapping[str, str] = {}
+) -> Path:
+    """Builds the library into `folder` with CMake; skips the test where something is missing.
+
+    flags: of compiler and linker. settings: for CMake, in place of a compiler and libraries of this machine.
+    """
+    if "OPENSSL_INCLUDE_DIR" not in settings:
+        require_headers(tool("gcc"), "openssl/evp.h", "zlib.h")
+    whole = {
+        "CMAKE_BUILD_TYPE": kind,
+        "CMAKE_C_COMPILER": tool("gcc"),
+        "CMAKE_C_FLAGS": flags,
+        "CMAKE_CXX_COMPILER": tool("g++"),
+        "CMAKE_CXX_FLAGS": flags,
+        "CMAKE_MAKE_PROGRAM": tool("ninja"),
+        "MPMMU_JSON_INCLUDE": str(json_folder()),
+        **settings,
+    }
+    given = [f"-D{name}={value}" for name, value in whole.items()]
+    checked([tool("cmake"), "-S", str(sources), "-B", str(folder), "-G", "Ninja", *given])
+    checked([tool("cmake"), "--build", str(folder)])
+    return folder
+
+
+def build_use(library: Path, program: Path, *flags: str, compiler: str = "g++") -> Path:
+    """host/use.cpp, linked with the library in the folder `library`."""
+    source, include = str(HOST / "use.cpp"), str(SOURCES / "include")
+    command = [tool(compiler), "-std=c++17", "-O1", "-g", "-pthread", *flags, "-I", include, source]
+    checked([*command, "-L", str(library), "-lmpmmu", f"-Wl,-rpath,{library}", "-o", str(program)])
+    return program
 
 
 def checked(command: Iterable[str], **more: str) -> str:
     """What a command prints; an assertion where it fails."""
-    ran = subprocess.run([*command], capture_output=True, text=True, env=os.environ | more, timeout=600, check=False)
+    ran = subprocess.run([*command], capture_output=True, text=True, env=os.environ | more, timeout=7200, check=False)
     assert ran.returncode == 0, ran.stdout[-4000:] + ran.stderr[-4000:]
     return ran.stdout

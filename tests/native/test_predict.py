@@ -100,6 +100,32 @@ def test_a_bundle_of_now_on_openvino(library: Library, bundle_folder: Path) -> N
         same(model, predictor, pixels(48, 3))
 
 
+@pytest.mark.slow
+def test_a_bundle_of_now_in_8_bits(library: Library, int8_folder: Path) -> None:
+    if problem := known_engine(Target("openvino", "int8")).problem("int8"):
+        pytest.skip(str(problem))
+    target = "openvino:int8"
+    with load(int8_folder, target, threads=1) as predictor, library.open(int8_folder, target, 1) as model:
+        same(model, predictor, pixels(48, 3))
+        assert model.self_test().proven_embedding < 0.1
+
+
+@pytest.mark.slow
+def test_a_head_that_tells_no_learners(library: Library, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(STORED, tmp_path / "copy.bundle"))
+    for name in ("head", "head_onnxruntime"):
+        model = onnx.load(folder / f"onnx/{name}.onnx", load_external_data=False)
+        del model.graph.output[1]
+        onnx.save(model, folder / f"onnx/{name}.onnx")
+    seal(folder, json.loads((folder / "bundle.json").read_text()))
+    with load(folder, FIRST, threads=1) as predictor, library.open(folder, FIRST, 1) as silent:
+        assert silent.info.learners == 0
+        same(silent, predictor, pixels(32, 2))
+        said = replace(silent.predict(pixels(32, 2)), base_probability=np.zeros((2, 4), np.float32))
+        with pytest.raises(NativeError, match="`base_probability` is wanted, and the stacking head"):
+            silent.predict_into(pixels(32, 2), said)
+
+
 ALONE = """
 import sys
 from pathlib import Path
@@ -130,6 +156,31 @@ def test_where_onnxruntime_is_not_here_the_head_runs_on_openvino_and_it_says_so(
     np.testing.assert_allclose(got["probability"], want.probability, atol=1e-6)
     assert want.base_probability is not None
     np.testing.assert_allclose(got["base"], want.base_probability, atol=1e-6)
+
+
+SILENT = """
+import ctypes, sys
+from pathlib import Path
+from tests.native.native import Library
+from tests.native.test_predict import STORED
+library = Library(Path(sys.argv[1]), {"onnxruntime": Path(sys.argv[2])})
+getenv = ctypes.CDLL(None).getenv
+getenv.restype = ctypes.c_char_p
+before = getenv(b"ORT_DISABLE_TELEMETRY")
+with library.open(STORED, threads=1):
+    print(before, getenv(b"ORT_DISABLE_TELEMETRY"))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("before", "after"), [(None, "b'1'"), ("0", "b'0'")])
+def test_telemetry_is_off_unless_it_is_turned_on(library: Library, before: str | None, after: str) -> None:
+    """`mpmmu_rt` sets it itself, and must not do so here."""
+    code = "import os\nimport mpmmu_rt\nos.environ.pop('ORT_DISABLE_TELEMETRY')\n"
+    code += f"os.environ['ORT_DISABLE_TELEMETRY'] = {before!r}\n" if before else ""
+    arguments = [str(library.path), str(library.engines["onnxruntime"])]
+    said = checked([sys.executable, "-c", code + SILENT, *arguments], PYTHONPATH=str(Path(__file__).parents[2]))
+    assert said == f"{before and before.encode()!r} {after}\n"
 
 
 def test_an_onnxruntime_that_was_named_and_is_not_there_is_an_error_for_the_head_too(

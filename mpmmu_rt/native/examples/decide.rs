@@ -1,5 +1,6 @@
 // decide.c in Rust, with the part of mpmmu.h that it needs: rustc -O decide.rs -L FOLDER -l mpmmu
-use std::ffi::{c_char, CStr, CString};
+use std::ffi::{CStr, CString};
+use std::os::raw::c_char;
 use std::{env, fs, process, ptr};
 
 #[repr(C)]
@@ -93,10 +94,10 @@ fn main() {
     let pixels: Vec<Vec<u8>> = given[2..]
         .iter()
         .map(|path| {
-            let Some((height, width, grey)) = read_grey(path) else {
+            let (height, width, grey) = read_grey(path).unwrap_or_else(|| {
                 eprintln!("error: {path} is no 8-bit binary PGM, expected one\nhint: convert {path}");
                 process::exit(1);
-            };
+            });
             let mut out = vec![0; side * side];
             check(unsafe {
                 mpmmu_preprocess(&info.preprocessing, grey.as_ptr(), height, width, 1.0, out.as_mut_ptr())

@@ -6,8 +6,8 @@
  * is deserialised; the same refusals in the same words. Nothing falls back to another engine or precision.
  *
  * A function that can fail returns a status; `mpmmu_last_error` and `mpmmu_last_hint` tell of the last failure of the
- * calling thread. No C++ exception crosses this border. Any number of threads may share a model; only `mpmmu_close` must
- * be the last call. Text is UTF-8 and ends with 0.
+ * calling thread. No C++ exception crosses this border. Any number of threads may share a model; only `mpmmu_close`
+ * must be the last call. Text is UTF-8 and ends with 0.
  *
  * Structs begin with `size`, which the caller sets to their `sizeof`: a later version of the library takes what an
  * earlier header knew, and an earlier library refuses a larger struct. Fields are only ever added at the end.
@@ -116,8 +116,8 @@ MPMMU_API mpmmu_status mpmmu_get_info(const mpmmu_model *model, mpmmu_info *info
 
 /* Fits grey, uint8 [height, width] in display range (0 black), into the model's square: pixels, uint8 [1, S, S].
  * pixel_aspect: the height of a pixel over its width, 1.0 where it is square. To the bit what Python makes. */
-MPMMU_API mpmmu_status mpmmu_preprocess(const mpmmu_preprocessing *how, const uint8_t *grey, size_t height, size_t width,
-                                        double pixel_aspect, uint8_t *pixels);
+MPMMU_API mpmmu_status mpmmu_preprocess(const mpmmu_preprocessing *how, const uint8_t *grey, size_t height,
+                                        size_t width, double pixel_aspect, uint8_t *pixels);
 
 /* mammography, ultrasound: pixels uint8 [cases, 1, S, S]; row i of both is the same patient. Where it fails, every
  * probability and embedding is NaN and no case is called anything: `malignant` is 255. */

@@ -20,11 +20,17 @@ constexpr std::uint64_t kMaxJsonBytes = 16u << 20, kMaxGoldenBytes = 1u << 28, k
 constexpr int kMaxSide = 4096;
 constexpr const char *kHint = "export the bundle again with `mpmmu-rt export`";
 constexpr const char *kAltered = "the bundle was altered or damaged: do not use it; copy or export it again";
-constexpr const char *kGraphs[] = {"mammography", "ultrasound", "attention_pool",
-                                   "mammography_onnxruntime", "ultrasound_onnxruntime", "attention_pool_onnxruntime",
-                                   "head", "head_onnxruntime", "model"};
-constexpr const char *kGolden[] = {"embedding", "mammography.feature_map", "mammography.pixels",
-                                   "probability", "ultrasound.feature_map", "ultrasound.pixels"};
+constexpr const char *kGraphs[] = {"mammography",
+                                   "ultrasound",
+                                   "attention_pool",
+                                   "mammography_onnxruntime",
+                                   "ultrasound_onnxruntime",
+                                   "attention_pool_onnxruntime",
+                                   "head",
+                                   "head_onnxruntime",
+                                   "model"};
+constexpr const char *kGolden[] = {"embedding",   "mammography.feature_map", "mammography.pixels",
+                                   "probability", "ultrasound.feature_map",  "ultrasound.pixels"};
 
 Failure altered(const std::string &message, const std::string &hint = kAltered) {
   return Failure(MPMMU_DIGEST_MISMATCH, message, hint);
@@ -34,8 +40,12 @@ Failure senseless(const std::string &message, const std::string &hint = kHint) {
 }
 
 // What Python raises inside of `Bundle.open`, which tells the two apart.
-struct MissingKey { std::string key; };
-struct Malformed { std::string problem; };
+struct MissingKey {
+  std::string key;
+};
+struct Malformed {
+  std::string problem;
+};
 
 const Json &at(const Json &object, const std::string &key) {
   const auto found = object.find(key);
@@ -139,7 +149,8 @@ mpmmu_preprocessing preprocessing(const Json &entry) {
   for (const auto &item : entry.items()) keys.insert(item.key());
   keys.erase("aspect");
   if (keys != std::set<std::string>{"fit", "size"}) {
-    throw Malformed{"preprocessing is " + python_repr(entry) + ", expected exactly the keys size and fit, and aspect if new"};
+    throw Malformed{"preprocessing is " + python_repr(entry) +
+                    ", expected exactly the keys size and fit, and aspect if new"};
   }
   const Json &size = entry.at("size"), &fit = entry.at("fit");
   const Json aspect = entry.value("aspect", Json("stored"));
@@ -169,7 +180,8 @@ double threshold(const Json &entry) {
 
 void check_tensors(const Json &entry) {
   for (const auto &item : mapping(entry, "tensors").items()) {
-    if (!item.value().is_object()) throw Malformed{"`tensors` has a " + python_type(item.value()) + ", expected an object"};
+    if (!item.value().is_object())
+      throw Malformed{"`tensors` has a " + python_type(item.value()) + ", expected an object"};
     at(item.value(), "dtype");
     if (!at(item.value(), "shape").is_array()) throw Malformed{"`tensors` has a shape that is no list"};
   }
@@ -316,7 +328,8 @@ void Bundle::check_files() const {
     if (!graphs.contains(graph)) throw senseless(manifest + " does not list " + graph + ", expected its digest");
   }
   for (const auto &item : files.items()) {
-    if (!item.value().is_object()) throw Malformed{"`files` has a " + python_type(item.value()) + ", expected an object"};
+    if (!item.value().is_object())
+      throw Malformed{"`files` has a " + python_type(item.value()) + ", expected an object"};
     check_file(folder, item.key(), item.value());
   }
   // An engine is code, and is looked for beside its graph; and what nobody listed, nobody has looked at.
@@ -370,7 +383,8 @@ Arrays Bundle::golden() const {
   }
   for (const char *name : kGolden) {
     if (!found.count(name)) {
-      throw senseless(path + " lacks `" + name + "`, expected embedding, mammography.feature_map, mammography.pixels, "
+      throw senseless(path + " lacks `" + name +
+                      "`, expected embedding, mammography.feature_map, mammography.pixels, "
                       "probability, ultrasound.feature_map, ultrasound.pixels");
     }
   }

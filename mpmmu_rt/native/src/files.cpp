@@ -24,25 +24,28 @@ constexpr std::size_t kPart = 1 << 20;
 
 class File {  // open for reading
  public:
-  explicit File(const std::string &path) : handle_(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)) {}
+  explicit File(const std::string &path)
+      : handle_(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)), error_(handle_ < 0 ? errno : 0) {}
   File(const File &) = delete;
   File &operator=(const File &) = delete;
   ~File() {
     if (handle_ >= 0) ::close(handle_);
   }
 
-  bool opened() const { return handle_ >= 0; }
+  int error() const { return error_; }
 
-  // The number of bytes read, 0 at the end, below 0 for a failure (errno).
+  // The number of bytes read, 0 at the end, below 0 for a failure (error).
   ssize_t read(char *into, std::size_t size) {
+    if (handle_ < 0) return -1;
     ssize_t got;
     do got = ::read(handle_, into, size);
     while (got < 0 && errno == EINTR);
+    if (got < 0) error_ = errno;
     return got;
   }
 
  private:
-  int handle_;
+  int handle_, error_;
 };
 
 class Sha256 {
@@ -70,9 +73,8 @@ class Sha256 {
 };
 
 bool whole_number(const std::string &text) {
-  return !text.empty() && text.size() < 10 && std::all_of(text.begin(), text.end(), [](char one) {
-    return one >= '0' && one <= '9';
-  });
+  return !text.empty() && text.size() < 10 &&
+         std::all_of(text.begin(), text.end(), [](char one) { return one >= '0' && one <= '9'; });
 }
 
 // Processors per period of cgroup v2, or v1; 0 where there is no limit.
@@ -109,12 +111,12 @@ std::optional<std::string> read_file(const std::string &path, std::uint64_t limi
   File file(path);
   std::string data;
   std::vector<char> part(kPart);
-  ssize_t got = file.opened() ? file.read(part.data(), part.size()) : -1;
+  ssize_t got = file.read(part.data(), part.size());
   for (; got > 0 && data.size() <= limit; got = file.read(part.data(), part.size())) {
     data.append(part.data(), static_cast<std::size_t>(got));
   }
   if (got < 0) {
-    problem = std::string("can't be read: ") + std::strerror(errno) + ", expected a file";
+    problem = std::string("can't be read: ") + std::strerror(file.error()) + ", expected a file";
     return std::nullopt;
   }
   if (data.size() > limit) {
@@ -132,7 +134,6 @@ std::string sha256(const std::string &data) {
 
 std::optional<std::string> sha256_file(const std::string &path) {
   File file(path);
-  if (!file.opened()) return std::nullopt;
   Sha256 digest;
   std::vector<char> part(kPart);
   ssize_t got;
@@ -151,7 +152,8 @@ unsigned usable_threads() {
     std::getline(std::istringstream(named), granted, ',');  // a list is one number a level
     granted.erase(0, granted.find_first_not_of(' '));
     granted.erase(granted.find_last_not_of(' ') + 1);
-    if (whole_number(granted) && std::stoul(granted) > 0) most = std::min(most, static_cast<unsigned>(std::stoul(granted)));
+    if (whole_number(granted) && std::stoul(granted) > 0)
+      most = std::min(most, static_cast<unsigned>(std::stoul(granted)));
   }
   return std::max(1u, most);
 }

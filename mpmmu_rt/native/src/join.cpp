@@ -154,7 +154,8 @@ class Joined {
     if (field.number == node::kAttribute) {
       each(field.content, [](const Field &one) {
         if (one.number == attribute::kGraph || one.number == attribute::kGraphs) {
-          throw std::runtime_error("an operator holds a graph of its own, which this library can't join: use onnxruntime:fp32");
+          throw std::runtime_error(
+              "an operator holds a graph of its own, which this library can't join: use onnxruntime:fp32");
         }
       });
     }

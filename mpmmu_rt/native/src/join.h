@@ -1,5 +1,5 @@
-// Both encoders and the attention pool as one ONNX graph, as `mpmmu_rt/engines/openvino.py` joins them: OpenVINO's C API
-// can't change a model, and compiled apart they would each be given threads of their own.
+// Both encoders and the attention pool as one ONNX graph, as `mpmmu_rt/engines/openvino.py` joins them: OpenVINO's C
+// API can't change a model, and compiled apart they would each be given threads of their own.
 #pragma once
 
 #include <string>

@@ -75,7 +75,8 @@ Json parse_json(const std::string &source) {
     if (deep > kDeepest) throw std::runtime_error("it is nested in more than " + std::to_string(kDeepest) + " levels");
     return true;
   };
-  if (source.find('\0') != std::string::npos) throw std::runtime_error("it holds a zero byte");  // ends it, to the parser
+  if (source.find('\0') != std::string::npos)
+    throw std::runtime_error("it holds a zero byte");  // ends it, to the parser
   return Json::parse(source, depth);
 }
 

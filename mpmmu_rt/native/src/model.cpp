@@ -26,9 +26,10 @@ Choice::Choice(const mpmmu_options *options) {
   if (options) given = *options;
   target = given.target ? given.target : kTargets[0];
   if (std::none_of(std::begin(kTargets), std::end(kTargets), [&](const char *one) { return target == one; })) {
-    throw Failure(MPMMU_USAGE_ERROR,
-                  "target is `" + target + "`, expected one of onnxruntime:fp32, openvino:fp32, openvino:bf16, openvino:int8",
-                  "TensorRT and GPUs are for the Python runtime: this library runs on the processor");
+    throw Failure(
+        MPMMU_USAGE_ERROR,
+        "target is `" + target + "`, expected one of onnxruntime:fp32, openvino:fp32, openvino:bf16, openvino:int8",
+        "TensorRT and GPUs are for the Python runtime: this library runs on the processor");
   }
   if (given.threads > kMostThreads) {
     throw Failure(MPMMU_USAGE_ERROR, "threads is " + std::to_string(given.threads) + ", expected at most 1024",
@@ -45,7 +46,8 @@ Model::Model(const char *folder, const mpmmu_options *options)
     : bundle_(Bundle::open(folder)), choice_(options), name_(bundle_.name()) {
   bundle_.require_proven(choice_.target);
   load_head();
-  const Wanted wanted{choice_.precision, choice_.engine == "openvino" ? choice_.openvino : choice_.onnxruntime, choice_.threads};
+  const Wanted wanted{choice_.precision, choice_.engine == "openvino" ? choice_.openvino : choice_.onnxruntime,
+                      choice_.threads};
   embedder_ = choice_.engine == "openvino" ? openvino_embedder(bundle_, wanted) : onnxruntime_embedder(bundle_, wanted);
 }
 
@@ -67,9 +69,10 @@ void Model::load_head() {
 }
 
 Failure Model::unanswered(std::size_t bad, std::size_t cases, const std::string &what) const {
-  return Failure(MPMMU_ANSWER_ERROR,
-                 choice_.target + " gave " + what + " (" + std::to_string(bad) + " of " + std::to_string(cases) + " cases)",
-                 "mpmmu_self_test tells whether this target computes the model correctly here");
+  return Failure(
+      MPMMU_ANSWER_ERROR,
+      choice_.target + " gave " + what + " (" + std::to_string(bad) + " of " + std::to_string(cases) + " cases)",
+      "mpmmu_self_test tells whether this target computes the model correctly here");
 }
 
 void Model::answer(const std::uint8_t *const (&pixels)[2], std::size_t cases, float *probability, float *base,
@@ -164,8 +167,9 @@ const Array &golden(const Arrays &arrays, const std::string &name, bool octets, 
   const auto found = arrays.find(name);
   if (found == arrays.end() || found->second.octets() != octets || found->second.shape != shape) {
     throw Failure(MPMMU_BUNDLE_ERROR,
-                  "the golden vectors " + std::string(found == arrays.end() ? "lack" : "have another type or shape of") +
-                      " `" + name + "`, expected what the model takes and says",
+                  "the golden vectors " +
+                      std::string(found == arrays.end() ? "lack" : "have another type or shape of") + " `" + name +
+                      "`, expected what the model takes and says",
                   "export the bundle again with `mpmmu-rt export`");
   }
   return found->second;
@@ -174,10 +178,12 @@ const Array &golden(const Arrays &arrays, const std::string &name, bool octets, 
 }  // namespace
 
 void Model::self_test(mpmmu_self_test_result &result) {
+  result.embedding = result.probability = result.batch = std::numeric_limits<double>::infinity();  // until it is known
   const Arrays arrays = bundle_.golden();
   const std::size_t cases = arrays.at("probability").shape.size() == 1 ? arrays.at("probability").shape[0] : 0;
   if (cases < 1 || cases > kMostCases) {
-    throw Failure(MPMMU_BUNDLE_ERROR, "the golden vectors hold no cases, expected some", "export the bundle again with `mpmmu-rt export`");
+    throw Failure(MPMMU_BUNDLE_ERROR, "the golden vectors hold no cases, expected some",
+                  "export the bundle again with `mpmmu-rt export`");
   }
   const std::size_t side = bundle_.preprocessing.side, image = side * side, width = bundle_.width;
   const Array &first = golden(arrays, "mammography.pixels", true, {cases, 1, side, side});

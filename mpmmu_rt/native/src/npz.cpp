@@ -144,14 +144,16 @@ Arrays parse_npz(const std::string &data, std::uint64_t limit) {
     if (file.number(at, 4) != kCentral) refuse("its directory is damaged");
     const std::uint32_t flags = file.number(at + 8, 2), method = file.number(at + 10, 2), crc = file.number(at + 16, 4);
     const std::uint32_t packed = file.number(at + 20, 4), size = file.number(at + 24, 4);
-    const std::size_t named = file.number(at + 28, 2), extra = file.number(at + 30, 2), comment = file.number(at + 32, 2);
+    const std::size_t named = file.number(at + 28, 2), extra = file.number(at + 30, 2),
+                      comment = file.number(at + 32, 2);
     const std::uint64_t local = file.number(at + 42, 4);
     std::string name = file.part(at + kCentralBytes, named).text();
     at += kCentralBytes + named + extra + comment;
     if ((unpacked += size) > limit) {
       refuse("it unpacks to " + std::to_string(unpacked) + " bytes, expected at most " + std::to_string(limit));
     }
-    if (flags & 1 || (method != 0 && method != 8)) refuse("a member is encrypted, or packed in another way than deflate");
+    if (flags & 1 || (method != 0 && method != 8))
+      refuse("a member is encrypted, or packed in another way than deflate");
     if (file.number(local, 4) != kLocal) refuse("a member is not where the directory says");
     const std::uint64_t begin = local + kLocalBytes + file.number(local + 26, 2) + file.number(local + 28, 2);
     const View content = file.part(begin, packed);

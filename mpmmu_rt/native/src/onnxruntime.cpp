@@ -16,7 +16,8 @@
 namespace mpmmu {
 namespace {
 
-constexpr const char *kInstall = "install ONNX Runtime 1.20 or later, or name its library: MPMMU_ONNXRUNTIME=/…/libonnxruntime.so";
+constexpr const char *kInstall =
+    "install ONNX Runtime 1.20 or later, or name its library: MPMMU_ONNXRUNTIME=/…/libonnxruntime.so";
 // mpmmu_rt.facts.KNOWN_BAD: releases whose results are wrong for these graphs.
 constexpr const char *kBad = "1.26.0", *kWhy = "random forests give wrong probabilities (microsoft/onnxruntime#28557)";
 
@@ -50,7 +51,8 @@ struct Runtime {
     static auto &loaded = *new std::map<void *, const Runtime *>;
     const std::lock_guard<std::mutex> lock(mutex);
     ::setenv("ORT_DISABLE_TELEMETRY", "1", 0);  // read when it is loaded; the user may turn it on
-    void *handle = load_library(library, {"libonnxruntime.so.1", "libonnxruntime.so"}, "the target onnxruntime:fp32", kInstall);
+    void *handle =
+        load_library(library, {"libonnxruntime.so.1", "libonnxruntime.so"}, "the target onnxruntime:fp32", kInstall);
     const Runtime *&found = loaded[handle];
     if (!found) found = made(handle, library);
     return *found;
@@ -68,7 +70,8 @@ struct Runtime {
     }
     // What is too old says so on stderr, and gives NULL.
     const ort::Table table = get()->get_api(ort::kApiVersion);
-    if (!table) throw Failure(MPMMU_ENGINE_ERROR, "this is ONNX Runtime " + version + ", expected 1.20 or later", kInstall);
+    if (!table)
+      throw Failure(MPMMU_ENGINE_ERROR, "this is ONNX Runtime " + version + ", expected 1.20 or later", kInstall);
     return new Runtime(table, version);
   }
 };

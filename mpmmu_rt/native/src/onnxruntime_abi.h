@@ -1,8 +1,8 @@
 // The part of ONNX Runtime's C API that is used, declared here: its header is in no Debian or PyPI package, and what is
 // found at run time may be any release from 1.20 on.
 //
-// `OrtGetApiBase` is the one symbol. `GetApi(20)` gives a table of functions to which releases only ever append, so that
-// an index means the same in all of them. Indices and signatures are those of onnxruntime_c_api.h.
+// `OrtGetApiBase` is the one symbol. `GetApi(20)` gives a table of functions to which releases only ever append, so
+// that an index means the same in all of them. Indices and signatures are those of onnxruntime_c_api.h.
 #pragma once
 
 #include <cstddef>
@@ -28,8 +28,8 @@ struct ApiBase {
 };
 
 inline constexpr std::uint32_t kApiVersion = 20;
-inline constexpr int kFloat = 1, kUint8 = 2;       // ONNXTensorElementDataType
-inline constexpr int kErrors = 3;                  // OrtLoggingLevel: errors and worse
+inline constexpr int kFloat = 1, kUint8 = 2;          // ONNXTensorElementDataType
+inline constexpr int kErrors = 3;                     // OrtLoggingLevel: errors and worse
 inline constexpr int kArena = 1, kDefaultMemory = 0;  // OrtAllocatorType, OrtMemType
 
 // Each function by its place in the table.
@@ -47,8 +47,8 @@ struct Api {
   Status *(*output_count)(const Session *, std::size_t *);
   Status *(*output_type)(const Session *, std::size_t index, TypeInfo **);
   Status *(*output_name)(const Session *, std::size_t index, Allocator *, char **);
-  Status *(*tensor_of)(const MemoryInfo *, void *data, std::size_t bytes, const std::int64_t *shape,
-                       std::size_t rank, int type, Value **);
+  Status *(*tensor_of)(const MemoryInfo *, void *data, std::size_t bytes, const std::int64_t *shape, std::size_t rank,
+                       int type, Value **);
   Status *(*tensor_data)(Value *, void **);
   Status *(*tensor_info)(const TypeInfo *, const ShapeInfo **);
   Status *(*element_type)(const ShapeInfo *, int *);

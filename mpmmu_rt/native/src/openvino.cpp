@@ -1,6 +1,6 @@
 // OpenVINO on the processor: `mpmmu_rt/engines/openvino.py`, with the same graphs, settings, streams and checks. Every
-// case is a request of its own, so that its embedding is the same to the bit in every batch. What Python keeps on disk of
-// INT8 is compiled anew at every start here.
+// case is a request of its own, so that its embedding is the same to the bit in every batch. What Python keeps on disk
+// of INT8 is compiled anew at every start here.
 
 #include <dlfcn.h>
 
@@ -20,7 +20,8 @@ namespace mpmmu {
 namespace {
 
 constexpr const char *kPurpose = "the targets openvino:fp32, openvino:bf16 and openvino:int8";
-constexpr const char *kInstall = "install OpenVINO 2025.0 or later, or name its C library: MPMMU_OPENVINO=/…/libopenvino_c.so";
+constexpr const char *kInstall =
+    "install OpenVINO 2025.0 or later, or name its C library: MPMMU_OPENVINO=/…/libopenvino_c.so";
 constexpr const char *kUseFp32 = "use openvino:fp32";
 constexpr int kLanesPerStream = 2;  // one runs, one waits
 constexpr const char *kWithoutBf16[] = {"SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2"};
@@ -70,10 +71,11 @@ struct Runtime {
  private:
   static const Runtime *made(void *handle, const std::string &library) {
     auto runtime = std::make_unique<Runtime>();
-#define MPMMU_TAKE(name, result, parameters)                                                             \
-  runtime->api.name = reinterpret_cast<decltype(runtime->api.name)>(::dlsym(handle, "ov_" #name));       \
-  if (!runtime->api.name) {                                                                              \
-    throw Failure(MPMMU_MISSING_LIBRARY, library + " has no symbol ov_" #name ", expected OpenVINO's C library", kInstall); \
+#define MPMMU_TAKE(name, result, parameters)                                                                     \
+  runtime->api.name = reinterpret_cast<decltype(runtime->api.name)>(::dlsym(handle, "ov_" #name));               \
+  if (!runtime->api.name) {                                                                                      \
+    throw Failure(MPMMU_MISSING_LIBRARY, library + " has no symbol ov_" #name ", expected OpenVINO's C library", \
+                  kInstall);                                                                                     \
   }
     MPMMU_OPENVINO(MPMMU_TAKE)
 #undef MPMMU_TAKE
@@ -91,7 +93,8 @@ struct Runtime {
 };
 
 Failure cannot_load(const std::string &name, const std::string &reason) {
-  return Failure(MPMMU_ENGINE_ERROR, "OpenVINO can't load " + name + ": " + reason, "export the bundle again, or update openvino");
+  return Failure(MPMMU_ENGINE_ERROR, "OpenVINO can't load " + name + ": " + reason,
+                 "export the bundle again, or update openvino");
 }
 
 Failure failed(const std::string &name, const std::string &reason) {
@@ -109,18 +112,22 @@ struct Compiled {
   // Throws Failure, also unless OpenVINO computes in what was asked for.
   static Compiled make(const Runtime &runtime, const ov::Model *model, const std::string &precision, unsigned threads,
                        unsigned streams, const std::string &name) {
-    const std::string count = std::to_string(streams), most = std::to_string(threads), wanted = inference_precision(precision);
+    const std::string count = std::to_string(streams), most = std::to_string(threads),
+                      wanted = inference_precision(precision);
     ov::Compiled *made = nullptr;
     try {
       // Pinned, two models on one machine would sit on the same cores. A profile tells what INT8 really runs in.
-      runtime.check(runtime.api.core_compile_model(
-          runtime.core, model, "CPU", 10, &made, "INFERENCE_PRECISION_HINT", wanted.c_str(), "NUM_STREAMS", count.c_str(),
-          "INFERENCE_NUM_THREADS", most.c_str(), "ENABLE_CPU_PINNING", "NO", "PERF_COUNT", precision == "int8" ? "YES" : "NO"));
+      runtime.check(runtime.api.core_compile_model(runtime.core, model, "CPU", 10, &made, "INFERENCE_PRECISION_HINT",
+                                                   wanted.c_str(), "NUM_STREAMS", count.c_str(),
+                                                   "INFERENCE_NUM_THREADS", most.c_str(), "ENABLE_CPU_PINNING", "NO",
+                                                   "PERF_COUNT", precision == "int8" ? "YES" : "NO"));
       Compiled compiled{runtime, {made, runtime.api.compiled_model_free}};
       char *value = nullptr;
       runtime.check(runtime.api.compiled_model_get_property(made, "INFERENCE_PRECISION_HINT", &value));
       if (const std::string achieved = runtime.text(value); achieved != wanted) {
-        throw Failure(MPMMU_ENGINE_ERROR, "OpenVINO computes " + name + " in " + achieved + " on this processor, expected " + wanted, kUseFp32);
+        throw Failure(MPMMU_ENGINE_ERROR,
+                      "OpenVINO computes " + name + " in " + achieved + " on this processor, expected " + wanted,
+                      kUseFp32);
       }
       return compiled;
     } catch (const Failure &) {
@@ -146,7 +153,9 @@ void *memory(const Runtime &runtime, const ov::Request *request, const char *nam
   void *data = nullptr;
   runtime.check(runtime.api.tensor_get_byte_size(tensor, &size));
   runtime.check(runtime.api.tensor_data(tensor, &data));
-  if (size != bytes) throw std::runtime_error(std::string("`") + name + "` has " + std::to_string(size) + " bytes, expected " + std::to_string(bytes));
+  if (size != bytes)
+    throw std::runtime_error(std::string("`") + name + "` has " + std::to_string(size) + " bytes, expected " +
+                             std::to_string(bytes));
   return data;
 }
 
@@ -166,9 +175,10 @@ class Streams {
       auto request = compiled_.request();
       const auto *own = request.get();
       const Runtime &runtime = compiled_.runtime;
-      lanes_.push_back({std::move(request),
-                        {memory(runtime, own, "mammography_pixels", image), memory(runtime, own, "ultrasound_pixels", image)},
-                        static_cast<const float *>(memory(runtime, own, "embedding", width * sizeof(float)))});
+      lanes_.push_back(
+          {std::move(request),
+           {memory(runtime, own, "mammography_pixels", image), memory(runtime, own, "ultrasound_pixels", image)},
+           static_cast<const float *>(memory(runtime, own, "embedding", width * sizeof(float)))});
     }
     for (Lane &lane : lanes_) idle_.push_back(&lane);
   }
@@ -204,7 +214,8 @@ class Streams {
     runtime.api.profiling_info_list_free(&found);
     if (convolutions && !narrow) {
       throw Failure(MPMMU_ENGINE_ERROR,
-                    "OpenVINO computes no layer of " + name + " in 8 bits on this processor, expected most of them", kUseFp32);
+                    "OpenVINO computes no layer of " + name + " in 8 bits on this processor, expected most of them",
+                    kUseFp32);
     }
   }
 
@@ -275,7 +286,8 @@ void require_bf16(const Runtime &runtime) {
     const char *named = std::getenv(variable);
     if (held.empty() && named) held = named;
   }
-  std::transform(held.begin(), held.end(), held.begin(), [](unsigned char one) { return static_cast<char>(std::toupper(one)); });
+  std::transform(held.begin(), held.end(), held.begin(),
+                 [](unsigned char one) { return static_cast<char>(std::toupper(one)); });
   if (std::any_of(std::begin(kWithoutBf16), std::end(kWithoutBf16), [&](const char *one) { return held == one; })) {
     throw Failure(MPMMU_ENGINE_ERROR,
                   "ONEDNN_MAX_CPU_ISA holds this processor to " + held + ", expected AVX512_CORE or later for BF16",
@@ -286,8 +298,12 @@ void require_bf16(const Runtime &runtime) {
 class OpenVinoEmbedder final : public Embedder {
  public:
   OpenVinoEmbedder(const Runtime &runtime, const Bundle &bundle, const Wanted &wanted)
-      : runtime_(runtime), wanted_(wanted), name_(bundle.name()), image_(bundle.preprocessing.side * bundle.preprocessing.side),
-        width_(bundle.width), model_(nullptr, runtime.api.model_free) {
+      : runtime_(runtime),
+        wanted_(wanted),
+        name_(bundle.name()),
+        image_(bundle.preprocessing.side * bundle.preprocessing.side),
+        width_(bundle.width),
+        model_(nullptr, runtime.api.model_free) {
     try {
       if (wanted.precision == "bf16") require_bf16(runtime);
       read(bundle);
@@ -312,7 +328,8 @@ class OpenVinoEmbedder final : public Embedder {
   void read(const Bundle &bundle) {
     const std::string bytes = joined_model(bundle, wanted_.precision == "int8");
     ov::Model *model = nullptr;
-    runtime_.check(runtime_.api.core_read_model_from_memory_buffer(runtime_.core, bytes.data(), bytes.size(), nullptr, &model));
+    runtime_.check(
+        runtime_.api.core_read_model_from_memory_buffer(runtime_.core, bytes.data(), bytes.size(), nullptr, &model));
     model_.reset(model);
     const auto side = static_cast<std::int64_t>(bundle.preprocessing.side);
     ov::Dimension dims[] = {{1, 1}, {1, 1}, {side, side}, {side, side}};

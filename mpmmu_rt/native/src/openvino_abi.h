@@ -1,6 +1,6 @@
-// The part of OpenVINO's C API that is used, declared here: what is found at run time may be any release from 2025.0 on.
-// Names and signatures are those of openvino/c/*.h, against which the tests of mpmmu-rt hold them. Element types are
-// numbered differently by releases, and are not used.
+// The part of OpenVINO's C API that is used, declared here: what is found at run time may be any release from 2025.0
+// on. Names and signatures are those of openvino/c/*.h, against which the tests of mpmmu-rt hold them. Element types
+// are numbered differently by releases, and are not used.
 #pragma once
 
 #include <cstddef>
@@ -46,31 +46,31 @@ struct Version {
 };
 
 // X(name, result, parameters): each is the symbol `ov_<name>`.
-#define MPMMU_OPENVINO(X)                                                                                       \
-  X(get_openvino_version, Status, (Version *))                                                                  \
-  X(version_free, void, (Version *))                                                                            \
-  X(get_last_err_msg, const char *, ())                                                                         \
-  X(free, void, (const char *))                                                                                 \
-  X(core_create, Status, (Core **))                                                                             \
-  X(core_get_property, Status, (const Core *, const char *device, const char *key, char **value))               \
-  X(core_read_model, Status, (const Core *, const char *path, const char *weights, Model **))                   \
+#define MPMMU_OPENVINO(X)                                                                                            \
+  X(get_openvino_version, Status, (Version *))                                                                       \
+  X(version_free, void, (Version *))                                                                                 \
+  X(get_last_err_msg, const char *, ())                                                                              \
+  X(free, void, (const char *))                                                                                      \
+  X(core_create, Status, (Core **))                                                                                  \
+  X(core_get_property, Status, (const Core *, const char *device, const char *key, char **value))                    \
+  X(core_read_model, Status, (const Core *, const char *path, const char *weights, Model **))                        \
   X(core_read_model_from_memory_buffer, Status, (const Core *, const char *, std::size_t, const Tensor *, Model **)) \
-  X(core_compile_model, Status, (const Core *, const Model *, const char *device, std::size_t, Compiled **, ...)) \
-  X(model_reshape, Status, (const Model *, const char **names, const PartialShape *, std::size_t))              \
-  X(model_free, void, (Model *))                                                                                \
-  X(compiled_model_get_property, Status, (const Compiled *, const char *key, char **value))                     \
-  X(compiled_model_create_infer_request, Status, (const Compiled *, Request **))                                \
-  X(compiled_model_free, void, (Compiled *))                                                                    \
-  X(infer_request_get_tensor, Status, (const Request *, const char *name, Tensor **))                           \
-  X(infer_request_infer, Status, (Request *))                                                                   \
-  X(infer_request_start_async, Status, (Request *))                                                             \
-  X(infer_request_wait, Status, (Request *))                                                                    \
-  X(infer_request_get_profiling_info, Status, (const Request *, Layers *))                                      \
-  X(profiling_info_list_free, void, (Layers *))                                                                 \
-  X(infer_request_free, void, (Request *))                                                                      \
-  X(tensor_set_shape, Status, (Tensor *, Shape))                                                                \
-  X(tensor_get_byte_size, Status, (const Tensor *, std::size_t *))                                              \
-  X(tensor_data, Status, (const Tensor *, void **))                                                             \
+  X(core_compile_model, Status, (const Core *, const Model *, const char *device, std::size_t, Compiled **, ...))    \
+  X(model_reshape, Status, (const Model *, const char **names, const PartialShape *, std::size_t))                   \
+  X(model_free, void, (Model *))                                                                                     \
+  X(compiled_model_get_property, Status, (const Compiled *, const char *key, char **value))                          \
+  X(compiled_model_create_infer_request, Status, (const Compiled *, Request **))                                     \
+  X(compiled_model_free, void, (Compiled *))                                                                         \
+  X(infer_request_get_tensor, Status, (const Request *, const char *name, Tensor **))                                \
+  X(infer_request_infer, Status, (Request *))                                                                        \
+  X(infer_request_start_async, Status, (Request *))                                                                  \
+  X(infer_request_wait, Status, (Request *))                                                                         \
+  X(infer_request_get_profiling_info, Status, (const Request *, Layers *))                                           \
+  X(profiling_info_list_free, void, (Layers *))                                                                      \
+  X(infer_request_free, void, (Request *))                                                                           \
+  X(tensor_set_shape, Status, (Tensor *, Shape))                                                                     \
+  X(tensor_get_byte_size, Status, (const Tensor *, std::size_t *))                                                   \
+  X(tensor_data, Status, (const Tensor *, void **))                                                                  \
   X(tensor_free, void, (Tensor *))
 
 struct Api {

@@ -1,6 +1,6 @@
-// Grey to pixels, to the bit as `mpmmu_rt.images.preprocess`: bilinear as Pillow resizes 8-bit images, in two passes whose
-// weights are integers of 22 binary places (Pillow, libImaging/Resample.c, describes them). Where it shrinks, the filter
-// is as wide as the pixels that become one, so that nothing aliases.
+// Grey to pixels, to the bit as `mpmmu_rt.images.preprocess`: bilinear as Pillow resizes 8-bit images, in two passes
+// whose weights are integers of 22 binary places (Pillow, libImaging/Resample.c, describes them). Where it shrinks, the
+// filter is as wide as the pixels that become one, so that nothing aliases.
 
 #include "preprocess.h"
 
@@ -41,7 +41,8 @@ Weights weights_of(std::size_t from, std::size_t to) {
     }
     for (std::size_t in = first; in < end; ++in) {
       if (sum != 0.0) exact[in - first] /= sum;
-      found.weights[out * found.most + in - first] = static_cast<std::int32_t>(0.5 + exact[in - first] * (1 << kPlaces));
+      found.weights[out * found.most + in - first] =
+          static_cast<std::int32_t>(0.5 + exact[in - first] * (1 << kPlaces));
     }
     found.first.push_back(first);
     found.count.push_back(end - first);
@@ -82,10 +83,13 @@ std::vector<std::uint8_t> down(const std::uint8_t *grey, std::size_t height, std
   return out;
 }
 
-// Between the passes a pixel is rounded, so that their order counts. Pillow 13 goes down first where that takes away more
-// than twice the rows that going across takes columns; found by comparing, and held by the tests. Earlier ones never do.
+// Between the passes a pixel is rounded, so that their order counts. Pillow 13 goes down first where that takes away
+// more than twice the rows that going across takes columns; found by comparing, and held by the tests. Earlier ones
+// never do.
 bool down_first(std::size_t height, std::size_t width, std::size_t tall, std::size_t wide) {
-  const auto less = [](std::size_t from, std::size_t to) { return static_cast<std::int64_t>(from) - static_cast<std::int64_t>(to); };
+  const auto less = [](std::size_t from, std::size_t to) {
+    return static_cast<std::int64_t>(from) - static_cast<std::int64_t>(to);
+  };
   return height > tall && less(height, tall) > 2 * less(width, wide);
 }
 

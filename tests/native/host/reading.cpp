@@ -1,4 +1,5 @@
 // libFuzzer: whatever the bytes are, reading them ends with a value or a refusal. The first byte chooses what is read.
+// `python -m benchmarks.native.robust` builds it with clang and runs it; inputs.cpp reads what it found.
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -22,8 +23,9 @@ void require(bool holds, const char *what) {
 }
 
 std::string temporary_folder() {
-  char name[] = "/tmp/mpmmu-fuzz-XXXXXX";
-  require(::mkdtemp(name) != nullptr, "there is a folder");
+  const char *above = std::getenv("TMPDIR");
+  std::string name = std::string(above ? above : "/tmp") + "/mpmmu-fuzz-XXXXXX";
+  require(::mkdtemp(name.data()) != nullptr, "there is a folder");
   return name;
 }
 

@@ -1,0 +1,78 @@
+"""The native library for long: fuzzed, under sanitizers, opened again and again.
+
+    python -m benchmarks.native.robust BUNDLE [--seconds 600] [--calls 10000] [--opens 100000] \\
+        > benchmarks/results/native_robust_<machine>.md
+
+libFuzzer, of clang, reads JSON, .npz files and sealed bundles for so many seconds, from the corpus in tests/native; two
+threads share a model under ThreadSanitizer and under AddressSanitizer with UndefinedBehaviorSanitizer, so many calls
+each; a bundle is opened, asked and closed so often, and opened without an engine as often. Fails where anything is
+found.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+import zipfile
+from pathlib import Path
+
+from benchmarks import report
+from tests.native.native import HOST, SOURCES, build, build_use, checked, engines, json_folder, tool
+
+CORPUS = Path(__file__).resolve().parents[2] / "tests/native/corpus.zip"
+SANITIZERS = {"ThreadSanitizer": "-fsanitize=thread", "AddressSanitizer, UBSan": "-fsanitize=address,undefined"}
+RUN = {"OMP_NUM_THREADS": "1", "TBB_ENABLE_SANITIZERS": "1", "ASAN_OPTIONS": "detect_leaks=0"}
+
+
+def fuzzed(folder: Path, seconds: int) -> str:
+    """What libFuzzer says at its end; an assertion where an input fails."""
+    with zipfile.ZipFile(CORPUS) as stored:
+        stored.extractall(folder / "corpus")
+    sources = [str(SOURCES / f"src/{name}.cpp") for name in ("bundle", "files", "json", "npz")]
+    folders = ["-I", str(SOURCES / "src"), "-I", str(SOURCES / "include"), "-isystem", str(json_folder())]
+    flags = ["-std=c++17", "-O1", "-g", "-fsanitize=fuzzer,address,undefined", "-fno-sanitize-recover=undefined"]
+    command = [tool("clang++"), *flags, *folders, *sources, str(HOST / "reading.cpp"), "-lcrypto", "-lz"]
+    checked([*command, "-o", str(folder / "reading")])
+    run = [
+        str(folder / "reading"),
+        f"-max_total_time={seconds}",
+        "-max_len=8192",
+        "-timeout=20",
+        str(folder / "corpus"),
+    ]
+    ran = subprocess.run(run, cwd=folder, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr[-4000:]
+    (said,) = re.findall(r"Done (\d+ runs in \d+ second)", ran.stderr)
+    return f"{said}s, nothing found"
+
+
+def main(bundle: Path, seconds: int, calls: int, opens: int) -> None:
+    print(report.heading("The native library for long"))
+    print(report.columns("what | found"))
+    variables = RUN | {f"MPMMU_{name.upper()}": str(path) for name, path in engines().items()}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        print(report.row(["libFuzzer: JSON, .npz, sealed bundles", fuzzed(folder, seconds)]), flush=True)
+        for name, flag in SANITIZERS.items():
+            place = build(folder / flag[-6:], flags=flag, kind="Debug")
+            program = build_use(place, place / "use", flag)
+            for target in ("onnxruntime:fp32", "openvino:int8"):
+                said = checked([str(program), "threads", str(bundle), target, str(calls)], **variables)
+                print(report.row([f"two threads, {name}, {target}", said]), flush=True)
+        place = build(folder / "plain")
+        program = build_use(place, place / "use")
+        for arguments in (("opens", str(bundle), "onnxruntime:fp32"), ("checks", str(bundle))):
+            said = checked([str(program), *arguments, str(opens)], **variables)
+            print(report.row([f"resident memory, {arguments[0]}", said]), flush=True)
+    print(f"\n{report.load('at the end')}")
+
+
+if __name__ == "__main__":
+    parser = report.parser(__doc__)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--seconds", type=int, default=600)
+    parser.add_argument("--calls", type=int, default=10_000)
+    parser.add_argument("--opens", type=int, default=100_000)
+    given = parser.parse_args()
+    main(given.bundle, given.seconds, given.calls, given.opens)
