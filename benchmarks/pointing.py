@@ -1,4 +1,6 @@
-"""Are maps where lesions are? The pointing game on phantoms, whose lesions are known (`python -m benchmarks.pointing`).
+"""Are maps where lesions are? The pointing game on phantoms, whose lesions are known.
+
+    python -m benchmarks.pointing BUNDLE
 
 Zhang et al. 2018, "Top-down neural attention by excitation backprop" (arXiv 1608.00507, section 4.2): a hit is a map
 whose peak lies on the object. Here: within the mass's ellipse, widened by half a window of the occlusion. Only images

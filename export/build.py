@@ -34,7 +34,7 @@ from mpmmu_rt.progress import Progress, silent
 from mpmmu_rt.spec import MODALITIES, Array, Modality, StrPath, TensorSpec
 
 from . import cases as all_cases
-from . import graphs, head, parity, reference, steadiness, targets
+from . import graphs, head, npz, parity, reference, steadiness, targets
 from .cases import Data
 from .draft import Draft, Wanted
 from .encoders import Encoders
@@ -361,10 +361,10 @@ def _write_golden(folder: Path, cases: Data, original: Original, embedding_mean:
     folder.mkdir()
     vectors = {f"{modality}.pixels": pixels for modality, pixels in cases.first(GOLDEN_CASES).items()}
     vectors |= {name: array[:GOLDEN_CASES] for name, array in original.stages.items()}
-    arrays: dict[str, Any] = dict(vectors)
+    arrays: dict[str, Array] = dict(vectors)
     if embedding_mean is not None:
         arrays[bundles.EMBEDDING_MEAN] = embedding_mean
-    np.savez_compressed(folder / "golden.npz", **arrays)
+    npz.write(folder / "golden.npz", arrays, compressed=True)
 
 
 def _write_pools(folder: Path, encoders: Encoders, original: Original) -> dict[str, Any] | None:
@@ -374,8 +374,7 @@ def _write_pools(folder: Path, encoders: Encoders, original: Original) -> dict[s
         return None
     kinds, weights = found
     require_pools(kinds, weights, {name: array[:GOLDEN_CASES] for name, array in original.stages.items()})
-    arrays: dict[str, Any] = dict(weights)
-    np.savez(folder / bundles.POOL_WEIGHTS, **arrays)
+    npz.write(folder / bundles.POOL_WEIGHTS, weights, compressed=False)
     return {"weights": bundles.POOL_WEIGHTS, "kinds": dict(kinds)}
 
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, get_args
 
-import numpy as np
 import onnx
 
 from mpmmu_rt.bundle import Bundle
 from mpmmu_rt.checks import Check, probability_difference, relative_difference
 from mpmmu_rt.engines import known_engine
 from mpmmu_rt.errors import ParityError
-from mpmmu_rt.export import parity
+from mpmmu_rt.export import npz, parity
 from mpmmu_rt.export.cases import Pixels
 from mpmmu_rt.export.draft import BATCH, FIRST, Answers, Draft, answers_of, in_batches
 from mpmmu_rt.export.precision import Half
@@ -117,8 +116,8 @@ def keep_golden(draft: Draft, target: Target, graph: str | None = None) -> None:
             said = answers_of(predictor, pixels)
     else:
         said = runner(onnx.load(str(bundle.target_graph(target, graph))), rounded=False)(pixels)
-    arrays: dict[str, Any] = golden | {f"{target}.{name}": said[name] for name in ("embedding", "probability")}
-    np.savez_compressed(draft.folder / draft.entry["golden"], **arrays)
+    arrays = golden | {f"{target}.{name}": said[name] for name in ("embedding", "probability")}
+    npz.write(draft.folder / draft.entry["golden"], arrays, compressed=True)
     draft.seal()
 
 

@@ -43,7 +43,7 @@ def ablate(
     from dataclasses import replace
 
     from mpmmu_rt import image_warnings
-    from mpmmu_rt.files import atomic_file, write_json
+    from mpmmu_rt.files import atomic_file, rounded, write_json
     from mpmmu_rt.machine import describe, now, package_versions
     from mpmmu_rt.model.ablation import Study
     from mpmmu_rt.model.ablation import ablate as run
@@ -70,7 +70,7 @@ def ablate(
         note(line)
     machine = describe()
     machine["packages"] |= package_versions(("torch", "scikit-learn", "scipy"))
-    entry |= {"machine": machine, "measured_at": now()}
+    entry = rounded(entry | {"machine": machine, "measured_at": now()})
     write_json(output / "ablation.json", entry)
     with atomic_file(output / "ablation.md") as partial:
         partial.write_text(markdown(entry), encoding="utf-8")

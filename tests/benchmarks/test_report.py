@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.main import get_command
 
 from benchmarks import report
 from benchmarks.report import RESULTS, ROOT
 from mpmmu_rt import machine
+from mpmmu_rt.cli import app
 
 # `python -m module arguments`, and what is said of it.
-MADE_BY = re.compile(r"^Made by `python -m (benchmarks[\w.]*)(?: [^`]*)?`(.*?\.)$", re.MULTILINE | re.DOTALL)
+MADE_BY = re.compile(r"^Made by `(?:python -m )?(benchmarks[\w.]*|mpmmu-rt \w+)(?: [^`]*)?`(.*?\.)$", re.M | re.DOTALL)
 STORED = sorted(RESULTS.rglob("*.md"))
 SCRIPTS = sorted(path for path in (ROOT / "benchmarks").rglob("*.py") if '__name__ == "__main__"' in path.read_text())
 
@@ -32,7 +34,8 @@ def wrong_with(text: str) -> str | None:
     found = MADE_BY.search(text)
     if found is None:
         return "it names no command"
-    known = {module_of(path) for path in SCRIPTS}
+    group: Any = get_command(app)
+    known = {module_of(path) for path in SCRIPTS} | {f"mpmmu-rt {name}" for name in group.commands}
     if found[1] in known:
         return None
     if re.search(r"\bgone\b", found[2]) and re.search(r"commit [0-9a-f]{7,40}\b", found[2]):
@@ -57,6 +60,8 @@ def test_a_result_without_a_command_or_of_an_unknown_script_is_found() -> None:
     assert wrong_with("Made by `python -m benchmarks.old A B`, which is\ngone: it stands in commit 613dfc9.\n") is None
     assert wrong_with("Made by `python -m benchmarks.old A B`, which is gone.\n") is not None
     assert wrong_with("Made by `python -m benchmarks.report`.\n") is not None
+    assert wrong_with("Made by `mpmmu-rt evaluate b.bundle m.csv`, alone.\n") is None
+    assert wrong_with("Made by `mpmmu-rt judge b.bundle`.\n") is not None
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=module_of)

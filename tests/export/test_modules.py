@@ -22,7 +22,7 @@ from torch.nn import functional
 from mpmmu_rt import predictor as predictors
 from mpmmu_rt.bundle import Bundle
 from mpmmu_rt.errors import ExportError, ParityError, UnfitTarget
-from mpmmu_rt.export import Data, Wanted, export_bundle
+from mpmmu_rt.export import Data, Limits, Wanted, export_bundle
 from mpmmu_rt.export.encoders import Encoders
 from mpmmu_rt.images import Preprocessing
 from mpmmu_rt.model.phantom import phantom_pixels
@@ -379,7 +379,7 @@ def spectrum(self: Net, pixels: Tensor) -> Any:
 @pytest.mark.slow
 def test_a_default_target_that_can_not_load_the_model_is_left_out(tmp_path: Path, cases: Data) -> None:
     other, _ = phantom_pixels(8, seed=5, preprocessing=PREPROCESSING)
-    wanted = Wanted(calibration=Data(other, None, "others"))
+    wanted = Wanted(calibration=Data(other, None, "others"), limits=Limits(flips=1))
     bundle = exported(tmp_path, cases, net(spectrum), wanted=wanted)
     assert bundle.targets == ("onnxruntime:fp32",)
     reports: dict[str, Any] = bundle.entry["precision"]
