@@ -156,8 +156,9 @@ def test_the_command(bundle_folder: Path, phantom_manifest: Path) -> None:
     result = call(*verify, "--target", "openvino:fp32")
     assert result.exit_code == 0, result.stderr
     assert "Δ is new - reference" in " ".join(result.stdout.split())
-    assert "flipped          0 of 12: 0.0% (0.0% to 26.5%)" in result.stdout
-    assert "… at export      0 of 32" in result.stdout
+    words = " ".join(result.stdout.split())
+    assert "0 of 12: 0.0% (0.0% to 26.5%)" in words
+    assert "at export 0 of 32" in words.replace(":", "")
     said = document(call(*verify, "--against", "openvino:fp32", "--json", "-"))
     assert said["passed"] is True
     assert (said["target"], said["own_cases"]["reference"]) == ("onnxruntime:fp32", "openvino:fp32")
