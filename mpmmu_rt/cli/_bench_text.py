@@ -121,7 +121,7 @@ def _recommended(names: dict[str, str | None], ran: dict[str, Any], bundle: Path
         lines.append(f"recommended: --target {exact}, the fastest that is proven and computes in FP32")
     if rounding:
         row = ran[rounding]
-        times = f"{ran[exact]['median_ms'] / row['median_ms']:.2g} times as fast; " if exact else ""
+        times = f"{ran[exact]['median_ms'] / row['median_ms']:.1f} times as fast; " if exact else ""
         flips = f"flipped {row['flipped']} of {row['cases']} decisions" if row["cases"] else "flipped no decision"
         lines.append(
             f"faster, with rounding: --target {rounding}: {times}at export it {flips}; hold it to your own cases: "
