@@ -145,10 +145,10 @@ def write(output: Path, found: Evaluation, *, overwrite: bool) -> None:
     import json
 
     from mpmmu_rt.evaluation import plots, text
-    from mpmmu_rt.files import atomic_folder, rounded
+    from mpmmu_rt.files import atomic_folder
     from mpmmu_rt.report_html import page
 
-    entry = rounded(found.entry)
+    entry = found.entry
     with atomic_folder(output, marker=REPORT, overwrite=overwrite) as folder:
         (folder / REPORT).write_text(json.dumps(entry, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         (folder / "report.md").write_text(text.markdown(entry), encoding="utf-8")

@@ -11,6 +11,7 @@ import numpy as np
 from mpmmu_rt.cases import Manifest
 from mpmmu_rt.checks import decide
 from mpmmu_rt.errors import ImageError, UsageError
+from mpmmu_rt.files import rounded
 from mpmmu_rt.machine import describe, now
 from mpmmu_rt.progress import Progress, silent
 from mpmmu_rt.spec import Array
@@ -32,7 +33,8 @@ MOST_GROUPS = 20
 
 @dataclass(frozen=True)
 class Evaluation:
-    """entry: JSON values only. rows: of every case that was asked, its part, answer and decision, for a CSV."""
+    """entry: JSON values only, `rounded`: every output is made from it. rows: of every case that was asked, its part,
+    answer and decision, for a CSV."""
 
     entry: dict[str, Any]
     rows: list[dict[str, str]]
@@ -70,7 +72,7 @@ def evaluate(
     if against is not None:
         entry["against"] = _against(system, against, manifest, [rows[at] for at in kept], answers, wanted, progress)
     entry["remarks"] = words.remarks(entry)
-    return Evaluation(entry, [_row(one, parts, row, system) for one, row in zip(asked, rows, strict=True)])
+    return Evaluation(rounded(entry), [_row(one, parts, row, system) for one, row in zip(asked, rows, strict=True)])
 
 
 def _check_columns(manifest: Manifest, by: Sequence[str]) -> None:
