@@ -71,5 +71,5 @@ def _png(picture: Array) -> bytes:
     from PIL import Image
 
     stream = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(picture, np.uint8)).save(stream, "PNG", optimize=True)
+    Image.fromarray(np.ascontiguousarray(picture, np.uint8)).save(stream, "PNG")
     return stream.getvalue()
