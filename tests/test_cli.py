@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -501,3 +502,20 @@ def test_two_images_swapped_in_the_manifest_give_another_probability(
     with out.open(newline="") as file:
         first, second = (float(row["probability"]) for row in csv.DictReader(file))
     assert abs(first - second) > 1e-3
+
+
+@pytest.mark.parametrize("how", ["2>/dev/null", "2>&1"])
+def test_a_reader_that_goes_away_changes_no_exit_code(bundle_folder: Path, tmp_path: Path, how: str) -> None:
+    """`mpmmu-rt verify … | head -1` under `set -o pipefail` must say that it failed."""
+    folder = Path(shutil.copytree(bundle_folder, tmp_path / "b"))
+    with np.load(folder / "golden/golden.npz") as stored:
+        golden = dict(stored)
+    golden["probability"] = golden["probability"][::-1]
+    with (folder / "golden/golden.npz").open("wb") as file:
+        np.savez(file, **golden)
+    reseal(folder)
+    for words, code in ((["inspect", bundle_folder], 0), (["verify", folder, "--no-record"], 3)):
+        command = shlex.join([sys.executable, "-m", "mpmmu_rt", *map(str, words)])
+        shell = f"{command} {how} | true; echo ${{PIPESTATUS[0]}}"
+        said = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, check=True)
+        assert said.stdout == f"{code}\n", said.stderr

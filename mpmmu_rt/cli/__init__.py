@@ -81,7 +81,7 @@ def _options(
     if version:
         from mpmmu_rt import __version__
 
-        typer.echo(__version__)
+        _report.say(__version__)
         raise typer.Exit
 
 

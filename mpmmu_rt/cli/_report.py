@@ -53,13 +53,8 @@ def reported(command: Callable[_Arguments, None]) -> Callable[_Arguments, None]:
     def wrapped(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> None:
         try:
             command(*args, **kwargs)
-            sys.stdout.flush()  # what it says may not fit, or find nobody to read it
         except (typer.Exit, typer.Abort):
             raise
-        except BrokenPipeError:
-            # The reader has what it wanted (`| head`). What Python still flushes at its end goes nowhere.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise typer.Exit(0) from None
         except BaseException as error:
             if type(error).__module__.startswith(("click", "typer")):
                 raise
@@ -141,9 +136,20 @@ def usage_error(error: Exception) -> int | None:
     return _fail(error, error.format_message().rstrip("."), f"{command} --help", exit_code)
 
 
+def say(text: str, *, end: str = "\n", err: bool = False) -> None:
+    """Print. A reader that has what it wanted and goes away (`| head`) ends neither the work nor changes its exit code:
+    what comes after goes nowhere. Raises `OSError` where the text does not fit."""
+    stream = sys.stderr if err else sys.stdout
+    try:
+        typer.echo(text + end, nl=False, err=err)
+        stream.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
 def note(text: str) -> None:
     """A line for the person at the terminal: stderr. Broken between words there, and one line in a file."""
-    typer.echo(wrapped(text) if sys.stderr.isatty() else text, err=True)
+    say(wrapped(text) if sys.stderr.isatty() else text, err=True)
 
 
 def next_command(*arguments: object) -> None:
@@ -156,7 +162,7 @@ def next_command(*arguments: object) -> None:
             lines.append(f"  {argument}")
         else:
             lines[-1] += f" {argument}"
-    typer.echo(" \\\n".join(lines), err=True)
+    say(" \\\n".join(lines), err=True)
 
 
 JsonTo = Annotated[
@@ -177,7 +183,7 @@ def put_json(to: str | None, entry: Any, *, exact: bool = False) -> bool:
     """
     found = entry if exact else rounded(entry)
     if to == "-":
-        typer.echo(json.dumps(found, indent=2, allow_nan=False))
+        say(json.dumps(found, indent=2, allow_nan=False))
     elif to:
         write_json(Path(to), found)
     return to == "-"

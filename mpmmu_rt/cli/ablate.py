@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from ._ablate_text import markdown, text
-from ._report import JsonTo, bars, check_json, going_on, note, put_json
+from ._report import JsonTo, bars, check_json, going_on, note, put_json, say
 from .train import Arch, Attention, Preset, configured, require_one
 
 
@@ -75,7 +75,7 @@ def ablate(
     with atomic_file(output / "ablation.md") as partial:
         partial.write_text(markdown(entry), encoding="utf-8")
     if not put_json(json_to, entry):
-        typer.echo(text(entry))
+        say(text(entry))
     note(
         f"wrote {output / 'ablation.md'} and {output / 'ablation.json'}; {output / 'runs'} holds what more seeds reuse"
     )

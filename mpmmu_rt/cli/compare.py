@@ -12,7 +12,7 @@ from mpmmu_rt.errors import UsageError
 from mpmmu_rt.files import rounded
 from mpmmu_rt.options import allowances, duration, share
 
-from ._report import JsonTo, bars, check_json, check_output, count, fitted, note, put_json, wrapped, write_html
+from ._report import JsonTo, bars, check_json, check_output, count, fitted, note, put_json, say, wrapped, write_html
 
 EXIT_CODES = {"not slower": 0, "slower": 4, "cannot tell": 5}
 
@@ -57,7 +57,7 @@ def compare(
         found = race(*sides, batch, rule=rule, allow_counts=may_grow, budget_s=seconds, progress=progress)
     entry = rounded(found.to_json())
     if not put_json(json_to, entry):
-        typer.echo(_describe(entry))
+        say(_describe(entry))
     if html_to:
         write_html(html_to, entry)
     if found.verdict.answer == "cannot tell":

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ._report import JsonTo, check_json, count, fitted, note, put_json, wrapped
+from ._report import JsonTo, check_json, count, fitted, note, put_json, say, wrapped
 
 if TYPE_CHECKING:
     from mpmmu_rt.doctor import Finding
@@ -33,16 +33,16 @@ def doctor(
     if not put_json(json_to, to_json(targets, abilities)):
         facts = machine.describe()
         units = ", ".join(facts["cpu_features"]) or "no vector units"
-        typer.echo(wrapped(f"{facts['cpu']}, {count(facts['threads'], 'thread')} ({units})"))
-        typer.echo(wrapped(f"{facts['system']}, Python {facts['python']}") + "\n")
+        say(wrapped(f"{facts['cpu']}, {count(facts['threads'], 'thread')} ({units})"))
+        say(wrapped(f"{facts['system']}, Python {facts['python']}") + "\n")
         for header, findings in (("target", targets), ("ability", abilities)):
-            typer.echo(fitted([header, "", ""], _rows(findings)) + "\n")
-        typer.echo("known:")
+            say(fitted([header, "", ""], _rows(findings)) + "\n")
+        say("known:")
         about: dict[str, list[str]] = {}
         for known in advise(targets):
             about.setdefault(f"{known.says} ({known.found}, {known.source})", []).append(known.about)
         for says, names in about.items():
-            typer.echo(wrapped(f"  {', '.join(names)}: {says}"))
+            say(wrapped(f"  {', '.join(names)}: {says}"))
         hints: dict[str, list[str]] = {}  # the same for many targets, and then said once
         for item in (*targets, *abilities):
             if item.hint:

@@ -10,7 +10,7 @@ import typer
 
 from mpmmu_rt.errors import BundleError, UsageError
 
-from ._report import JsonTo, bars, check_json, fitted, note, put_json, wrapped
+from ._report import JsonTo, bars, check_json, fitted, note, put_json, say, wrapped
 from .export import warn_untrained
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def evaluate(
         found = run(judged, cases, wanted, against=second, progress=progress)
     write(output, found, overwrite=overwrite)
     if not put_json(json_to, found.entry):
-        typer.echo(describe(found.entry))
+        say(describe(found.entry))
     if update_card:
         from mpmmu_rt.card import update
 

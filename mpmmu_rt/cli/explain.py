@@ -7,7 +7,7 @@ import typer
 
 from mpmmu_rt.errors import ImageError, UsageError
 
-from ._report import JsonTo, bars, check_json, count, fitted, going_on, note, put_json, wrapped
+from ._report import JsonTo, bars, check_json, count, fitted, going_on, note, put_json, say, wrapped
 
 if TYPE_CHECKING:
     from mpmmu_rt.cases import Case
@@ -53,7 +53,7 @@ def explain(
         size, remarks = predictor.bundle.preprocessing.size, predictor.remarks
         _write(output, entry, found, size, overwrite=overwrite)
     if not put_json(json_to, entry):
-        typer.echo(_describe(entry))
+        say(_describe(entry))
     note(f"wrote {output}: explanation.html, {REPORT}, {count(len(found), 'case')}")
     for remark in remarks:
         note(f"note: {remark}")

@@ -9,7 +9,7 @@ import typer
 from mpmmu_rt.checks import ENOUGH_TO_CROSS
 from mpmmu_rt.errors import ParityError, UsageError
 
-from ._report import JsonTo, bars, check_json, count, fitted, going_on, next_command, note, put_json, wrapped
+from ._report import JsonTo, bars, check_json, count, fitted, going_on, next_command, note, put_json, say, wrapped
 
 if TYPE_CHECKING:
     from mpmmu_rt.bundle import Bundle
@@ -119,13 +119,13 @@ def export(
     if not put_json(json_to, entry):
         from .verify import checks_table
 
-        typer.echo(checks_table(report["checks"]))
+        say(checks_table(report["checks"]))
         said = (
             f"{count(report['cases'], 'case')} ({report['source']}): {report['decisions_flipped']} decisions flipped, "
             f"{report['split_crossings']} differ by more than rounding may"
         )
-        typer.echo("\n" + wrapped(said))
-        typer.echo("\n" + targets_table(bundle.entry))
+        say("\n" + wrapped(said))
+        say("\n" + targets_table(bundle.entry))
     for licence in dict.fromkeys(known_engine(Target.parse(name)).traits.licence for name in bundle.targets):
         if licence:
             note(f"note: {licence}")

@@ -10,7 +10,7 @@ from mpmmu_rt.checks import figure
 from mpmmu_rt.errors import BundleError
 
 from ._metrics import tested
-from ._report import JsonTo, check_json, count, fitted, put_json, wrapped
+from ._report import JsonTo, check_json, count, fitted, put_json, say, wrapped
 from .export import describe_precision, warn_untrained
 
 if TYPE_CHECKING:
@@ -54,16 +54,16 @@ def inspect(
         forests = [f"{' + '.join(map(str, one['trees']))} trees by {one['strategy']}" for one in head["forests"]]
         where = "" if head["engine"] == "portable" else f" for {head['engine']}"
         lines.append(f"stacking head{where}: {', '.join(forests) or 'no trees'}")
-    typer.echo(wrapped("\n".join([*lines, *(f"warning: {text}" for text in entry["head"]["head"]["notes"])])))
+    say(wrapped("\n".join([*lines, *(f"warning: {text}" for text in entry["head"]["head"]["notes"])])))
     if entry["card"].get("metrics"):
-        typer.echo("\n" + _tested(entry["card"]["metrics"]))
-    typer.echo("\n" + fitted(["target", ""], runs))
+        say("\n" + _tested(entry["card"]["metrics"]))
+    say("\n" + fitted(["target", ""], runs))
     shapes = [[tensor.name, tensor.dtype, " x ".join(map(str, tensor.shape))] for tensor in opened.tensors.values()]
-    typer.echo("\n" + fitted(["tensor", "dtype", "shape"], shapes))
+    say("\n" + fitted(["tensor", "dtype", "shape"], shapes))
     files = [[name, f"{facts['bytes']:,}", facts["sha256"][:12]] for name, facts in entry["files"].items()]
-    typer.echo("\n" + fitted(["file", "bytes", "sha256"], files))
+    say("\n" + fitted(["file", "bytes", "sha256"], files))
     versions = ", ".join(f"{name} {version}" for name, version in entry["provenance"]["versions"].items())
-    typer.echo("\n" + wrapped(f"made with {versions}"))
+    say("\n" + wrapped(f"made with {versions}"))
     warn_untrained(opened.trained)
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from ._proven import looked_up, note_verdict, warn_never_run
-from ._report import JsonTo, check_json, note, put_json, wrapped
+from ._report import JsonTo, check_json, note, put_json, say, wrapped
 
 
 def predict(
@@ -58,7 +58,7 @@ def predict(
         text = (
             f"{found.decision[0]}: probability of malignancy {found.probability[0]:.4f}, threshold {opened.threshold:g}"
         )
-        typer.echo(wrapped(text))
+        say(wrapped(text))
     for one in said:
         note(wrapped(f"warning: {one}"))
     for one in remarks:

@@ -10,7 +10,7 @@ import typer
 from mpmmu_rt.errors import UsageError
 
 from ._metrics import TOO_FEW, tested, with_weakness
-from ._report import JsonTo, bars, check_json, command, fitted, going_on, next_command, note, put_json, wrapped
+from ._report import JsonTo, bars, check_json, command, fitted, going_on, next_command, note, put_json, say, wrapped
 
 
 class Preset(StrEnum):
@@ -152,7 +152,7 @@ def train(
         beside = learning_curves.write(model.history, output)
         shutil.rmtree(work_dir)
     if not put_json(json_to, metrics | {"image_warnings": warned}):
-        typer.echo(_describe(metrics))
+        say(_describe(metrics))
     for text in image_warnings.lines(warned):
         note(text)
     note(f"wrote {output}, in it how it learnt: {', '.join(beside)}")
