@@ -20,7 +20,7 @@ from mpmmu_rt.bundle import Bundle
 from mpmmu_rt.engines import known_engine
 from mpmmu_rt.engines.shared import blob_cache
 from mpmmu_rt.errors import ExportError, ParityError, UsageError
-from mpmmu_rt.files import atomic_folder, check_replaceable
+from mpmmu_rt.files import atomic_folder, check_replaceable, rounded
 from mpmmu_rt.image_warnings import summary
 from mpmmu_rt.images import Preprocessing
 from mpmmu_rt.known_images import KnownImages
@@ -267,6 +267,7 @@ def finish(draft: Draft) -> None:
     for key, data in (("learnt", draft.cases), ("judged_learnt", draft.judged)):
         draft.entry["parity"][key] = int(known.learnt(data.pixels).sum()) if known.known else None
     draft.entry["parity"]["judged"] = len(draft.judged.pixels["mammography"])
+    draft.entry.update({key: rounded(draft.entry[key]) for key in ("parity", "precision")})
     draft.seal()
 
 

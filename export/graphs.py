@@ -25,11 +25,16 @@ _MAX_GRAPH_BYTES = 2 * 2**30 - 1  # protobuf's limit
 _OUTPUTS = ("probability", "base_probability", "embedding")  # of the whole model
 
 
+SAID = "mpmmu_rt."  # how the keys begin under which `say` writes
+
+
 def clean(model: onnx.ModelProto) -> onnx.ModelProto:
     """Fix the IR version and drop what describes the exporting machine: traces, paths, doc strings."""
     model.ir_version = IR_VERSION
     model.doc_string = ""
+    said = [item for item in model.metadata_props if item.key.startswith(SAID)]
     del model.metadata_props[:]
+    model.metadata_props.extend(said)
     graph = model.graph
     for item in (graph, *graph.node, *graph.initializer, *graph.input, *graph.output, *graph.value_info):
         item.doc_string = ""

@@ -52,6 +52,7 @@ import json
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -139,7 +140,7 @@ class Bundle:
                 threshold=_threshold(entry),
             )
             _check_pixels(bundle)
-            ModalityCheck.from_json(entry.get("modality_check"))
+            _ = bundle.modality_check
             bundle.check_files()
         except KeyError as error:
             missing = f"{manifest} lacks the key `{error.args[0]}`, expected all keys of {SCHEMA}"
@@ -165,17 +166,17 @@ class Bundle:
     def targets(self) -> tuple[str, ...]:
         return tuple(self.entry["targets"])
 
-    @property
+    @cached_property
     def known_images(self) -> KnownImages:
         """What the model was trained on; nothing of an old bundle, or of modules of the user's own."""
         return KnownImages.from_json(self.entry.get("known_images"))
 
-    @property
+    @cached_property
     def modality_check(self) -> ModalityCheck | None:
         """Of pairs whose images look swapped; None where the model was not trained by us, or long ago."""
         return ModalityCheck.from_json(self.entry.get("modality_check"))
 
-    @property
+    @cached_property
     def learners(self) -> tuple[str, ...] | None:
         """The names of the head's base learners, as `base_probability` has them; None where an old bundle has none."""
         names = self.entry["head"].get("head", {}).get("learners")

@@ -66,7 +66,7 @@ def atomic_file(path: Path, *, private: bool = False) -> Iterator[Path]:
     """
     try:
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
-    except OSError as error:
+    except FileNotFoundError as error:  # any other error is the system's to tell, and the caller's to bear or not
         raise unwritable(path, error) from error
     os.close(handle)
     partial = Path(name)
@@ -105,9 +105,10 @@ def atomic_folder(path: Path, *, marker: str, overwrite: bool) -> Iterator[Path]
     An existing `path` is replaced only if `overwrite` is set and it holds the file `marker`: a folder of
     another kind is never deleted. Raises `OutputError`, also where another process is writing `path`.
     """
-    check_replaceable(path, marker=marker, overwrite=overwrite)
-    with claimed(path), _replacing(path, marker=marker, overwrite=overwrite) as partial:
-        yield partial
+    with claimed(path):
+        check_replaceable(path, marker=marker, overwrite=overwrite)  # once it is held: nobody changes it any more
+        with _replacing(path, marker=marker, overwrite=overwrite) as partial:
+            yield partial
 
 
 @contextmanager

@@ -128,7 +128,8 @@ def open_journal(
         raise OutputError(f"{output} is a folder, expected a file to write", hint="name a file with -o")
     if path.exists() and path.stat().st_size == 0:
         path.unlink()
-    if output.exists() and not (overwrite or retry_failed):
+    begun = resume and path.exists()  # by a run that was allowed to replace what is there
+    if output.exists() and not (overwrite or retry_failed or begun):
         raise OutputError(
             f"{output} exists already, expected a free path",
             hint="choose another -o, or pass --overwrite, or --retry-failed to make its rows with errors again",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -51,9 +52,16 @@ class KnownImages:
 
         pixels: uint8 [N, 1, S, S] of each modality, preprocessed as for the model.
         """
-        learnt = self.parts["train"] | self.parts["validation"]
         rows = zip(*(pixels[modality] for modality in MODALITIES), strict=True)
-        return np.array([any(digest(image) in learnt for image in row) for row in rows], bool)
+        return np.array([self.shows(row) for row in rows], bool)
+
+    def shows(self, images: Iterable[Array]) -> bool:
+        """The same of one case: whether any of its images, uint8 [1, S, S], was learnt."""
+        return bool(self._learnt) and any(digest(image) in self._learnt for image in images)
+
+    @cached_property
+    def _learnt(self) -> frozenset[str]:
+        return self.parts["train"] | self.parts["validation"]
 
 
 def _split(text: Any) -> frozenset[str]:

@@ -7,6 +7,7 @@ so that one strange image raises no alarm. It is a warning and no refusal: what 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -29,24 +30,29 @@ def figures(pixels: Array) -> Array:
     horizontal steps. fading: mean of the upper third less that of the lower, over the deviation. lopsided: the size of
     left less right, over it.
     """
-    grey = pixels[:, 0].astype(np.float64) / 255
-    mean, deviation = grey.mean((1, 2)), grey.std((1, 2))
-    scale = np.maximum(deviation, 1e-3)
-    down, right = (np.abs(np.diff(grey, axis=axis)).sum((1, 2)) / grey[0].size for axis in (1, 2))
-    third, half = max(1, grey.shape[1] // 3), max(1, grey.shape[2] // 2)
-    return np.stack(
-        [
-            (pixels[:, 0] < 8).mean((1, 2)),
-            (pixels[:, 0] >= 200).mean((1, 2)),
-            mean,
-            deviation,
-            (down + right) / scale,
-            np.log((down + 1e-4) / (right + 1e-4)),
-            (grey[:, :third].mean((1, 2)) - grey[:, -third:].mean((1, 2))) / scale,
-            np.abs(grey[:, :, :half].mean((1, 2)) - grey[:, :, -half:].mean((1, 2))) / scale,
-        ],
-        1,
-    )
+    return np.stack([_of_image(image) for image in pixels[:, 0]])
+
+
+def _of_image(grey: Array) -> Array:
+    """float64 [8] of uint8 [S, S]. Sums are of integers: `run` asks for every image, and floats take longer."""
+    size, (height, width) = grey.size, grey.shape
+    rows, columns = grey.sum(1, dtype=np.uint32), grey.sum(0, dtype=np.uint32)
+    mean = float(rows.sum(dtype=np.uint64)) / size
+    squares = float(np.square(grey, dtype=np.uint16).sum(dtype=np.uint64)) / size
+    deviation = max(0.0, squares - mean * mean) ** 0.5 / 255
+    scale = max(deviation, 1e-3)
+    down, right = _steps(grey[1:], grey[:-1], size), _steps(grey[:, 1:], grey[:, :-1], size)
+    third, half = max(1, height // 3), max(1, width // 2)
+    fading = float(rows[:third].mean() - rows[-third:].mean()) / width / 255
+    lopsided = abs(float(columns[:half].mean() - columns[-half:].mean())) / height / 255
+    black, bright = np.count_nonzero(grey < 8) / size, np.count_nonzero(grey >= 200) / size
+    fine, vertical = (down + right) / scale, math.log((down + 1e-4) / (right + 1e-4))
+    return np.array([black, bright, mean / 255, deviation, fine, vertical, fading / scale, lopsided / scale])
+
+
+def _steps(one: Array, other: Array, size: int) -> float:
+    """The mean step between neighbours, of grey 0..1."""
+    return float((np.maximum(one, other) - np.minimum(one, other)).sum(dtype=np.uint64)) / size / 255
 
 
 @dataclass(frozen=True)

@@ -166,7 +166,7 @@ def _ask(
     progress("own cases", 0, total, "cases")
     with Decoder(manifest.cases, new.bundle.preprocessing, frame=frame, ahead=2 * BATCH) as decoded:
         for items in _batches(decoded, seen):
-            seen.learnt += _learnt(new, items)
+            seen.learnt += sum(new.bundle.known_images.shows(item.pixels.values()) for item in items)
             answers = _answers(new, reference, items)
             seen.unanswered += len(items) - len(answers)
             if answers:
@@ -188,11 +188,6 @@ def _batches(decoded: Iterator[Decoded], seen: _Seen) -> Iterator[list[Decoded]]
             pending = []
     if pending:
         yield pending
-
-
-def _learnt(new: Predictor, items: list[Decoded]) -> int:
-    pixels = {modality: np.stack([item.pixels[modality] for item in items]) for modality in MODALITIES}
-    return int(new.bundle.known_images.learnt(pixels).sum())
 
 
 _Answer = tuple[Decoded, Prediction, Prediction | None, int]  # the case, what both say, its row

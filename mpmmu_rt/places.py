@@ -22,7 +22,8 @@ _BUSY = frozenset({errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES, errno.EDEADLK}
 _FULL_TEXT = re.compile(r"no space left|disk quota exceeded|file too large|os error (28|122|27)\b", re.IGNORECASE)
 _LOCKED_BYTE = 2**30  # beyond what is written: Windows lets nobody read a byte that is locked
 
-_held: dict[Path, int] = {}  # output → thread that holds it
+# Output → process and thread that hold it. A fork inherits it, and holds nothing.
+_held: dict[Path, tuple[int, int]] = {}
 _entering = threading.Lock()
 
 
@@ -35,11 +36,11 @@ def claimed(output: Path) -> Iterator[None]:
     written: so it stands before the work.
     """
     place = output.parent.resolve() / output.name
-    me = threading.get_ident()
+    me = (os.getpid(), threading.get_ident())
     with _entering:
         if _held.get(place) == me:
             nested, handle = True, -1
-        elif place in _held:
+        elif place in _held and _held[place][0] == me[0]:
             raise _taken(output, "another thread of this process")
         else:
             nested, handle = False, _lock(output, place)
@@ -51,11 +52,16 @@ def claimed(output: Path) -> Iterator[None]:
         _clear(place)
         yield
     finally:
-        with _entering:
-            del _held[place]
-            with contextlib.suppress(OSError):  # on Windows an open file stays, and the next takes it over
-                _lock_file(place).unlink()
-            os.close(handle)
+        if os.getpid() == me[0]:  # a fork that leaves by this way lets go of nothing
+            _let_go(place, handle)
+
+
+def _let_go(place: Path, handle: int) -> None:
+    with _entering:
+        del _held[place]
+        with contextlib.suppress(OSError):  # on Windows an open file stays, and the next takes it over
+            _lock_file(place).unlink()
+        os.close(handle)
 
 
 def _lock_file(place: Path) -> Path:
@@ -79,7 +85,7 @@ def _lock(output: Path, place: Path) -> int:
         except OSError as error:
             raise unwritable(output, error) from error
         try:
-            _lock_handle(handle)
+            lock(handle, wait=False)
             ours = os.path.samestat(os.fstat(handle), path.stat())
         except FileNotFoundError:  # its holder has just removed it: ours would be a lock that nobody else sees
             ours = False
@@ -93,24 +99,36 @@ def _lock(output: Path, place: Path) -> int:
                 hint="choose another -o, on a local disk",
             ) from error
         if ours:
-            os.ftruncate(handle, 0)
-            os.write(handle, f"process {os.getpid()}".encode())
+            with contextlib.suppress(OSError):  # a courtesy to who is refused, for which a disk may be too full
+                os.ftruncate(handle, 0)
+                os.write(handle, f"process {os.getpid()}".encode())
             return handle
         os.close(handle)
 
 
-def _lock_handle(handle: int) -> None:
-    """Raises `OSError` where another has it."""
+def lock(handle: int, *, wait: bool) -> None:
+    """Take the system's lock of an open file, which goes with the process.
+
+    Raises `OSError` where another has it, unless told to `wait`.
+    """
     if sys.platform == "win32":
         import msvcrt
 
         os.lseek(handle, _LOCKED_BYTE, os.SEEK_SET)
-        msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
-        os.lseek(handle, 0, os.SEEK_SET)
+        try:
+            while True:
+                try:
+                    msvcrt.locking(handle, msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK, 1)
+                    return
+                except OSError:  # after ten seconds
+                    if not wait:
+                        raise
+        finally:
+            os.lseek(handle, 0, os.SEEK_SET)
     else:
         import fcntl
 
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
 
 
 def _clear(place: Path) -> None:
@@ -156,7 +174,10 @@ def check_writable(output: Path) -> None:
 
 def require_room(output: Path, need_bytes: float, what: str) -> None:
     """Raise `OutputError` where the disk of `output` has less than an estimate of what `what` takes."""
-    free = shutil.disk_usage(output.parent).free
+    try:
+        free = shutil.disk_usage(output.parent).free
+    except OSError as error:
+        raise unwritable(output, error) from error
     if free < need_bytes:
         raise OutputError(
             f"the disk of {output} has {_size(free)} left, expected some {_size(need_bytes)} for {what}",

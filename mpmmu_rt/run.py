@@ -25,7 +25,7 @@ from .errors import AnswerError, ImageError, OutputError, UsageError
 from .files import sha256_file
 from .images import Preprocessing, read_with_warnings
 from .journal import COLUMNS as COLUMNS
-from .journal import SCHEMA, Journal, Layout, Row, decision_of, open_journal
+from .journal import SCHEMA, Journal, Layout, Row, open_journal
 from .latency import Latency, summarise
 from .machine import usable_threads
 from .modality_check import SAYS, ModalityCheck
@@ -244,12 +244,14 @@ def _predict(predictor: Predictor, items: Sequence[Decoded], ledger: _Ledger, ex
         (
             item.case.case_id,
             _shortest(value),
-            decision_of(value, predictor.bundle),
+            decision,
             "",
             item.warnings,
             *_extras(item, prediction, row, extra),
         )
-        for row, (item, value) in enumerate(zip(items, prediction.probability, strict=True))
+        for row, (item, value, decision) in enumerate(
+            zip(items, prediction.probability, prediction.decision, strict=True)
+        )
     ]
 
 

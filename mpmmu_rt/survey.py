@@ -1,7 +1,7 @@
 """Every target of a bundle on this machine, fastest first, and which to take: what `bench` shows where none is named.
 
 All take turns, each in a fresh process: what else the machine does meets all alike, and none is slowed down by the
-threads of another (in one process, on two busy cores, OpenVINO took three times as long beside others as alone). They
+threads of another, as engines that are loaded side by side are. They
 are ranked by the median of their calls; `compare` says whether a small difference is real.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -56,13 +55,12 @@ def first_target(bundle: Bundle) -> Target:
     return default if default in usable or not usable else usable[0]
 
 
-def survey(path: Path, batch: int, *, seconds: float = 1.0, progress: Progress = silent) -> dict[str, Any]:
+def survey(bundle: Bundle, batch: int, *, seconds: float = 1.0, progress: Progress = silent) -> dict[str, Any]:
     """`targets` of `bench`'s JSON document: rows as `Timed`, fastest first, and what is recommended.
 
-    seconds: of the calls of each target, at least three a turn. Raises what opening `path` raises; a target that can't
+    seconds: of the calls of each target, at least three a turn. A target that can't
     run, fails or says something else than the golden answers is a row that says why.
     """
-    bundle = Bundle.open(path)
     targets = list(map(Target.parse, bundle.targets))
     problems = {target: problem for target in targets if (problem := _problem(target))}
     samples: dict[Target, list[float]] = {target: [] for target in targets}
@@ -70,7 +68,7 @@ def survey(path: Path, batch: int, *, seconds: float = 1.0, progress: Progress =
         progress("all targets in turn", number, len(targets) * TURNS, "turns")
         if target not in problems:
             try:
-                samples[target] += take_turn(Side(path, target), batch, seconds / TURNS)
+                samples[target] += take_turn(Side(bundle.path, target), batch, seconds / TURNS)
             except MpmmuError as error:
                 problems[target] = error
     progress("all targets in turn", len(targets) * TURNS, len(targets) * TURNS, "turns")

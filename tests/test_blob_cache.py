@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
 import stat
+import tempfile
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pytest
@@ -241,3 +244,18 @@ def test_a_bundle_that_is_replaced_meanwhile_is_not_mixed_with_the_old_one(
             predictor.predict(cases)
         np.testing.assert_array_equal(predictor.predict(one).probability, want)
     assert len(cache.entries()) == 2  # of `answer`, and of one case on two threads
+
+
+def test_a_folder_that_takes_nothing_more_is_a_warning(cache: BlobCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a cache of mode 0500: the model was compiled, and is not lost."""
+
+    def refused(*_: object, **__: object) -> NoReturn:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    cache.store(FACTS, b"kept")
+    monkeypatch.setattr(tempfile, "mkstemp", refused)
+    with pytest.warns(CacheWarning, match=r"can't be written: Permission denied"):
+        cache.store(FACTS | {"engine": "2.0"}, b"lost")
+    found = cache.load(FACTS)
+    assert found is not None
+    assert found.tobytes() == b"kept"

@@ -63,6 +63,30 @@ def test_figures_are_finite_of_any_image(size: int) -> None:
     assert size == 1 or np.isfinite(found).all()
 
 
+@pytest.mark.parametrize("size", [2, 3, 7, 48, 224, 512])
+def test_figures_are_what_their_definition_says(size: int) -> None:
+    """`figures` sums integers; this is its docstring in floats."""
+    rng = np.random.default_rng(size)
+    pixels = (rng.beta(0.4, 0.6, (5, 1, size, size)) * 255.99).astype(np.uint8)
+    pixels[3], pixels[4] = 255, np.arange(size, dtype=np.uint8)[:, None]
+    grey = pixels[:, 0].astype(np.float64) / 255
+    mean, deviation = grey.mean((1, 2)), grey.std((1, 2))
+    scale = np.maximum(deviation, 1e-3)
+    down, right = (np.abs(np.diff(grey, axis=axis)).sum((1, 2)) / size**2 for axis in (1, 2))
+    third, half = max(1, size // 3), max(1, size // 2)
+    wanted = [
+        (pixels[:, 0] < 8).mean((1, 2)),
+        (pixels[:, 0] >= 200).mean((1, 2)),
+        mean,
+        deviation,
+        (down + right) / scale,
+        np.log((down + 1e-4) / (right + 1e-4)),
+        (grey[:, :third].mean((1, 2)) - grey[:, -third:].mean((1, 2))) / scale,
+        np.abs(grey[:, :, :half].mean((1, 2)) - grey[:, :, -half:].mean((1, 2))) / scale,
+    ]
+    np.testing.assert_allclose(figures(pixels), np.stack(wanted, 1), rtol=1e-9, atol=1e-9)
+
+
 def test_it_reads_back_what_it_wrote(check: ModalityCheck) -> None:
     again = ModalityCheck.from_json(json.loads(json.dumps(check.to_json())))
     assert again is not None

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -163,6 +164,49 @@ def test_room_is_asked_for_before(tmp_path: Path) -> None:
     require_room(tmp_path / "x", 1, "a byte")
     with pytest.raises(OutputError, match=r"left, expected some 1000000000\.0 GB for a world"):
         require_room(tmp_path / "x", 1e18, "a world")
+    with pytest.raises(OutputError, match=r"no.* expected the place to write x"):
+        require_room(tmp_path / "no" / "x", 1, "a byte")
+
+
+def test_a_fork_holds_nothing_and_lets_go_of_nothing(tmp_path: Path) -> None:
+    script = """
+import os, sys, warnings
+from pathlib import Path
+from mpmmu_rt.errors import OutputError
+from mpmmu_rt.places import claimed
+out = Path(sys.argv[1])
+with claimed(out):
+    child = os.fork()
+    if child == 0:
+        try:
+            with claimed(out):
+                os._exit(3)
+        except OutputError as error:
+            print(error, flush=True)
+    else:
+        assert os.waitpid(child, 0)[1] == 0
+        assert out.with_name(".out.lock").exists(), "the child has left the block, and its parent has not"
+if child:
+    print(out.with_name(".out.lock").exists())
+"""
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path / "out")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    refusal, left = done.stdout.splitlines()
+    assert "out is being written by process" in refusal
+    assert left == "False"
+
+
+def test_a_disk_too_full_for_the_name_of_its_holder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lock is the system's; who holds it is a courtesy."""
+
+    def full(*_: object) -> NoReturn:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", full)
+        with claimed(tmp_path / "out"):
+            assert names(tmp_path) == [".out.lock"]
+    assert names(tmp_path) == []
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import itertools
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -89,6 +92,40 @@ def test_an_output_that_is_not_this_runs_is_not_gone_on_from(
     assert "p.csv.json can't be read" in run(cases, "--retry-failed").stderr
     assert out.read_text() == text
     assert run(cases, "--retry-failed", "--overwrite").exit_code == 2
+
+
+def test_a_replacing_run_that_was_interrupted_goes_on_as_its_hint_says(
+    run: Callable[..., Result], cases: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its journal shows that it was allowed to replace the output: `--resume` need not ask again."""
+    import mpmmu_rt.run
+    from mpmmu_rt.images import read_with_warnings as read
+
+    repair(cases)
+    assert run(cases).exit_code == 0
+    before = rows(tmp_path / "p.csv")
+    count = itertools.count(1)
+
+    def interrupted(*given: Any, **options: Any) -> Any:
+        if next(count) == 9:
+            raise KeyboardInterrupt
+        return read(*given, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mpmmu_rt.run, "read_with_warnings", interrupted)
+        options = ("--overwrite", "--batch", 2)
+        patch.setattr(sys, "argv", ["mpmmu-rt", "run", "B", "M", *map(str, options)])
+        ended = run(cases, *options)
+    assert ended.exit_code == 130
+    hint = ended.stderr.splitlines()[-1]
+    assert "--resume" in hint
+    assert "--overwrite" not in hint
+    assert rows(tmp_path / "p.csv") == before, "the earlier output stands until the new one is whole"
+    again = run(cases, "--resume", "--batch", 2, "--json", tmp_path / "s.json")
+    assert again.exit_code == 0, again.stderr
+    assert 0 < json.loads((tmp_path / "s.json").read_text())["resumed"] < 12
+    after = rows(tmp_path / "p.csv")  # in batches of another size: rounding differs
+    assert [(row["case_id"], row["decision"]) for row in after] == [(row["case_id"], row["decision"]) for row in before]
 
 
 def test_a_run_that_ended_before_its_first_row_leaves_no_journal(

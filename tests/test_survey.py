@@ -35,7 +35,7 @@ def row(target: str, median_ms: float | None, *, proven: bool = True) -> Timed:
 
 def test_every_target_that_runs_is_timed_and_the_fastest_comes_first(bundle_folder: Path) -> None:
     seen: list[tuple[str, int, int, str]] = []
-    found = survey(bundle_folder, 3, seconds=0.01, progress=lambda *said: seen.append(said[:4]))
+    found = survey(Bundle.open(bundle_folder), 3, seconds=0.01, progress=lambda *said: seen.append(said[:4]))
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     rows = {one["target"]: one for one in found["rows"]}
     assert set(rows) == set(Bundle.open(bundle_folder).targets) == {"onnxruntime:fp32", "openvino:fp32"}
@@ -51,7 +51,7 @@ def test_every_target_that_runs_is_timed_and_the_fastest_comes_first(bundle_fold
 
 def test_what_cannot_run_says_why(bundle_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
-    *_, last = survey(bundle_folder, 2, seconds=0.01)["rows"]
+    *_, last = survey(Bundle.open(bundle_folder), 2, seconds=0.01)["rows"]
     assert (last["target"], last["median_ms"], last["n"]) == ("openvino:fp32", None, 0)
     assert "needs the package `openvino`" in last["problem"]
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
@@ -73,7 +73,7 @@ def test_fast_but_wrong_is_no_candidate(bundle_folder: Path, tmp_path: Path) -> 
     with path.open("wb") as file:
         np.savez(file, **golden)  # type: ignore[arg-type]
     seal(folder, json.loads((folder / "bundle.json").read_text()))
-    found = survey(folder, 3, seconds=0.01)
+    found = survey(Bundle.open(folder), 3, seconds=0.01)
     assert found["recommended"] == {"exact": None, "rounding": None}
     assert all("was fast but wrong" in one["problem"] for one in found["rows"])
 

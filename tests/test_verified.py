@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from typer.testing import CliRunner, Result
@@ -183,11 +185,17 @@ def test_no_record_leaves_none(folder: Path, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == [folder.name]
 
 
-@pytest.mark.parametrize("place", ["a folder in the way", "a name that is too long", "read-only"])
+def refused(*_: object, **__: object) -> NoReturn:
+    raise PermissionError(errno.EACCES, "Permission denied")
+
+
+@pytest.mark.parametrize("place", ["a folder in the way", "a name that is too long", "read-only", "refused"])
 def test_a_place_that_can_not_be_written_is_a_line_and_no_failure(
-    bundle_folder: Path, tmp_path: Path, place: str
+    bundle_folder: Path, tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = Path(shutil.copytree(bundle_folder, tmp_path / "sub" / ("b" * (245 if "long" in place else 1))))
+    if place == "refused":  # what the system says of a read-only place, to root too
+        monkeypatch.setattr(tempfile, "mkstemp", refused)
     if place == "a folder in the way":
         (folder.with_name("b.verified.json") / "x").mkdir(parents=True)
     if place == "read-only":

@@ -9,11 +9,12 @@ import typer
 
 from mpmmu_rt.baseline import EXIT_CODES, Baseline, judge_against, save
 from mpmmu_rt.compare import Side
+from mpmmu_rt.files import rounded
 from mpmmu_rt.gate import Rule
 from mpmmu_rt.options import allowances, duration, share
 from mpmmu_rt.spec import Target
 
-from ._report import bars, check_output, fitted, next_command, note, put_json, wrapped
+from ._report import bars, check_output, fitted, next_command, note, put_json, say, wrapped
 from .compare import describe_counts, estimate_row, note_counts
 
 
@@ -24,7 +25,7 @@ def save_baseline(path: Path, bundle: Path, target: Target, batch: int, *, budge
     with bars() as progress:
         found = save(path, Side(bundle, target), batch, budget_s=seconds, progress=progress)
     held = found.sessions
-    typer.echo(f"{path}: {sum(len(one.turns) for one in held)} turns of {found.bundle} on {target}, batch {batch}")
+    say(f"{path}: {sum(len(one.turns) for one in held)} turns of {found.bundle} on {target}, batch {batch}")
     named = ("--target", target, "--batch", batch)
     next_command("bench", bundle, *named, "--baseline", path)
     if len(held) == 1:
@@ -59,9 +60,9 @@ def judge_baseline(
             budget_s=seconds,
             progress=progress,
         )
-    entry = found.to_json()
+    entry = rounded(found.to_json())
     if not put_json(json_to, entry):
-        typer.echo(_describe(path, found.stored, entry, target, batch))
+        say(_describe(path, found.stored, entry, target, batch))
     if found.different:
         note(
             f"note: under other conditions ({'; '.join(found.different)}) only a slowdown of "

@@ -12,7 +12,7 @@ from mpmmu_rt.errors import UsageError
 from mpmmu_rt.files import rounded
 
 from ._bench_text import MOST_SECONDS, describe
-from ._report import JsonTo, bars, check_json, check_output, note, put_json, quiet, write_html
+from ._report import JsonTo, bars, check_json, check_output, note, put_json, quiet, say, write_html
 from .export import REFERENCE_BUNDLE
 
 
@@ -94,16 +94,17 @@ def bench(
                 json_to=json_to,
             )
         return
-    if target is None:
-        chosen = first_target(Bundle.open(bundle))
+    opened = Bundle.open(bundle) if target is None else None
+    if opened:
+        chosen = first_target(opened)
     with bars() as progress:
         effort = Effort(measure_ms=seconds * 1e3, max_warmup_ms=min(5000.0, seconds * 2e3))
         result = measure(bundle, chosen, batch, effort=effort, idle_s=silences, batches=sizes, progress=progress)
-        if target is None:
-            result.entry["targets"] = survey(bundle, batch, seconds=seconds / 3, progress=progress)
+        if opened:
+            result.entry["targets"] = survey(opened, batch, seconds=seconds / 3, progress=progress)
     entry = rounded(result.entry)
     if not put_json(json_to, entry):
-        typer.echo(describe(entry, bundle))
+        say(describe(entry, bundle))
     if html_to:
         write_html(html_to, entry)
     for remark in entry["remarks"]:

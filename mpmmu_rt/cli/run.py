@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ import typer
 from mpmmu_rt.errors import ImageError, UsageError
 
 from ._proven import looked_up, note_verdict, warn_never_run
-from ._report import JsonTo, bars, check_json, count, going_on, milliseconds, next_command, note, put_json
+from ._report import JsonTo, bars, check_json, count, going_on, milliseconds, next_command, note, put_json, say
 
 if TYPE_CHECKING:
     from mpmmu_rt.run import Summary
@@ -69,14 +68,18 @@ def run(
     with _place(output) as path, claimed(path):
         run_record.check_place(path)
 
+        added = () if output == Path("-") else ("--resume",)
+
         def kept() -> str:
             rows = place_of(path)
-            if output == Path("-") or not rows.exists():
+            if not added:
+                return "rows for stdout are not kept"
+            if not rows.exists():
                 return "no row was finished"
             finished = rows.read_bytes().count(b"\n") - 1
             return f"{count(finished, 'row')} kept in {rows}"
 
-        with going_on(path, kept, "--resume"), Predictor(opened, wanted) as predictor, bars() as progress:
+        with going_on(path, kept, *added), Predictor(opened, wanted) as predictor, bars() as progress:
             warn_never_run(opened, wanted, bundle)
             summary = run_manifest(
                 predictor,
@@ -92,7 +95,7 @@ def run(
             )
             entry = run_record.record(predictor, cases, output, summary, verdict, started)
         if output == Path("-"):
-            sys.stdout.write(path.read_text(encoding="utf-8"))
+            say(path.read_text(encoding="utf-8"), end="")
         else:
             place = run_record.keep(path, entry)
     put_json(json_to, entry)

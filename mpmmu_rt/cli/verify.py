@@ -8,8 +8,9 @@ import typer
 
 from mpmmu_rt.checks import figure
 from mpmmu_rt.errors import MpmmuError, UsageError
+from mpmmu_rt.files import rounded
 
-from ._report import JsonTo, bars, check_json, fitted, next_command, note, pairs, put_json, wrapped
+from ._report import JsonTo, bars, check_json, fitted, next_command, note, pairs, put_json, say, wrapped
 
 if TYPE_CHECKING:
     from mpmmu_rt.own_cases import OwnCases
@@ -76,8 +77,8 @@ def _verify(
         if cases:
             own = _own(predictor, path, cases, second, frame)
             found += own.checks
-            facts = {"manifest": str(manifest), "sha256": cases.sha256, **own.to_json()}
-        checks = [check.to_json() for check in found]
+            facts = rounded({"manifest": str(manifest), "sha256": cases.sha256, **own.to_json()})
+        checks = rounded([check.to_json() for check in found])
         passed = all(check["passed"] for check in checks)
         kept, trouble = _keep(predictor, checks, facts) if record else (None, "")
         head, remarks, trained = predictor.head_target, predictor.remarks, predictor.bundle.trained
@@ -98,9 +99,9 @@ def _verify(
         "kept_in": str(kept) if kept else None,
     }
     if not put_json(json_to, entry):
-        typer.echo(checks_table(checks))
+        say(checks_table(checks))
         if own:
-            typer.echo("\n" + decisions_table(own, target))
+            say("\n" + decisions_table(own, target))
     for remark in (*remarks, *([trouble] if trouble else []), *_words(own)):
         note(f"note: {remark}")
     if not passed:

@@ -68,6 +68,18 @@ def test_every_graph_says_what_it_is(tmp_path: Path) -> None:
     assert said["licence"] == "not stated"
 
 
+def test_graphs_in_8_bits_say_it_too(int8_folder: Path) -> None:
+    """A quantised graph is another graph, and goes the same ways: into a device without its bundle."""
+    bundle = Bundle.open(int8_folder)
+    quantised = [path for name, path in bundle.entry["graphs"].items() if "int8" in name or "int8" in path]
+    assert len(quantised) == 2
+    head = props(bundle.path / bundle.entry["graphs"]["head"])
+    del head["mpmmu.head"]
+    assert "intended_use" in head
+    for path in quantised:
+        assert props(bundle.path / path) == head
+
+
 def test_a_bundle_made_twice_is_the_same(tmp_path: Path) -> None:
     first, second = (export_bundle(tmp_path / name, **custom(), preprocessing=32) for name in "ab")
     assert first.entry["files"] == second.entry["files"]
