@@ -1,7 +1,8 @@
 """The rows of `run` on disk while it works: a JSON line that says what they belong to, then one CSV line per case.
 
-A later row of a case stands for an earlier one. What is cut off by a crash is dropped; what no run can have written is
-refused. A journal without a row is removed: there is nothing in it to go on from.
+Behind the rows of a batch stands an empty line: a batch counts as a whole or not at all, and what a crash cut off is
+dropped. A later row of a case stands for an earlier one. What no run can have written is refused. A journal without a
+row is removed: there is nothing in it to go on from.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from .checks import decide
 from .errors import OutputError
 from .files import atomic_file, sha256_file
 
-SCHEMA = "mpmmu-run/3"
+SCHEMA = "mpmmu-run/4"
 COLUMNS = ("case_id", "probability", "decision", "error", "warnings")
 MAX_OUTPUT_BYTES = 2**30
 Row = tuple[str, ...]
@@ -88,6 +89,7 @@ class Journal:
 
     def add(self, rows: Sequence[Row]) -> None:
         csv.writer(self._file, lineterminator="\n").writerows(rows)
+        self._file.write("\n")
         self._file.flush()
         os.fsync(self._file.fileno())
         self.rows.update({row[0]: row for row in rows})
@@ -153,17 +155,20 @@ def _without_errors(rows: dict[str, Row]) -> dict[str, Row]:
 
 
 def _read(path: Path, layout: Layout) -> dict[str, Row]:
-    """The whole rows of a journal; the line that a crash cut off is dropped from the file as well."""
+    """The rows of a journal's whole batches; what a crash cut off is dropped from the file as well."""
     data = path.read_bytes()
-    whole = data[: data.rfind(b"\n") + 1]
-    first, _, rest = whole.decode("utf-8", errors="replace").partition("\n")
+    whole = data[: data.rfind(b"\n\n") + 2] if b"\n\n" in data else b""
+    first, line_end, _ = data.decode("utf-8", errors="replace").partition("\n")
+    rest = whole.decode("utf-8", errors="replace").partition("\n")[2]
     try:
-        found = json.loads(first) if whole else layout.header  # cut off before its first line: nothing was done
+        found = json.loads(first) if line_end else layout.header  # cut off before its first line: nothing was done
     except ValueError:
         found = None
     _require_same(path, found, layout.header)
     rows: dict[str, Row] = {}
     for number, line in enumerate(rest.split("\n")[:-1], 2):
+        if not line:
+            continue
         row = _parsed(line, layout)
         if row is None:
             raise OutputError(

@@ -3,6 +3,9 @@
 Finished rows go to a journal beside the output (`predictions.csv.partial`, `mpmmu_rt.journal`), flushed to the disk
 batch by batch. When every case has its row, the output is written in the manifest's order, under a temporary name, and
 renamed.
+
+Which cases make a batch is told by the manifest alone: so many rows of it, less those that can't be read. The size of a
+batch changes the last bits of an engine's answers; so a run that was killed and went on gives the same rows to the bit.
 """
 
 from __future__ import annotations
@@ -10,10 +13,11 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +29,7 @@ from .errors import AnswerError, ImageError, OutputError, UsageError
 from .files import sha256_file
 from .images import Preprocessing, read_with_warnings
 from .journal import COLUMNS as COLUMNS
-from .journal import SCHEMA, Journal, Layout, Row, open_journal
+from .journal import SCHEMA, Layout, Row, open_journal
 from .latency import Latency, summarise
 from .machine import usable_threads
 from .modality_check import SAYS, ModalityCheck
@@ -132,8 +136,9 @@ def run(
     with claimed(output):
         journal = open_journal(output, layout, resume=resume, overwrite=overwrite, retry_failed=retry_failed)
         try:
-            todo = [case for case in manifest.cases if case.case_id not in journal.rows]
-            ledger = _Ledger()
+            batches = batched(manifest.cases, batch, without=journal.rows.keys())
+            todo = [case for one in batches for case in one]
+            ledger = Ledger()
             start = time.perf_counter()
             decoder = Decoder(
                 todo,
@@ -144,7 +149,10 @@ def run(
                 check=predictor.bundle.modality_check,
             )
             with decoder as decoded:
-                _predict_all(predictor, decoded, journal, ledger, batch, len(manifest.cases), extra, progress)
+                progress("predicting", len(journal.rows), len(manifest.cases), "cases")
+                for one in batches:
+                    journal.add(rows_of(predictor, list(islice(decoded, len(one))), ledger, extra))
+                    progress("predicting", len(journal.rows), len(manifest.cases), "cases")
             wall_ms = (time.perf_counter() - start) * 1e3
             rows = [journal.rows[case.case_id] for case in manifest.cases]
             journal.finish(output, rows)
@@ -190,7 +198,14 @@ def extra_columns(bundle: Bundle, asked: Sequence[str]) -> tuple[str, ...]:
     return tuple(column for name in EXTRAS if name in asked for column in found[name])
 
 
-class _Ledger:
+def batched(cases: Sequence[Case], batch: int, *, without: Set[str] = frozenset()) -> list[list[Case]]:
+    """Each `batch` consecutive cases, less those whose id is in `without`; none of nothing."""
+    groups = [cases[begin : begin + batch] for begin in range(0, len(cases), batch)]
+    left = [[case for case in group if case.case_id not in without] for group in groups]
+    return [group for group in left if group]
+
+
+class Ledger:
     """Where the time went, added up while running."""
 
     def __init__(self) -> None:
@@ -200,34 +215,15 @@ class _Ledger:
         self.stages_ms: dict[str, float] = {}
 
 
-def _predict_all(
-    predictor: Predictor,
-    decoded: Iterator[Decoded],
-    journal: Journal,
-    ledger: _Ledger,
-    batch: int,
-    total: int,
-    extra: tuple[str, ...],
-    progress: Progress,
-) -> None:
-    progress("predicting", len(journal.rows), total, "cases")
-    pending: list[Decoded] = []
-    for item in decoded:
-        ledger.decode_ms += item.decode_ms
-        if item.error:
-            journal.add([_failed(item, item.error, extra)])
-        else:
-            pending.append(item)
-        if len(pending) == batch:
-            journal.add(_predict(predictor, pending, ledger, extra))
-            pending = []
-        progress("predicting", len(journal.rows), total, "cases")
-    if pending:
-        journal.add(_predict(predictor, pending, ledger, extra))
-    progress("predicting", len(journal.rows), total, "cases")
+def rows_of(predictor: Predictor, items: Sequence[Decoded], ledger: Ledger, extra: tuple[str, ...]) -> list[Row]:
+    """The rows of a batch, in any order: those that can't be read with their errors, the others predicted together."""
+    ledger.decode_ms += sum(item.decode_ms for item in items)
+    readable = [item for item in items if not item.error]
+    failed = [_failed(item, item.error, extra) for item in items if item.error]
+    return [*failed, *(_predict(predictor, readable, ledger, extra) if readable else [])]
 
 
-def _predict(predictor: Predictor, items: Sequence[Decoded], ledger: _Ledger, extra: tuple[str, ...]) -> list[Row]:
+def _predict(predictor: Predictor, items: Sequence[Decoded], ledger: Ledger, extra: tuple[str, ...]) -> list[Row]:
     start = time.perf_counter()
     pixels = {modality: np.stack([item.pixels[modality] for item in items]) for modality in MODALITIES}
     try:
@@ -280,7 +276,7 @@ def _failed(item: Decoded, error: str, extra: tuple[str, ...]) -> Row:
 
 
 def _predict_the_others(
-    predictor: Predictor, items: Sequence[Decoded], ledger: _Ledger, extra: tuple[str, ...], error: AnswerError
+    predictor: Predictor, items: Sequence[Decoded], ledger: Ledger, extra: tuple[str, ...], error: AnswerError
 ) -> list[Row]:
     """Rows of a batch in which some cases have no answer: these with an error each, the others predicted again."""
     text = f"{predictor.target} gave no number for this case; {error.hint}"

@@ -235,7 +235,7 @@ def test_what_predictions_were_made_with_lies_beside_them(
     beside = out.with_name("out.csv.json")
     entry = json.loads(beside.read_text())
     assert entry == printed
-    assert (entry["schema"], entry["warning"]) == ("mpmmu-run/3", None)
+    assert (entry["schema"], entry["warning"]) == ("mpmmu-run/4", None)
     assert entry["output_sha256"] == hashlib.sha256(out.read_bytes()).hexdigest()
     assert entry["manifest"]["sha256"] == hashlib.sha256(phantom_manifest.read_bytes()).hexdigest()
     bundle = Bundle.open(bundle_folder)

@@ -45,6 +45,11 @@ def journal(out: Path) -> Path:
     return out.with_name(out.name + ".partial")
 
 
+def finished(out: Path) -> list[str]:
+    """The journal's rows, with and without an error."""
+    return [line for line in journal(out).read_text().splitlines()[1:] if line]
+
+
 def read(out: Path) -> list[dict[str, str]]:
     with out.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
@@ -181,14 +186,13 @@ def test_a_run_that_was_killed_goes_on_where_it_stopped(
 ) -> None:
     manifest = many(phantom_manifest, tmp_path)
     whole, out = tmp_path / "whole.csv", tmp_path / "killed.csv"
-    # Batches of 1: which case shares a batch with which can't change the last digit of a probability.
-    assert finish(start(bundle_folder, manifest, whole, "--batch", "1", "--json", "-"))["predicted"] == 88
+    assert finish(start(bundle_folder, manifest, whole, "--batch", "4", "--json", "-"))["predicted"] == 88
     done = [0]
     for kill_after in (5, 40):
         options = ["--resume"] if kill_after > 5 else []
-        process = start(bundle_folder, manifest, out, "--batch", "1", *options)
+        process = start(bundle_folder, manifest, out, "--batch", "4", *options)
         deadline = time.monotonic() + 60
-        while not journal(out).exists() or journal(out).read_bytes().count(b"\n") < 1 + kill_after:
+        while not journal(out).exists() or len(finished(out)) < kill_after:
             assert process.poll() is None, "the run ended before it could be killed"
             assert time.monotonic() < deadline
             time.sleep(0.005)
@@ -196,17 +200,18 @@ def test_a_run_that_was_killed_goes_on_where_it_stopped(
         process.communicate()
         assert process.returncode == -signal.SIGKILL
         assert not out.exists()
-        done.append(journal(out).read_bytes().count(b"\n") - 1)
+        done.append(len(finished(out)))
         assert kill_after <= done[-1] < 90
-    journal_ids = [line.partition(",")[0] for line in journal(out).read_text().splitlines()[1:]]
+    whole_batches = journal(out).read_text().rpartition("\n\n")[0].splitlines()[1:]
+    journal_ids = [line.partition(",")[0] for line in whole_batches if line]
     assert len(set(journal_ids)) == len(journal_ids)  # the second process repeated nothing of the first
     refused = start(bundle_folder, manifest, out)
     assert "holds the rows of an unfinished run" in refused.communicate()[1]
-    summary = finish(start(bundle_folder, manifest, out, "--batch", "1", "--resume", "--json", "-"))
-    assert summary["resumed"] == done[-1]
+    summary = finish(start(bundle_folder, manifest, out, "--batch", "4", "--resume", "--json", "-"))
+    assert summary["resumed"] == len(journal_ids) > done[-1] - 4
     failed_before = sum(f"case-{index}" in journal_ids for index in (3, 88))
-    assert summary["predicted"] == 88 - (done[-1] - failed_before)
-    assert out.read_bytes() == whole.read_bytes()
+    assert summary["predicted"] == 88 - (len(journal_ids) - failed_before)
+    assert out.read_bytes() == whole.read_bytes(), "to the bit: which cases share a batch is the manifest's to say"
     names = ["killed.csv", "killed.csv.json", "manifest.csv", "whole.csv", "whole.csv.json"]
     assert sorted(path.name for path in tmp_path.iterdir()) == names
 
@@ -233,21 +238,19 @@ def resume(predictor: Predictor, manifest: Manifest, out: Path) -> tuple[int, in
     return summary.resumed, summary.predicted
 
 
-@pytest.mark.parametrize("keep", [1, 5, 17, 30])
-def test_a_torn_last_line_is_made_again(predictor: Predictor, manifest: Manifest, out: Path, keep: int) -> None:
+@pytest.mark.parametrize("torn", [1, 2, 17, 40, 80])
+def test_a_torn_batch_is_made_again(predictor: Predictor, manifest: Manifest, out: Path, torn: int) -> None:
     run(predictor, manifest, out, batch=3)
     want = read(out)
     out.unlink()
     interrupted(predictor, manifest, out)
-    lines = journal(out).read_bytes().splitlines(keepends=True)
-    assert len(lines) == 1 + 6
-    torn = lines[-1][: min(keep, len(lines[-1]) - 1)]
-    journal(out).write_bytes(b"".join(lines[:-1]) + torn)
+    assert len(finished(out)) == 6
+    journal(out).write_bytes(journal(out).read_bytes()[:-torn])
     interrupted(predictor, manifest, out, after=8, resume=True)  # what it appends must not join the torn line
-    assert resume(predictor, manifest, out) == (8, 4)
-    for row, whole in zip(read(out), want, strict=True):
-        assert float(row.pop("probability")) == pytest.approx(float(whole.pop("probability")), abs=5e-6)
-        assert row == whole
+    assert len(finished(out)) == 9
+    assert len({line.partition(",")[0] for line in finished(out)}) == 9
+    assert resume(predictor, manifest, out) == (9, 3)
+    assert read(out) == want, "to the bit"
 
 
 @pytest.mark.parametrize("content", [b"", b'{"schema": "mpm'])
@@ -319,7 +322,6 @@ def test_another_frame_does_not_resume(predictor: Predictor, manifest: Manifest,
         b"phantom-0011,0.3,malignant,,\n",
         b"phantom-0011,0.5,malignant,an error,\n",
         b'phantom-0011,,,"an error,\n',
-        b"\n",
         b"\xff\xfe\x00\x00\n",
         bytes(40) + b"\n",
         b"x" * 200_000 + b"\n",
@@ -330,8 +332,8 @@ def test_a_journal_with_a_row_that_no_run_wrote_is_refused(
 ) -> None:
     interrupted(predictor, manifest, out)
     with journal(out).open("ab") as file:
-        file.write(row)
-    with pytest.raises(OutputError, match="is damaged in line 8"):
+        file.write(row + b"\n")
+    with pytest.raises(OutputError, match="is damaged in line 11"):
         resume(predictor, manifest, out)
 
 

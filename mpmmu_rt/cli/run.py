@@ -76,7 +76,7 @@ def run(
                 return "rows for stdout are not kept"
             if not rows.exists():
                 return "no row was finished"
-            finished = rows.read_bytes().count(b"\n") - 1
+            finished = sum(1 for line in rows.read_bytes().split(b"\n")[1:] if line)
             return f"{count(finished, 'row')} kept in {rows}"
 
         with going_on(path, kept, *added), Predictor(opened, wanted) as predictor, bars() as progress:
