@@ -31,6 +31,8 @@ _EXTRAS = {
     "imagecodecs": "codecs",
     "matplotlib": "plot",
     "scipy": "evaluate",
+    "ray": "ray",
+    "pyarrow": "ray",
 }
 
 

@@ -81,10 +81,10 @@ def read_manifest(path: StrPath) -> Manifest:
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
         header = [name.strip() for name in reader.fieldnames or ()]
-        _check_header(path, header)
+        check_header(path, header)
         reader.fieldnames = header
-        rows = [_cells(path, reader.line_num, row) for row in reader]
-        cases = tuple(_case(path, line, cells) for line, cells in rows)
+        rows = [cells_of(path, reader.line_num, row) for row in reader]
+        cases = tuple(case_of(path, line, cells) for line, cells in rows)
     except csv.Error as error:
         raise ManifestError(
             f"{path}:{reader.line_num} is not valid CSV: {error}, expected cells in closed quotes or none",
@@ -139,7 +139,8 @@ def _read_bounded(path: Path) -> bytes:
     return data
 
 
-def _check_header(path: Path, header: Sequence[str]) -> None:
+def check_header(path: Path, header: Sequence[str]) -> None:
+    """Raise `ManifestError` unless these are the columns of a manifest."""
     if not header:
         raise ManifestError(f"{path} is empty, expected a CSV header", hint=",".join(REQUIRED_COLUMNS))
     missing = [name for name in REQUIRED_COLUMNS if name not in header]
@@ -162,7 +163,8 @@ def _check_header(path: Path, header: Sequence[str]) -> None:
         raise ManifestError(f"{path} names the column `{twice[0]}` twice, expected once", hint="remove one of them")
 
 
-def _cells(path: Path, line: int, row: dict[str | None, str | None]) -> tuple[int, dict[str, str]]:
+def cells_of(path: Path, line: int, row: Mapping[str | None, str | None]) -> tuple[int, dict[str, str]]:
+    """A row of `csv.DictReader`, checked, behind the number of its line. Raises `ManifestError`."""
     # DictReader files surplus cells under None and fills absent ones with None.
     if None in row or None in row.values():
         raise ManifestError(
@@ -172,7 +174,8 @@ def _cells(path: Path, line: int, row: dict[str | None, str | None]) -> tuple[in
     return line, {str(name): (value or "").strip() for name, value in row.items()}
 
 
-def _case(path: Path, line: int, cells: Mapping[str, str]) -> Case:
+def case_of(path: Path, line: int, cells: Mapping[str, str]) -> Case:
+    """The case that a row says, its images beside the manifest `path`. Raises `ManifestError`."""
     case_id = cells["case_id"]
     if not case_id or len(case_id) > CASE_ID_LENGTH or not case_id.isprintable():
         raise ManifestError(

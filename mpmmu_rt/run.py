@@ -36,9 +36,29 @@ from .modality_check import SAYS, ModalityCheck
 from .places import claimed
 from .predictor import Prediction, Predictor
 from .progress import Progress, silent
-from .spec import MODALITIES, Array, Modality, StrPath
+from .spec import MODALITIES, Array, Modality, StrPath, Target
 
 EXTRAS = ("base", "embedding", "files")  # columns that can be asked for
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What rows are to be made of."""
+
+    bundle: Bundle
+    target: Target
+    batch: int = 32
+    frame: int | None = None
+    columns: Sequence[str] = ()  # of `EXTRAS`
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """What may become of rows that are there already: see `open_journal`."""
+
+    resume: bool = False
+    overwrite: bool = False
+    retry_failed: bool = False
 
 
 @dataclass(frozen=True)
@@ -239,7 +259,7 @@ def _predict(predictor: Predictor, items: Sequence[Decoded], ledger: Ledger, ext
     return [
         (
             item.case.case_id,
-            _shortest(value),
+            shortest(value),
             decision,
             "",
             item.warnings,
@@ -251,7 +271,7 @@ def _predict(predictor: Predictor, items: Sequence[Decoded], ledger: Ledger, ext
     ]
 
 
-def _shortest(value: np.float32) -> str:
+def shortest(value: np.float32) -> str:
     """Reads back the same."""
     return str(np.format_float_positional(value, unique=True, trim="0"))
 
@@ -262,7 +282,7 @@ def _extras(item: Decoded, prediction: Prediction, row: int, extra: tuple[str, .
         if name == "embedding_sha256":
             yield hashlib.sha256(prediction.embedding[row].astype("<f4").tobytes()).hexdigest()
         elif name.startswith("base_"):
-            yield _shortest(next(base))
+            yield shortest(next(base))
         else:
             yield _digest_cell(item, name)
 

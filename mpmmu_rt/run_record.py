@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from .cases import Manifest
 from .errors import OutputError
 from .files import parse_json_object, read_bounded, rounded, sha256_file, write_json
 from .journal import SCHEMA
 from .machine import describe, now
-from .predictor import Predictor
-from .run import Summary
+from .run import Asked, Summary
+from .spec import Target
 from .verified import Verdict
 
 MAX_BYTES = 2**22
@@ -39,29 +39,51 @@ def _is_ours(place: Path) -> bool:
         return b'"schema": "mpmmu-run/' in file.read(200)
 
 
-def record(
-    predictor: Predictor, manifest: Manifest, output: Path, summary: Summary, verdict: Verdict, started: str
-) -> dict[str, Any]:
-    """JSON values; `output` is written already, and told by its digest. started: of `machine.now`."""
-    bundle = predictor.bundle
+class Listing(Protocol):
+    """What names the cases: a `Manifest`, or the plan of one that is not held."""
+
+    @property
+    def path(self) -> Path: ...
+    @property
+    def sha256(self) -> str: ...
+    @property
+    def remarks(self) -> tuple[str, ...]: ...
+
+
+@dataclass(frozen=True)
+class Made:
+    """What predictions were made of, by and with. remarks: of the Predictor; processors: of a cluster's workers."""
+
+    asked: Asked
+    head_target: Target
+    remarks: tuple[str, ...]
+    listing: Listing
+    summary: Summary
+    processors: tuple[str, ...] = ()
+
+
+def record(made: Made, output: Path, verdict: Verdict, started: str) -> dict[str, Any]:
+    """JSON values; `output` is written already, and told by its digest, if it is a file. started: of `machine.now`."""
+    bundle, summary = made.asked.bundle, made.summary
     entry = {
         "schema": SCHEMA,
         "run": summary.header,
         "output": str(output),
-        "output_sha256": sha256_file(output) if output != Path("-") else None,
+        "output_sha256": sha256_file(output) if output.is_file() else None,
         "bundle": {"name": bundle.name, "digest": bundle.digest, "trained": bundle.trained},
         "warning": bundle.warning,
-        "manifest": {"path": str(manifest.path), "sha256": manifest.sha256},
-        "target": str(predictor.target),
-        "head_target": str(predictor.head_target),
+        "manifest": {"path": str(made.listing.path), "sha256": made.listing.sha256},
+        "target": str(made.asked.target),
+        "head_target": str(made.head_target),
         "threshold": bundle.threshold,
         "preprocessing": bundle.preprocessing.to_json(),
         "started": started,
         "ended": now(),
         **summary.to_json(),
-        "remarks": [*predictor.remarks, *manifest.remarks],
+        "remarks": [*made.remarks, *made.listing.remarks],
         "verified": verdict.to_json(),
         "machine": describe(),
+        **({"processors": list(made.processors)} if made.processors else {}),
     }
     found: dict[str, Any] = rounded(entry)
     return found

@@ -15,6 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from . import (
+    _ray,
     _report,
     ablate,
     bench,
@@ -39,7 +40,7 @@ class _Commands(TyperGroup):
 
     def main(self, args: Sequence[str] | None = None, *rest: Any, **kwargs: Any) -> Any:
         try:
-            given = general_first(sys.argv[1:] if args is None else args)
+            given = _ray.with_address(general_first(sys.argv[1:] if args is None else args))
             code = super().main(given, *rest, **{**kwargs, "standalone_mode": False})
         except typer.Abort:
             code = 1

@@ -10,12 +10,13 @@ import typer
 
 from mpmmu_rt.errors import ImageError, UsageError
 
+from . import _ray
 from ._proven import looked_up, note_verdict, warn_never_run
 from ._report import JsonTo, bars, check_json, count, going_on, milliseconds, next_command, note, put_json, say
 
 if TYPE_CHECKING:
-    from mpmmu_rt.run import Summary
-    from mpmmu_rt.spec import Target
+    from mpmmu_rt.run import Allowed, Asked
+    from mpmmu_rt.run_record import Made
 
 
 def run(
@@ -40,24 +41,29 @@ def run(
     require_verified: Annotated[
         bool, typer.Option("--require-verified", help="Refuse a bundle that `verify` did not pass on this machine.")
     ] = False,
+    ray: Annotated[
+        str | None,
+        typer.Option("--ray", metavar="[ADDRESS]", help="On a Ray cluster: `local` starts one here, `auto` joins one."),
+    ] = None,
+    ray_workers: Annotated[
+        int | None, typer.Option("--ray-workers", min=1, help="Predictors [default: as many as there is room for].")
+    ] = None,
+    ray_cpus: Annotated[int, typer.Option("--ray-cpus", min=1, help="Processor cores of each Predictor.")] = 1,
     json_to: JsonTo = None,
 ) -> None:
     """Predict every case of a manifest; exit code 1 if the images of any could not be read."""
     from mpmmu_rt import run_record
     from mpmmu_rt.bundle import Bundle
-    from mpmmu_rt.cases import read_manifest
     from mpmmu_rt.engines import engine
-    from mpmmu_rt.journal import place_of
     from mpmmu_rt.machine import now
     from mpmmu_rt.places import claimed
-    from mpmmu_rt.predictor import Predictor
-    from mpmmu_rt.run import extra_columns
-    from mpmmu_rt.run import run as run_manifest
+    from mpmmu_rt.run import Allowed, Asked, extra_columns
     from mpmmu_rt.spec import Target
 
     _check(output, json_to, going_on=resume or retry_failed, overwrite=overwrite)
+    on_ray = _ray.asked(ray, ray_workers, ray_cpus, output, retry_failed=retry_failed)
     check_json(json_to)
-    cases, started = read_manifest(manifest), now()
+    started = now()
     opened, wanted = Bundle.open(bundle), Target.parse(target)
     asked = tuple(name.strip() for name in columns.split(",") if name.strip())
     extra_columns(opened, asked)
@@ -67,33 +73,15 @@ def run(
 
     with _place(output) as path, claimed(path):
         run_record.check_place(path)
-
-        added = () if output == Path("-") else ("--resume",)
-
-        def kept() -> str:
-            rows = place_of(path)
-            if not added:
-                return "rows for stdout are not kept"
-            if not rows.exists():
-                return "no row was finished"
-            finished = sum(1 for line in rows.read_bytes().split(b"\n")[1:] if line)
-            return f"{count(finished, 'row')} kept in {rows}"
-
-        with going_on(path, kept, *added), Predictor(opened, wanted) as predictor, bars() as progress:
-            warn_never_run(opened, wanted, bundle)
-            summary = run_manifest(
-                predictor,
-                cases,
-                path,
-                batch=batch,
-                frame=frame,
-                columns=asked,
-                resume=resume,
-                overwrite=overwrite,
-                retry_failed=retry_failed,
-                progress=progress,
-            )
-            entry = run_record.record(predictor, cases, output, summary, verdict, started)
+        what = Asked(opened, wanted, batch, frame, asked)
+        allowed = Allowed(resume=resume, overwrite=overwrite, retry_failed=retry_failed)
+        warn_never_run(opened, wanted, bundle)
+        if on_ray:
+            made = _ray.run_on(on_ray, what, manifest, path, allowed)
+        else:
+            made = _here(what, manifest, path, allowed, keeps=output != Path("-"))
+        summary = made.summary
+        entry = run_record.record(made, output, verdict, started)
         if output == Path("-"):
             say(path.read_text(encoding="utf-8"), end="")
         else:
@@ -104,15 +92,15 @@ def run(
         + (f" ({count(summary.resumed, 'row')} there already)" if summary.resumed else "")
         + ("" if output == Path("-") else f"; what they were made with: {place.name}")
     )
-    _note_speed(summary, wanted, entry["head_target"], batch)
-    for remark in cases.remarks:
+    _note_speed(made, batch)
+    for remark in made.listing.remarks:
         note(f"warning: {remark}")
     if summary.warned:
         note(
             f"warning: {summary.warned} of {summary.cases} rows of {output} have warnings; the first is "
             f"{summary.first_warning}"
         )
-    for remark in predictor.remarks:
+    for remark in made.remarks:
         note(f"note: {remark}")
     note_verdict(verdict, wanted, bundle)
     if not summary.failed:
@@ -121,8 +109,49 @@ def run(
         raise ImageError(
             f"{summary.failed} of {summary.cases} cases could not be read, expected none; the first is "
             f"{summary.first_error}",
-            hint=f"the column `error` of {output} says why for each; once repaired, --retry-failed makes these again",
+            hint=f"the column `error` of {output} says why for each"
+            + ("" if on_ray else "; once repaired, --retry-failed makes these again"),
         )
+
+
+def _here(asked: Asked, manifest: Path, output: Path, allowed: Allowed, *, keeps: bool) -> Made:
+    """In this process. keeps: what is finished when it is interrupted stays."""
+    from mpmmu_rt.cases import read_manifest
+    from mpmmu_rt.journal import place_of
+    from mpmmu_rt.predictor import Predictor
+    from mpmmu_rt.run import run as run_manifest
+    from mpmmu_rt.run_record import Made
+
+    cases = read_manifest(manifest)
+    added = ("--resume",) if keeps else ()
+
+    def kept() -> str:
+        rows = place_of(output)
+        if not added:
+            return "rows for stdout are not kept"
+        if not rows.exists():
+            return "no row was finished"
+        finished = sum(1 for line in rows.read_bytes().split(b"\n")[1:] if line)
+        return f"{count(finished, 'row')} kept in {rows}"
+
+    with (
+        going_on(output, kept, *added),
+        Predictor(asked.bundle, asked.target) as predictor,
+        bars() as progress,
+    ):
+        summary = run_manifest(
+            predictor,
+            cases,
+            output,
+            batch=asked.batch,
+            frame=asked.frame,
+            columns=asked.columns,
+            resume=allowed.resume,
+            overwrite=allowed.overwrite,
+            retry_failed=allowed.retry_failed,
+            progress=progress,
+        )
+        return Made(asked, predictor.head_target, predictor.remarks, cases, summary)
 
 
 def _check(output: Path, json_to: str | None, *, going_on: bool, overwrite: bool) -> None:
@@ -147,7 +176,11 @@ def _place(output: Path) -> Iterator[Path]:
         yield Path(folder) / "predictions.csv"
 
 
-def _note_speed(summary: Summary, target: Target, head_target: str, batch: int) -> None:
+def _note_speed(made: Made, batch: int) -> None:
+    summary, target, head_target = made.summary, made.asked.target, made.head_target
+    if made.processors:
+        processors = ", ".join(made.processors)
+        note(f"{summary.pairs_per_s:.1f} pairs/s from files on {target} (head on {head_target}), on {processors}")
     if summary.first_batch_ms is None:
         return
     stages = ", ".join(f"{stage} {spent / summary.predicted:.2f}" for stage, spent in summary.stages_ms.items())

@@ -1,0 +1,115 @@
+"""Ray: started here or joined, and told to work quietly."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from mpmmu_rt._optional import require
+from mpmmu_rt.engines import known_engine
+from mpmmu_rt.errors import EngineError, MpmmuError
+from mpmmu_rt.machine import usable_threads
+from mpmmu_rt.spec import Target
+
+from .plan import Shard
+from .worker import Job, Worker
+
+LOCAL = "local"
+_MOST_BLOCKS = 4096  # what Ray keeps count of; a block of many shards is made again from its first missing part
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """address: `local` starts one on this machine, `auto` joins that which runs here, else as Ray has it. workers: how
+    many Predictors; None for one per `cpus`, or per GPU. cpus: threads of each."""
+
+    address: str = LOCAL
+    workers: int | None = None
+    cpus: int = 1
+
+    @contextlib.contextmanager
+    def joined(self) -> Iterator[Any]:
+        """The module `ray`, connected. Raises `MissingPackage`, and `EngineError` where there is no such cluster."""
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing leaves the machine
+        os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+        # Else it prints an error for each actor that has arguments, though nothing went wrong.
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            ray = require("ray", "--ray")
+            require("ray.data", "--ray")
+            local = self.address == LOCAL
+            options: dict[str, Any] = {"num_cpus": usable_threads(), "include_dashboard": False} if local else {}
+            options |= {"_node_ip_address": "127.0.0.1"} if local else {}
+            try:
+                ray.init(
+                    address=LOCAL if local else self.address,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    **options,
+                )
+            except Exception as error:
+                raise EngineError(
+                    f"Ray can't be {'started here' if local else f'reached at {self.address}'}: {error}",
+                    hint="--ray local starts one on this machine; --ray auto joins the one that runs here; "
+                    "--ray ray://HOST:10001 another",
+                ) from error
+            try:
+                yield ray
+            finally:
+                ray.shutdown()
+
+    def work(self, ray: Any, job: Job, shards: Sequence[Shard]) -> Iterator[Mapping[str, Any]]:
+        """What `Worker` returns of each shard, as they come. Raises a worker's own error, or `EngineError`."""
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        context.print_on_execution_start = False
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        items = ray.data.from_items([asdict(shard) for shard in shards], override_num_blocks=_blocks(len(shards)))
+        gpus = 1 if known_engine(Target.parse(job.target)).traits.gpu else 0
+        made = items.map_batches(
+            Worker,
+            fn_constructor_args=(job,),
+            batch_size=1,
+            compute=ray.data.ActorPoolStrategy(size=self._size(ray, gpus, len(shards))),
+            num_cpus=self.cpus,
+            num_gpus=gpus,
+        )
+        try:
+            yield from made.iter_rows()
+        except MpmmuError:
+            raise
+        except Exception as error:
+            raise _told(error) from error
+
+    def _size(self, ray: Any, gpus: int, shards: int) -> int:
+        if self.workers:
+            return self.workers
+        has = ray.cluster_resources()
+        room = has.get("GPU", 0) if gpus else has.get("CPU", 1) // self.cpus
+        return max(1, min(int(room), shards))
+
+
+def _blocks(shards: int) -> int:
+    return max(1, min(shards, _MOST_BLOCKS))
+
+
+def _told(error: BaseException) -> MpmmuError:
+    """The error of ours that a worker raised, else what Ray says, in a line."""
+    seen: list[BaseException] = [error]
+    for one in seen:
+        if isinstance(one, MpmmuError):
+            return one
+        for more in (one.__cause__, one.__context__, getattr(one, "cause", None)):
+            if isinstance(more, BaseException) and more not in seen:
+                seen.append(more)
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    last = next((line for line in reversed(lines) if "Error" in line), lines[-1] if lines else type(error).__name__)
+    return EngineError(
+        f"Ray gave up: {last.strip()[:300]}", hint="--resume goes on with what is missing; see Ray's own logs for more"
+    )

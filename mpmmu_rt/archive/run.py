@@ -1,0 +1,213 @@
+"""`run` on a Ray cluster: the same manifest, the same rows."""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from mpmmu_rt.engines import head_target
+from mpmmu_rt.errors import OutputError
+from mpmmu_rt.files import atomic_file, atomic_folder, check_replaceable, sha256_file, write_json
+from mpmmu_rt.journal import COLUMNS, SCHEMA, Layout, Row, place_of
+from mpmmu_rt.progress import Progress, silent
+from mpmmu_rt.run import Allowed, Asked, Summary, extra_columns
+from mpmmu_rt.run_record import Made
+
+from .cluster import Cluster
+from .parts import Parts
+from .plan import Plan, read_plan, spooled
+from .worker import Job
+
+BATCHES = 8  # of a shard: what a killed worker loses
+MARKER = "_rows.json"  # in a folder of Parquet parts; readers of Parquet pass over names that begin so
+
+
+def run(
+    asked: Asked,
+    manifest: Path,
+    output: Path,
+    cluster: Cluster,
+    *,
+    allowed: Allowed,
+    progress: Progress = silent,
+) -> Made:
+    """Predict every case of `manifest`, a CSV or `.parquet` of any size, and write `output`: a CSV, or a folder of
+    Parquet parts where its name ends in `.parquet`.
+
+    All files must lie where every node of the cluster has them under the same path. The caller holds `output`
+    (`places.claimed`). Raises what `mpmmu_rt.run.run` raises; the parts that were made stay, and `resume` goes on.
+    """
+    form = "parquet" if output.suffix == ".parquet" else "csv"
+    _check(manifest, output, form, allowed)
+    extra = extra_columns(asked.bundle, asked.columns)
+    plan = _plan(manifest, place_of(output), asked.batch * BATCHES, progress)
+    head = head_target(asked.target)
+    header = {
+        "schema": SCHEMA,
+        "bundle": asked.bundle.digest,
+        "manifest": plan.sha256,
+        "target": str(asked.target),
+        "head_target": str(head),
+        "frame": asked.frame,
+        "columns": list(extra),
+        "batch": asked.batch,
+        "batches": BATCHES,
+        "format": form,
+    }
+    layout = Layout(header, asked.bundle, frozenset(), extra)
+    job = Job(
+        bundle=os.path.abspath(asked.bundle.path),
+        digest=asked.bundle.digest,
+        target=str(asked.target),
+        head_target=str(head),
+        plan=replace(plan, shards=()),
+        header=header,
+        columns=layout.columns,
+        work=os.path.abspath(place_of(output)),
+        form=form,
+        batch=asked.batch,
+        frame=asked.frame,
+        files="files" in asked.columns,
+        folder=str(Path.cwd()),
+    )
+    parts = job.parts()
+    parts.make()
+    start = time.perf_counter()
+    resumed, done = _work(job, plan, parts, cluster, progress)
+    wall_ms = (time.perf_counter() - start) * 1e3
+    seen = _finish(output, form, plan, parts, layout)
+    summary = Summary(
+        cases=plan.rows,
+        predicted=sum(int(one["predicted"]) for one in done),
+        failed=seen.failed,
+        resumed=resumed,
+        first_error=seen.first_error,
+        warned=seen.warned,
+        first_warning=seen.first_warning,
+        wall_ms=wall_ms,
+        decode_ms=sum(one["decode_ms"] for one in done),
+        batch_latency=None,
+        first_batch_ms=None,
+        stages_ms={"engine": sum(one["engine_ms"] for one in done)},
+        header=header,
+    )
+    said = asked.bundle.warning
+    processors = tuple(sorted({str(one["processor"]) for one in done}))
+    return Made(asked, head, (said,) if said else (), plan, summary, processors)
+
+
+def _check(manifest: Path, output: Path, form: str, allowed: Allowed) -> None:
+    """Raise `OutputError` for what is in the way; with `overwrite` remove what an earlier run left."""
+    work = place_of(output)
+    if output.resolve() == manifest.resolve():
+        raise OutputError(f"{output} is the manifest itself, expected another file", hint="choose another -o")
+    if work.is_file():
+        raise OutputError(
+            f"{work} holds the rows of an unfinished run without --ray, expected none",
+            hint="finish it as it was begun, with --resume; or remove it",
+        )
+    begun = work.is_dir()
+    if begun and not (allowed.resume or allowed.overwrite):
+        raise OutputError(
+            f"{work} holds the parts of an unfinished run, expected no such folder",
+            hint="pass --resume to go on with it, or --overwrite to start again",
+        )
+    may_replace = allowed.overwrite or (allowed.resume and begun)
+    if form == "parquet":
+        check_replaceable(output, marker=MARKER, overwrite=may_replace)
+    elif output.is_dir():
+        raise OutputError(f"{output} is a folder, expected a file to write", hint="name a file with -o")
+    elif output.exists() and not may_replace:
+        raise OutputError(
+            f"{output} exists already, expected a free path", hint="choose another -o, or pass --overwrite"
+        )
+    if begun and not allowed.resume:
+        shutil.rmtree(work)
+
+
+def _plan(manifest: Path, work: Path, rows: int, progress: Progress) -> Plan:
+    work.mkdir(exist_ok=True)
+    if manifest.suffix != ".parquet":
+        return replace(read_plan(manifest, rows, progress=progress), csv=Path(os.path.abspath(manifest)))
+    copy = work / "manifest.csv"
+    spooled(manifest, copy, progress)
+    plan = read_plan(manifest, rows, copy=copy, progress=progress)
+    return replace(plan, csv=Path(os.path.abspath(copy)), sha256=sha256_file(manifest))
+
+
+def _work(
+    job: Job, plan: Plan, parts: Parts, cluster: Cluster, progress: Progress
+) -> tuple[int, list[Mapping[str, Any]]]:
+    """Have all missing parts made; how many rows were there already, and what was said of each part."""
+    there = parts.done()
+    todo = [shard for shard in plan.shards if shard.index not in there]
+    resumed = ready = plan.rows - sum(shard.rows for shard in todo)
+    progress("predicting", ready, plan.rows, "cases")
+    done: list[Mapping[str, Any]] = []
+    if not todo:
+        return resumed, done
+    with cluster.joined() as ray:
+        for one in cluster.work(ray, job, todo):
+            done.append(one)
+            ready += int(one["rows"])
+            progress("predicting", ready, plan.rows, "cases")
+    return resumed, done
+
+
+class _Seen:
+    """What the rows say, while they go by."""
+
+    def __init__(self) -> None:
+        self.failed = self.warned = 0
+        self.first_error = self.first_warning = ""
+
+    def row(self, row: Row) -> None:
+        if row[3]:
+            self.failed += 1
+            self.first_error = self.first_error or f"`{row[0]}`: {row[3]}"
+        if row[4]:
+            self.warned += 1
+            self.first_warning = self.first_warning or f"`{row[0]}`: {row[4]}"
+
+
+def _placed(part: Path, folder: Path) -> None:
+    """Without a copy where the file system can; the part stays until all are there."""
+    try:
+        os.link(part, folder / part.name)
+    except OSError:
+        shutil.copy2(part, folder / part.name)
+
+
+def _finish(output: Path, form: str, plan: Plan, parts: Parts, layout: Layout) -> _Seen:
+    """Write `output` of the parts, each checked, and remove what is left."""
+    seen = _Seen()
+
+    def rows() -> Iterator[list[Row]]:
+        for shard in plan.shards:
+            ids = [case.case_id for case in plan.cases(shard)]
+            found = parts.read(shard.index, ids, replace(layout, case_ids=frozenset(ids)))
+            for row in found:
+                seen.row(row)
+            yield found
+
+    if form == "csv":
+        with atomic_file(output) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(layout.columns)
+            for some in rows():
+                writer.writerows(some)
+    else:
+        for _ in rows():
+            pass
+        with atomic_folder(output, marker=MARKER, overwrite=True) as folder:
+            for shard in plan.shards:
+                _placed(parts.path(shard.index), folder)
+            write_json(folder / MARKER, {**layout.header, "column_names": [*COLUMNS, *layout.extra]})
+    shutil.rmtree(parts.work)
+    return seen

@@ -1,0 +1,142 @@
+"""What runs on the cluster: an actor that holds one Predictor and turns shards of the manifest into parts."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from mpmmu_rt.bundle import Bundle
+from mpmmu_rt.cases import Case
+from mpmmu_rt.errors import EngineError, OutputError
+from mpmmu_rt.journal import Row
+from mpmmu_rt.machine import describe
+from mpmmu_rt.predictor import Predictor
+from mpmmu_rt.run import Decoded, Decoder, Ledger, batched, rows_of
+from mpmmu_rt.spec import Target
+from mpmmu_rt.verify import require_replayed
+
+from . import contained
+from .parts import Parts
+from .plan import Plan, Shard
+
+MOST_BEGUN = 20  # of a shard that ends its worker each time
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that a worker is told. head_target: what the head must run on, as on the driver's machine. folder: the one
+    that paths are relative to."""
+
+    bundle: str
+    digest: str
+    target: str
+    head_target: str
+    plan: Plan  # without its shards
+    header: Mapping[str, Any]
+    columns: tuple[str, ...]
+    work: str
+    form: str
+    batch: int
+    frame: int | None
+    files: bool
+    folder: str
+
+    def parts(self) -> Parts:
+        return Parts(Path(self.work), self.header, self.columns, self.form)
+
+
+class Worker:
+    """An actor of Ray Data: takes shards, returns what became of them."""
+
+    def __init__(self, job: Job) -> None:
+        """Raises what opening the bundle raises, and `ParityError` where its golden vectors don't come out here."""
+        if Path(job.folder).is_dir():
+            os.chdir(job.folder)
+        self._job = job
+        bundle = Bundle.open(job.bundle)
+        if bundle.digest != job.digest:
+            raise OutputError(
+                f"{job.bundle} is another bundle on this node than on the driver's, expected the same",
+                hint="put the bundle on a file system that all nodes share",
+            )
+        self._predictor = Predictor(bundle, Target.parse(job.target))
+        if str(self._predictor.head_target) != job.head_target:
+            raise EngineError(
+                f"the head runs on {self._predictor.head_target} on this node and on {job.head_target} on the "
+                "driver's, expected the same: they differ in the last digits",
+                hint="install the same packages on all nodes",
+            )
+        require_replayed(self._predictor)
+        self._parts = job.parts()
+        self._processor = describe()["cpu"]
+
+    def __call__(self, shards: Mapping[str, Any]) -> dict[str, list[Any]]:
+        """shards: the columns of `Shard`. Returns of each what `_made` says."""
+        names = [str(name) for name in shards]
+        found = [
+            self._made(Shard(**dict(zip(names, _plain(row), strict=True))))
+            for row in zip(*shards.values(), strict=True)
+        ]
+        return {name: [one[name] for one in found] for name in found[0]}
+
+    def _made(self, shard: Shard) -> dict[str, Any]:
+        started, ledger = time.perf_counter(), Ledger()
+        if not self._parts.path(shard.index).exists():  # else made by a worker that was taken for lost
+            begun = self._parts.begin(shard.index)
+            if begun >= MOST_BEGUN:
+                raise EngineError(
+                    f"the rows at line {shard.line} of the manifest have ended their worker {begun} times, expected "
+                    "an answer",
+                    hint="run these rows alone, without --ray, to see what ends it",
+                )
+            self._parts.write(shard.index, self._rows(shard, ledger, contain=begun > 0))
+        return {
+            "index": shard.index,
+            "rows": shard.rows,
+            "predicted": ledger.predicted,
+            "decode_ms": ledger.decode_ms,
+            "wall_ms": (time.perf_counter() - started) * 1e3,
+            "engine_ms": sum(ledger.batches_ms),
+            "processor": str(self._processor),
+        }
+
+    def _rows(self, shard: Shard, ledger: Ledger, *, contain: bool) -> list[Row]:
+        cases = self._job.plan.cases(shard)
+        extra = self._job.columns[5:]
+        rows: dict[str, Row] = {}
+        with self._decoder(cases, contain=contain) as decoded:
+            for one in batched(cases, self._job.batch):
+                rows |= {
+                    row[0]: row for row in rows_of(self._predictor, list(islice(decoded, len(one))), ledger, extra)
+                }
+        return [rows[case.case_id] for case in cases]
+
+    @contextmanager
+    def _decoder(self, cases: list[Case], *, contain: bool) -> Iterator[Iterator[Decoded]]:
+        job, bundle = self._job, self._predictor.bundle
+        if contain:
+            yield contained.decoded(
+                cases, bundle.preprocessing, frame=job.frame, digests=job.files, check=bundle.modality_check
+            )
+            return
+        decoder = Decoder(
+            cases,
+            bundle.preprocessing,
+            frame=job.frame,
+            ahead=2 * job.batch,
+            digests=job.files,
+            check=bundle.modality_check,
+        )
+        with decoder as decoded:
+            yield decoded
+
+
+def _plain(row: tuple[Any, ...]) -> Iterator[Any]:
+    """NumPy's numbers as Python's."""
+    return (value.item() if hasattr(value, "item") else value for value in row)

@@ -1,0 +1,56 @@
+"""`run --ray`: the same command on a cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mpmmu_rt.errors import UsageError
+
+from ._report import bars, count, going_on
+
+if TYPE_CHECKING:
+    from mpmmu_rt.archive.cluster import Cluster
+    from mpmmu_rt.run import Allowed, Asked
+    from mpmmu_rt.run_record import Made
+
+
+def with_address(arguments: Sequence[str]) -> list[str]:
+    """`--ray` without an address is `--ray local`."""
+    given = list(arguments)
+    if "--ray" in given and (given[-1] == "--ray" or given[given.index("--ray") + 1].startswith("-")):
+        given.insert(given.index("--ray") + 1, "local")
+    return given
+
+
+def asked(address: str | None, workers: int | None, cpus: int, output: Path, *, retry_failed: bool) -> Cluster | None:
+    """The cluster that is asked for, if one is. Raises `UsageError` for what goes with none, or with one alone."""
+    if address is None:
+        if workers is not None or cpus != 1:
+            raise UsageError(
+                "--ray-workers or --ray-cpus is given without --ray, expected both", hint="add --ray, or leave it out"
+            )
+        return None
+    if output == Path("-") or retry_failed:
+        what = "--retry-failed" if retry_failed else "-o -"
+        raise UsageError(
+            f"{what} is given with --ray, expected one of them",
+            hint="run the rows that failed as a manifest of their own" if retry_failed else "name a file with -o",
+        )
+    from mpmmu_rt.archive.cluster import Cluster
+
+    return Cluster(address, workers, cpus)
+
+
+def run_on(cluster: Cluster, what: Asked, manifest: Path, output: Path, allowed: Allowed) -> Made:
+    """Raises what `mpmmu_rt.archive.run.run` raises; of work that ends half-way it says how to go on."""
+    from mpmmu_rt.archive.run import run
+    from mpmmu_rt.journal import place_of
+
+    def kept() -> str:
+        made = sum(1 for _ in place_of(output).glob("*/parts/part-*"))
+        return f"{count(made, 'part')} kept in {place_of(output)}"
+
+    with going_on(output, kept, "--resume"), bars() as progress:
+        return run(what, manifest, output, cluster, allowed=allowed, progress=progress)
