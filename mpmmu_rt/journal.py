@@ -128,6 +128,11 @@ def open_journal(
     going_on = resume or retry_failed
     if output.is_dir():
         raise OutputError(f"{output} is a folder, expected a file to write", hint="name a file with -o")
+    if path.is_dir():
+        raise OutputError(
+            f"{path} holds the parts of an unfinished run with --ray, expected none",
+            hint="finish it as it was begun, with --ray --resume; or remove it",
+        )
     if path.exists() and path.stat().st_size == 0:
         path.unlink()
     begun = resume and path.exists()  # by a run that was allowed to replace what is there

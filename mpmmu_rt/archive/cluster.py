@@ -5,6 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
+import socket
+import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -46,9 +49,11 @@ class Cluster:
             local = self.address == LOCAL
             options: dict[str, Any] = {"num_cpus": usable_threads(), "include_dashboard": False} if local else {}
             options |= {"_node_ip_address": "127.0.0.1"} if local else {}
+            ours = signal.getsignal(signal.SIGTERM)
             try:
+                _ask(self.address)
                 ray.init(
-                    address=LOCAL if local else self.address,
+                    address=self.address,
                     log_to_driver=False,
                     logging_level=logging.ERROR,
                     **options,
@@ -59,6 +64,8 @@ class Cluster:
                     hint="--ray local starts one on this machine; --ray auto joins the one that runs here; "
                     "--ray ray://HOST:10001 another",
                 ) from error
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, ours)  # Ray takes it, and prints a stack
             try:
                 yield ray
             finally:
@@ -93,6 +100,13 @@ class Cluster:
         has = ray.cluster_resources()
         room = has.get("GPU", 0) if gpus else has.get("CPU", 1) // self.cpus
         return max(1, min(int(room), shards))
+
+
+def _ask(address: str) -> None:
+    """Raise `OSError` where nobody listens at `HOST:PORT`: Ray would ask for minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
 def _blocks(shards: int) -> int:

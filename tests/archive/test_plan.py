@@ -105,8 +105,8 @@ def test_a_manifest_in_parquet_has_the_same_cases(tmp_path: Path) -> None:
     rows = odd(100)
     want = read_manifest(write(tmp_path / "m.csv", [HEADER, *rows]))
     columns = {name: [row[at] for row in rows] for at, name in enumerate(HEADER)}
-    columns["label"] = [int(cell) for cell in columns["label"]]
-    parquet.write_table(arrow.table(columns), tmp_path / "m.parquet", row_group_size=17)
+    label = [int(cell) for cell in columns["label"]]
+    parquet.write_table(arrow.table({**columns, "label": label}), tmp_path / "m.parquet", row_group_size=17)
     spooled(tmp_path / "m.parquet", tmp_path / "copy.csv")
     found = read_plan(tmp_path / "m.parquet", 8, copy=tmp_path / "copy.csv")
     assert [case for shard in found.shards for case in found.cases(shard)] == list(want.cases)
