@@ -7,7 +7,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -79,27 +79,26 @@ def run(
     parts = job.parts()
     parts.make()
     start = time.perf_counter()
-    resumed, done = _work(job, plan, parts, cluster, progress)
+    resumed, total = _work(job, plan, parts, cluster, progress)
     wall_ms = (time.perf_counter() - start) * 1e3
     seen = _finish(output, form, plan, parts, layout)
     summary = Summary(
         cases=plan.rows,
-        predicted=sum(int(one["predicted"]) for one in done),
+        predicted=total.predicted,
         failed=seen.failed,
         resumed=resumed,
         first_error=seen.first_error,
         warned=seen.warned,
         first_warning=seen.first_warning,
         wall_ms=wall_ms,
-        decode_ms=sum(one["decode_ms"] for one in done),
+        decode_ms=total.decode_ms,
         batch_latency=None,
         first_batch_ms=None,
-        stages_ms={"engine": sum(one["engine_ms"] for one in done)},
+        stages_ms={"engine": total.engine_ms},
         header=header,
     )
     said = asked.bundle.warning
-    processors = tuple(sorted({str(one["processor"]) for one in done}))
-    return Made(asked, head, (said,) if said else (), plan, summary, processors)
+    return Made(asked, head, (said,) if said else (), plan, summary, tuple(sorted(total.processors)))
 
 
 def _check(manifest: Path, output: Path, form: str, allowed: Allowed) -> None:
@@ -141,23 +140,37 @@ def _plan(manifest: Path, work: Path, rows: int, progress: Progress) -> Plan:
     return replace(plan, csv=Path(os.path.abspath(copy)), sha256=sha256_file(manifest))
 
 
-def _work(
-    job: Job, plan: Plan, parts: Parts, cluster: Cluster, progress: Progress
-) -> tuple[int, list[Mapping[str, Any]]]:
-    """Have all missing parts made; how many rows were there already, and what was said of each part."""
+@dataclass
+class _Total:
+    """What the workers of this run said, added up: of each part nothing is held."""
+
+    predicted: int = 0
+    decode_ms: float = 0.0
+    engine_ms: float = 0.0
+    processors: set[str] = field(default_factory=set)
+
+    def add(self, one: Mapping[str, Any]) -> None:
+        self.predicted += int(one["predicted"])
+        self.decode_ms += float(one["decode_ms"])
+        self.engine_ms += float(one["engine_ms"])
+        self.processors.add(str(one["processor"]))
+
+
+def _work(job: Job, plan: Plan, parts: Parts, cluster: Cluster, progress: Progress) -> tuple[int, _Total]:
+    """Have all missing parts made; how many rows were there already, and what the workers said."""
     there = parts.done()
     todo = [shard for shard in plan.shards if shard.index not in there]
     resumed = ready = plan.rows - sum(shard.rows for shard in todo)
     progress("predicting", ready, plan.rows, "cases")
-    done: list[Mapping[str, Any]] = []
+    total = _Total()
     if not todo:
-        return resumed, done
+        return resumed, total
     with cluster.joined() as ray:
         for one in cluster.work(ray, job, todo):
-            done.append(one)
+            total.add(one)
             ready += int(one["rows"])
             progress("predicting", ready, plan.rows, "cases")
-    return resumed, done
+    return resumed, total
 
 
 class _Seen:
