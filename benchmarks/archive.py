@@ -5,8 +5,8 @@
     python -m benchmarks.archive driver FOLDER [--rows 25000,50000,100000]
 
 cost: `run`, and `run --ray` with one worker of two threads and two of one, in fresh processes that take turns, on
-phantom images (FOLDER keeps them; a manifest of many rows names the same 100 pairs again and again). The ratio is of the
-processes' wall times, start of the cluster included; a straight line through them tells the start from the pairs.
+phantom images (FOLDER keeps them; a manifest of many rows names the same 100 pairs again and again). The ratio is of
+the processes' wall times, start of the cluster included; a straight line through them tells the start from the pairs.
 kills: a worker, the driver and the raylet, each at a random moment of a job that then goes on; outputs are compared
 with that of an undisturbed `run`. driver: its resident memory on synthetic rows, with workers that write parts without
 images or a model: what holds for any number of rows is the driver's alone.
@@ -176,7 +176,7 @@ def driver(folder: Path, counts: list[int]) -> str:
             [count, f"{found['before']:.0f}", f"{found['after']:.0f}", f"{found['peak']:.0f}", f"{found['s']:.0f}"]
         )
         print(lines[-1], file=sys.stderr)
-    peaks = [float(line[3]) for line in lines]
+    peaks = [float(str(line[3])) for line in lines]
     slope = np.polyfit(counts, peaks, 1)[0] * 1e6 if len(counts) > 1 else float("nan")
     return "\n".join(
         [

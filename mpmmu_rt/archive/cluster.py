@@ -39,7 +39,6 @@ class Cluster:
     def joined(self) -> Iterator[Any]:
         """The module `ray`, connected. Raises `MissingPackage`, and `EngineError` where there is no such cluster."""
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing leaves the machine
-        os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
         # Else it prints an error for each actor that has arguments, though nothing went wrong.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         with warnings.catch_warnings():
