@@ -14,6 +14,7 @@ images or a model: what holds for any number of rows is the driver's alone.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
@@ -144,20 +145,24 @@ def kills(bundle: Path, folder: Path, times: int, pairs: int) -> str:
             time.sleep(random.uniform(0, 0.2))
             name = {"worker": "MapWorker", "raylet": "raylet/raylet"}.get(what, "")
             hit = [process.pid] if what == "driver" else processes(mark, name)[:1]
-            for pid in hit:
-                os.kill(pid, signal.SIGKILL)
+            end(hit)
             process.communicate()
             if process.returncode:
                 goes_on += 1
                 ended(start(bundle, manifest, out, *options, "--resume"))
             same += out.read_bytes() == alone.read_bytes()
-            for pid in processes(mark, ""):
-                os.kill(pid, signal.SIGKILL)
+            end(processes(mark, ""))
             print(f"{what} after {after} of {shards} parts: {same} same", file=sys.stderr)
         lines.append([what, times, f"{min(moments)} to {max(moments)} of {shards}", goes_on, f"{same} of {times}"])
     return report.table(
         "killed | times | when, parts | went on with --resume | output as undisturbed, to the bit", lines
     )
+
+
+def end(pids: list[int]) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def _parts(out: Path) -> int:
@@ -207,8 +212,8 @@ class StubWorker:
         return {
             "index": [one.index for one in made],
             "rows": [one.rows for one in made],
-            **{name: [0 for _ in made] for name in ("predicted", "decode_ms", "wall_ms", "engine_ms")},
-            "processor": ["" for _ in made],
+            **{name: [0 for _ in made] for name in ("predicted", "decode_ms", "engine_ms")},
+            **{name: ["" for _ in made] for name in ("processor", "error")},
         }
 
 

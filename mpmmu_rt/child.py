@@ -21,9 +21,19 @@ def telling(work: Callable[[], object]) -> None:
     try:
         work()
     except MpmmuError as error:
-        line = {_MARK: type(error).__name__, "message": str(error), "hint": error.hint}
-        print(json.dumps(line), file=sys.stderr, flush=True)
+        print(as_line(error), file=sys.stderr, flush=True)
         sys.exit(error.exit_code)
+
+
+def as_line(error: MpmmuError) -> str:
+    """For `from_line` in another process."""
+    return json.dumps({_MARK: type(error).__name__, "message": str(error), "hint": error.hint})
+
+
+def from_line(line: str) -> MpmmuError | None:
+    """The error that `as_line` wrote, if that is what it is."""
+    found = _own_error(line)
+    return None if found is None else found[0](found[1], hint=found[2])
 
 
 def told(what: str, code: int, stderr: str, hint: str) -> MpmmuError:

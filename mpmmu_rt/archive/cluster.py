@@ -14,8 +14,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from mpmmu_rt._optional import require
+from mpmmu_rt.child import from_line
 from mpmmu_rt.engines import known_engine
-from mpmmu_rt.errors import EngineError, MpmmuError
+from mpmmu_rt.errors import EngineError
 from mpmmu_rt.machine import usable_threads
 from mpmmu_rt.spec import Target
 
@@ -86,12 +87,17 @@ class Cluster:
             num_cpus=self.cpus,
             num_gpus=gpus,
         )
-        try:
-            yield from made.iter_rows()
-        except MpmmuError:
-            raise
-        except Exception as error:
-            raise _told(error) from error
+        found = iter(made.iter_rows())
+        while True:
+            try:
+                one = next(found, None)
+            except Exception as error:
+                raise _told(error) from error
+            if one is None:
+                return
+            if one["error"] and (refusal := from_line(one["error"])):
+                raise refusal
+            yield one
 
     def _size(self, ray: Any, gpus: int, shards: int) -> int:
         if self.workers:
@@ -112,15 +118,8 @@ def _blocks(shards: int) -> int:
     return max(1, min(shards, _MOST_BLOCKS))
 
 
-def _told(error: BaseException) -> MpmmuError:
-    """The error of ours that a worker raised, else what Ray says, in a line."""
-    seen: list[BaseException] = [error]
-    for one in seen:
-        if isinstance(one, MpmmuError):
-            return one
-        for more in (one.__cause__, one.__context__, getattr(one, "cause", None)):
-            if isinstance(more, BaseException) and more not in seen:
-                seen.append(more)
+def _told(error: BaseException) -> EngineError:
+    """What Ray says, in a line: errors of ours come with a shard."""
     lines = [line for line in str(error).splitlines() if line.strip()]
     last = next((line for line in reversed(lines) if "Error" in line), lines[-1] if lines else type(error).__name__)
     return EngineError(

@@ -74,6 +74,7 @@ def run(
         batch=asked.batch,
         frame=asked.frame,
         files="files" in asked.columns,
+        threads=cluster.cpus,
         folder=str(Path.cwd()),
     )
     parts = job.parts()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,9 +12,11 @@ from typing import Any
 
 from mpmmu_rt.bundle import Bundle
 from mpmmu_rt.cases import Case
-from mpmmu_rt.errors import EngineError, OutputError
+from mpmmu_rt.child import as_line
+from mpmmu_rt.errors import EngineError, MpmmuError, OutputError
 from mpmmu_rt.journal import Row
-from mpmmu_rt.machine import describe
+from mpmmu_rt.machine import THREADS_VARIABLE, describe
+from mpmmu_rt.places import unwritable
 from mpmmu_rt.predictor import Predictor
 from mpmmu_rt.run import Decoded, Decoder, Ledger, batched, rows_of
 from mpmmu_rt.spec import Target
@@ -30,8 +31,8 @@ MOST_BEGUN = 20  # of a shard that ends its worker each time
 
 @dataclass(frozen=True)
 class Job:
-    """All that a worker is told. head_target: what the head must run on, as on the driver's machine. folder: the one
-    that paths are relative to."""
+    """All that a worker is told. head_target: what the head must run on, as on the driver's machine. threads: of its
+    engine. folder: the one that paths are relative to."""
 
     bundle: str
     digest: str
@@ -45,6 +46,7 @@ class Job:
     batch: int
     frame: int | None
     files: bool
+    threads: int
     folder: str
 
     def parts(self) -> Parts:
@@ -55,9 +57,18 @@ class Worker:
     """An actor of Ray Data: takes shards, returns what became of them."""
 
     def __init__(self, job: Job) -> None:
-        """Raises what opening the bundle raises, and `ParityError` where its golden vectors don't come out here."""
+        """What opening the bundle raises, or `ParityError` where its golden vectors don't come out here, is told with
+        the first shard: of an actor that can't be made Ray keeps no error but its text."""
+        self._refusal = ""
+        try:
+            self._open(job)
+        except MpmmuError as error:
+            self._refusal = as_line(error)
+
+    def _open(self, job: Job) -> None:
         if Path(job.folder).is_dir():
             os.chdir(job.folder)
+        os.environ[THREADS_VARIABLE] = str(job.threads)  # for those that decode, too
         self._job = job
         bundle = Bundle.open(job.bundle)
         if bundle.digest != job.digest:
@@ -65,7 +76,7 @@ class Worker:
                 f"{job.bundle} is another bundle on this node than on the driver's, expected the same",
                 hint="put the bundle on a file system that all nodes share",
             )
-        self._predictor = Predictor(bundle, Target.parse(job.target))
+        self._predictor = Predictor(bundle, Target.parse(job.target), threads=job.threads)
         if str(self._predictor.head_target) != job.head_target:
             raise EngineError(
                 f"the head runs on {self._predictor.head_target} on this node and on {job.head_target} on the "
@@ -77,16 +88,27 @@ class Worker:
         self._processor = describe()["cpu"]
 
     def __call__(self, shards: Mapping[str, Any]) -> dict[str, list[Any]]:
-        """shards: the columns of `Shard`. Returns of each what `_made` says."""
+        """shards: the columns of `Shard`. Returns of each what `_made` says, or the `error` that ends the job."""
         names = [str(name) for name in shards]
         found = [
-            self._made(Shard(**dict(zip(names, _plain(row), strict=True))))
+            self._told(Shard(**dict(zip(names, _plain(row), strict=True))))
             for row in zip(*shards.values(), strict=True)
         ]
         return {name: [one[name] for one in found] for name in found[0]}
 
+    def _told(self, shard: Shard) -> dict[str, Any]:
+        made = {"index": shard.index, "rows": 0, "predicted": 0, "decode_ms": 0.0, "engine_ms": 0.0, "processor": ""}
+        if self._refusal:
+            return {**made, "error": self._refusal}
+        try:
+            return {**self._made(shard), "error": ""}
+        except MpmmuError as error:
+            return {**made, "error": as_line(error)}
+        except OSError as error:
+            return {**made, "error": as_line(unwritable(Path(self._job.work), error))}
+
     def _made(self, shard: Shard) -> dict[str, Any]:
-        started, ledger = time.perf_counter(), Ledger()
+        ledger = Ledger()
         if not self._parts.path(shard.index).exists():  # else made by a worker that was taken for lost
             begun = self._parts.begin(shard.index)
             if begun >= MOST_BEGUN:
@@ -101,7 +123,6 @@ class Worker:
             "rows": shard.rows,
             "predicted": ledger.predicted,
             "decode_ms": ledger.decode_ms,
-            "wall_ms": (time.perf_counter() - started) * 1e3,
             "engine_ms": sum(ledger.batches_ms),
             "processor": str(self._processor),
         }

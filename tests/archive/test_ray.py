@@ -8,6 +8,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mpmmu_rt.bundle import seal
 from mpmmu_rt.cases import read_manifest
 from mpmmu_rt.spec import MODALITIES
 
@@ -169,9 +171,9 @@ def test_what_is_killed_is_made_again_and_nothing_twice(cluster: Cluster, manife
 
 
 POISON = """
-import os, signal
+import ctypes
 def decode_jpeg(*given, **options):
-    os.kill(os.getpid(), signal.SIGSEGV)
+    ctypes.string_at(0)
 decode_jpeg_header = decode_jpeg
 """
 
@@ -221,6 +223,24 @@ def test_two_jobs_on_one_output_are_refused_and_one_of_another_kind(
     assert "--resume" in hint
     assert "belongs to another run (other batch)" in cluster.run(manifest, out, "--ray", "--resume", code=1)
     assert "unfinished run with --ray" in cluster.run(manifest, out, "--resume", code=1)
+
+
+def test_a_worker_on_which_the_golden_answers_are_others_ends_the_job(
+    cluster: Cluster, manifest: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(cluster.bundle, tmp_path / "b"))
+    with np.load(folder / "golden/golden.npz") as stored:
+        golden = dict(stored)
+    golden["probability"] = golden["probability"][::-1]
+    with (folder / "golden/golden.npz").open("wb") as file:
+        np.savez(file, **golden)
+    seal(folder, json.loads((folder / "bundle.json").read_text()))
+    cluster.bundle = folder
+    stderr = cluster.run(manifest, tmp_path / "ray.csv", "--ray", code=3)
+    error, hint = stderr.splitlines()[-2:]
+    assert error.startswith("error: onnxruntime:fp32 does not compute the bundle here: golden ")
+    assert hint.startswith("hint: `mpmmu-rt verify ")
+    assert not (tmp_path / "ray.csv").exists()
 
 
 @pytest.mark.parametrize(
