@@ -28,7 +28,9 @@ from . import (
     phantom,
     predict,
     report,
+    repository,
     run,
+    serve,
     train,
     verify,
 )
@@ -100,6 +102,8 @@ for _command in (
     inspect.inspect,
     doctor.doctor,
     phantom.phantom,
+    repository.repository,
+    serve.serve,
     native.native,
 ):
     app.command()(_report.reported(_command))
