@@ -7,7 +7,6 @@ files are uint8 tensors, too.
 
 from __future__ import annotations
 
-import asyncio
 import ctypes
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,7 +20,7 @@ import numpy as np
 from mpmmu_rt.bundle import Bundle
 from mpmmu_rt.checks import figure
 from mpmmu_rt.engines import engine
-from mpmmu_rt.errors import EngineError, ImageError, MpmmuError, ParityError, PixelsError
+from mpmmu_rt.errors import ImageError, MpmmuError, ParityError, PixelsError
 from mpmmu_rt.machine import usable_threads
 from mpmmu_rt.predictor import Predictor
 from mpmmu_rt.spec import MODALITIES, Array, Modality, Target
@@ -32,6 +31,7 @@ from .answers import Answer, Pixels, answers, read_pair
 # Of a file that is sent: more than any mammogram, and what a request may cost a server in memory.
 MAX_SENT_BYTES = 128 * 2**20
 _TAKEN = ctypes.c_char_p(b"used_dltensor")  # of DLPack; lives as long as any capsule
+Read = tuple[Pixels | MpmmuError, tuple[str, ...]]  # of one request: its pixels, and what is to be said against them
 OUTPUTS = ("probability", "base_probability", "decision", "bundle_digest", "warnings")
 
 
@@ -48,13 +48,17 @@ class PixelsModel:
             target = Target.parse(_parameter(config, "target"))
             engine(target)
             bundle.require_proven(target)
-            self._predictor = Predictor(bundle, target, threads=max(1, usable_threads() // _instances(config)))
-            require_replayed(self._predictor)
-            self._constant = constant(bundle)
+            self.predictor = Predictor(bundle, target, threads=max(1, usable_threads() // _instances(config)))
+            require_replayed(self.predictor)
+            self._digest = np.frombuffer(bytes.fromhex(bundle.digest), np.uint8)
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
-        said = answers(self._predictor, [self._pixels(request) for request in requests])
-        return [self._response(one) for one in said]
+        read = self.read(requests)
+        said = answers(self.predictor, [pixels for pixels, _ in read])
+        return [self._response(one, warnings) for one, (_, warnings) in zip(said, read, strict=True)]
+
+    def read(self, requests: Sequence[Any]) -> list[Read]:
+        return [(self._pixels(request), ()) for request in requests]
 
     def _pixels(self, request: Any) -> Pixels | MpmmuError:
         found: dict[Modality, Array] = {}
@@ -65,98 +69,72 @@ class PixelsModel:
             found[modality] = np.from_dlpack(tensor)
         return found
 
-    def _response(self, said: Answer | MpmmuError) -> Any:
+    def _response(self, said: Answer | MpmmuError, warnings: tuple[str, ...]) -> Any:
         if isinstance(said, MpmmuError):
             return failure(self.triton, said)
-        cases = len(said.probability)
         arrays = {"probability": said.probability, "decision": said.decision}
         if said.base_probability is not None:
             arrays["base_probability"] = said.base_probability
-        arrays |= {name: np.repeat(row[None], cases, axis=0) for name, row in self._constant.items()}
-        return self.triton.InferenceResponse(tensors(self.triton, arrays))
+        warning = self.predictor.bundle.warning
+        text = "; ".join([*([warning] if warning else []), *warnings])
+        cases = len(said.probability)
+        arrays["bundle_digest"] = np.tile(self._digest, (cases, 1))
+        arrays["warnings"] = np.tile(np.frombuffer(text.encode(), np.uint8), (cases, 1))
+        return self.triton.InferenceResponse([_tensor(self.triton, *one) for one in arrays.items()])
 
     def finalize(self) -> None:
-        if hasattr(self, "_predictor"):
-            self._predictor.close()
+        if hasattr(self, "predictor"):
+            self.predictor.close()
 
 
-class FilesModel:
+class FilesModel(PixelsModel):
     """`mpmmu_files`: one case's two files, as they are, to the same answer.
 
-    It decodes, and asks the pixels model of its repository for the rest, by a request for each case: so that there is
-    one Predictor in memory, cases of all clients share its batches, and an answer that fails is one request's.
+    It has a Predictor of its own and does not ask `mpmmu`: a server that is told to stop refuses what one model asks of
+    another, for a request that it had accepted (triton-inference-server/server#6287).
     """
 
-    triton: Any
-
     def initialize(self, args: Mapping[str, str]) -> None:
-        with _refused(self.triton):
-            config = json.loads(args["model_config"])
-            bundle = Bundle.open(_bundle(args, config))
-            self._pixels_model, self._version = _parameter(config, "pixels_model"), int(args["model_version"])
-            self._preprocessing, self._check = bundle.preprocessing, bundle.modality_check
-            self._constant = constant(bundle)
-            self._outputs = [one["name"] for one in config["output"] if one["name"] != "warnings"]
-            self._pool = ThreadPoolExecutor(usable_threads(), thread_name_prefix="decode")
+        super().initialize(args)
+        self._pool = ThreadPoolExecutor(self.predictor.threads, thread_name_prefix="decode")
 
-    async def execute(self, requests: Sequence[Any]) -> list[Any]:
-        return list(await asyncio.gather(*map(self._answer, requests)))
+    def read(self, requests: Sequence[Any]) -> list[Read]:
+        return list(self._pool.map(self._read, requests))
 
-    async def _answer(self, request: Any) -> Any:
+    def _read(self, request: Any) -> Read:
         try:
-            loop = asyncio.get_running_loop()
-            pixels, warnings = await loop.run_in_executor(self._pool, self._read, request)
-            answer = await self._ask(pixels)
-            if answer.has_error():
-                return self.triton.InferenceResponse(error=answer.error())
-            arrays = {one.name(): np.from_dlpack(one) for one in answer.output_tensors()}
-            self._require_same(arrays["bundle_digest"])
+            files = {modality: self._file(request, modality) for modality in MODALITIES}
+            bundle = self.predictor.bundle
+            return read_pair(files, bundle.preprocessing, frame=self._frame(request), check=bundle.modality_check)
         except MpmmuError as error:
-            return failure(self.triton, error)
-        own = self._constant["warnings"].tobytes().decode()
-        arrays["warnings"] = as_bytes("; ".join([*([own] if own else []), *warnings]))[None]
-        return self.triton.InferenceResponse(tensors(self.triton, arrays))
+            return error, ()
 
-    def _read(self, request: Any) -> tuple[dict[Modality, Array], tuple[str, ...]]:
-        files: dict[Modality, memoryview] = {}
-        for modality in MODALITIES:
-            tensor = self.triton.get_input_tensor_by_name(request, modality)
-            data = np.empty((1, 0), np.uint8) if tensor is None else np.from_dlpack(tensor)
-            if len(data) != 1:
-                raise ImageError(
-                    f"the request holds {len(data)} cases, expected one, its files uint8 [1, bytes]",
-                    hint="send a request for each case; they share batches all the same",
-                )
-            if data.size > MAX_SENT_BYTES:
-                raise ImageError(
-                    f"`{modality}` has {data.size} bytes, expected at most {MAX_SENT_BYTES}",
-                    hint="send a single image; `mpmmu-rt run` reads larger files",
-                )
-            files[modality] = np.ascontiguousarray(data[0]).data
-        frame = self.triton.get_input_tensor_by_name(request, "frame")
-        chosen = None if frame is None else int(np.from_dlpack(frame).reshape(-1)[0])
-        if chosen is not None and chosen < 0:
-            raise ImageError(f"`frame` is {chosen}, expected a number from 0", hint="leave it out for single images")
-        return read_pair(files, self._preprocessing, frame=chosen, check=self._check)
-
-    async def _ask(self, pixels: Mapping[Modality, Array]) -> Any:
-        return await self.triton.InferenceRequest(
-            model_name=self._pixels_model,
-            model_version=self._version,
-            requested_output_names=self._outputs,
-            inputs=tensors(self.triton, {f"{name}_pixels": array for name, array in pixels.items()}),
-        ).async_exec()
-
-    def _require_same(self, digest: Array) -> None:
-        """Pixels that were made for one bundle say nothing to another."""
-        if not np.array_equal(digest[0], self._constant["bundle_digest"]):
-            raise EngineError(
-                f"`{self._pixels_model}` answers for the bundle {bytes(digest[0]).hex()[:12]}, expected "
-                f"{self._constant['bundle_digest'].tobytes().hex()[:12]}, which the files were decoded for",
-                hint="write the repository again, and start the server on it",
+    def _file(self, request: Any, modality: Modality) -> memoryview:
+        tensor = self.triton.get_input_tensor_by_name(request, modality)
+        data = np.empty((1, 0), np.uint8) if tensor is None else np.from_dlpack(tensor)
+        if len(data) != 1:
+            raise ImageError(
+                f"the request holds {len(data)} cases, expected one, its files uint8 [1, bytes]",
+                hint="send a request for each case; they share batches all the same",
             )
+        if data.size > MAX_SENT_BYTES:
+            raise ImageError(
+                f"`{modality}` has {data.size} bytes, expected at most {MAX_SENT_BYTES}",
+                hint="send a single image; `mpmmu-rt run` reads larger files",
+            )
+        return np.ascontiguousarray(data[0]).data
+
+    def _frame(self, request: Any) -> int | None:
+        tensor = self.triton.get_input_tensor_by_name(request, "frame")
+        if tensor is None:
+            return None
+        frame = int(np.from_dlpack(tensor).reshape(-1)[0])
+        if frame < 0:
+            raise ImageError(f"`frame` is {frame}, expected a number from 0", hint="leave it out for single images")
+        return frame
 
     def finalize(self) -> None:
+        super().finalize()
         if hasattr(self, "_pool"):
             self._pool.shutdown()
 
@@ -172,23 +150,6 @@ def require_replayed(predictor: Predictor) -> None:
             hint="`mpmmu-rt verify BUNDLE --target TARGET` names the stage; use another target or version of the "
             "engine",
         )
-
-
-def constant(bundle: Bundle) -> dict[str, Array]:
-    """What every answer says, uint8 each: the SHA-256 of bundle.json [32], and the bundle's warning in UTF-8."""
-    return {
-        "bundle_digest": np.frombuffer(bytes.fromhex(bundle.digest), np.uint8).copy(),
-        "warnings": as_bytes(bundle.warning or ""),
-    }
-
-
-def as_bytes(text: str) -> Array:
-    """uint8, UTF-8; owned and writable, which DLPack wants."""
-    return np.frombuffer(text.encode(), np.uint8).copy()
-
-
-def tensors(triton: Any, arrays: Mapping[str, Array]) -> list[Any]:
-    return [_tensor(triton, name, array) for name, array in arrays.items()]
 
 
 def _tensor(triton: Any, name: str, array: Array) -> Any:

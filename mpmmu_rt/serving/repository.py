@@ -3,7 +3,7 @@
 models/mpmmu/config.pbtxt          pixels uint8 [n, 1, S, S] of both modalities, batched across requests
 models/mpmmu/1/model.py            a few lines: `mpmmu_rt.serving.models` does the work, and must be installed
 models/mpmmu/1/bundle/             the bundle
-models/mpmmu_files/config.pbtxt    one case's two encoded files, decoded and handed to the first
+models/mpmmu_files/config.pbtxt    one case's two encoded files, decoded and predicted
 models/mpmmu_files/1/model.py
 """
 
@@ -133,14 +133,9 @@ def configurations(bundle: Bundle, asked: Served, *, place: str | None = None) -
             ],
             outputs,
         ),
-        config.Batching(batch.most),
-        # One more than there are to predict: while one waits for its answers, another decodes.
-        config.Instances(asked.instances + 1),
-        {
-            "bundle": place or f"../../{asked.name}/{asked.version}/bundle",
-            "pixels_model": asked.name,
-            **facts,
-        },
+        batch,
+        config.Instances(asked.instances, traits.gpu),
+        {"bundle": place or f"../../{asked.name}/{asked.version}/bundle", **facts},
     )
     return {asked.name: pixels, asked.files_name: files}
 

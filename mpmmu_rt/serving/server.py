@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import json
 import os
+import py_compile
 import re
 import shutil
 import signal
@@ -32,6 +33,7 @@ from mpmmu_rt.errors import EngineError, MissingPackage, UsageError
 _BACKEND = "backends/python"
 _STUB = "triton_python_backend_stub"
 _POLL_S = 0.1
+_GOODBYE_S = 2  # for connections that are open with nothing on the way
 _TOLD = 12  # lines of its output that an error shows
 _PR_SET_PDEATHSIG = 1
 
@@ -163,8 +165,11 @@ def _ends_with_us() -> Callable[[], None]:
 class Server:
     """A server that was started. `wait_ready`, `wait`, and `stop`, which has it answer what it accepted."""
 
-    def __init__(self, process: subprocess.Popen[bytes], addresses: Addresses, log: Path, exit_s: int) -> None:
-        self.process, self.addresses, self.log, self._exit_s = process, addresses, log, exit_s
+    def __init__(
+        self, process: subprocess.Popen[bytes], repository: Path, addresses: Addresses, log: Path, exit_s: int
+    ) -> None:
+        self.process, self.addresses, self.log = process, addresses, log
+        self._repository, self._exit_s = repository, exit_s
 
     def wait_ready(self, models: Sequence[str]) -> None:
         """Until every model says so. Raises `EngineError` with the server's own words where it ends instead."""
@@ -191,13 +196,33 @@ class Server:
         return self.process.wait()
 
     def stop(self) -> bool:
-        """Have it refuse new requests, answer those that it accepted, and end; whether that took no longer than it
-        may."""
+        """Have it refuse new requests, answer those that it accepted, and end; whether it had time for all.
+
+        Told to stop, Triton goes on to serve every HTTP connection that is open until the time is over, and then drops
+        what is on the way. A model that is gone from the repository it unloads instead: it refuses new requests,
+        answers those that it has, and lets go of the model then. So the models are removed first.
+        """
+        told = self.log.stat().st_size
+        folders = [path for path in self._repository.iterdir() if path.is_dir()]
+        for folder in folders:
+            shutil.rmtree(folder)
+        end = time.monotonic() + self._exit_s
+        while (
+            (waiting := {one.name for one in folders} - self._unloaded(told))
+            and time.monotonic() < end
+            and self.process.poll() is None
+        ):
+            time.sleep(_POLL_S)
         self.process.send_signal(signal.SIGTERM)
-        try:
-            return self.process.wait(self._exit_s + 15) == 0
-        except subprocess.TimeoutExpired:
-            return False
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(_GOODBYE_S + 5)
+        return not waiting
+
+    def _unloaded(self, since: int) -> set[str]:
+        """The models that have answered all they had. Nothing but the log tells of those that are gone; since: a place
+        in it, in bytes."""
+        text = self.log.read_bytes()[since:].decode(errors="replace")
+        return set(re.findall(r"successfully unloaded '([^']+)'", text))
 
     def kill(self) -> None:
         """It, and what runs its models."""
@@ -223,7 +248,8 @@ def tail(log: Path) -> str:
 def started(
     repository: Path, addresses: Addresses, *, exit_s: int = 30, log: Path | None = None, more: Sequence[str] = ()
 ) -> Iterator[Server]:
-    """A server on `repository`, which is killed at the end of the block if it is still there, and with this process.
+    """A server on `repository`, a folder for it alone, which is emptied to stop it. It is killed at the end of the
+    block if it is still there, and ends with this process.
 
     exit_s: how long it may take to answer what it accepted. log: where its output goes, else a file that goes away.
     more: options of tritonserver's. Raises as `installed` and `check_ports` do.
@@ -234,6 +260,8 @@ def started(
         backends = Path(temporary) / "backends"
         shutil.copytree(found.backend, backends / "python")
         shutil.copy2(found.stub, backends / "python")
+        for model in repository.glob("*/*/model.py"):
+            py_compile.compile(str(model))  # else Python does, and Triton loads what has changed once more
         place = log or Path(temporary) / "log"
         command = [
             str(found.program),
@@ -241,7 +269,9 @@ def started(
             f"--backend-directory={backends}",
             *(f"--{name}-address={addresses.host}" for name in addresses.ports),
             *(f"--{name}-port={port}" for name, port in addresses.ports.items()),
-            f"--exit-timeout-secs={exit_s}",
+            f"--exit-timeout-secs={_GOODBYE_S}",
+            "--model-control-mode=poll",
+            "--repository-poll-secs=1",
             "--disable-auto-complete-config",
             "--allow-gpu-metrics=false",
             *more,
@@ -256,7 +286,7 @@ def started(
                 start_new_session=True,  # Ctrl-C is ours to pass on
                 preexec_fn=_ends_with_us(),
             )
-        server = Server(process, addresses, place, exit_s)
+        server = Server(process, repository, addresses, place, exit_s)
         try:
             yield server
         finally:
