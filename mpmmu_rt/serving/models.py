@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -99,15 +99,12 @@ class FilesModel(PixelsModel):
         self._pool = ThreadPoolExecutor(self.predictor.threads, thread_name_prefix="decode")
 
     def read(self, requests: Sequence[Any]) -> list[Read]:
-        return list(self._pool.map(self._read, requests))
+        return [_outcome(one) for one in [self._pool.submit(self._read, request) for request in requests]]
 
     def _read(self, request: Any) -> Read:
-        try:
-            files = {modality: self._file(request, modality) for modality in MODALITIES}
-            bundle = self.predictor.bundle
-            return read_pair(files, bundle.preprocessing, frame=self._frame(request), check=bundle.modality_check)
-        except MpmmuError as error:
-            return error, ()
+        files = {modality: self._file(request, modality) for modality in MODALITIES}
+        bundle = self.predictor.bundle
+        return read_pair(files, bundle.preprocessing, frame=self._frame(request), check=bundle.modality_check)
 
     def _file(self, request: Any, modality: Modality) -> memoryview:
         tensor = self.triton.get_input_tensor_by_name(request, modality)
@@ -137,6 +134,16 @@ class FilesModel(PixelsModel):
         super().finalize()
         if hasattr(self, "_pool"):
             self._pool.shutdown()
+
+
+def _outcome(decoded: Future[Read]) -> Read:
+    """What became of one request's files; whatever went wrong with them is nobody else's."""
+    error = decoded.exception()
+    if error is None:
+        return decoded.result()
+    if not isinstance(error, MpmmuError):
+        error = MpmmuError(f"internal error: {type(error).__name__}: {error}", hint="report it with the two files")
+    return error, ()
 
 
 def require_replayed(predictor: Predictor) -> None:
