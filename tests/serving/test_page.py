@@ -52,7 +52,7 @@ def test_the_manifest_is_kubernetes() -> None:
 )
 def test_a_wrong_manifest_is_seen(old: str, new: str) -> None:
     assert old in MANIFEST
-    with pytest.raises(Exception, match="two|readynessProbe|http"):
+    with pytest.raises(Exception, match=r"two|readynessProbe|http"):
         validated(MANIFEST.replace(old, new))
 
 
