@@ -86,6 +86,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: this is Python " + sys.version.split()[0] + ", expected 3.11 or newer\nhint: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(EDITABLE) -e '.[cpu,openvino,rtx,export,evaluate,dicom,plot,dev]'
+	@# Of PyTriton the server alone: its requirements, NumPy 1 among them, are those of what is not used here.
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps nvidia-pytriton || echo "no Triton server for this machine: its tests are skipped"
 	@touch $@
 
 clean:

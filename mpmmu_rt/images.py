@@ -22,11 +22,13 @@ Deterministic, and safe to call from several threads: no state of Pillow, pydico
 
 from __future__ import annotations
 
+import io
 import stat
 import struct
 import sys
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, get_args
@@ -107,7 +109,26 @@ def read_with_warnings(
     path: StrPath, preprocessing: Preprocessing, *, modality: Modality | None = None, frame: int | None = None
 ) -> tuple[Array, tuple[str, ...]]:
     """`read_pixels`, and what the file's header says against it that is no reason to refuse it."""
-    image = read_image(path, modality=modality, frame=frame)
+    return _pixels(read_image(path, modality=modality, frame=frame), preprocessing)
+
+
+def decode_with_warnings(
+    data: bytes | memoryview,
+    preprocessing: Preprocessing,
+    *,
+    name: str,
+    modality: Modality | None = None,
+    frame: int | None = None,
+) -> tuple[Array, tuple[str, ...]]:
+    """`read_with_warnings` of a file that was sent and lies in memory; `name` is what errors call it. A DICOM file
+    without its preamble can't be told by its name here, and is refused."""
+    with _named(name):
+        _check_bytes(len(data))
+        image = _decoded(io.BytesIO(data), "", frame, modality)
+    return _pixels(image, preprocessing)
+
+
+def _pixels(image: GreyImage, preprocessing: Preprocessing) -> tuple[Array, tuple[str, ...]]:
     warnings = image.warnings
     if image.pixel_aspect != 1.0 and preprocessing.fit == "pad" and preprocessing.aspect == "stored":
         warnings += (
@@ -160,21 +181,32 @@ def read_image(path: StrPath, *, modality: Modality | None = None, frame: int | 
 
     `modality` is what it is expected to show, which a DICOM header tells and no other: None if either will do. A file
     with several frames or pages needs `frame`, counted from 0. Raises `ImageError`, for DICOM without pydicom
-    `MissingPackage`. This is the one border at which errors get their path, and at which those of Pillow and pydicom
-    become ours; inside, a message begins with its verb.
+    `MissingPackage`.
     """
     path = Path(path)
-    try:
+    with _named(path):
         _check_file(path)
         with path.open("rb") as stream:
-            image = _reader(stream, path.suffix)(stream, frame, modality)
-        check_content(image.grey)
-        return image
+            return _decoded(stream, path.suffix, frame, modality)
+
+
+def _decoded(stream: BinaryIO, suffix: str, frame: int | None, modality: Modality | None) -> GreyImage:
+    image = _reader(stream, suffix)(stream, frame, modality)
+    check_content(image.grey)
+    return image
+
+
+@contextmanager
+def _named(name: object) -> Iterator[None]:
+    """The one border at which errors get their path, and at which those of Pillow and pydicom become ours; inside, a
+    message begins with its verb."""
+    try:
+        yield
     except ImageError as error:
-        raise ImageError(f"{path} {error}", hint=error.hint) from error
+        raise ImageError(f"{name} {error}", hint=error.hint) from error
     except _foreign_errors() as error:
         reason, hint = _reason(error)
-        raise ImageError(f"{path} can't be read ({reason}), expected a whole image file", hint=hint) from error
+        raise ImageError(f"{name} can't be read ({reason}), expected a whole image file", hint=hint) from error
 
 
 def _reason(error: Exception) -> tuple[str, str]:
@@ -215,10 +247,14 @@ def _check_file(path: Path) -> None:
     if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
         kind = "a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"
         raise ImageError(f"is {kind}, expected an image file", hint="name the image file itself")
-    if status.st_size == 0:
+    _check_bytes(status.st_size)
+
+
+def _check_bytes(count: int) -> None:
+    if count == 0:
         raise ImageError("is empty, expected an image file", hint="copy or export it again")
-    if status.st_size > MAX_FILE_BYTES:
-        raise ImageError(f"has {status.st_size} bytes, expected at most {MAX_FILE_BYTES}", hint="export a single image")
+    if count > MAX_FILE_BYTES:
+        raise ImageError(f"has {count} bytes, expected at most {MAX_FILE_BYTES}", hint="export a single image")
 
 
 _SIGNATURES = {

@@ -27,6 +27,14 @@ def duration(text: str) -> float:
     return float(match[1]) * (60 if match[2] == "m" else 1)
 
 
+def delay_ms(text: str) -> float:
+    """Milliseconds: `2`, `2ms`, `2000us` and `0.002s` are 2; 0 is none. Raises `UsageError`."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(us|ms|s|)\s*", text)
+    if not match:
+        raise UsageError(f"`{text}` is no delay, expected milliseconds such as 2ms, or 0", hint="--max-delay 2ms")
+    return float(match[1]) * {"us": 1e-3, "ms": 1.0, "s": 1e3, "": 1.0}[match[2]]
+
+
 def allowances(texts: Sequence[str]) -> dict[str, float]:
     """`parameters.head=5%` is {"parameters.head": 0.05}; without a share, any growth is. Raises `UsageError`."""
     named = {

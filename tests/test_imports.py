@@ -43,7 +43,7 @@ COMMANDS = (
         "report",
         "inspect",
     ),
-    *("doctor", "phantom", "native"),
+    *("doctor", "phantom", "repository", "serve", "native"),
 )
 
 

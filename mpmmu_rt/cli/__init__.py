@@ -29,7 +29,9 @@ from . import (
     phantom,
     predict,
     report,
+    repository,
     run,
+    serve,
     train,
     verify,
 )
@@ -101,6 +103,8 @@ for _command in (
     inspect.inspect,
     doctor.doctor,
     phantom.phantom,
+    repository.repository,
+    serve.serve,
     native.native,
 ):
     app.command()(_report.reported(_command))

@@ -1,0 +1,128 @@
+"""Several requests in one batch: each is answered, or refused with an error of its own, and touches no other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mpmmu_rt.errors import AnswerError, EngineError, ImageError, MpmmuError, PixelsError
+from mpmmu_rt.images import Preprocessing, decode_with_warnings
+from mpmmu_rt.modality_check import SAYS, ModalityCheck
+from mpmmu_rt.predictor import Predictor
+from mpmmu_rt.spec import MODALITIES, Array, Modality
+
+Pixels = Mapping[Modality, Array]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Of the n cases of one request. probability: float32 [n, 1]; base_probability: float32 [n, learners], None if the
+    head has none; decision: uint8 [n, 1], 1 is malignant. C-contiguous."""
+
+    probability: Array
+    base_probability: Array | None
+    decision: Array
+
+
+def answers(predictor: Predictor, requests: Sequence[Pixels | MpmmuError]) -> list[Answer | MpmmuError]:
+    """What is said to each of `requests`, in their order; one that is an error already stays it.
+
+    A request whose pixels the model was not made for gets a `PixelsError`, and one of whose cases the engine has no
+    number for an `AnswerError`; the others are predicted together, again where they shared a batch with that.
+    """
+    said: list[Answer | MpmmuError | None] = [_fault(predictor, one) for one in requests]
+    while waiting := [index for index, one in enumerate(said) if one is None]:
+        given: list[Pixels] = [one for index in waiting if not isinstance(one := requests[index], MpmmuError)]
+        try:
+            for index, answer in zip(waiting, _together(predictor, given), strict=True):
+                said[index] = answer
+        except AnswerError as error:
+            refused = _owners(error.rows, [_count(one) for one in given])
+            for position, cases in refused.items():
+                said[waiting[position]] = _without(predictor, error, cases)
+            if not refused:
+                return [error if one is None else one for one in said]
+        except EngineError as error:
+            return [error if one is None else one for one in said]
+    return [one for one in said if one is not None]
+
+
+def _fault(predictor: Predictor, request: Pixels | MpmmuError) -> MpmmuError | None:
+    if isinstance(request, MpmmuError):
+        return request
+    try:
+        for modality in MODALITIES:
+            predictor.bundle.tensors[f"{modality}_pixels"].check(request[modality])
+    except PixelsError as error:
+        return error
+    counts = [len(request[modality]) for modality in MODALITIES]
+    if counts[0] != counts[1] or not counts[0]:
+        return PixelsError(
+            f"the request holds {counts[0]} mammograms and {counts[1]} ultrasound images, expected one pair per case",
+            hint="row i of both must be the same patient",
+        )
+    return None
+
+
+def _count(pixels: Pixels) -> int:
+    return len(pixels["mammography"])
+
+
+def _together(predictor: Predictor, requests: Sequence[Pixels]) -> list[Answer]:
+    """Raises as `Predictor.predict` does."""
+    found = predictor.predict({name: np.concatenate([one[name] for one in requests]) for name in MODALITIES})
+    ends = np.cumsum([_count(one) for one in requests])
+    each = []
+    for end, request in zip(ends, requests, strict=True):
+        rows = slice(end - _count(request), end)
+        base = None if found.base_probability is None else np.ascontiguousarray(found.base_probability[rows])
+        each.append(Answer(found.probability[rows, None], base, found.malignant[rows, None].astype(np.uint8)))
+    return each
+
+
+def _owners(rows: Sequence[int], counts: Sequence[int]) -> dict[int, list[int]]:
+    """Which request each row of the batch belongs to, and which of its cases it is, counted from 0."""
+    starts = np.cumsum([0, *counts])
+    found: dict[int, list[int]] = {}
+    for row in rows:
+        position = int(np.searchsorted(starts, row, side="right")) - 1
+        found.setdefault(position, []).append(int(row - starts[position]))
+    return found
+
+
+def _without(predictor: Predictor, error: AnswerError, cases: Sequence[int]) -> AnswerError:
+    named = ", ".join(map(str, cases))
+    return AnswerError(
+        f"{predictor.target} gave no number for the cases {named} of the request (counted from 0), expected one each",
+        hint=error.hint,
+        rows=tuple(cases),
+    )
+
+
+def read_pair(
+    files: Mapping[Modality, memoryview],
+    preprocessing: Preprocessing,
+    *,
+    frame: int | None = None,
+    check: ModalityCheck | None = None,
+) -> tuple[dict[Modality, Array], tuple[str, ...]]:
+    """The files of one case, as they were sent, to pixels uint8 [1, 1, S, S] each; and what is to be said against them,
+    as `mpmmu-rt run` says it: what headers say, and a pair that looks swapped. Raises `ImageError`."""
+    if files["mammography"] == files["ultrasound"]:
+        raise ImageError(
+            "the same file was sent as mammogram and as ultrasound image, expected an image of each",
+            hint="send the patient's two images",
+        )
+    pixels: dict[Modality, Array] = {}
+    warnings: list[str] = []
+    for modality in MODALITIES:
+        array, said = decode_with_warnings(
+            files[modality], preprocessing, name=f"`{modality}`", modality=modality, frame=frame
+        )
+        pixels[modality] = array[None]
+        warnings += [f"{modality}: {one}" for one in said]
+    if check is not None and check.swapped(pixels)[0]:
+        warnings.append(SAYS)
+    return pixels, tuple(warnings)

@@ -1,0 +1,293 @@
+"""Starts the Triton server of PyTriton's wheel on this machine, and stops it so that nothing it accepted is lost.
+
+Of PyTriton only the server, its Python backend and that backend's process for this Python are used; nothing of it is
+imported, and none of its dependencies are needed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import py_compile
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import util
+from pathlib import Path
+
+from mpmmu_rt.errors import EngineError, MissingPackage, UsageError
+
+_BACKEND = "backends/python"
+_STUB = "triton_python_backend_stub"
+_POLL_S = 0.1
+_GOODBYE_S = 2  # for connections that are open with nothing on the way
+_TOLD = 12  # lines of its output that an error shows
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class Installed:
+    """Where the server lies: its program, its shared libraries, its Python backend, and that one's process for this
+    Python."""
+
+    program: Path
+    libraries: Path
+    backend: Path
+    stub: Path
+
+
+@dataclass(frozen=True)
+class Addresses:
+    host: str = "127.0.0.1"
+    http: int = 8000
+    grpc: int = 8001
+    metrics: int = 8002
+
+    @property
+    def ports(self) -> dict[str, int]:
+        return {"http": self.http, "grpc": self.grpc, "metrics": self.metrics}
+
+    def url(self, port: int) -> str:
+        host = {"0.0.0.0": "127.0.0.1"}.get(self.host, self.host)
+        return f"{host}:{port}"
+
+
+def installed() -> Installed:
+    """The server of PyTriton's wheel, seen to start here. Raises `MissingPackage` or `EngineError`."""
+    spec = util.find_spec("pytriton") if sys.platform == "linux" else None
+    if spec is None or not spec.submodule_search_locations:
+        raise MissingPackage(
+            "`serve` needs the package `nvidia-pytriton`, which holds the Triton server and is not installed",
+            hint="pip install 'mpmmu-rt[serve]'; it is for Linux on x86-64 with glibc 2.35 or newer",
+        )
+    root = Path(next(iter(spec.submodule_search_locations))) / "tritonserver"
+    version = "{}.{}".format(*sys.version_info)
+    found = Installed(
+        root / "bin/tritonserver",
+        root.parents[1] / "nvidia_pytriton.libs",
+        root / _BACKEND,
+        root / "python_backend_stubs" / version / _STUB,
+    )
+    if not found.stub.is_file():
+        known = sorted(
+            (path.parent.name for path in root.glob(f"python_backend_stubs/*/{_STUB}")),
+            key=lambda text: [int(part) for part in text.split(".")],
+        )
+        raise EngineError(
+            f"this is Python {version}, and the Triton server that is installed runs models in Python "
+            f"{', '.join(known) or 'of no version'}",
+            hint="use one of these for the environment of the server",
+        )
+    for path in (found.program, found.stub):
+        if lacks := _lacks(path, found):
+            raise EngineError(
+                f"{path.name} can't start here: {lacks}, expected what nvidia-pytriton is built for",
+                hint="it is for glibc 2.35 or newer and a Python with its shared library; or start Triton's "
+                "own container on what `mpmmu-rt repository` writes",
+            )
+    return found
+
+
+def _lacks(program: Path, found: Installed) -> str:
+    """What the loader does not find for `program`; "" where it finds all."""
+    done = subprocess.run(["ldd", str(program)], env=_environment(found), capture_output=True, text=True, check=False)
+    lines = (done.stdout + done.stderr).splitlines()
+    return next((" ".join(line.split()) for line in lines if "not found" in line), "")
+
+
+def _environment(found: Installed) -> dict[str, str]:
+    """The Python backend starts the `python3` that is first on the path, with what it can import."""
+    own = sysconfig.get_config_var("LIBDIR") or ""
+    libraries = [str(found.libraries), str(own), os.environ.get("LD_LIBRARY_PATH", "")]
+    return {
+        **os.environ,
+        "LD_LIBRARY_PATH": ":".join(filter(None, libraries)),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}",
+    }
+
+
+def check_ports(addresses: Addresses) -> None:
+    """Raise `UsageError` for ports that are the same, and for one that is taken: which, and by which option it is
+    another."""
+    seen: dict[int, str] = {}
+    for name, port in addresses.ports.items():
+        if not 1 <= port <= 65535 or port in seen:
+            other = f", as --{seen[port]}-port does" if port in seen else ""
+            raise UsageError(
+                f"--{name}-port names {port}{other}, expected three different ports from 1 to 65535",
+                hint=f"--{name}-port {8000 + len(seen)}",
+            )
+        seen[port] = name
+        with socket.socket(socket.AF_INET6 if ":" in addresses.host else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((addresses.host, port))
+            except OSError as error:
+                raise UsageError(
+                    f"port {port} of {addresses.host} can't be used for {name} ({error.strerror}), expected a free one",
+                    hint=f"end what listens there, or name another: --{name}-port {free_port(addresses.host)}",
+                ) from error
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """One that nobody listens on at this moment; that of another machine's address, any."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        try:
+            probe.bind((host, 0))
+        except OSError:
+            return 18000
+        return int(probe.getsockname()[1])
+
+
+def _ends_with_us() -> Callable[[], None]:
+    """For the server's process: it stops where this one is killed. What it needs is loaded before the fork."""
+    libc = ctypes.CDLL(None)
+
+    def ask() -> None:
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+    return ask
+
+
+class Server:
+    """A server that was started. `wait_ready`, `wait`, and `stop`, which has it answer what it accepted."""
+
+    def __init__(
+        self, process: subprocess.Popen[bytes], repository: Path, addresses: Addresses, log: Path, exit_s: int
+    ) -> None:
+        self.process, self.addresses, self.log = process, addresses, log
+        self._repository, self._exit_s = repository, exit_s
+
+    def wait_ready(self, models: Sequence[str]) -> None:
+        """Until every model says so. Raises `EngineError` with the server's own words where it ends instead."""
+        waiting = list(models)
+        while waiting:
+            if (code := self.process.poll()) is not None:
+                raise EngineError(
+                    f"the Triton server ended with code {code} before its models were ready, expected them to load: "
+                    f"{reason(self.log)}",
+                    hint="what it says is above; `mpmmu-rt verify BUNDLE --target TARGET` tries the same without it",
+                )
+            waiting = [name for name in waiting if not self._ready(name)]
+            time.sleep(_POLL_S if waiting else 0)
+
+    def _ready(self, model: str) -> bool:
+        url = f"http://{self.addresses.url(self.addresses.http)}/v2/models/{model}/ready"
+        try:
+            with urllib.request.urlopen(url, timeout=5) as answer:
+                return int(answer.status) == 200
+        except (urllib.error.URLError, OSError):
+            return False
+
+    def wait(self) -> int:
+        return self.process.wait()
+
+    def stop(self) -> bool:
+        """Have it refuse new requests, answer those that it accepted, and end; whether it had time for all.
+
+        Told to stop, Triton goes on to serve every HTTP connection that is open until the time is over, and then drops
+        what is on the way. A model that is gone from the repository it unloads instead: it refuses new requests,
+        answers those that it has, and lets go of the model then. So the models are removed first.
+        """
+        told = self.log.stat().st_size
+        folders = [path for path in self._repository.iterdir() if path.is_dir()]
+        for folder in folders:
+            shutil.rmtree(folder)
+        end = time.monotonic() + self._exit_s
+        while (
+            (waiting := {one.name for one in folders} - self._unloaded(told))
+            and time.monotonic() < end
+            and self.process.poll() is None
+        ):
+            time.sleep(_POLL_S)
+        self.process.send_signal(signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(_GOODBYE_S + 5)
+        return not waiting
+
+    def _unloaded(self, since: int) -> set[str]:
+        """The models that have answered all they had. Nothing but the log tells of those that are gone; since: a place
+        in it, in bytes."""
+        text = self.log.read_bytes()[since:].decode(errors="replace")
+        return set(re.findall(r"successfully unloaded '([^']+)'", text))
+
+    def kill(self) -> None:
+        """It, and what runs its models."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+def reason(log: Path) -> str:
+    """Of a server's output the first error of ours in it, else its own, else its last line."""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    ours = [text for line in lines if (text := line.partition("Exception: error: ")[2])]
+    found = (re.match(r'E\d.*?("(?:[^"\\]|\\.)*")', line) for line in lines)
+    theirs = [json.loads(match[1]) for match in found if match]
+    return next(iter([*ours, *theirs, *filter(None, map(str.strip, reversed(lines)))]), "it said nothing")
+
+
+def tail(log: Path) -> str:
+    return "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-_TOLD:])
+
+
+@contextmanager
+def started(
+    repository: Path, addresses: Addresses, *, exit_s: int = 30, log: Path | None = None, more: Sequence[str] = ()
+) -> Iterator[Server]:
+    """A server on `repository`, a folder for it alone, which is emptied to stop it. It is killed at the end of the
+    block if it is still there, and ends with this process.
+
+    exit_s: how long it may take to answer what it accepted. log: where its output goes, else a file that goes away.
+    more: options of tritonserver's. Raises as `installed` and `check_ports` do.
+    """
+    found = installed()
+    check_ports(addresses)
+    with tempfile.TemporaryDirectory(prefix="mpmmu-rt-serve-") as temporary:
+        backends = Path(temporary) / "backends"
+        shutil.copytree(found.backend, backends / "python")
+        shutil.copy2(found.stub, backends / "python")
+        for model in repository.glob("*/*/model.py"):
+            py_compile.compile(str(model))  # else Python does, and Triton loads what has changed once more
+        place = log or Path(temporary) / "log"
+        command = [
+            str(found.program),
+            f"--model-repository={repository}",
+            f"--backend-directory={backends}",
+            *(f"--{name}-address={addresses.host}" for name in addresses.ports),
+            *(f"--{name}-port={port}" for name, port in addresses.ports.items()),
+            f"--exit-timeout-secs={_GOODBYE_S}",
+            "--model-control-mode=poll",
+            "--repository-poll-secs=1",
+            "--disable-auto-complete-config",
+            "--allow-gpu-metrics=false",
+            *more,
+        ]
+        with place.open("wb") as output:
+            process = subprocess.Popen(
+                command,
+                env=_environment(found),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C is ours to pass on
+                preexec_fn=_ends_with_us(),
+            )
+        server = Server(process, repository, addresses, place, exit_s)
+        try:
+            yield server
+        finally:
+            server.kill()
