@@ -5,6 +5,7 @@ The faults are those of tests/test_bundle.py, each put to both.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import shutil
@@ -24,7 +25,7 @@ from mpmmu_rt.spec import Target
 from tests import test_bundle as faults
 from tests import test_modality_check as checking
 
-from .native import Library, NativeError
+from .native import Library, NativeError, SelfTest
 
 STORED = Path(__file__).parents[1] / "data" / "bundle_613dfc9"
 ANSWERS = ("embedding", "probability")
@@ -383,6 +384,29 @@ def test_other_golden_answers_are_no_parity(library: Library, folder: Path) -> N
     ):
         model.self_test()
     assert caught.value.status == "PARITY_ERROR"
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("prefix", ["", "openvino:int8."])
+@pytest.mark.parametrize("name", ANSWERS)
+def test_golden_answers_that_are_no_numbers_are_no_parity(
+    library: Library, folder: Path, name: str, prefix: str, value: float
+) -> None:
+    """One of them, the last: whoever takes a maximum over it sees the others."""
+    if prefix and "openvino" not in library.engines:
+        pytest.skip("openvino is not installed: pip install 'mpmmu-rt[openvino]'")
+
+    def change(arrays: dict[str, Any]) -> None:
+        arrays[prefix + name] = arrays[prefix + name].copy()
+        arrays[prefix + name][..., -1] = value
+
+    with_golden(folder, change)
+    with library.open(folder, prefix[:-1] or None, threads=1) as model:
+        result = SelfTest(ctypes.sizeof(SelfTest))
+        with pytest.raises(NativeError, match="differs from the golden vectors") as caught:
+            model.self_test(result)
+    assert caught.value.status == "PARITY_ERROR"
+    assert getattr(result, f"proven_{name}" if prefix else name) == np.inf
 
 
 def test_golden_vectors_that_were_exchanged_since_the_bundle_was_opened(library: Library, folder: Path) -> None:
