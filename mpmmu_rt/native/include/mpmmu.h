@@ -100,7 +100,7 @@ typedef struct mpmmu_self_test_result {
   double embedding_limit;
   double probability;        /* max |dp| to the original's */
   double probability_limit;
-  size_t flipped;            /* decisions that differ and may not */
+  size_t flipped;            /* cases whose decision differs and may not, together or alone */
   double batch;              /* max |dp| of a case in a batch to the same case alone */
   double batch_limit;
   double proven_embedding;   /* INT8: to what the same graphs said at export; else 0 */

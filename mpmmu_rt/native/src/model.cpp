@@ -251,7 +251,8 @@ void Model::compare(mpmmu_self_test_result &result) {
   const auto limit = static_cast<float>(bundle_.threshold);
   for (std::size_t row = 0; row < cases; ++row) {
     const bool clear = std::abs(probabilities[row] - bundle_.threshold) >= margin;
-    result.flipped += clear && (probability[row] >= limit) != (static_cast<float>(probabilities[row]) >= limit);
+    const bool want = static_cast<float>(probabilities[row]) >= limit;
+    result.flipped += clear && ((probability[row] >= limit) != want || (alone[row] >= limit) != want);
   }
   if (choice_.precision == "int8") {
     const Array &proven = golden(arrays, choice_.target + ".embedding", false, {cases, width});
