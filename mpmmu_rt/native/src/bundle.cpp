@@ -385,7 +385,7 @@ void Bundle::require_proven(const std::string &target) const {
   }
   const Json &precision = entry->at("precision");
   const Json said = precision.value(target, Json()), reason = said.is_object() ? said.value("reason", Json()) : Json();
-  if (reason.is_string() && !reason.empty()) {
+  if (reason.is_string() && reason != "") {
     throw Failure(MPMMU_USAGE_ERROR,
                   target + " was left out of " + folder + " when it was exported (" + reason.get<std::string>() +
                       "), expected one of " + listed,
