@@ -5,8 +5,9 @@
 
 libFuzzer, of clang, reads JSON, .npz files and sealed bundles for so many seconds, from the corpus in tests/native; two
 threads share a model under ThreadSanitizer and under AddressSanitizer with UndefinedBehaviorSanitizer, so many calls
-each; a bundle is opened, asked and closed so often, and opened without an engine as often. Fails where anything is
-found.
+each, and at nothing left behind by models that are opened and closed; a bundle is opened, asked and closed so often,
+and opened without an engine as often. Fails where anything is found, and where resident memory grows. Settings, bounds
+and corpus are those of tests/native/test_robust.py.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ from pathlib import Path
 
 from benchmarks import report
 from tests.native.native import HOST, SOURCES, build, build_use, checked, engines, json_folder, tool
+from tests.native.test_robust import CORPUS, RUN, SANITIZERS, steady
 
-CORPUS = Path(__file__).resolve().parents[2] / "tests/native/corpus.zip"
-SANITIZERS = {"ThreadSanitizer": "-fsanitize=thread", "AddressSanitizer, UBSan": "-fsanitize=address,undefined"}
-RUN = {"OMP_NUM_THREADS": "1", "TBB_ENABLE_SANITIZERS": "1", "ASAN_OPTIONS": "detect_leaks=0"}
+NAMES = {"thread": "ThreadSanitizer", "address": "AddressSanitizer, UBSan"}
+OPENS_TO_FIND_LEAKS = 20
 
 
 def fuzzed(folder: Path, seconds: int) -> str:
@@ -54,16 +55,20 @@ def main(bundle: Path, seconds: int, calls: int, opens: int) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         print(report.row(["libFuzzer: JSON, .npz, sealed bundles", fuzzed(folder, seconds)]), flush=True)
-        for name, flag in SANITIZERS.items():
-            place = build(folder / flag[-6:], flags=flag, kind="Debug")
-            program = build_use(place, place / "use", flag)
+        for name, flags in SANITIZERS.items():
+            place = build(folder / name, flags=flags, kind="Debug")
+            program = build_use(place, place / "use", *flags.split())
             for target in ("onnxruntime:fp32", "openvino:int8"):
                 said = checked([str(program), "threads", str(bundle), target, str(calls)], **variables)
-                print(report.row([f"two threads, {name}, {target}", said]), flush=True)
+                assert said == f"{2 * calls} calls, 0 wrong\n", said
+                print(report.row([f"two threads, {NAMES[name]}, {target}", said]), flush=True)
+        leaks = [str(program), "opens", str(bundle), "onnxruntime:fp32", str(OPENS_TO_FIND_LEAKS)]
+        checked(leaks, **variables | {"ASAN_OPTIONS": "detect_leaks=1"})
+        print(report.row([f"LeakSanitizer, {OPENS_TO_FIND_LEAKS} opens, onnxruntime:fp32", "nothing left"]), flush=True)
         place = build(folder / "plain")
         program = build_use(place, place / "use")
         for arguments in (("opens", str(bundle), "onnxruntime:fp32"), ("checks", str(bundle))):
-            said = checked([str(program), *arguments, str(opens)], **variables)
+            said = steady(checked([str(program), *arguments, str(opens)], **variables))
             print(report.row([f"resident memory, {arguments[0]}", said]), flush=True)
     print(f"\n{report.load('at the end')}")
 

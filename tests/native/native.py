@@ -163,8 +163,8 @@ class Model:
         cases = ctypes.c_size_t(len(given[0]))
         self.library.do("mpmmu_predict", self.handle, *map(address, given), cases, ctypes.byref(outputs))
 
-    def self_test(self) -> SelfTest:
-        result = SelfTest(ctypes.sizeof(SelfTest))
+    def self_test(self, result: SelfTest | None = None) -> SelfTest:
+        result = result or SelfTest(ctypes.sizeof(SelfTest))
         self.library.do("mpmmu_self_test", self.handle, ctypes.byref(result))
         return result
 

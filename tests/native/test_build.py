@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -13,6 +14,7 @@ import pytest
 from PIL import Image
 
 from mpmmu_rt import load
+from mpmmu_rt.bundle import seal
 from mpmmu_rt.images import preprocess
 from mpmmu_rt.spec import MODALITIES, Array, Modality
 
@@ -117,7 +119,12 @@ def test_the_example_refuses_a_tampered_bundle(
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"P5 4 4 255", b"P5 4 4 255\n123", b"P6 1 1 255\n123", b"P5 0 4 255\n", b"P5 99999999999 9 255\n1"]
+    "content",
+    [
+        *(b"", b"P5 4 4 255", b"P5 4 4 255\n123", b"P6 1 1 255\n123", b"P5 0 4 255\n", b"P5 99999999999 9 255\n1"),
+        *(b"P5 4 4 65535\n" + bytes(32), b"P5 4 4 4095\n" + bytes(32), b"P5 4 4 2550\n" + bytes(16)),
+        *(b"P5 4 4 255x" + bytes(16), b"P5 4 4 25\n" + bytes(16)),
+    ],
 )
 def test_the_example_refuses_what_is_no_image(
     library: Library, build_folder: Path, images: list[Path], tmp_path: Path, content: bytes
@@ -173,6 +180,11 @@ def test_the_example_in_rust_says_the_same(
     said = decide(build_folder / "decide", STORED, *images).stdout.split()
     assert np.float32(ran.stdout.split()[0]) == np.float32(said[0])
     assert ran.stdout.split()[1] == said[1]
+    folder = Path(shutil.copytree(STORED, tmp_path / "copy.bundle"))
+    seal(folder, json.loads((folder / "bundle.json").read_text()) | {"trained": False})
+    for program in (tmp_path / "decide", build_folder / "decide"):
+        ran = decide(program, folder, *images, folder=build_folder)
+        assert (ran.returncode, ran.stderr) == (0, "warning: UNTRAINED reference model: this means nothing\n")
 
 
 def test_it_needs_no_engine_to_link_and_shows_nothing_else(build_folder: Path) -> None:

@@ -5,8 +5,10 @@ The faults are those of tests/test_bundle.py, each put to both.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,13 +19,17 @@ import pytest
 
 from mpmmu_rt import bundle as bundles
 from mpmmu_rt.bundle import Bundle, seal
-from mpmmu_rt.errors import BundleError, DigestMismatch
+from mpmmu_rt.errors import BundleError, DigestMismatch, UsageError
 from mpmmu_rt.files import MAX_JSON_BYTES, sha256_file
+from mpmmu_rt.modality_check import FIGURES
+from mpmmu_rt.spec import Target
 from tests import test_bundle as faults
+from tests import test_modality_check as checking
 
-from .native import Library, NativeError
+from .native import Library, NativeError, SelfTest
 
 STORED = Path(__file__).parents[1] / "data" / "bundle_613dfc9"
+ANSWERS = ("embedding", "probability")
 # What is behind these words Python's own parser or types say, in words of their own.
 LOOSE = ("is not valid JSON: ", "is malformed: ")
 Change = Callable[[dict[str, Any]], object]
@@ -361,15 +367,132 @@ def test_a_small_file_that_unpacks_to_a_large_one(library: Library, folder: Path
         model.self_test()
 
 
-def test_other_golden_answers_are_no_parity(library: Library, folder: Path) -> None:
-    with np.load(folder / "golden/golden.npz") as stored:
+def with_golden(folder: Path, change: Change) -> None:
+    """Changes the golden vectors, and seals the bundle again."""
+    path = folder / "golden/golden.npz"
+    with np.load(path) as stored:
         arrays: dict[str, Any] = {name: stored[name] for name in stored.files}
-    arrays["embedding"], arrays["probability"] = (np.roll(arrays[name], 1, 0) for name in ("embedding", "probability"))
-    np.savez(folder / "golden/golden.npz", **arrays)
+    change(arrays)
+    np.savez(path, **arrays)
     resealed(folder)
+
+
+def test_other_golden_answers_are_no_parity(library: Library, folder: Path) -> None:
+    with_golden(folder, lambda arrays: arrays.update({name: np.roll(arrays[name], 1, 0) for name in ANSWERS}))
     with (
         library.open(folder, threads=1) as model,
         pytest.raises(NativeError, match="differs from the") as caught,
     ):
         model.self_test()
     assert caught.value.status == "PARITY_ERROR"
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("prefix", ["", "openvino:int8."])
+@pytest.mark.parametrize("name", ANSWERS)
+def test_golden_answers_that_are_no_numbers_are_no_parity(
+    library: Library, folder: Path, name: str, prefix: str, value: float
+) -> None:
+    """One of them, the last: whoever takes a maximum over it sees the others."""
+    if prefix and "openvino" not in library.engines:
+        pytest.skip("openvino is not installed: pip install 'mpmmu-rt[openvino]'")
+
+    def change(arrays: dict[str, Any]) -> None:
+        arrays[prefix + name] = arrays[prefix + name].copy()
+        arrays[prefix + name][..., -1] = value
+
+    with_golden(folder, change)
+    with library.open(folder, prefix[:-1] or None, threads=1) as model:
+        result = SelfTest(ctypes.sizeof(SelfTest))
+        with pytest.raises(NativeError, match="differs from the golden vectors") as caught:
+            model.self_test(result)
+    assert caught.value.status == "PARITY_ERROR"
+    assert getattr(result, f"proven_{name}" if prefix else name) == np.inf
+
+
+def test_golden_vectors_that_were_exchanged_since_the_bundle_was_opened(library: Library, folder: Path) -> None:
+    """A self-test may come days later."""
+    path = folder / "golden/golden.npz"
+    with library.open(folder, threads=1) as model:
+        with np.load(path) as stored:
+            arrays: dict[str, Any] = {name: stored[name] for name in stored.files}
+        np.savez(path, **arrays)
+        with pytest.raises(
+            NativeError, match=r"golden.npz has \d+ bytes and another SHA-256 than bundle.json"
+        ) as caught:
+            model.self_test()
+    assert caught.value.status == "DIGEST_MISMATCH"
+
+
+# ---------------------------------------------------------------- what is newer than the stored bundle
+
+
+def with_check(folder: Path) -> dict[str, Any]:
+    """bundle.json of the stored bundle, and a check of modalities, and what the golden vectors have beside them."""
+    with_golden(folder, lambda arrays: arrays.update({bundles.EMBEDDING_MEAN: np.zeros(64, np.float32)}))
+    entry: dict[str, Any] = json.loads((folder / "bundle.json").read_text())
+    seal(folder, entry | {"modality_check": CHECK})
+    return entry
+
+
+CHECK = {
+    "figures": list(FIGURES),
+    "weights": [1.5, -2, 0.0, 1e-9, 3.25, 1, 2, 3],
+    "means": [-0.0, *range(7)],
+    "scales": [1e-05] * 8,
+    "intercept": 0.25,
+    "margin": 2,
+}
+
+
+def test_a_bundle_that_knows_its_modalities(library: Library, folder: Path) -> None:
+    with_check(folder)
+    assert Bundle.open(folder).modality_check is not None
+    with library.open(folder, threads=1) as model:
+        assert model.self_test().flipped == 0
+
+
+def wrong_checks() -> list[object]:
+    """Those of tests/test_modality_check.py, and more."""
+    wrong = parameters(checking.test_a_check_that_makes_no_sense_is_refused)
+    wrong = [*wrong, {"intercept": []}, {"means": None}, {"weights": {}}, {"scales": [-1.0] * 8}, {"figures": None}]
+    wrong += [{"figures": list(FIGURES[::-1])}, {"means": [[0.0] * 8]}, {"weights": [None] * 8}, {"scales": [1.0] * 9}]
+    whole = [CHECK | one if isinstance(one, dict) and one else one for one in wrong]
+    return [*whole, *({key: CHECK[key] for key in CHECK if key != absent} for absent in CHECK), "text", [], True]
+
+
+def test_a_check_of_modalities_that_makes_no_sense(library: Library, folder: Path) -> None:
+    entry, found = with_check(folder), []
+    for wrong in wrong_checks():
+        seal(folder, entry | {"modality_check": wrong})
+        assert refusal(lambda: library.check(folder))[0] == "BUNDLE_ERROR", wrong
+        found += problems(library, folder, wrong)
+    seal(folder, entry | {"modality_check": None})
+    library.check(folder)
+    assert found == []
+
+
+def test_more_keys_than_any_bundle_has(library: Library, folder: Path) -> None:
+    """Each key of an object is looked for among those before it: a million would take for ever."""
+    entry = json.loads((folder / "bundle.json").read_text())
+    entry["card"] |= {f"key {i}": i for i in range(15_000)}
+    seal(folder, entry)
+    library.check(folder)
+    entry["card"] |= {f"key {i}": i for i in range(20_000)}
+    seal(folder, entry)
+    with pytest.raises(NativeError, match="is not valid JSON: it holds more than 20000 keys") as caught:
+        library.check(folder)
+    assert caught.value.status == "DIGEST_MISMATCH"
+
+
+@pytest.mark.parametrize("said", [{"reason": "it flips 3 of 40 decisions"}, {"reason": ""}, {"reason": None}, {}])
+def test_a_target_that_was_left_out_says_why(library: Library, folder: Path, said: dict[str, object]) -> None:
+    entry = json.loads((folder / "bundle.json").read_text())
+    entry["precision"] |= {"openvino:bf16": said}
+    seal(folder, entry)
+    with pytest.raises(UsageError) as theirs:
+        Bundle.open(folder).require_proven(Target("openvino", "bf16"))
+    with pytest.raises(NativeError) as ours:
+        library.open(folder, "openvino:bf16")
+    assert (ours.value.status, str(ours.value)) == ("USAGE_ERROR", str(theirs.value))
+    assert ours.value.hint == re.sub("^--target", "use", theirs.value.hint)

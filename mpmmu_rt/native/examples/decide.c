@@ -2,6 +2,7 @@
  *
  * Exit code 0: the probability and the decision are on stdout. 1: an error is on stderr. 3: the bundle is not the one
  * that was exported, or this machine does not compute what was proven; nothing may be decided with it. */
+#include <ctype.h>
 #include <mpmmu.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -14,9 +15,10 @@ static int failed(mpmmu_status status) {
 /* A raw grey image: binary PGM (P5) of 8 bits, without comments. The caller frees it; NULL: it is none. */
 static unsigned char *read_grey(const char *path, size_t *height, size_t *width) {
   unsigned char *grey = NULL;
+  int end = 0; /* of the header: 0 where it does not say 255 */
   FILE *file = fopen(path, "rb");
-  if (file && fscanf(file, "P5 %zu %zu 255", width, height) == 2 && fgetc(file) != EOF && *height && *width &&
-      *height <= 200000000 / *width && (grey = malloc(*height * *width)) &&
+  if (file && fscanf(file, "P5 %zu %zu 255%n", width, height, &end) == 2 && end && isspace(fgetc(file)) && *height &&
+      *width && *height <= 200000000 / *width && (grey = malloc(*height * *width)) &&
       fread(grey, 1, *height * *width, file) != *height * *width) {
     free(grey);
     grey = NULL;

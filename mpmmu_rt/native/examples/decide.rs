@@ -115,5 +115,8 @@ fn main() {
     };
     check(unsafe { mpmmu_predict(model, pixels[0].as_ptr(), pixels[1].as_ptr(), 1, &outputs) });
     println!("{} {}", probability, if malignant == 1 { "malignant" } else { "benign" });
+    if info.trained == 0 {
+        eprintln!("warning: UNTRAINED reference model: this means nothing");
+    }
     unsafe { mpmmu_close(model) };
 }

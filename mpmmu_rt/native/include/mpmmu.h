@@ -7,7 +7,11 @@
  *
  * A function that can fail returns a status; `mpmmu_last_error` and `mpmmu_last_hint` tell of the last failure of the
  * calling thread. No C++ exception crosses this border. Any number of threads may share a model; only `mpmmu_close`
- * must be the last call. Text is UTF-8 and ends with 0.
+ * must be the last call. A model belongs to the process that opened it: in a fork it is refused, and closing it there
+ * frees nothing. Text is UTF-8 and ends with 0.
+ *
+ * Opening sets ORT_DISABLE_TELEMETRY, unless it is set, and thereby changes the environment, which another thread must
+ * not read or change at that time (setenv(3)): set it yourself, or open the first model before there are threads.
  *
  * Structs begin with `size`, which the caller sets to their `sizeof`: a later version of the library takes what an
  * earlier header knew, and an earlier library refuses a larger struct. Fields are only ever added at the end.
@@ -96,7 +100,7 @@ typedef struct mpmmu_self_test_result {
   double embedding_limit;
   double probability;        /* max |dp| to the original's */
   double probability_limit;
-  size_t flipped;            /* decisions that differ and may not */
+  size_t flipped;            /* cases whose decision differs and may not, together or alone */
   double batch;              /* max |dp| of a case in a batch to the same case alone */
   double batch_limit;
   double proven_embedding;   /* INT8: to what the same graphs said at export; else 0 */
@@ -120,12 +124,15 @@ MPMMU_API mpmmu_status mpmmu_preprocess(const mpmmu_preprocessing *how, const ui
                                         size_t width, double pixel_aspect, uint8_t *pixels);
 
 /* mammography, ultrasound: pixels uint8 [cases, 1, S, S]; row i of both is the same patient. Where it fails, every
- * probability and embedding is NaN and no case is called anything: `malignant` is 255. */
+ * probability and embedding is NaN and no case is called anything: `malignant` is 255. But nothing is written where
+ * the library can't know how much room there is: for cases beyond 1048576, for outputs of a size that it does not know,
+ * and, without a model, to base_probability and embedding. */
 MPMMU_API mpmmu_status mpmmu_predict(mpmmu_model *model, const uint8_t *mammography, const uint8_t *ultrasound,
                                      size_t cases, const mpmmu_outputs *outputs);
 
 /* Runs the golden cases of the bundle, together and alone: does this machine compute what the export proved?
- * MPMMU_PARITY_ERROR where it does not. result: NULL if only the verdict is wanted. */
+ * MPMMU_PARITY_ERROR where it does not, or computes no numbers; MPMMU_DIGEST_MISMATCH where the golden vectors are not
+ * those that were opened. result: NULL if only the verdict is wanted. */
 MPMMU_API mpmmu_status mpmmu_self_test(mpmmu_model *model, mpmmu_self_test_result *result);
 
 /* What was got and what was expected, and what to do, of the last call of this thread that failed; "" before one. */

@@ -96,7 +96,7 @@ mpmmu_status mpmmu_open(const char *folder, const mpmmu_options *options, mpmmu_
     require(model, "model");
     mpmmu_options whole{};
     if (options) whole = known(options, "options");
-    *model = new mpmmu_model{mpmmu::Model(folder, &whole)};
+    *model = new mpmmu_model{mpmmu::Model(folder, whole)};
   });
 }
 
@@ -122,8 +122,10 @@ mpmmu_status mpmmu_preprocess(const mpmmu_preprocessing *how, const uint8_t *gre
 mpmmu_status mpmmu_predict(mpmmu_model *model, const uint8_t *mammography, const uint8_t *ultrasound, size_t cases,
                            const mpmmu_outputs *outputs) {
   return guarded([&] {
+    const mpmmu_outputs whole = known(outputs, "outputs");
+    if (!model) mpmmu::leave_no_answer(whole, cases, 0, 0);  // nobody knows of how many learners, nor of what width
     require(model, "model");
-    model->model.predict(mammography, ultrasound, cases, known(outputs, "outputs"));
+    model->model.predict(mammography, ultrasound, cases, whole);
   });
 }
 
@@ -146,4 +148,7 @@ const char *mpmmu_last_error(void) { return last_error.c_str(); }
 
 const char *mpmmu_last_hint(void) { return last_hint.c_str(); }
 
-void mpmmu_close(mpmmu_model *model) { delete model; }
+void mpmmu_close(mpmmu_model *model) {
+  if (model && model->model.forked()) return;  // to end threads that are not there would wait without end
+  delete model;
+}

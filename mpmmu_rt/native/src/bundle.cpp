@@ -29,11 +29,17 @@ constexpr const char *kGraphs[] = {"mammography",
                                    "head",
                                    "head_onnxruntime",
                                    "model"};
+constexpr const char *kFigures[] = {"black", "bright",   "mean",   "deviation",
+                                    "fine",  "vertical", "fading", "lopsided"};
 constexpr const char *kGolden[] = {"embedding",   "mammography.feature_map", "mammography.pixels",
                                    "probability", "ultrasound.feature_map",  "ultrasound.pixels"};
 
 Failure altered(const std::string &message, const std::string &hint = kAltered) {
   return Failure(MPMMU_DIGEST_MISMATCH, message, hint);
+}
+Failure other_bytes(const std::string &path, std::uint64_t got, const Json &expected) {
+  return altered(path + " has " + std::to_string(got) + " bytes and another SHA-256 than bundle.json says, expected " +
+                 python_repr(expected) + " bytes");
 }
 Failure senseless(const std::string &message, const std::string &hint = kHint) {
   return Failure(MPMMU_BUNDLE_ERROR, message, hint);
@@ -217,6 +223,29 @@ std::size_t check_pixels(const Json &entry, std::uint32_t side) {
   return shape[1].get<std::size_t>();
 }
 
+// mpmmu_rt.modality_check.ModalityCheck.from_json; what it is for is the Python runtime's.
+void check_modality(const Json &entry) {
+  const auto found = entry.find("modality_check");
+  if (found == entry.end() || found->is_null()) return;
+  const auto figures = found->is_object() ? found->find("figures") : found->end();
+  if (figures == found->end() || *figures != Json(kFigures)) {
+    throw Malformed{"`modality_check` is not of the figures that this version computes"};
+  }
+  const auto number = [](const Json &one) { return one.is_number() && std::isfinite(one.get<double>()); };
+  bool sound = true;
+  for (const char *name : {"weights", "means", "scales"}) {
+    const Json &array = at(*found, name);
+    sound = sound && array.is_array() && array.size() == std::size(kFigures) &&
+            std::all_of(array.begin(), array.end(), number);
+    if (std::string(name) != "scales") continue;
+    sound = sound && std::all_of(array.begin(), array.end(), [](const Json &one) { return one.get<double>() > 0; });
+  }
+  for (const char *name : {"intercept", "margin"}) sound &= number(at(*found, name));
+  if (!sound) {
+    throw Malformed{"`modality_check` does not hold " + std::to_string(std::size(kFigures)) + " finite numbers each"};
+  }
+}
+
 // As PurePosixPath reads a path: its parts, without `.` and empty ones.
 std::vector<std::string> parts_of(const std::string &name) {
   std::vector<std::string> parts;
@@ -244,14 +273,12 @@ void check_file(const std::string &folder, const std::string &name, const Json &
   const Json &size = at(facts, "bytes"), &digest = at(facts, "sha256");
   if (!size.is_number_integer()) throw Malformed{"`files` has " + python_repr(size) + " bytes, expected an integer"};
   const std::string path = parts.empty() ? folder : join_path(folder, joined(parts));
-  const std::string bytes = python_repr(size);
   std::uint64_t got = 0;
   if (name.find('\0') != std::string::npos || kind_of(path, &got) != Kind::kFile) {
-    throw altered(path + " is missing or a link, expected a file of " + bytes + " bytes");
+    throw altered(path + " is missing or a link, expected a file of " + python_repr(size) + " bytes");
   }
   if (size != got || got > kMaxFileBytes || !digest.is_string() || sha256_file(path) != digest.get<std::string>()) {
-    throw altered(path + " has " + std::to_string(got) + " bytes and another SHA-256 than bundle.json says, expected " +
-                  bytes + " bytes");
+    throw other_bytes(path, got, size);
   }
 }
 
@@ -292,6 +319,7 @@ Bundle Bundle::open(const std::string &given) {
     const mpmmu_preprocessing how = mpmmu::preprocessing(mapping(entry, "preprocessing"));
     const double limit = mpmmu::threshold(entry);
     const std::size_t width = check_pixels(entry, how.side);
+    check_modality(entry);
     const Bundle bundle{folder, std::make_shared<const Json>(std::move(entry)), sha256(data), how, limit, width};
     bundle.check_files();
     return bundle;
@@ -355,6 +383,15 @@ void Bundle::require_proven(const std::string &target) const {
     if (one == target) return;
     listed += (listed.empty() ? "" : ", ") + one.get<std::string>();
   }
+  const Json &precision = entry->at("precision");
+  const Json said = precision.value(target, Json()), reason = said.is_object() ? said.value("reason", Json()) : Json();
+  if (reason.is_string() && reason != "") {
+    throw Failure(MPMMU_USAGE_ERROR,
+                  target + " was left out of " + folder + " when it was exported (" + reason.get<std::string>() +
+                      "), expected one of " + listed,
+                  "use " + listed.substr(0, listed.find(',')) +
+                      ", or export it again after what the reason says is settled");
+  }
   throw Failure(MPMMU_USAGE_ERROR,
                 target + " was not proven when " + folder + " was exported, expected one of " + listed,
                 "export it again with --target " + target + "; `mpmmu-rt inspect` says why a target was left out");
@@ -371,10 +408,12 @@ std::string Bundle::graph(const std::string &name, bool int8) const {
 }
 
 Arrays Bundle::golden() const {
-  const std::string path = join_path(folder, entry->at("golden").get<std::string>());
+  const std::string own = entry->at("golden").get<std::string>(), path = join_path(folder, own);
   std::string problem;
   const auto data = read_file(path, kMaxGoldenBytes, problem);
   if (!data) throw senseless(path + " " + problem);
+  const Json &facts = entry->at("files").at(own);  // a self-test may come days after the bundle was opened
+  if (sha256(*data) != facts.at("sha256").get<std::string>()) throw other_bytes(path, data->size(), facts.at("bytes"));
   Arrays found;
   try {
     found = parse_npz(*data, kMaxGoldenBytes);

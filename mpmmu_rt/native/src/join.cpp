@@ -35,6 +35,7 @@ constexpr unsigned kName = 1, kType = 2;
 }
 
 constexpr std::uint64_t kMaxGraphBytes = std::uint64_t{2} << 30;  // protobuf's own limit
+constexpr const char *kNotThere = "weights are not where a graph says";
 
 // One field of a message of protobuf: `whole` with its tag; `content` of texts and messages.
 struct Field {
@@ -94,6 +95,9 @@ class Joined {
     folder_ = path.substr(0, path.rfind('/'));
     prefix_ = prefix;
     names_ = std::move(names);
+    each(*data, [this](const Field &field) {
+      if (field.number == model::kGraph) each(field.content, [this](const Field &part) { weigh(part); });
+    });
     each(*data, [this](const Field &field) {
       if (field.number == model::kIrVersion) ir_version_ = std::max(ir_version_, field.number_value);
       if (field.number == model::kOpset) add_once(opsets_, field);
@@ -162,16 +166,42 @@ class Joined {
     out += field.whole;
   }
 
+  // Before anything gets room: what a graph states is no reason to believe it.
+  void weigh(const Field &part) {
+    if (part.number != graph::kInitializer) return;
+    std::map<std::string, std::string> external;
+    each(part.content, [&](const Field &field) {
+      if (field.number == tensor::kExternalData) external.insert(entry_of(field.content));
+    });
+    const std::uint64_t size = external.empty() ? 0 : stated(external, "length");
+    if (size > kMaxGraphBytes - weights_) {
+      throw std::runtime_error("the weights of the graphs have more than " + std::to_string(kMaxGraphBytes) + " bytes");
+    }
+    weights_ += size;
+  }
+
+  static std::pair<std::string, std::string> entry_of(string_view message) {
+    std::string entry[2];
+    each(message, [&](const Field &one) {
+      if (one.number == value::kName || one.number == value::kType) entry[one.number - 1] = one.content;
+    });
+    return {entry[0], entry[1]};
+  }
+
+  static std::uint64_t stated(const std::map<std::string, std::string> &external, const char *key) {
+    try {
+      return std::stoull(external.at(key));
+    } catch (const std::logic_error &) {  // absent, no number, or too large a one
+      throw std::runtime_error(kNotThere);
+    }
+  }
+
   // Weights that lie in a file of their own are put inside: a model in memory has no folder.
   void add_tensor(std::string &out, string_view message) {
     std::map<std::string, std::string> external;
     each(message, [&](const Field &field) {
       if (field.number == tensor::kExternalData) {
-        std::string entry[2];
-        each(field.content, [&](const Field &one) {
-          if (one.number == value::kName || one.number == value::kType) entry[one.number - 1] = one.content;
-        });
-        external[entry[0]] = entry[1];
+        external.insert(entry_of(field.content));
       } else if (field.number == tensor::kName) {
         put(out, tensor::kName, renamed(field.content));
       } else if (field.number != tensor::kLocation) {
@@ -182,19 +212,20 @@ class Joined {
   }
 
   std::string slice(const std::map<std::string, std::string> &external) const {
-    try {
-      const std::string &location = external.at("location");
-      if (location.empty() || location.find('/') != std::string::npos) throw std::runtime_error("");
-      std::ifstream file(join_path(folder_, location), std::ios::binary);
-      std::string data(static_cast<std::size_t>(std::stoull(external.at("length"))), '\0');
-      file.seekg(static_cast<std::streamoff>(std::stoull(external.at("offset"))));
-      if (data.size() > kMaxGraphBytes || !file.read(data.data(), static_cast<std::streamsize>(data.size()))) {
-        throw std::runtime_error("");
-      }
-      return data;
-    } catch (const std::exception &) {
-      throw std::runtime_error("weights are not where a graph says");
+    const auto location = external.find("location");
+    const std::string name = location == external.end() ? "" : location->second;
+    const std::uint64_t offset = stated(external, "offset"), length = stated(external, "length");
+    const std::string path = join_path(folder_, name);
+    std::uint64_t size = 0;
+    if (name.empty() || name.find('/') != std::string::npos || kind_of(path, &size) != Kind::kFile || offset > size ||
+        length > size - offset) {
+      throw std::runtime_error(kNotThere);
     }
+    std::ifstream file(path, std::ios::binary);
+    file.seekg(static_cast<std::streamoff>(offset));
+    std::string data(static_cast<std::size_t>(length), '\0');
+    if (!file.read(data.data(), static_cast<std::streamsize>(length))) throw std::runtime_error(kNotThere);
+    return data;
   }
 
  public:
@@ -204,7 +235,7 @@ class Joined {
   std::string folder_, prefix_, graph_;
   std::map<std::string, std::string> names_;
   std::vector<std::string> opsets_, functions_;
-  std::uint64_t ir_version_ = 0;
+  std::uint64_t ir_version_ = 0, weights_ = 0;
 };
 
 }  // namespace

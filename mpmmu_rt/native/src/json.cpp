@@ -11,6 +11,8 @@ namespace mpmmu {
 namespace {
 
 constexpr int kDeepest = 64;  // a bundle.json has 7 levels
+// A bundle.json has some 500. Each is looked for among those before it: 16 MiB of keys would take 20 minutes.
+constexpr std::size_t kMostKeys = 20'000;
 
 // Python's `repr` of a float: the fewest digits that read back the same, as 1e-05 or 1e+16 beyond 0.0001 to 10**16.
 std::string number(double value) {
@@ -71,13 +73,16 @@ void dump(const Json &value, bool sorted, std::string &out) {
 }  // namespace
 
 Json parse_json(const std::string &source) {
-  const auto depth = [](int deep, Json::parse_event_t, Json &) {
+  std::size_t keys = 0;
+  const auto bounded = [&keys](int deep, Json::parse_event_t event, Json &) {
+    keys += event == Json::parse_event_t::key;
+    if (keys > kMostKeys) throw std::runtime_error("it holds more than " + std::to_string(kMostKeys) + " keys");
     if (deep > kDeepest) throw std::runtime_error("it is nested in more than " + std::to_string(kDeepest) + " levels");
     return true;
   };
   if (source.find('\0') != std::string::npos)
     throw std::runtime_error("it holds a zero byte");  // ends it, to the parser
-  return Json::parse(source, depth);
+  return Json::parse(source, bounded);
 }
 
 std::string dump_json(const Json &value, bool sorted) {

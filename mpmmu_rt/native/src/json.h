@@ -8,7 +8,8 @@ namespace mpmmu {
 
 using Json = nlohmann::ordered_json;
 
-// Parses UTF-8; throws std::runtime_error for what is no JSON, or is nested more deeply than any bundle.
+// Parses UTF-8; throws std::runtime_error for what is no JSON, or is nested more deeply, or has more keys, than any
+// bundle.
 Json parse_json(const std::string &text);
 
 // `json.dumps(value, sort_keys=sorted)`.

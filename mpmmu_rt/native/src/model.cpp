@@ -1,5 +1,7 @@
 #include "model.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
@@ -21,9 +23,7 @@ std::string path_of(const char *given, const char *variable) {
 
 }  // namespace
 
-Choice::Choice(const mpmmu_options *options) {
-  mpmmu_options given{};
-  if (options) given = *options;
+Choice::Choice(const mpmmu_options &given) {
   target = given.target ? given.target : kTargets[0];
   if (std::none_of(std::begin(kTargets), std::end(kTargets), [&](const char *one) { return target == one; })) {
     throw Failure(
@@ -42,8 +42,8 @@ Choice::Choice(const mpmmu_options *options) {
   threads = given.threads ? given.threads : usable_threads();
 }
 
-Model::Model(const char *folder, const mpmmu_options *options)
-    : bundle_(Bundle::open(folder)), choice_(options), name_(bundle_.name()) {
+Model::Model(const char *folder, const mpmmu_options &options)
+    : process_(::getpid()), bundle_(Bundle::open(folder)), choice_(options), name_(bundle_.name()) {
   bundle_.require_proven(choice_.target);
   load_head();
   const Wanted wanted{choice_.precision, choice_.engine == "openvino" ? choice_.openvino : choice_.onnxruntime,
@@ -55,18 +55,29 @@ Model::Model(const char *folder, const mpmmu_options *options)
 void Model::load_head() {
   const bool here = choice_.engine == "openvino";
   if (here) engine_version_ = openvino_version(choice_.openvino);
+  head_target_ = "onnxruntime:fp32";
   try {
     const std::string version = onnxruntime_version(choice_.onnxruntime);
     if (!here) engine_version_ = version;
-    head_target_ = "onnxruntime:fp32";
-    head_ = onnxruntime_head(bundle_, {"fp32", choice_.onnxruntime, choice_.threads});
-  } catch (const Failure &failure) {
-    // A library that was named and can't be had is an error; one that is nowhere is not there.
-    if (!here || failure.status != MPMMU_MISSING_LIBRARY || !choice_.onnxruntime.empty()) throw;
+  } catch (const Failure &) {
+    // A library that was named and can't be had is an error; one that is nowhere, or is not fit, is not there.
+    if (!here || !choice_.onnxruntime.empty()) throw;
     head_target_ = "openvino:fp32";
-    head_ = openvino_head(bundle_, {"fp32", choice_.openvino, choice_.threads});
   }
+  head_ = head_target_ == "openvino:fp32" ? openvino_head(bundle_, {"fp32", choice_.openvino, choice_.threads})
+                                          : onnxruntime_head(bundle_, {"fp32", choice_.onnxruntime, choice_.threads});
 }
+
+// Threads of engines don't come along into a fork: a call would wait for them without end.
+void Model::require_own_process() const {
+  if (!forked()) return;
+  throw Failure(MPMMU_ENGINE_ERROR,
+                "the model was loaded in process " + std::to_string(process_) + " and is used in " +
+                    std::to_string(::getpid()) + ", a fork of it, expected the process that loaded it",
+                "load the bundle in each process once it runs");
+}
+
+bool Model::forked() const { return process_ != ::getpid(); }
 
 Failure Model::unanswered(std::size_t bad, std::size_t cases, const std::string &what) const {
   return Failure(
@@ -90,8 +101,28 @@ void Model::answer(const std::uint8_t *const (&pixels)[2], std::size_t cases, fl
   if (bad) throw unanswered(bad, cases, "probabilities that are not numbers in 0..1");
 }
 
+void leave_no_answer(const mpmmu_outputs &outputs, std::size_t cases, std::size_t learners, std::size_t width) {
+  if (cases > kMostCases) return;
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  if (outputs.probability) std::fill_n(outputs.probability, cases, nan);
+  if (outputs.malignant) std::fill_n(outputs.malignant, cases, std::uint8_t{255});
+  if (outputs.base_probability) std::fill_n(outputs.base_probability, cases * learners, nan);
+  if (outputs.embedding) std::fill_n(outputs.embedding, cases * width, nan);
+}
+
 void Model::predict(const std::uint8_t *mammography, const std::uint8_t *ultrasound, std::size_t cases,
                     const mpmmu_outputs &outputs) {
+  try {
+    decide(mammography, ultrasound, cases, outputs);
+  } catch (...) {  // nothing that looks right may be left behind
+    leave_no_answer(outputs, cases, head_->learners(), bundle_.width);
+    throw;
+  }
+}
+
+void Model::decide(const std::uint8_t *mammography, const std::uint8_t *ultrasound, std::size_t cases,
+                   const mpmmu_outputs &outputs) {
+  require_own_process();
   if (!mammography || !ultrasound || cases < 1 || cases > kMostCases) {
     throw Failure(MPMMU_PIXELS_ERROR,
                   "pixels are " + std::string(mammography ? "a mammogram" : "NULL") + " and " +
@@ -103,19 +134,10 @@ void Model::predict(const std::uint8_t *mammography, const std::uint8_t *ultraso
     throw Failure(MPMMU_USAGE_ERROR, "`base_probability` is wanted, and the stacking head of this bundle tells none",
                   "leave it NULL where mpmmu_info.learners is 0");
   }
-  const float nan = std::numeric_limits<float>::quiet_NaN();
   std::vector<float> room(outputs.embedding ? 0 : cases * bundle_.width), own(outputs.probability ? 0 : cases);
   float *embedding = outputs.embedding ? outputs.embedding : room.data();
   float *probability = outputs.probability ? outputs.probability : own.data();
-  try {
-    answer({mammography, ultrasound}, cases, probability, outputs.base_probability, embedding);
-  } catch (...) {  // nothing that looks right may be left behind
-    std::fill_n(probability, cases, nan);
-    std::fill_n(embedding, cases * bundle_.width, nan);
-    if (outputs.base_probability) std::fill_n(outputs.base_probability, cases * head_->learners(), nan);
-    if (outputs.malignant) std::fill_n(outputs.malignant, cases, std::uint8_t{255});
-    throw;
-  }
+  answer({mammography, ultrasound}, cases, probability, outputs.base_probability, embedding);
   if (!outputs.malignant) return;
   // Compared as float32, as probabilities are printed: `mpmmu_rt.checks.decide`.
   const auto threshold = static_cast<float>(bundle_.threshold);
@@ -150,12 +172,14 @@ Limits limits_of(const std::string &precision) {
 
 constexpr double kBatchLimit = 1e-4;  // every target here computes a case alike in any batch, up to rounding
 constexpr double kProvenEmbedding = 0.1, kProvenProbability = 0.3;
+constexpr const char *kDoNotUse =
+    "do not use this target on this machine; `mpmmu-rt verify BUNDLE` names the stage at fault";
 
-// max |got - want|, relative: over max |want|; infinite for what is no number.
+// max |got - want|, relative: over max |want|; infinite where either is no number.
 double difference(const std::vector<float> &got, const std::vector<double> &want, bool relative = false) {
   double most = 0, scale = 0;
   for (std::size_t i = 0; i < got.size(); ++i) {
-    if (!std::isfinite(got[i])) return std::numeric_limits<double>::infinity();
+    if (!std::isfinite(got[i]) || !std::isfinite(want[i])) return std::numeric_limits<double>::infinity();
     most = std::max(most, std::abs(static_cast<double>(got[i]) - want[i]));
     scale = std::max(scale, std::abs(want[i]));
   }
@@ -178,43 +202,16 @@ const Array &golden(const Arrays &arrays, const std::string &name, bool octets, 
 }  // namespace
 
 void Model::self_test(mpmmu_self_test_result &result) {
-  result.embedding = result.probability = result.batch = std::numeric_limits<double>::infinity();  // until it is known
-  const Arrays arrays = bundle_.golden();
-  const std::size_t cases = arrays.at("probability").shape.size() == 1 ? arrays.at("probability").shape[0] : 0;
-  if (cases < 1 || cases > kMostCases) {
-    throw Failure(MPMMU_BUNDLE_ERROR, "the golden vectors hold no cases, expected some",
-                  "export the bundle again with `mpmmu-rt export`");
-  }
-  const std::size_t side = bundle_.preprocessing.side, image = side * side, width = bundle_.width;
-  const Array &first = golden(arrays, "mammography.pixels", true, {cases, 1, side, side});
-  const Array &second = golden(arrays, "ultrasound.pixels", true, {cases, 1, side, side});
-  const auto embeddings = golden(arrays, "embedding", false, {cases, width}).numbers();
-  const auto probabilities = golden(arrays, "probability", false, {cases}).numbers();
-  std::vector<float> probability(cases), embedding(cases * width), alone(cases), own(width);
-  answer({first.data(), second.data()}, cases, probability.data(), nullptr, embedding.data());
-  for (std::size_t row = 0; row < cases; ++row) {
-    answer({first.data() + row * image, second.data() + row * image}, 1, &alone[row], nullptr, own.data());
-  }
   const Limits limits = limits_of(choice_.precision);
-  result.cases = cases;
-  result.embedding = difference(embedding, embeddings, true);
   result.embedding_limit = limits.relative;
-  result.probability = difference(probability, probabilities);
   result.probability_limit = limits.probability;
-  result.batch = difference(probability, {alone.begin(), alone.end()});
   result.batch_limit = kBatchLimit;
-  result.flipped = 0;
-  const auto limit = static_cast<float>(bundle_.threshold);
-  for (std::size_t row = 0; row < cases; ++row) {
-    const bool clear = std::abs(probabilities[row] - bundle_.threshold) >= limits.margin;
-    result.flipped += clear && (probability[row] >= limit) != (static_cast<float>(probabilities[row]) >= limit);
-  }
-  result.proven_embedding = result.proven_probability = 0;
-  if (choice_.precision == "int8") {
-    const Array &proven = golden(arrays, choice_.target + ".embedding", false, {cases, width});
-    const Array &said = golden(arrays, choice_.target + ".probability", false, {cases});
-    result.proven_embedding = difference(embedding, proven.numbers(), true);
-    result.proven_probability = difference(probability, said.numbers());
+  result.embedding = result.probability = result.batch = std::numeric_limits<double>::infinity();  // until it is known
+  try {
+    compare(result);
+  } catch (const Failure &failure) {  // no numbers are no parity either
+    if (failure.status != MPMMU_ANSWER_ERROR) throw;
+    throw Failure(MPMMU_PARITY_ERROR, std::string(failure.what()) + ", expected what the export proved", kDoNotUse);
   }
   const bool held = result.embedding <= result.embedding_limit && result.probability <= result.probability_limit &&
                     result.batch <= result.batch_limit && result.flipped == 0 &&
@@ -224,7 +221,45 @@ void Model::self_test(mpmmu_self_test_result &result) {
                 choice_.target + " differs from the golden vectors by " + std::to_string(result.probability) +
                     " in probability and " + std::to_string(result.embedding) + " of the embedding, with " +
                     std::to_string(result.flipped) + " decisions flipped, expected what the export proved",
-                "do not use this target on this machine; `mpmmu-rt verify BUNDLE` names the stage at fault");
+                kDoNotUse);
+}
+
+void Model::compare(mpmmu_self_test_result &result) {
+  require_own_process();
+  const Arrays arrays = bundle_.golden();
+  const std::size_t cases = arrays.at("probability").shape.size() == 1 ? arrays.at("probability").shape[0] : 0;
+  if (cases < 1 || cases > kMostCases) {
+    throw Failure(MPMMU_BUNDLE_ERROR, "the golden vectors hold no cases, expected some",
+                  "export the bundle again with `mpmmu-rt export`");
+  }
+  result.cases = cases;
+  const std::size_t side = bundle_.preprocessing.side, image = side * side, width = bundle_.width;
+  const Array &first = golden(arrays, "mammography.pixels", true, {cases, 1, side, side});
+  const Array &second = golden(arrays, "ultrasound.pixels", true, {cases, 1, side, side});
+  const auto embeddings = golden(arrays, "embedding", false, {cases, width}).numbers();
+  const auto probabilities = golden(arrays, "probability", false, {cases}).numbers();
+  std::vector<float> probability(cases), embedding(cases * width), alone(cases), own(cases * width);
+  answer({first.data(), second.data()}, cases, probability.data(), nullptr, embedding.data());
+  for (std::size_t row = 0; row < cases; ++row) {
+    answer({first.data() + row * image, second.data() + row * image}, 1, &alone[row], nullptr,
+           own.data() + row * width);
+  }
+  result.embedding = std::max(difference(embedding, embeddings, true), difference(own, embeddings, true));
+  result.probability = std::max(difference(probability, probabilities), difference(alone, probabilities));
+  result.batch = difference(probability, {alone.begin(), alone.end()});
+  const double margin = limits_of(choice_.precision).margin;
+  const auto limit = static_cast<float>(bundle_.threshold);
+  for (std::size_t row = 0; row < cases; ++row) {
+    const bool clear = std::abs(probabilities[row] - bundle_.threshold) >= margin;
+    const bool want = static_cast<float>(probabilities[row]) >= limit;
+    result.flipped += clear && ((probability[row] >= limit) != want || (alone[row] >= limit) != want);
+  }
+  if (choice_.precision == "int8") {
+    const Array &proven = golden(arrays, choice_.target + ".embedding", false, {cases, width});
+    const Array &said = golden(arrays, choice_.target + ".probability", false, {cases});
+    result.proven_embedding = difference(embedding, proven.numbers(), true);
+    result.proven_probability = difference(probability, said.numbers());
+  }
 }
 
 }  // namespace mpmmu

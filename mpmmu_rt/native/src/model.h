@@ -1,6 +1,8 @@
 // A bundle loaded on a target: pixels to probability.
 #pragma once
 
+#include <sys/types.h>
+
 #include <memory>
 #include <string>
 
@@ -16,12 +18,19 @@ struct Choice {
   std::string target, engine, precision, onnxruntime, openvino;
   unsigned threads;
 
-  explicit Choice(const mpmmu_options *options);
+  explicit Choice(const mpmmu_options &given);
 };
+
+// What a call that failed leaves: NaN, and 255 in `malignant`. Writes nothing for more cases than there may be, whose
+// outputs have no room that anyone knows.
+void leave_no_answer(const mpmmu_outputs &outputs, std::size_t cases, std::size_t learners, std::size_t width);
 
 class Model {
  public:
-  Model(const char *folder, const mpmmu_options *options);
+  Model(const char *folder, const mpmmu_options &options);
+
+  // Whether this is another process than the one that loaded it: engines can neither be used nor taken down there.
+  bool forked() const;
 
   void predict(const std::uint8_t *mammography, const std::uint8_t *ultrasound, std::size_t cases,
                const mpmmu_outputs &outputs);
@@ -33,10 +42,15 @@ class Model {
 
  private:
   void load_head();
+  void require_own_process() const;
+  void decide(const std::uint8_t *mammography, const std::uint8_t *ultrasound, std::size_t cases,
+              const mpmmu_outputs &outputs);
+  void compare(mpmmu_self_test_result &result);
   void answer(const std::uint8_t *const (&pixels)[2], std::size_t cases, float *probability, float *base,
               float *embedding);
   Failure unanswered(std::size_t bad, std::size_t cases, const std::string &what) const;
 
+  pid_t process_;
   Bundle bundle_;
   Choice choice_;
   std::string name_, head_target_, engine_version_;

@@ -6,7 +6,6 @@
 #include <cstring>
 #include <map>
 #include <new>
-#include <type_traits>
 
 #include "engine.h"
 #include "failure.h"
@@ -17,7 +16,7 @@ namespace mpmmu {
 namespace {
 
 constexpr const char *kInstall =
-    "install ONNX Runtime 1.20 or later, or name its library: MPMMU_ONNXRUNTIME=/…/libonnxruntime.so";
+    "install ONNX Runtime 1.20 or later, but not 1.26.0, or name its library: MPMMU_ONNXRUNTIME=/…/libonnxruntime.so";
 // mpmmu_rt.facts.KNOWN_BAD: releases whose results are wrong for these graphs.
 constexpr const char *kBad = "1.26.0", *kWhy = "random forests give wrong probabilities (microsoft/onnxruntime#28557)";
 
@@ -72,7 +71,11 @@ struct Runtime {
     const ort::Table table = get()->get_api(ort::kApiVersion);
     if (!table)
       throw Failure(MPMMU_ENGINE_ERROR, "this is ONNX Runtime " + version + ", expected 1.20 or later", kInstall);
-    return new Runtime(table, version);
+    try {
+      return new Runtime(table, version);
+    } catch (const std::runtime_error &error) {
+      throw Failure(MPMMU_ENGINE_ERROR, std::string("ONNX Runtime can't start: ") + error.what(), kInstall);
+    }
   }
 };
 
@@ -105,6 +108,7 @@ class Session {
   // Its lengths behind the batch, multiplied.
   std::size_t output_size(const std::string &name) const {
     const Shape *shape = output(name);
+    if (shape && shape->empty()) shape = nullptr;
     std::size_t size = 1;
     for (std::size_t i = 1; shape && i < shape->size(); ++i) {
       const std::int64_t length = (*shape)[i];

@@ -7,6 +7,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 namespace mpmmu::ort {
 
@@ -49,12 +50,10 @@ struct Api {
   Status *(*output_name)(const Session *, std::size_t index, Allocator *, char **);
   Status *(*tensor_of)(const MemoryInfo *, void *data, std::size_t bytes, const std::int64_t *shape, std::size_t rank,
                        int type, Value **);
-  Status *(*tensor_data)(Value *, void **);
   Status *(*tensor_info)(const TypeInfo *, const ShapeInfo **);
   Status *(*element_type)(const ShapeInfo *, int *);
   Status *(*rank)(const ShapeInfo *, std::size_t *);
   Status *(*dimensions)(const ShapeInfo *, std::int64_t *, std::size_t);
-  Status *(*shape_of)(const Value *, ShapeInfo **);
   Status *(*cpu_memory)(int allocator_type, int memory_type, MemoryInfo **);
   Status *(*allocator_free)(Allocator *, void *);
   Status *(*default_allocator)(Allocator **);
@@ -63,7 +62,6 @@ struct Api {
   void (*release_session)(Session *);
   void (*release_value)(Value *);
   void (*release_type)(TypeInfo *);
-  void (*release_shape)(ShapeInfo *);
   void (*release_options)(Options *);
 
   explicit Api(Table table) {
@@ -73,11 +71,10 @@ struct Api {
     take(error_message, 2), take(create_env, 3), take(disable_telemetry, 6), take(create_session, 7), take(run, 9);
     take(create_options, 10), take(set_log_level, 22), take(set_intra_threads, 24), take(set_inter_threads, 25);
     take(output_count, 31), take(output_type, 34), take(output_name, 37);
-    take(tensor_of, 49), take(tensor_data, 51), take(tensor_info, 55);
-    take(element_type, 60), take(rank, 61), take(dimensions, 62), take(shape_of, 65);
+    take(tensor_of, 49), take(tensor_info, 55), take(element_type, 60), take(rank, 61), take(dimensions, 62);
     take(cpu_memory, 69), take(allocator_free, 76), take(default_allocator, 78);
     take(release_status, 93), take(release_session, 95), take(release_value, 96), take(release_type, 98);
-    take(release_shape, 99), take(release_options, 100), take(add_config, 130);
+    take(release_options, 100), take(add_config, 130);
   }
 };
 

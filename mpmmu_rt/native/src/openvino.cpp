@@ -9,6 +9,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <deque>
+#include <list>
 #include <map>
 
 #include "engine.h"
@@ -116,7 +117,8 @@ struct Compiled {
                       wanted = inference_precision(precision);
     ov::Compiled *made = nullptr;
     try {
-      // Pinned, two models on one machine would sit on the same cores. A profile tells what INT8 really runs in.
+      // Pinned, two models on one machine would sit on the same cores. A profile tells what INT8 really runs in; it stays
+      // on, at some 0.05 ms a call, for to compile once more would take as long as all of the start.
       runtime.check(runtime.api.core_compile_model(runtime.core, model, "CPU", 10, &made, "INFERENCE_PRECISION_HINT",
                                                    wanted.c_str(), "NUM_STREAMS", count.c_str(),
                                                    "INFERENCE_NUM_THREADS", most.c_str(), "ENABLE_CPU_PINNING", "NO",
@@ -159,11 +161,12 @@ void *memory(const Runtime &runtime, const ov::Request *request, const char *nam
   return data;
 }
 
-// An inference request and its own buffers, of one case.
+// An inference request and its own buffers, of one case. row: which of the batch it holds, while it runs.
 struct Lane {
   Owned<ov::Request> request;
   void *pixels[2];
   const float *embedding;
+  std::size_t row;
 };
 
 // The joined model, compiled for a number of streams, and the lanes that feed it.
@@ -178,7 +181,8 @@ class Streams {
       lanes_.push_back(
           {std::move(request),
            {memory(runtime, own, "mammography_pixels", image), memory(runtime, own, "ultrasound_pixels", image)},
-           static_cast<const float *>(memory(runtime, own, "embedding", width * sizeof(float)))});
+           static_cast<const float *>(memory(runtime, own, "embedding", width * sizeof(float))),
+           0});
     }
     for (Lane &lane : lanes_) idle_.push_back(&lane);
   }
@@ -188,7 +192,7 @@ class Streams {
     Flying flying{*this, {}, embedding};
     for (std::size_t row = 0; row < cases; ++row) {
       Lane *lane = take(flying);
-      flying.lanes.emplace_back(row, lane);  // whatever happens, it is given back
+      lane->row = row;
       for (int m = 0; m < 2; ++m) std::memcpy(lane->pixels[m], pixels[m] + row * image_, image_);
       compiled_.runtime.check(compiled_.runtime.api.infer_request_start_async(lane->request.get()));
     }
@@ -222,44 +226,44 @@ class Streams {
  private:
   struct Flying {
     Streams &streams;
-    std::deque<std::pair<std::size_t, Lane *>> lanes;
+    std::list<Lane *> lanes;
     float *embedding;
 
     void land() {
-      const auto [row, lane] = lanes.front();
+      const Lane &lane = *lanes.front();
       const Runtime &runtime = streams.compiled_.runtime;
-      runtime.check(runtime.api.infer_request_wait(lane->request.get()));
-      std::memcpy(embedding + row * streams.width_, lane->embedding, streams.width_ * sizeof(float));
-      lanes.pop_front();
-      streams.give_back(lane);
+      runtime.check(runtime.api.infer_request_wait(lane.request.get()));
+      std::memcpy(embedding + lane.row * streams.width_, lane.embedding, streams.width_ * sizeof(float));
+      streams.give_back(lanes);
     }
 
     ~Flying() {  // after a failure: nobody may get a lane that still runs
-      for (const auto &[row, lane] : lanes) {
-        streams.compiled_.runtime.api.infer_request_wait(lane->request.get());
-        streams.give_back(lane);
+      while (!lanes.empty()) {
+        streams.compiled_.runtime.api.infer_request_wait(lanes.front()->request.get());
+        streams.give_back(lanes);
       }
     }
   };
 
-  // An idle lane; where there is none, the oldest of our own, or else one that another thread returns.
+  // An idle lane; where there is none, the oldest of our own, or else one that another thread returns. It flies from
+  // here on: whatever happens, it is given back.
   Lane *take(Flying &flying) {
     for (;;) {
       std::unique_lock<std::mutex> lock(mutex_);
       if (idle_.empty() && flying.lanes.empty()) returned_.wait(lock, [this] { return !idle_.empty(); });
       if (!idle_.empty()) {
-        Lane *lane = idle_.front();
-        idle_.pop_front();
-        return lane;
+        flying.lanes.splice(flying.lanes.end(), idle_, idle_.begin());
+        return flying.lanes.back();
       }
       lock.unlock();
       flying.land();
     }
   }
 
-  void give_back(Lane *lane) {
+  // The first of them. Elements of lists are moved, and none made: nothing here can fail while a failure is on its way.
+  void give_back(std::list<Lane *> &lanes) noexcept {
     const std::lock_guard<std::mutex> lock(mutex_);
-    idle_.push_back(lane);
+    idle_.splice(idle_.end(), lanes, lanes.begin());
     returned_.notify_one();
   }
 
@@ -268,7 +272,7 @@ class Streams {
   std::deque<Lane> lanes_;
   std::mutex mutex_;
   std::condition_variable returned_;
-  std::deque<Lane *> idle_;
+  std::list<Lane *> idle_;
 };
 
 // Throws where this processor does not compute in BF16, or was told not to.

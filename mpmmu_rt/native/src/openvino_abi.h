@@ -1,5 +1,6 @@
 // The part of OpenVINO's C API that is used, declared here: what is found at run time may be any release from 2025.0
-// on. Names and signatures are those of openvino/c/*.h, against which the tests of mpmmu-rt hold them. Element types
+// on, by its headers; 2026.4.1 is the one that was run. Names and signatures are those of openvino/c/*.h, against which
+// the tests of mpmmu-rt hold names, numbers of parameters, and sizes of structs; types they don't compare. Element types
 // are numbered differently by releases, and are not used.
 #pragma once
 
