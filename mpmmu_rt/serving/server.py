@@ -61,8 +61,9 @@ class Addresses:
         return {"http": self.http, "grpc": self.grpc, "metrics": self.metrics}
 
     def url(self, port: int) -> str:
-        host = {"0.0.0.0": "127.0.0.1"}.get(self.host, self.host)
-        return f"{host}:{port}"
+        """Of one of its ports, as seen from here."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def installed() -> Installed:
@@ -245,14 +246,12 @@ def tail(log: Path) -> str:
 
 
 @contextmanager
-def started(
-    repository: Path, addresses: Addresses, *, exit_s: int = 30, log: Path | None = None, more: Sequence[str] = ()
-) -> Iterator[Server]:
+def started(repository: Path, addresses: Addresses, *, exit_s: int = 30, log: Path | None = None) -> Iterator[Server]:
     """A server on `repository`, a folder for it alone, which is emptied to stop it. It is killed at the end of the
     block if it is still there, and ends with this process.
 
     exit_s: how long it may take to answer what it accepted. log: where its output goes, else a file that goes away.
-    more: options of tritonserver's. Raises as `installed` and `check_ports` do.
+    Raises as `installed` and `check_ports` do.
     """
     found = installed()
     check_ports(addresses)
@@ -274,7 +273,6 @@ def started(
             "--repository-poll-secs=1",
             "--disable-auto-complete-config",
             "--allow-gpu-metrics=false",
-            *more,
         ]
         with place.open("wb") as output:
             process = subprocess.Popen(
