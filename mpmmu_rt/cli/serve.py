@@ -59,8 +59,8 @@ def serve(
     with tempfile.TemporaryDirectory(prefix="mpmmu-rt-models-") as folder:
         write_beside(opened, Path(folder), asked)
         with started(Path(folder), addresses, exit_s=exit_timeout, log=log) as server:
+            _wait_ready(server, asked)
             try:
-                _wait_ready(server, asked)
                 note_verdict(verdict, asked.target, bundle)
                 if opened.warning:
                     note(f"warning: {opened.warning}")

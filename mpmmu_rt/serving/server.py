@@ -61,6 +61,7 @@ class Addresses:
         return {"http": self.http, "grpc": self.grpc, "metrics": self.metrics}
 
     def url(self, port: int) -> str:
+        """Of one of its ports, as seen from here."""
         host = {"0.0.0.0": "127.0.0.1"}.get(self.host, self.host)
         return f"{host}:{port}"
 
@@ -122,6 +123,11 @@ def _environment(found: Installed) -> dict[str, str]:
 def check_ports(addresses: Addresses) -> None:
     """Raise `UsageError` for ports that are the same, and for one that is taken: which, and by which option it is
     another."""
+    if ":" in addresses.host:
+        raise UsageError(
+            f"the host is {addresses.host}, expected an address of IPv4, which all of Triton's listeners take",
+            hint="--host 127.0.0.1, or 0.0.0.0 for all",
+        )
     seen: dict[int, str] = {}
     for name, port in addresses.ports.items():
         if not 1 <= port <= 65535 or port in seen:
@@ -131,7 +137,7 @@ def check_ports(addresses: Addresses) -> None:
                 hint=f"--{name}-port {8000 + len(seen)}",
             )
         seen[port] = name
-        with socket.socket(socket.AF_INET6 if ":" in addresses.host else socket.AF_INET) as probe:
+        with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind((addresses.host, port))
@@ -144,7 +150,7 @@ def check_ports(addresses: Addresses) -> None:
 
 def free_port(host: str = "127.0.0.1") -> int:
     """One that nobody listens on at this moment; that of another machine's address, any."""
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+    with socket.socket() as probe:
         try:
             probe.bind((host, 0))
         except OSError:
@@ -232,12 +238,12 @@ class Server:
 
 
 def reason(log: Path) -> str:
-    """Of a server's output the first error of ours in it, else its own, else its last line."""
+    """Of a server's output the first error of ours in it, else the last of its own, else its last line."""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     ours = [text for line in lines if (text := line.partition("Exception: error: ")[2])]
     found = (re.match(r'E\d.*?("(?:[^"\\]|\\.)*")', line) for line in lines)
     theirs = [json.loads(match[1]) for match in found if match]
-    return next(iter([*ours, *theirs, *filter(None, map(str.strip, reversed(lines)))]), "it said nothing")
+    return next(iter([*ours, *reversed(theirs), *filter(None, map(str.strip, reversed(lines)))]), "it said nothing")
 
 
 def tail(log: Path) -> str:
@@ -245,14 +251,12 @@ def tail(log: Path) -> str:
 
 
 @contextmanager
-def started(
-    repository: Path, addresses: Addresses, *, exit_s: int = 30, log: Path | None = None, more: Sequence[str] = ()
-) -> Iterator[Server]:
+def started(repository: Path, addresses: Addresses, *, exit_s: int = 30, log: Path | None = None) -> Iterator[Server]:
     """A server on `repository`, a folder for it alone, which is emptied to stop it. It is killed at the end of the
     block if it is still there, and ends with this process.
 
     exit_s: how long it may take to answer what it accepted. log: where its output goes, else a file that goes away.
-    more: options of tritonserver's. Raises as `installed` and `check_ports` do.
+    Raises as `installed` and `check_ports` do.
     """
     found = installed()
     check_ports(addresses)
@@ -262,7 +266,7 @@ def started(
         shutil.copy2(found.stub, backends / "python")
         for model in repository.glob("*/*/model.py"):
             py_compile.compile(str(model))  # else Python does, and Triton loads what has changed once more
-        place = log or Path(temporary) / "log"
+        place, shared = log or Path(temporary) / "log", Path(temporary).name
         command = [
             str(found.program),
             f"--model-repository={repository}",
@@ -272,9 +276,9 @@ def started(
             f"--exit-timeout-secs={_GOODBYE_S}",
             "--model-control-mode=poll",
             "--repository-poll-secs=1",
+            f"--backend-config=python,shm-region-prefix-name={shared}",
             "--disable-auto-complete-config",
             "--allow-gpu-metrics=false",
-            *more,
         ]
         with place.open("wb") as output:
             process = subprocess.Popen(
@@ -291,3 +295,5 @@ def started(
             yield server
         finally:
             server.kill()
+            for left in Path("/dev/shm").glob(f"{shared}*"):  # memory that a process which was killed did not give back
+                left.unlink(missing_ok=True)

@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 
 from mpmmu_rt.bundle import Bundle
-from mpmmu_rt.errors import EngineError, MissingPackage
+from mpmmu_rt.errors import EngineError, MissingPackage, UsageError
 from mpmmu_rt.predictor import Predictor
 from mpmmu_rt.serving import server as servers
 from mpmmu_rt.serving.repository import Served, write_beside
@@ -227,6 +227,7 @@ def test_what_the_server_says_of_itself(server: Running, predictor: Predictor) -
 
 def test_a_case_without_a_number_is_its_own_requests_error_and_ctrl_c_ends_the_server(rooted: Path) -> None:
     before = set(Path(tempfile.gettempdir()).glob("mpmmu-rt-*"))
+    shared = {path.name for path in Path("/dev/shm").glob("mpmmu-rt-*")}
     with running(rooted, "--max-delay", "50ms") as server:
         answered = 0
 
@@ -251,7 +252,8 @@ def test_a_case_without_a_number_is_its_own_requests_error_and_ctrl_c_ends_the_s
                     answered += 1
         assert answered == 25
         assert server.end(signal.SIGINT) == 0, server.said
-        assert set(Path(tempfile.gettempdir()).glob("mpmmu-rt-*")) <= before  # no folder stays
+        assert set(Path(tempfile.gettempdir()).glob("mpmmu-rt-*")) <= before  # no folder stays, nor shared memory
+        assert {path.name for path in Path("/dev/shm").glob("mpmmu-rt-*")} <= shared
     assert "stopped: every accepted request was answered" in server.said[-1]
 
 
@@ -305,6 +307,11 @@ def test_a_port_that_is_taken(server: Running) -> None:
     first, second = ran.stderr.splitlines()
     assert first.startswith(f"error: port {server.addresses.grpc} of 127.0.0.1 can't be used for grpc (Address already")
     assert re.match(r"hint: end what listens there, or name another: --grpc-port \d+", second)
+
+
+def test_an_address_that_not_all_listeners_take() -> None:
+    with pytest.raises(UsageError, match="the host is ::1"):
+        servers.check_ports(servers.Addresses("::1"))
 
 
 def test_one_port_for_two() -> None:
