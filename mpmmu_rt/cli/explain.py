@@ -39,14 +39,14 @@ def explain(
     """Show what the deployed model looks at: overlays of occlusion and attention over both images, what each modality
     and each learner says. explanation.html, explanations.json and the pictures as PNG."""
     from mpmmu_rt.files import check_replaceable, rounded
-    from mpmmu_rt.places import check_writable
+    from mpmmu_rt.places import claimed
     from mpmmu_rt.predictor import load
 
     check_json(json_to)
     check_replaceable(output, marker=REPORT, overwrite=overwrite)
-    check_writable(output)
     cases = _cases(manifest, case or [], mammography, ultrasound)
-    with going_on(output, lambda: "nothing was kept"), bars() as progress, load(bundle, target) as predictor:
+    kept = going_on(output, lambda: "nothing was kept")
+    with claimed(output), kept, bars() as progress, load(bundle, target) as predictor:
         predictor.bundle.require_proven(predictor.target)
         found, failed = _explained(predictor, cases, frame, progress)
         entry = rounded(_entry(predictor, found, failed))
