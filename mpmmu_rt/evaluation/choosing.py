@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mpmmu_rt.card import FOREIGN
 from mpmmu_rt.cases import Case, Manifest
 from mpmmu_rt.errors import UsageError
 from mpmmu_rt.progress import Progress
@@ -87,9 +88,14 @@ def _asked(
 
 
 def _kept_by_training(system: System) -> Chooser | None:
-    kept = (system.card.get("metrics") or {}).get("validation") or {}
-    label, probability = (np.array(kept.get(key, ())) for key in ("label", "probability"))
-    if len(label) != len(probability) or set(label.tolist()) != {0, 1}:
+    try:
+        kept = system.card["metrics"]["validation"]
+        label, probability = (np.array(kept[key], np.float64) for key in ("label", "probability"))
+        if label.shape != probability.shape or set(label.tolist()) != {0, 1}:
+            return None
+    except FOREIGN:
+        return None
+    if not ((probability >= 0) & (probability <= 1)).all():
         return None
     source = "the training's validation part, by heads that had not seen it"
     return Chooser(label.astype(np.int64), probability.astype(np.float32), source, 0)

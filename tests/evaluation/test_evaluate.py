@@ -371,6 +371,20 @@ def test_the_card_is_written_sealed_and_shown(phantoms: Path, bundle_folder: Pat
         Bundle.open(bundle)
 
 
+@pytest.mark.parametrize(
+    "metrics",
+    ["AUC 0.87", {"validation": {"label": [0, 1], "probability": [0.2, 7]}}, {"validation": {"label": [[0], [1]]}}],
+    ids=str,
+)
+def test_a_card_in_another_form_chooses_nothing(
+    phantoms: Path, bundle_folder: Path, tmp_path: Path, metrics: object
+) -> None:
+    bundle = resealed(bundle_folder, tmp_path / "b", card={"metrics": metrics})
+    result = call(bundle, phantoms, "-o", tmp_path / "out", "--at-sensitivity", 0.9)
+    assert result.exit_code == 2
+    assert "to choose it on" in two_lines(result)
+
+
 def test_only_a_bundle_has_a_card_to_update(phantoms: Path, checkpoint_folder: Path, tmp_path: Path) -> None:
     result = call(checkpoint_folder, phantoms, "-o", tmp_path / "out", "--update-card")
     assert result.exit_code == 2
