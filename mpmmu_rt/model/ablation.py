@@ -8,7 +8,6 @@ The base learners and their soft vote are those of the fused head with attention
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,13 +27,13 @@ from mpmmu_rt.metrics import CONFIDENCE
 from mpmmu_rt.progress import Progress, silent
 from mpmmu_rt.spec import MODALITIES, Array, Modality
 
+from . import training_state
 from .config import AttentionKind, ModelConfig
 from .data import TrainingData
 from .evaluation import evaluate
 from .split import Split, split_patients
-from .stacking import fit_head
 from .stage_one import TrainingConfig, embed, train_encoder
-from .training import THRESHOLD, fuse
+from .training import THRESHOLD, fit_on, fuse
 
 SCHEMA = "mpmmu-ablation/1"
 RUN_SCHEMA = "mpmmu-ablation-run/1"
@@ -205,14 +204,12 @@ def _head_run(
         )
         if entry.get("schema") == RUN_SCHEMA and entry.get("key") == key:
             return dict(entry)
-    data, learn = study.data, np.concatenate([split.train, split.validation])
-    groups = [data.groups[row] for row in learn]
+    data = study.data
     test_groups = [data.groups[row] for row in split.test]
     said: dict[str, Array] = {}
     for done, (name, features) in enumerate(inputs := list(_inputs(study, embedding))):
         progress(f"seed {seed}, stacking heads", done, len(inputs))
-        head: Any = fit_head(features[learn], data.label[learn], groups, study.model.head, seed=seed)
-        said[name] = head.predict_proba(features[split.test])[:, 1]
+        head, said[name] = fit_on(data, split, features, study.model.head, seed)
         if name == FUSED:
             scaled, stack = head[:-1].transform(features[split.test]), head.named_steps["stack"]
             alone = {LEARNERS[key]: stack.named_estimators_[key].predict_proba(scaled)[:, 1] for key in LEARNERS}
@@ -244,14 +241,15 @@ def _inputs(study: Study, embedding: Mapping[tuple[Modality, AttentionKind], Arr
 
 def _key(study: Study, seed: int, split: Split, facts: Mapping[str, Any]) -> str:
     """Names everything that a run depends on, but for the machine."""
-    whole = {
-        "data": study.data.sha256,
-        "seed": seed,
-        "split": {name: rows.tolist() for name, rows in split.parts().items()},
-        "versions": [__version__, torch.__version__, sklearn.__version__],
-        **facts,
-    }
-    return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
+    return training_state.key(
+        {
+            "data": study.data.sha256,
+            "seed": seed,
+            "split": {name: rows.tolist() for name, rows in split.parts().items()},
+            "versions": [__version__, torch.__version__, sklearn.__version__],
+            **facts,
+        }
+    )
 
 
 # ---------------------------------------------------------------- the whole

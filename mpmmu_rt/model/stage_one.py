@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -25,7 +23,7 @@ from .config import EncoderConfig
 from .data import TrainingData
 from .encoder import Encoder, load_backbone
 from .split import Split
-from .training_state import EncoderState, load_state, save_state
+from .training_state import EncoderState, key, load_state, save_state
 from .weights import Weights
 
 Schedule = Literal["cosine", "constant"]
@@ -239,13 +237,14 @@ def _digest(
     initial: Weights | None,
 ) -> str:
     """Names everything that the result depends on, but for the machine."""
-    facts: dict[str, Any] = {
-        "data": data.sha256,
-        "modality": modality,
-        "encoder": asdict(encoder_config),
-        "training": asdict(config),
-        "split": {name: rows.tolist() for name, rows in split.parts().items()},
-        "torch": torch.__version__,
-        **({"initial": initial.sha256} if initial else {}),
-    }
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    return key(
+        {
+            "data": data.sha256,
+            "modality": modality,
+            "encoder": asdict(encoder_config),
+            "training": asdict(config),
+            "split": {name: rows.tolist() for name, rows in split.parts().items()},
+            "torch": torch.__version__,
+            **({"initial": initial.sha256} if initial else {}),
+        }
+    )
