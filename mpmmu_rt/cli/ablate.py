@@ -50,6 +50,8 @@ def ablate(
     from mpmmu_rt.model.config import PRESETS
     from mpmmu_rt.model.data import read_data
     from mpmmu_rt.model.stage_one import TRAINING_PRESETS, known_device
+    from mpmmu_rt.model.training import make_folder
+    from mpmmu_rt.places import claimed
 
     require_one(manifest, phantom, "ablate")
     check_json(json_to)
@@ -62,18 +64,20 @@ def ablate(
     def kept() -> str:
         return f"the runs that were finished are kept in {output / 'runs'}"
 
-    with going_on(output, kept), bars() as progress:
-        data = read_data(manifest, phantom, 0, config.preprocessing, progress)
-        study = Study(data, config, training, tuple(range(seeds)), output / "runs", on)
-        entry = run(study, progress=progress, say=note)
+    make_folder(output.parent)
+    with claimed(output), going_on(output, kept):
+        with bars() as progress:
+            data = read_data(manifest, phantom, 0, config.preprocessing, progress)
+            study = Study(data, config, training, tuple(range(seeds)), output / "runs", on)
+            entry = run(study, progress=progress, say=note)
+        machine = describe()
+        machine["packages"] |= package_versions(("torch", "scikit-learn", "scipy"))
+        entry = rounded(entry | {"machine": machine, "measured_at": now()})
+        write_json(output / "ablation.json", entry)
+        with atomic_file(output / "ablation.md") as partial:
+            partial.write_text(markdown(entry), encoding="utf-8")
     for line in image_warnings.lines(image_warnings.summary(data.warnings)):
         note(line)
-    machine = describe()
-    machine["packages"] |= package_versions(("torch", "scikit-learn", "scipy"))
-    entry = rounded(entry | {"machine": machine, "measured_at": now()})
-    write_json(output / "ablation.json", entry)
-    with atomic_file(output / "ablation.md") as partial:
-        partial.write_text(markdown(entry), encoding="utf-8")
     if not put_json(json_to, entry):
         typer.echo(text(entry))
     note(

@@ -48,8 +48,6 @@ def evaluate(
     _check_columns(manifest, wanted.by)
     parts = of_parts.read_parts(manifest, system.card)
     rows = of_parts.judged(manifest, parts, wanted.part)
-    if wanted.choose_on is not None:
-        of_parts.require_apart(manifest, rows, wanted.choose_on)
     chooser, lost = choose(system, manifest, parts, rows, wanted, progress)
     cases = [manifest.cases[row] for row in rows]
     asked = ask(system, cases, frame=wanted.frame, progress=progress, name="judged cases")
@@ -94,7 +92,8 @@ def _check_columns(manifest: Manifest, by: Sequence[str]) -> None:
 def _facts(
     system: System, manifest: Manifest, parts: Parts, rows: Sequence[int], asked: Sequence[Answer], answers: Answers
 ) -> dict[str, Any]:
-    others = [part or "in no part" for row, part in enumerate(parts.of_row) if row not in set(rows)]
+    judged = set(rows)
+    others = [part or "in no part" for row, part in enumerate(parts.of_row) if row not in judged]
     learnt = [parts.learnt[row] for row in rows]
     return {
         "schema": SCHEMA,

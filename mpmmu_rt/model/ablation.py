@@ -88,11 +88,9 @@ class Study:
     def split(self, seed: int) -> Split:
         return split_patients(self.data.label, self.data.groups, seed=seed)
 
-    def runs(self) -> Iterator[tuple[int, Modality, AttentionKind]]:
-        for seed in self.seeds:
-            for modality in MODALITIES:
-                for kind in ("none", self.attention(modality)):
-                    yield seed, modality, kind
+    def encoders(self) -> list[tuple[Modality, AttentionKind]]:
+        """Those that each seed trains."""
+        return [(modality, kind) for modality in MODALITIES for kind in ("none", self.attention(modality))]
 
 
 def ablate(
@@ -103,15 +101,14 @@ def ablate(
     say: is told of each run that ends, with the time that the others may take. Raises what training raises.
     """
     study.folder.mkdir(parents=True, exist_ok=True)
-    clock = _Clock(len(list(study.runs())), say)
+    clock = _Clock(len(study.seeds) * len(study.encoders()), say)
     results: list[dict[str, Any]] = []
     for seed in study.seeds:
         split = study.split(seed)
         embedding: dict[tuple[Modality, AttentionKind], Array] = {}
-        for number, (of, modality, kind) in enumerate(study.runs(), 1):
-            if of == seed:
-                progress("runs", number - 1, clock.total)
-                embedding[modality, kind] = _encoder_run(study, seed, split, modality, kind, clock, progress)
+        for modality, kind in study.encoders():
+            progress("runs", clock.done, clock.total)
+            embedding[modality, kind] = _encoder_run(study, seed, split, modality, kind, clock, progress)
         results.append(_head_run(study, seed, split, embedding, progress))
     progress("runs", clock.total, clock.total)
     return _entry(study, results)
@@ -256,8 +253,11 @@ def _key(study: Study, seed: int, split: Split, facts: Mapping[str, Any]) -> str
 
 
 def _entry(study: Study, results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    rows, names = results[0]["rows"], list(results[0]["metrics"])
-    share = rows["test"] / (rows["train"] + rows["validation"])
+    names, patients = (
+        list(results[0]["metrics"]),
+        results[0]["patients"],
+    )  # of every seed as many: splits are by patient
+    share = patients["test"] / (patients["train"] + patients["validation"])
     areas = {name: [one["metrics"][name]["auc"]["value"] for one in results] for name in names}
     return {
         "schema": SCHEMA,
@@ -311,7 +311,7 @@ def paired(
 
     The splits are of the same patients, so that what is trained on them is not independent and the plain paired t-test
     finds differences where there are none. The variance of the mean is therefore s² (1 / J + share), J the number of
-    splits and share = test rows / training rows: the corrected resampled t-test (Nadeau and Bengio 2003, "Inference for
+    splits and share = test patients / training patients: the corrected resampled t-test (Nadeau and Bengio 2003, "Inference for
     the generalization error", Machine Learning 52:239, equation 5). None where too few splits tell.
     """
     pairs = [(a, b) for a, b in zip(first, second, strict=True) if a is not None and b is not None]

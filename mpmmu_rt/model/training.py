@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from sklearn.model_selection import StratifiedGroupKFold
 
+from mpmmu_rt import split_record
 from mpmmu_rt.errors import OutputError, UsageError
 from mpmmu_rt.known_images import listing
 from mpmmu_rt.modality_check import ModalityCheck
@@ -61,7 +62,8 @@ __all__ = [
 class TrainedModel:
     """What training made: encoders in eval mode on the CPU, the fitted head and its operating threshold.
 
-    `metrics`, `history`, `how` (settings and epochs) and `known_images` of each part hold JSON values only. `metrics`:
+    `metrics`, `history`, `how` (settings and epochs), `known_images` and `patients` of each part
+    (`mpmmu_rt.split_record`) hold JSON values only. `metrics`:
     the `source` of the data, `parts` (patients and rows by class), `test` with the metrics of `evaluate` for
     `mammography`, `ultrasound` and `fused`, and `validation`, what heads that have not seen them say of the validation
     rows, for choosing a threshold. `embedding_mean`: float32 [D], of the training rows; `modality_check` is fitted
@@ -77,6 +79,7 @@ class TrainedModel:
     history: dict[str, list[dict[str, float]]]
     how: dict[str, Any]
     known_images: dict[str, str]
+    patients: dict[str, list[str]]
     embedding_mean: Array
     modality_check: ModalityCheck
 
@@ -105,7 +108,7 @@ def train(
     split = split_patients(data.label, data.groups, seed=training_config.seed)
     initial = None if weights is None else Weights.read(weights)
     work_dir = Path(work_dir)
-    _make_folder(work_dir)
+    make_folder(work_dir)
     trained = stage_one(
         data, split, model_config, training_config, work_dir, initial=initial, device=device, progress=progress
     )
@@ -124,6 +127,7 @@ def train(
         history=trained.history,
         how=_how(training_config, trained.history, initial),
         known_images=known,
+        patients=split_record.record(data.groups, split.parts()),
         embedding_mean=mean,
         modality_check=modality_fit.fit(*of_rows),
     )
@@ -295,11 +299,12 @@ def _parts(data: TrainingData, split: Split) -> dict[str, dict[str, int]]:
     return parts
 
 
-def _make_folder(work_dir: Path) -> None:
+def make_folder(path: Path) -> None:
+    """For what a training keeps. Raises `OutputError`."""
     try:
-        work_dir.mkdir(parents=True, exist_ok=True)
+        path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(
-            f"the folder {work_dir} can't be made ({error.strerror}), expected a place for the training state",
+            f"the folder {path} can't be made ({error.strerror}), expected a place for the training state",
             hint="name another",
         ) from error

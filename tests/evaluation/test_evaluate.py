@@ -191,6 +191,17 @@ def test_no_threshold_is_chosen_on_what_judges_it(phantoms: Path, bundle_folder:
     # The patient has another name there, and the image is the same.
     image = call(bundle_folder, first, *out, "--choose-on", shared)
     assert "the image phantom-0019.png" in two_lines(image)
+    # The manifest's own validation part is held to the same.
+    own = manifest(
+        phantoms,
+        "own.csv",
+        lambda number, row: (
+            parted(number, row) | ({"ultrasound": "ultrasound/phantom-0019.png"} if number == 25 else {})
+        ),
+    )
+    image = call(bundle_folder, own, *out)
+    assert image.exit_code == 2
+    assert f"the validation part of {own} holds the image phantom-0019.png, which is judged" in two_lines(image)
     right = call(bundle_folder, first, *out, "--choose-on", second, "--at-sensitivity", 0.9)
     assert right.exit_code == 0, right.stderr
     entry = report(tmp_path / "out")
