@@ -13,6 +13,7 @@ from mpmmu_rt.checks import decide
 from mpmmu_rt.errors import ImageError, UsageError
 from mpmmu_rt.files import rounded
 from mpmmu_rt.machine import describe, now
+from mpmmu_rt.metrics import counts
 from mpmmu_rt.progress import Progress, silent
 from mpmmu_rt.spec import Array
 
@@ -150,7 +151,6 @@ def _thresholds(
     for done, (name, value, on) in enumerate(found):
         progress("thresholds", done, len(found))
         figures = at_threshold(answers, value, wanted.prevalence)
-        decided, truth = decide(answers.probability, value), answers.label == 1
         entries.append(
             {
                 "name": name,
@@ -159,10 +159,7 @@ def _thresholds(
                 "chosen_on_cases": len(on.label) if on else None,
                 "chosen_on_malignant": int(on.label.sum()) if on else None,
                 "chosen_on_learnt_patients": on.learnt if on else None,
-                "true_positive": int((decided & truth).sum()),
-                "false_positive": int((decided & ~truth).sum()),
-                "true_negative": int((~decided & ~truth).sum()),
-                "false_negative": int((~decided & truth).sum()),
+                **counts(answers.label, decide(answers.probability, value)),
                 "figures": {key: asdict(one) for key, one in figures.items()},
             }
         )

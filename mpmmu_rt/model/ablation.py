@@ -253,10 +253,7 @@ def _key(study: Study, seed: int, split: Split, facts: Mapping[str, Any]) -> str
 
 
 def _entry(study: Study, results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    names, patients = (
-        list(results[0]["metrics"]),
-        results[0]["patients"],
-    )  # of every seed as many: splits are by patient
+    names, patients = list(results[0]["metrics"]), results[0]["patients"]  # each seed has as many
     share = patients["test"] / (patients["train"] + patients["validation"])
     areas = {name: [one["metrics"][name]["auc"]["value"] for one in results] for name in names}
     return {
@@ -311,8 +308,8 @@ def paired(
 
     The splits are of the same patients, so that what is trained on them is not independent and the plain paired t-test
     finds differences where there are none. The variance of the mean is therefore s² (1 / J + share), J the number of
-    splits and share = test patients / training patients: the corrected resampled t-test (Nadeau and Bengio 2003, "Inference for
-    the generalization error", Machine Learning 52:239, equation 5). None where too few splits tell.
+    splits and share = test patients / training patients: the corrected resampled t-test (Nadeau and Bengio 2003,
+    "Inference for the generalization error", Machine Learning 52:239, equation 5). None where too few splits tell.
     """
     pairs = [(a, b) for a, b in zip(first, second, strict=True) if a is not None and b is not None]
     found = np.array([b - a for a, b in pairs])

@@ -22,6 +22,7 @@ from sklearn.model_selection import StratifiedKFold
 
 from mpmmu_rt.errors import CheckpointError, ManifestError
 from mpmmu_rt.files import MAX_JSON_BYTES, parse_json_object, read_bounded, write_json
+from mpmmu_rt.metrics import area_under_curve
 from mpmmu_rt.progress import Progress, silent
 from mpmmu_rt.spec import MODALITIES, Array, StrPath
 
@@ -110,10 +111,7 @@ def cross_validate(
         shutil.rmtree(kept, ignore_errors=True)
         for name, probability in found.items():
             said[name][split.test] = probability
-            rows = [data.groups[row] for row in split.test]
-            by_fold[name].append(
-                evaluate(data.label[split.test], np.array(probability), rows, THRESHOLD)["auc"]["value"]
-            )
+            by_fold[name].append(area_under_curve(data.label[split.test], np.array(probability)))
     patients = patient_labels(data.label, data.groups)
     return {
         "folds": folds,

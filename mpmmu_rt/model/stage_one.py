@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mpmmu_rt.errors import ManifestError, UsageError
-from mpmmu_rt.evaluation.auc import estimate_auc
+from mpmmu_rt.metrics import area_under_curve
 from mpmmu_rt.progress import Progress, silent
 from mpmmu_rt.spec import MODALITIES, Array, Modality
 
@@ -189,7 +189,7 @@ def _validate(
     with torch.inference_mode():
         parts = _batches(data.pixels[modality][index])
         logit = torch.cat([state.encoder.logit(part.to(device).float() / 255).cpu() for part in parts])
-    auc = estimate_auc(label, logit.numpy(), tuple(map(str, index))).value
+    auc = area_under_curve(label, logit.numpy())
     if auc is None:
         raise ManifestError(
             "the validation part holds one class only, expected both", hint="split with `split_patients`"
