@@ -7,13 +7,11 @@ import typer
 
 from ._ablate_text import markdown, text
 from ._report import JsonTo, bars, check_json, going_on, note, put_json
-from .train import Arch, Attention, Preset, configured, require_one
+from .train import Attention, Labelled, MostEpochs, OtherArch, OtherSize, Preset, configured, require_one
 
 
 def ablate(
-    manifest: Annotated[
-        Path | None, typer.Argument(help="CSV with case_id,mammography,ultrasound,label and maybe patient.")
-    ] = None,
+    manifest: Labelled = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")] = Path("ablation"),
     phantom: Annotated[
         int | None, typer.Option("--phantom", min=60, help="Compare on so many generated phantoms instead.")
@@ -22,14 +20,9 @@ def ablate(
     preset: Annotated[
         Preset, typer.Option("--preset", help="reference: ResNet-50 at 224, days on a CPU; tiny: minutes per seed.")
     ] = Preset.tiny,
-    epochs: Annotated[
-        int | None, typer.Option("--epochs", min=1, help="At most so many [default: the preset's].")
-    ] = None,
-    arch: Annotated[Arch | None, typer.Option("--arch", help="Of both encoders [default: the preset's].")] = None,
-    size: Annotated[
-        int | None,
-        typer.Option("--size", min=32, max=1024, help="Side of the square they see [default: the preset's]."),
-    ] = None,
+    epochs: MostEpochs = None,
+    arch: OtherArch = None,
+    size: OtherSize = None,
     device: Annotated[
         str, typer.Option("--device", help="cpu, cuda or cuda:N: where the encoders are trained.")
     ] = "cpu",

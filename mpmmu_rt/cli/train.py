@@ -31,10 +31,19 @@ class Attention(StrEnum):
     cbam = "cbam"
 
 
+# Of `ablate`, too.
+Labelled = Annotated[
+    Path | None, typer.Argument(help="CSV with case_id,mammography,ultrasound,label and maybe patient.")
+]
+MostEpochs = Annotated[int | None, typer.Option("--epochs", min=1, help="At most so many [default: the preset's].")]
+OtherArch = Annotated[Arch | None, typer.Option("--arch", help="Of both encoders [default: the preset's].")]
+OtherSize = Annotated[
+    int | None, typer.Option("--size", min=32, max=1024, help="Side of the square they see [default: the preset's].")
+]
+
+
 def train(
-    manifest: Annotated[
-        Path | None, typer.Argument(help="CSV with case_id,mammography,ultrasound,label and maybe patient.")
-    ] = None,
+    manifest: Labelled = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Checkpoint to write.")] = Path("checkpoint"),
     preset: Annotated[
         Preset,
@@ -44,9 +53,7 @@ def train(
         int | None, typer.Option("--phantom", min=60, help="Train on so many generated phantoms instead of a manifest.")
     ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of split, weights, augmentation and head.")] = 0,
-    epochs: Annotated[
-        int | None, typer.Option("--epochs", min=1, help="At most so many [default: the preset's].")
-    ] = None,
+    epochs: MostEpochs = None,
     weights: Annotated[
         Path | None,
         typer.Option("--weights", help="ResNet weights that both encoders start from: .safetensors or .pth."),
@@ -55,11 +62,8 @@ def train(
         int | None,
         typer.Option("--folds", min=2, max=20, help="Also cross-validate in so many folds: each patient tested once."),
     ] = None,
-    arch: Annotated[Arch | None, typer.Option("--arch", help="Of both encoders [default: the preset's].")] = None,
-    size: Annotated[
-        int | None,
-        typer.Option("--size", min=32, max=1024, help="Side of the square they see [default: the preset's]."),
-    ] = None,
+    arch: OtherArch = None,
+    size: OtherSize = None,
     attention: Annotated[
         Attention, typer.Option("--attention", help="paper: CBAM for mammography, ECA for ultrasound; else of both.")
     ] = Attention.paper,
