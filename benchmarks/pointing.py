@@ -10,7 +10,6 @@ the image that the widened ellipse takes.
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Iterator
 from dataclasses import replace
@@ -30,7 +29,7 @@ SEED = 77_000  # of phantoms that no preset trains on
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = report.parser(__doc__)
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--target", default="onnxruntime:fp32")
     parser.add_argument("--cases", type=int, default=100, help="of each modality")

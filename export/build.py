@@ -353,7 +353,7 @@ def _said_in_graphs(model: Model, encoders: Encoders) -> dict[str, str]:
         "mpmmu_rt.model": model.name,
         "mpmmu_rt.intended_use": cards.INTENDED_USE,
         "mpmmu_rt.source_sha256": digest.hexdigest(),
-        "mpmmu_rt.licence": str(model.card.get("licence", model.card.get("license", "not stated"))),
+        "mpmmu_rt.licence": str(cards.complete(model.card)["license"]),
     }
     return said if model.trained else said | {"mpmmu_rt.warning": bundles.UNTRAINED}
 

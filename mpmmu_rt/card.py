@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from .bundle import MANIFEST, Bundle, seal
 from .errors import BundleError
+from .evaluation.text import grid
 from .files import atomic_folder
 from .spec import StrPath
 
@@ -41,12 +42,27 @@ COMMON: Mapping[str, Any] = {
         "The training's own test part is from the same source as what was learnt: other patients are harder.",
     ],
 }
+FOREIGN = (LookupError, TypeError, ValueError, AttributeError)
+"""What reading a card raises where it is a user's own: it may hold any JSON under these names."""
 _KEPT = ("measured_at", "parts", "cases", "learnt_from", "auc", "figures", "thresholds", "subgroups", "remarks")
 
 
 def complete(card: Mapping[str, Any]) -> dict[str, Any]:
     """A card of a training, or a user's, with the fields that all have; what it says itself stands."""
-    return {**COMMON, **card}
+    own = {"license": card["licence"]} if "licence" in card else {}
+    return {**COMMON, **own, **card}
+
+
+def texts(value: object) -> list[str]:
+    """Of a list in the card, each on one line; a text alone is a list of one, and null an empty one."""
+    found: Iterable[object] = value if isinstance(value, list | tuple) else [] if value is None else [value]
+    return [_one_line(one) for one in found]
+
+
+def evaluations(card: Mapping[str, Any]) -> list[Any]:
+    """`eval_metrics`: what `update` has written, and what a user has, which may have any form."""
+    found = card.get("eval_metrics") or []
+    return list(found) if isinstance(found, list | tuple) else [found]
 
 
 def write(folder: Path, entry: Mapping[str, Any]) -> None:
@@ -75,8 +91,7 @@ def update(path: StrPath, evaluation: Mapping[str, Any]) -> Bundle:
         **{key: evaluation[key] for key in _KEPT},
     }
     card = dict(bundle.entry["card"])
-    others = [one for one in card.get("eval_metrics", ()) if not _same(one, found)]
-    card["eval_metrics"] = [*others, found]
+    card["eval_metrics"] = [*(one for one in evaluations(card) if not _same(one, found)), found]
     entry = {key: value for key, value in bundle.entry.items() if key not in ("sha256", "files", "schema")}
     entry["card"] = card
     with atomic_folder(path, marker=MANIFEST, overwrite=True) as partial:
@@ -89,11 +104,14 @@ def update(path: StrPath, evaluation: Mapping[str, Any]) -> Bundle:
     return Bundle.open(path)
 
 
-def _same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+def _same(one: Any, other: Mapping[str, Any]) -> bool:
     def of(entry: Mapping[str, Any]) -> tuple[Any, ...]:
         return entry["dataset_sha256"], entry["target"], entry["parts"]["judged"]
 
-    return of(one) == of(other)
+    try:
+        return of(one) == of(other)
+    except FOREIGN:
+        return False
 
 
 def _link(source: Path, place: Path) -> None:
@@ -113,7 +131,7 @@ def markdown(entry: Mapping[str, Any]) -> str:
         "---",
         f"library_name: {_one_line(card['library_name'])}",
         f"pipeline_tag: {_one_line(card['pipeline_tag'])}",
-        f"tags: [{', '.join(map(_one_line, card['tags']))}]",
+        f"tags: [{', '.join(texts(card['tags']))}]",
         "---",
         "",
         f"# {_one_line(entry['name'])}",
@@ -122,12 +140,12 @@ def markdown(entry: Mapping[str, Any]) -> str:
     if not entry["trained"]:
         lines += ["**UNTRAINED: random weights. Its cost is real, its probabilities mean nothing.**", ""]
     lines += [f"{_one_line(card['task'])}.", "", "## Intended use", "", _one_line(card["intended_use"]), ""]
-    lines += ["## Data", "", f"Trained on: {_one_line(card.get('trained_on', 'not stated'))}.", "", *_parts(card)]
-    lines += ["## Metrics", "", *_training(card), *_evaluations(card)]
-    lines += ["## Limits", "", *(f"- {_one_line(one)}" for one in card["limitations"]), ""]
+    lines += ["## Data", "", f"Trained on: {_one_line(card.get('trained_on', 'not stated'))}.", ""]
+    lines += [*_told(_parts, card), "## Metrics", "", *_told(_training, card), *_evaluations(card)]
+    lines += ["## Limits", "", *(f"- {one}" for one in texts(card["limitations"])), ""]
     lines += ["## Proven at export", "", *_proven(entry, parity)]
     lines += ["## Licence", "", _one_line(card["license"]), ""]
-    lines += ["## References", "", *(f"- {_one_line(one)}" for one in card["references"])]
+    lines += ["## References", "", *(f"- {one}" for one in texts(card["references"]))]
     return "\n".join(lines) + "\n"
 
 
@@ -135,59 +153,61 @@ def _one_line(value: object) -> str:
     return " ".join(str(value).split())
 
 
+def _told(make: Callable[[Any], list[str]], found: Any) -> list[str]:
+    try:
+        return make(found)
+    except FOREIGN:
+        return ["In another form than mpmmu-rt writes: see `bundle.json`.", ""]
+
+
 def _parts(card: Mapping[str, Any]) -> list[str]:
     parts = (card.get("metrics") or {}).get("parts") or {}
-    rows = [
-        f"| {name} | {one['patients']} | {one['malignant_patients']} | {one['rows']} |" for name, one in parts.items()
-    ]
-    return ["| part | patients | malignant | rows |", "|---|---|---|---|", *rows, ""] if rows else []
+    keys = ("patients", "malignant_patients", "rows")
+    rows = [[str(name), *(str(one[key]) for key in keys)] for name, one in parts.items()]
+    return [*grid((["part", "patients", "malignant", "rows"], rows)), ""] if rows else []
 
 
 def _training(card: Mapping[str, Any]) -> list[str]:
     """The training's own test part."""
-    test = (card.get("metrics") or {}).get("test") or {}
-    if not test:
+    if not card.get("metrics"):
         return ["The training has left no metrics.", ""]
-    lines = ["The training's own test part, in torch:", "", "| | AUC | sensitivity | specificity | Brier score |"]
-    lines.append("|---|---|---|---|---|")
-    for name, one in test.items():
-        cells = [
-            name,
-            _with_interval(one["auc"]),
-            *(_share(one[key]) for key in ("sensitivity", "specificity", "brier")),
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return [*lines, ""]
+    rows = [
+        [str(name), _with_interval(one["auc"]), *(_share(one[key]) for key in ("sensitivity", "specificity", "brier"))]
+        for name, one in card["metrics"]["test"].items()
+    ]
+    header = ["", "AUC", "sensitivity", "specificity", "Brier score"]
+    return ["The training's own test part, in torch:", "", *grid((header, rows)), ""]
 
 
 def _evaluations(card: Mapping[str, Any]) -> list[str]:
-    found = card.get("eval_metrics") or []
-    lines = [line for one in found for line in _evaluation(one)]
+    lines = [line for one in evaluations(card) for line in _told(_evaluation, one)]
     return lines or ["`mpmmu-rt evaluate BUNDLE MANIFEST --update-card` writes figures of other cases here.", ""]
 
 
 def _evaluation(one: Mapping[str, Any]) -> list[str]:
     cases = one["cases"]
     figures = {"AUC": one["auc"], **one["thresholds"][0]["figures"], **one["figures"]}
+    rows = [[name.replace("_", " "), _with_interval(value)] for name, value in figures.items()]
     lines = [
         f"{_one_line(one['dataset'])} ({one['dataset_sha256'][:12]}) on {one['target']}, {one['measured_at'][:10]}: "
         f"{cases['judged']} cases of {cases['patients']['all']} patients, {cases['patients']['malignant']} malignant.",
         "",
         *(f"- {_one_line(text)}" for text in one["remarks"]),
         "",
-        "| figure | 95 % interval |",
-        "|---|---|",
-        *(f"| {name.replace('_', ' ')} | {_with_interval(value)} |" for name, value in figures.items()),
+        *grid((["figure", "95 % interval"], rows)),
         "",
     ]
     for column, groups in one["subgroups"].items():
-        lines += [f"| {_one_line(column)} | patients | malignant | AUC | sensitivity | specificity |"]
-        lines += ["|---|---|---|---|---|---|"]
-        for group in groups:
-            cells = [_one_line(group["value"]), str(group["patients"]["all"]), str(group["patients"]["malignant"])]
-            cells += [_with_interval(group[key]) for key in ("auc", "sensitivity", "specificity")]
-            lines.append(f"| {' | '.join(cells)} |")
-        lines.append("")
+        of_groups = [
+            [
+                _one_line(group["value"]),
+                *(str(group["patients"][key]) for key in ("all", "malignant")),
+                *(_with_interval(group[key]) for key in ("auc", "sensitivity", "specificity")),
+            ]
+            for group in groups
+        ]
+        header = [_one_line(column), "patients", "malignant", "AUC", "sensitivity", "specificity"]
+        lines += [*grid((header, of_groups)), ""]
     return lines
 
 

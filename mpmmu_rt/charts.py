@@ -95,6 +95,9 @@ class Frame:
             "path", d=path, stroke=colour, stroke_width=size, stroke_linecap="round", opacity=opacity, fill="none"
         )
 
+    def dot(self, x: float, y: float, colour: str = VERMILLION) -> Markup:
+        return el("circle", cx=self.px(x), cy=self.py(y), r=4.5, fill=colour, stroke="#fff")
+
     def level(self, y: float, text: str, colour: str = INK) -> Markup:
         at = self.py(y)
         return joined(
@@ -185,11 +188,12 @@ def ecdf(sides: Mapping[str, Sequence[float]], colours: Mapping[str, str], marks
             drawn.append(label(WIDTH - RIGHT - 6, y, name, anchor="end", colour=colours[name], bold=True))
     (samples,) = sides.values() if len(sides) == 1 else ([],)
     for name, share in marks.items():
-        px, py = frame.px(float(np.quantile(samples, share))), frame.py(share)
-        drawn.append(el("circle", cx=px, cy=py, r=4.5, fill=VERMILLION, stroke="#fff"))
+        x_at = float(np.quantile(samples, share))
+        px, py = frame.px(x_at), frame.py(share)
+        drawn.append(frame.dot(x_at, share))
         # Where there is room: at its upper end the curve is flat, so one goes above and the next below.
         left, above = px > WIDTH - 130, 0.95 < share < 0.995
-        text = f"{name} {number(float(np.quantile(samples, share)))} ms"
+        text = f"{name} {number(x_at)} ms"
         x_of, y_of = px + (-9 if left else 9), py + (-7 if above else 16)
         drawn.append(label(x_of, y_of, text, anchor="end" if left else "start", halo=True))
     return frame.drawn("Share of calls that take at most so long", *drawn)

@@ -26,6 +26,24 @@ def area_under_curve(label: Array, score: Array) -> float | None:
     return float(np.sum(below + below_or_equal)) / (2 * len(malignant) * len(benign))
 
 
+def counts(label: Array, decided: Array) -> dict[str, int]:
+    """Of label int [N] and decided bool [N], whether malignant: right and wrong decisions of each kind."""
+    truth = label == 1
+    return {
+        "true_positive": int((decided & truth).sum()),
+        "false_positive": int((decided & ~truth).sum()),
+        "true_negative": int((~decided & ~truth).sum()),
+        "false_negative": int((~decided & truth).sum()),
+    }
+
+
+def bin_of(probability: Array, bins: int = CALIBRATION_BINS) -> Array:
+    """int64 [N]: which of `bins` equal bins of 0..1 each probability float [N] lies in; 1 in the last. Computed in
+    float64, in which a float32 is what it is."""
+    found: Array = np.minimum((np.asarray(probability, np.float64) * bins).astype(np.int64), bins - 1)
+    return found
+
+
 def brier_score(label: Array, probability: Array) -> float:
     """Mean squared difference of probability float [N] and label int [N] (Brier 1950); 0 is perfect."""
     return float(np.mean((probability - label) ** 2))
@@ -33,16 +51,16 @@ def brier_score(label: Array, probability: Array) -> float:
 
 def calibration_error(label: Array, probability: Array, bins: int = CALIBRATION_BINS) -> float:
     """Expected calibration error over `bins` equal bins of 0..1 (Naeini et al. 2015, AAAI, section 4)."""
-    of_row = np.minimum((probability * bins).astype(np.int64), bins - 1)
-    gaps = np.bincount(of_row, label - probability, minlength=bins)
+    gaps = np.bincount(bin_of(probability, bins), label - probability, minlength=bins)
     return float(np.abs(gaps).sum() / len(label))
 
 
-def share_interval(hits: int, count: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
+def share_interval(hits: float, count: float, confidence: float = CONFIDENCE) -> tuple[float, float]:
     """The exact interval of a share of which `hits` of `count` were seen: Clopper and Pearson 1934, Biometrika 26:404.
 
     low solves P(X ≥ hits | low) = (1 - confidence) / 2, high P(X ≤ hits | high) the same, X binomial of `count`: both
-    tails are regularised incomplete beta functions, here inverted by bisection. Covers the true share in at least
+    tails are regularised incomplete beta functions, here inverted by bisection, which take an effective number of rows,
+    that is no whole one, as well. Covers the true share in at least
     `confidence` of all samples, whatever it is. (0, 1) where nothing was seen.
     """
     if not count:

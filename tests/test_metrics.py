@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from scipy import stats
 from sklearn.metrics import brier_score_loss, roc_auc_score
 
-from mpmmu_rt.metrics import area_under_curve, brier_score, calibration_error, poisson_quantile, share_interval
+from mpmmu_rt.evaluation.curves import calibration
+from mpmmu_rt.evaluation.figures import Answers
+from mpmmu_rt.metrics import (
+    area_under_curve,
+    bin_of,
+    brier_score,
+    calibration_error,
+    poisson_quantile,
+    share_interval,
+)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -29,6 +40,20 @@ def test_calibration_error_by_hand() -> None:
     # Bin 2 (0.2): one of two is malignant, 0.5 - 0.2 too few; bin 9 (0.9, 1): both are, by 0.05 too few.
     label, probability = np.array([0, 1, 1, 1]), np.array([0.2, 0.2, 0.9, 1.0])
     assert calibration_error(label, probability) == pytest.approx((2 * 0.3 + 2 * 0.05) / 4)
+
+
+def test_float32_lies_in_the_bin_of_its_value() -> None:
+    tenths = np.arange(11) / 10
+    exact = [min(9, int(Fraction(float(one)) * 10)) for one in tenths.astype(np.float32)]
+    assert bin_of(tenths.astype(np.float32)).tolist() == exact
+    assert exact[7] == 6, "0.7 as float32 is less than 0.7"
+    label = np.zeros(11, np.int64)
+    answers = Answers(label, tenths.astype(np.float32), tuple(map(str, range(11))))
+    table = calibration(answers)
+    error = sum(one["rows"] * one["said"] for one in table) / 11
+    assert calibration_error(label, tenths.astype(np.float32)) == pytest.approx(error)
+    assert sum(one["rows"] for one in table) == 11
+    assert [one["rows"] for one in table] == np.bincount(exact)[np.unique(exact)].tolist()
 
 
 def test_the_exact_interval_is_that_of_the_beta_distribution() -> None:

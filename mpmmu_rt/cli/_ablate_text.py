@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
+
+from mpmmu_rt.evaluation.text import grid, p_value
 
 from ._report import table, wrapped
 
@@ -15,10 +16,12 @@ _PAPER = (
 
 
 def text(entry: dict[str, Any]) -> str:
-    paper = "published,\nother data"
-    rows = [[*cells[:4], cells[4]] for cells in _rows(entry)]
-    heads = ["", "AUC, %", "sens.", "spec.", paper.replace("\n", " ")]
-    parts = [table(heads, rows), "", table(["second - first, AUC in %", "mean", "95 % interval", "p"], _pairs(entry))]
+    heads = ["", "AUC, %", "sens.", "spec.", PUBLISHED]
+    parts = [
+        table(heads, _rows(entry)),
+        "",
+        table(["second - first, AUC in %", "mean", "95 % interval", "p"], _pairs(entry)),
+    ]
     return "\n".join([*parts, "", *map(wrapped, _words(entry))])
 
 
@@ -28,23 +31,16 @@ def markdown(entry: dict[str, Any]) -> str:
     lines = [
         f"# Ablation: {entry['source']}",
         "",
-        *_grid(["", "AUC in %, mean ± spread", "sensitivity", "specificity", f"AUC in %, {PUBLISHED}"], _rows(entry)),
+        *grid((["", "AUC in %, mean ± spread", "sensitivity", "specificity", f"AUC in %, {PUBLISHED}"], _rows(entry))),
         "",
         "Second minus first, on the same splits:",
         "",
-        *_grid(["", "AUC in %, mean ± spread", "95 % interval", "p"], _pairs(entry)),
+        *grid((["", "AUC in %, mean ± spread", "95 % interval", "p"], _pairs(entry))),
         "",
         *(line for one in _words(entry) for line in (one, "")),
         f"{machine['cpu']}, {machine['threads']} threads, {versions}.",
     ]
     return "\n".join(lines) + "\n"
-
-
-def _grid(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cells) + " |"
-
-    return [line(header), "|" + "---|" * len(header), *map(line, rows)]
 
 
 def _rows(entry: dict[str, Any]) -> list[list[str]]:
@@ -72,8 +68,7 @@ def _pairs(entry: dict[str, Any]) -> list[list[str]]:
     def cells(one: dict[str, Any]) -> list[str]:
         low, high = (None if one[end] is None else 100 * min(1.0, max(-1.0, one[end])) for end in ("low", "high"))
         ends = "-" if low is None or high is None else f"{low:+.1f} to {high:+.1f}"
-        p = "-" if one["p"] is None else f"{one['p']:.2g}" if one["p"] >= 1e-4 else "< 0.0001"
-        return [_pair(one), _spread(one["mean"], one["spread"], "+"), ends, p]
+        return [_pair(one), _spread(one["mean"], one["spread"], "+"), ends, p_value(one["p"])]
 
     return [cells(one) for one in entry["comparisons"]]
 

@@ -7,13 +7,11 @@ import typer
 
 from ._ablate_text import markdown, text
 from ._report import JsonTo, bars, check_json, going_on, note, put_json, say
-from .train import Arch, Attention, Preset, configured, require_one
+from .train import Attention, Labelled, MostEpochs, OtherArch, OtherSize, Preset, configured, require_one
 
 
 def ablate(
-    manifest: Annotated[
-        Path | None, typer.Argument(help="CSV with case_id,mammography,ultrasound,label and maybe patient.")
-    ] = None,
+    manifest: Labelled = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")] = Path("ablation"),
     phantom: Annotated[
         int | None, typer.Option("--phantom", min=60, help="Compare on so many generated phantoms instead.")
@@ -22,14 +20,9 @@ def ablate(
     preset: Annotated[
         Preset, typer.Option("--preset", help="reference: ResNet-50 at 224, days on a CPU; tiny: minutes per seed.")
     ] = Preset.tiny,
-    epochs: Annotated[
-        int | None, typer.Option("--epochs", min=1, help="At most so many [default: the preset's].")
-    ] = None,
-    arch: Annotated[Arch | None, typer.Option("--arch", help="Of both encoders [default: the preset's].")] = None,
-    size: Annotated[
-        int | None,
-        typer.Option("--size", min=32, max=1024, help="Side of the square they see [default: the preset's]."),
-    ] = None,
+    epochs: MostEpochs = None,
+    arch: OtherArch = None,
+    size: OtherSize = None,
     device: Annotated[
         str, typer.Option("--device", help="cpu, cuda or cuda:N: where the encoders are trained.")
     ] = "cpu",
@@ -50,6 +43,8 @@ def ablate(
     from mpmmu_rt.model.config import PRESETS
     from mpmmu_rt.model.data import read_data
     from mpmmu_rt.model.stage_one import TRAINING_PRESETS, known_device
+    from mpmmu_rt.model.training import make_folder
+    from mpmmu_rt.places import claimed
 
     require_one(manifest, phantom, "ablate")
     check_json(json_to)
@@ -62,18 +57,20 @@ def ablate(
     def kept() -> str:
         return f"the runs that were finished are kept in {output / 'runs'}"
 
-    with going_on(output, kept), bars() as progress:
-        data = read_data(manifest, phantom, 0, config.preprocessing, progress)
-        study = Study(data, config, training, tuple(range(seeds)), output / "runs", on)
-        entry = run(study, progress=progress, say=note)
+    make_folder(output.parent)
+    with claimed(output), going_on(output, kept):
+        with bars() as progress:
+            data = read_data(manifest, phantom, 0, config.preprocessing, progress)
+            study = Study(data, config, training, tuple(range(seeds)), output / "runs", on)
+            entry = run(study, progress=progress, say=note)
+        machine = describe()
+        machine["packages"] |= package_versions(("torch", "scikit-learn", "scipy"))
+        entry = rounded(entry | {"machine": machine, "measured_at": now()})
+        write_json(output / "ablation.json", entry)
+        with atomic_file(output / "ablation.md") as partial:
+            partial.write_text(markdown(entry), encoding="utf-8")
     for line in image_warnings.lines(image_warnings.summary(data.warnings)):
         note(line)
-    machine = describe()
-    machine["packages"] |= package_versions(("torch", "scikit-learn", "scipy"))
-    entry = rounded(entry | {"machine": machine, "measured_at": now()})
-    write_json(output / "ablation.json", entry)
-    with atomic_file(output / "ablation.md") as partial:
-        partial.write_text(markdown(entry), encoding="utf-8")
     if not put_json(json_to, entry):
         say(text(entry))
     note(

@@ -18,13 +18,16 @@ if TYPE_CHECKING:
     from mpmmu_rt.evaluation.systems import System
 
 REPORT = "report.json"
+TARGET = "onnxruntime:fp32"  # of a bundle, where none is named
 
 
 def evaluate(
     system: Annotated[Path, typer.Argument(metavar="CHECKPOINT|BUNDLE", help="What to judge.")],
     manifest: Annotated[Path, typer.Argument(help="CSV with case_id,mammography,ultrasound,label and maybe patient.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")] = Path("evaluation"),
-    target: Annotated[str, typer.Option("--target", help="Of a bundle: engine and precision.")] = "onnxruntime:fp32",
+    target: Annotated[
+        str | None, typer.Option("--target", help=f"Of a bundle: engine and precision [default: {TARGET}].")
+    ] = None,
     part: Annotated[
         str,
         typer.Option(
@@ -57,6 +60,9 @@ def evaluate(
     update_card: Annotated[
         bool, typer.Option("--update-card", help="Write the figures into the bundle's model card, and seal it anew.")
     ] = False,
+    trust_pickle: Annotated[
+        Path | None, typer.Option("--trust-pickle", help="A checkpoint's pickled head that you vouch for, by its path.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier evaluation.")] = False,
     json_to: JsonTo = None,
 ) -> None:
@@ -67,7 +73,7 @@ def evaluate(
     from mpmmu_rt.evaluation.parts import CHOICES
     from mpmmu_rt.evaluation.study import evaluate as run
     from mpmmu_rt.files import check_replaceable
-    from mpmmu_rt.places import check_writable
+    from mpmmu_rt.places import claimed
 
     if part not in CHOICES:
         raise UsageError(f"--part is `{part}`, expected one of {', '.join(CHOICES)}", hint="--part test")
@@ -78,22 +84,23 @@ def evaluate(
             f"--update-card is given for {system}, expected a bundle: a checkpoint's card is its training's",
             hint=f"mpmmu-rt export {system}, then evaluate the bundle",
         )
+    other_system = against or (system if against_target is not None else None)
+    _check_systems((system, target), (other_system, against_target), trust_pickle)
     check_json(json_to)
     check_replaceable(output, marker=REPORT, overwrite=overwrite)
-    check_writable(output)
     cases, other = read_manifest(manifest), read_manifest(choose_on) if choose_on else None
     for remark in (*cases.remarks, *(other.remarks if other else ())):
         note(f"warning: {remark}")
     wanted = Wanted(part, other, at_sensitivity, prevalence, tuple(by or ()), frame)
-    with contextlib.ExitStack() as stack:
-        progress = stack.enter_context(bars())
-        judged = stack.enter_context(_opened(system, target))
-        second = None
-        if against is not None or against_target is not None:
-            _require_other(against, against_target, system, target)
-            second = stack.enter_context(_opened(against or system, against_target or "onnxruntime:fp32"))
-        found = run(judged, cases, wanted, against=second, progress=progress)
-    write(output, found, overwrite=overwrite)
+    with claimed(output):
+        with contextlib.ExitStack() as stack:
+            progress = stack.enter_context(bars())
+            judged = stack.enter_context(_opened(system, target, trust_pickle))
+            second = None
+            if other_system is not None:
+                second = stack.enter_context(_opened(other_system, against_target, trust_pickle))
+            found = run(judged, cases, wanted, against=second, progress=progress)
+        write(output, found, overwrite=overwrite)
     if not put_json(json_to, found.entry):
         say(describe(found.entry))
     if update_card:
@@ -111,23 +118,44 @@ def _is_bundle(path: Path) -> bool:
     return (path / MANIFEST).exists()
 
 
-def _require_other(against: Path | None, against_target: str | None, system: Path, target: str) -> None:
-    if (against is None or against.resolve() == system.resolve()) and (against_target or "onnxruntime:fp32") == target:
+def _is_checkpoint(path: Path) -> bool:
+    return (path / "config.json").is_file()
+
+
+def _check_systems(
+    judged: tuple[Path, str | None], other: tuple[Path | None, str | None], trust_pickle: Path | None
+) -> None:
+    """Raise `UsageError` for a target of a checkpoint, a system against itself, a pickle that nothing would load."""
+    named = [(path, target) for path, target in (judged, other) if path is not None]
+    for path, target in named:
+        if target is not None and not _is_bundle(path) and _is_checkpoint(path):
+            raise UsageError(
+                f"the target {target} is asked of the checkpoint {path}, expected a bundle: a checkpoint runs in torch "
+                "alone",
+                hint=f"mpmmu-rt export {path}, then evaluate the bundle",
+            )
+    if len({(path.resolve(), target or TARGET) for path, target in named}) < len(named):
+        what = f"{judged[0]} on {judged[1] or TARGET}" if _is_bundle(judged[0]) else f"the checkpoint {judged[0]}"
         raise UsageError(
-            f"--against names {system} on {target}, which is what is judged, expected another system or target",
+            f"--against names {what}, which is what is judged, expected another system or target",
             hint="--against BUNDLE, or --against-target with another target of the same bundle",
+        )
+    if trust_pickle is not None and all(_is_bundle(path) for path, _ in named):
+        raise UsageError(
+            f"--trust-pickle {trust_pickle} is given without a CHECKPOINT, expected both: a bundle holds no pickle",
+            hint="leave it out",
         )
 
 
 @contextlib.contextmanager
-def _opened(path: Path, target: str) -> Iterator[System]:
+def _opened(path: Path, target: str | None, trust_pickle: Path | None) -> Iterator[System]:
     if _is_bundle(path):
         from mpmmu_rt.evaluation.systems import bundle_system
 
-        with bundle_system(path, target) as found:
+        with bundle_system(path, target or TARGET) as found:
             yield found
         return
-    if not (path / "config.json").is_file():
+    if not _is_checkpoint(path):
         raise BundleError(
             f"{path} holds neither bundle.json nor config.json, expected a bundle or a checkpoint",
             hint="name a folder that `mpmmu-rt export` or `mpmmu-rt train` wrote",
@@ -137,20 +165,18 @@ def _opened(path: Path, target: str) -> Iterator[System]:
     require("torch", "evaluating a checkpoint")
     from mpmmu_rt.model.system import checkpoint_system
 
-    yield checkpoint_system(path)
+    yield checkpoint_system(path, trust_pickle=trust_pickle)
 
 
 def write(output: Path, found: Evaluation, *, overwrite: bool) -> None:
     """The folder, whole or not at all."""
-    import json
-
     from mpmmu_rt.evaluation import plots, text
-    from mpmmu_rt.files import atomic_folder
+    from mpmmu_rt.files import atomic_folder, write_json
     from mpmmu_rt.report_html import page
 
     entry = found.entry
     with atomic_folder(output, marker=REPORT, overwrite=overwrite) as folder:
-        (folder / REPORT).write_text(json.dumps(entry, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        write_json(folder / REPORT, entry)
         (folder / "report.md").write_text(text.markdown(entry), encoding="utf-8")
         (folder / "report.html").write_text(page(entry), encoding="utf-8")
         with (folder / "cases.csv").open("w", encoding="utf-8", newline="") as file:

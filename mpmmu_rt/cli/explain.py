@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from mpmmu_rt.explain import Explanation
     from mpmmu_rt.predictor import Predictor
     from mpmmu_rt.progress import Progress
+    from mpmmu_rt.spec import Modality
+
+    Files = dict[Modality, dict[str, Path]]
 
 REPORT = "explanations.json"
 MOST_CASES = 200
@@ -38,20 +41,23 @@ def explain(
 ) -> None:
     """Show what the deployed model looks at: overlays of occlusion and attention over both images, what each modality
     and each learner says. explanation.html, explanations.json and the pictures as PNG."""
-    from mpmmu_rt.files import check_replaceable, rounded
-    from mpmmu_rt.places import check_writable
+    from mpmmu_rt.explain.page import document
+    from mpmmu_rt.files import atomic_folder, check_replaceable, rounded, write_json
+    from mpmmu_rt.places import claimed
     from mpmmu_rt.predictor import load
 
     check_json(json_to)
     check_replaceable(output, marker=REPORT, overwrite=overwrite)
-    check_writable(output)
     cases = _cases(manifest, case or [], mammography, ultrasound)
-    with going_on(output, lambda: "nothing was kept"), bars() as progress, load(bundle, target) as predictor:
+    kept = going_on(output, lambda: "nothing was kept")
+    with claimed(output), kept, bars() as progress, load(bundle, target) as predictor:
         predictor.bundle.require_proven(predictor.target)
-        found, failed = _explained(predictor, cases, frame, progress)
-        entry = rounded(_entry(predictor, found, failed))
-        size, remarks = predictor.bundle.preprocessing.size, predictor.remarks
-        _write(output, entry, found, size, overwrite=overwrite)
+        with atomic_folder(output, marker=REPORT, overwrite=overwrite) as folder:
+            found, drawn, failed = _explained(predictor, cases, frame, folder, progress)
+            entry = rounded(_entry(predictor, found, failed))
+            (folder / "explanation.html").write_text(document(entry, map(_read, drawn)), encoding="utf-8")
+            write_json(folder / REPORT, entry)
+        remarks = predictor.remarks
     if not put_json(json_to, entry):
         say(_describe(entry))
     note(f"wrote {output}: explanation.html, {REPORT}, {count(len(found), 'case')}")
@@ -93,26 +99,49 @@ def _cases(manifest: Path | None, chosen: list[str], mammography: Path | None, u
 
 
 def _explained(
-    predictor: Predictor, cases: list[Case], frame: int | None, progress: Progress
-) -> tuple[list[Explanation], list[dict[str, str]]]:
+    predictor: Predictor, cases: list[Case], frame: int | None, folder: Path, progress: Progress
+) -> tuple[list[dict[str, Any]], list[Files], list[dict[str, str]]]:
+    """Of each case its JSON and its pictures, in `folder`; and of each that can't be read why. The images themselves,
+    up to 200 million pixels each, are let go case by case."""
     from mpmmu_rt.explain import explain as run
     from mpmmu_rt.verify import portable_head
 
-    found: list[Explanation] = []
+    found: list[dict[str, Any]] = []
+    drawn: list[Files] = []
     failed: list[dict[str, str]] = []
-    mean = predictor.bundle.embedding_mean()
+    mean, size = predictor.bundle.embedding_mean(), predictor.bundle.preprocessing.size
     with portable_head(predictor) as head:
         for done, one in enumerate(cases):
             progress("explaining", done, len(cases), "cases")
             try:
-                found.append(run(predictor, one, head, mean=mean, frame=frame, progress=progress))
+                explained = run(predictor, one, head, mean=mean, frame=frame, progress=progress)
             except ImageError as error:
                 failed.append({"case_id": one.case_id, "error": str(error)})
+            else:
+                found.append(explained.to_json())
+                drawn.append(_draw(explained, size, folder, len(found)))
     progress("explaining", len(cases), len(cases), "cases")
-    return found, failed
+    return found, drawn, failed
 
 
-def _entry(predictor: Predictor, found: list[Explanation], failed: list[dict[str, str]]) -> dict[str, Any]:
+def _draw(explained: Explanation, size: int, folder: Path, number: int) -> Files:
+    """Named by number: a case_id may hold anything."""
+    from mpmmu_rt.explain.page import pictures
+    from mpmmu_rt.spec import MODALITIES
+
+    files: Files = {modality: {} for modality in MODALITIES}
+    for modality in MODALITIES:
+        for name, png in pictures(explained, modality, size).items():
+            files[modality][name] = folder / f"{number:04d}_{modality}_{name}.png"
+            files[modality][name].write_bytes(png)
+    return files
+
+
+def _read(files: Files) -> dict[Modality, dict[str, bytes]]:
+    return {modality: {name: path.read_bytes() for name, path in of.items()} for modality, of in files.items()}
+
+
+def _entry(predictor: Predictor, found: list[dict[str, Any]], failed: list[dict[str, str]]) -> dict[str, Any]:
     from mpmmu_rt.explain.study import SCHEMA
     from mpmmu_rt.machine import describe, now
 
@@ -125,26 +154,11 @@ def _entry(predictor: Predictor, found: list[Explanation], failed: list[dict[str
         "bundle": {"name": bundle.name, "digest": bundle.digest, "trained": bundle.trained},
         "target": str(predictor.target),
         "threshold": bundle.threshold,
-        "cases": [one.to_json() for one in found],
+        "cases": found,
         "failed": failed,
         "remarks": list(predictor.remarks),
         "machine": describe(),
     }
-
-
-def _write(output: Path, entry: dict[str, Any], found: list[Explanation], size: int, *, overwrite: bool) -> None:
-    from mpmmu_rt.explain.page import document, pictures
-    from mpmmu_rt.files import atomic_folder, write_json
-    from mpmmu_rt.spec import MODALITIES
-
-    with atomic_folder(output, marker=REPORT, overwrite=overwrite) as folder:
-        drawn = [{modality: pictures(one, modality, size) for modality in MODALITIES} for one in found]
-        for number, of_case in enumerate(drawn, 1):  # by number: a case_id may hold anything
-            for modality, files in of_case.items():
-                for name, png in files.items():
-                    (folder / f"{number:04d}_{modality}_{name}.png").write_bytes(png)
-        (folder / "explanation.html").write_text(document(entry, drawn), encoding="utf-8")
-        write_json(folder / REPORT, entry)
 
 
 def _describe(entry: dict[str, Any]) -> str:

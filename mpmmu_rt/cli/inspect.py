@@ -69,20 +69,24 @@ def inspect(
 
 def _card(card: Mapping[str, Any]) -> list[str]:
     """What the card says in words and numbers; its metrics are a table of their own."""
+    from mpmmu_rt.card import texts
+
     for_programs = ("library_name", "pipeline_tag")
     found = [
         f"{key.replace('_', ' ')}: {value}"
         for key, value in card.items()
         if isinstance(value, str | int | float) and key not in for_programs
     ]
-    return [*found, *(f"limit: {text}" for text in card.get("limitations", ()))]
+    return [*found, *(f"limit: {text}" for text in texts(card.get("limitations", [])))]
 
 
 def _tested(metrics: Mapping[str, Any]) -> str:
     """The card is free text to a bundle: metrics that `train` did not write are no table."""
+    from mpmmu_rt.card import FOREIGN
+
     try:
         return tested(metrics)
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except FOREIGN:
         return "metrics: in another form than `train` writes; `mpmmu-rt inspect --json` prints them"
 
 
@@ -102,14 +106,21 @@ def _parity(parity: Mapping[str, Any]) -> str:
 
 def _evaluations(card: Mapping[str, Any]) -> Iterator[str]:
     """Lines for each evaluation of the card; that of the training's own test part is a table."""
+    from mpmmu_rt.card import FOREIGN, evaluations
+
+    for one in evaluations(card):
+        try:
+            yield from _evaluation(one)
+        except FOREIGN:
+            yield "evaluated: in another form than `evaluate` writes; `mpmmu-rt inspect --json` prints it"
+
+
+def _evaluation(one: Mapping[str, Any]) -> list[str]:
     from mpmmu_rt.evaluation.text import with_interval
 
-    for one in card.get("eval_metrics") or ():
-        patients = one["cases"]["patients"]
-        yield (
-            f"evaluated on {one['dataset']} ({one['target']}, {one['measured_at'][:10]}): AUC "
-            f"{with_interval(one['auc'], 3)}; {patients['malignant']} malignant, {patients['benign']} benign patients"
-        )
-        for text in one["remarks"]:
-            if text.startswith("WARNING"):
-                yield text
+    patients = one["cases"]["patients"]
+    return [
+        f"evaluated on {one['dataset']} ({one['target']}, {one['measured_at'][:10]}): AUC "
+        f"{with_interval(one['auc'], 3)}; {patients['malignant']} malignant, {patients['benign']} benign patients",
+        *(text for text in one["remarks"] if text.startswith("WARNING")),
+    ]

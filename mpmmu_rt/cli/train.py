@@ -31,10 +31,19 @@ class Attention(StrEnum):
     cbam = "cbam"
 
 
+# Of `ablate`, too.
+Labelled = Annotated[
+    Path | None, typer.Argument(help="CSV with case_id,mammography,ultrasound,label and maybe patient.")
+]
+MostEpochs = Annotated[int | None, typer.Option("--epochs", min=1, help="At most so many [default: the preset's].")]
+OtherArch = Annotated[Arch | None, typer.Option("--arch", help="Of both encoders [default: the preset's].")]
+OtherSize = Annotated[
+    int | None, typer.Option("--size", min=32, max=1024, help="Side of the square they see [default: the preset's].")
+]
+
+
 def train(
-    manifest: Annotated[
-        Path | None, typer.Argument(help="CSV with case_id,mammography,ultrasound,label and maybe patient.")
-    ] = None,
+    manifest: Labelled = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Checkpoint to write.")] = Path("checkpoint"),
     preset: Annotated[
         Preset,
@@ -44,9 +53,7 @@ def train(
         int | None, typer.Option("--phantom", min=60, help="Train on so many generated phantoms instead of a manifest.")
     ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of split, weights, augmentation and head.")] = 0,
-    epochs: Annotated[
-        int | None, typer.Option("--epochs", min=1, help="At most so many [default: the preset's].")
-    ] = None,
+    epochs: MostEpochs = None,
     weights: Annotated[
         Path | None,
         typer.Option("--weights", help="ResNet weights that both encoders start from: .safetensors or .pth."),
@@ -55,11 +62,8 @@ def train(
         int | None,
         typer.Option("--folds", min=2, max=20, help="Also cross-validate in so many folds: each patient tested once."),
     ] = None,
-    arch: Annotated[Arch | None, typer.Option("--arch", help="Of both encoders [default: the preset's].")] = None,
-    size: Annotated[
-        int | None,
-        typer.Option("--size", min=32, max=1024, help="Side of the square they see [default: the preset's]."),
-    ] = None,
+    arch: OtherArch = None,
+    size: OtherSize = None,
     attention: Annotated[
         Attention, typer.Option("--attention", help="paper: CBAM for mammography, ECA for ultrasound; else of both.")
     ] = Attention.paper,
@@ -77,14 +81,13 @@ def train(
     from dataclasses import replace
 
     from mpmmu_rt import image_warnings, split_record
-    from mpmmu_rt.files import check_replaceable
+    from mpmmu_rt.files import check_replaceable, rounded
     from mpmmu_rt.machine import now, package_versions
     from mpmmu_rt.model import checkpoint, learning_curves
     from mpmmu_rt.model.config import PRESETS
     from mpmmu_rt.model.cross_validation import cross_validate, fold_splits
     from mpmmu_rt.model.data import read_data
     from mpmmu_rt.model.preview import write_preview
-    from mpmmu_rt.model.split import split_patients
     from mpmmu_rt.model.stage_one import known_device
     from mpmmu_rt.model.training import TRAINING_PRESETS, disk_bytes
     from mpmmu_rt.model.training import train as train_model
@@ -92,7 +95,6 @@ def train(
 
     require_one(manifest, phantom, "train")
     check_json(json_to)
-    check_replaceable(output, marker=checkpoint.CONFIG, overwrite=overwrite)
     started = now()
     config, on = configured(PRESETS[preset.value](), arch, size, attention), known_device(device)
     settings = replace(TRAINING_PRESETS[preset.value], seed=seed)
@@ -104,6 +106,7 @@ def train(
         write_preview(data, settings.augmentation, preview, seed=seed)
         note(f"wrote {preview}: of each modality some images, and what augmentation makes of them")
         return
+    check_replaceable(output, marker=checkpoint.CONFIG, overwrite=overwrite)
     work_dir = output.with_name(output.name + ".training")
 
     def kept() -> str:
@@ -123,13 +126,11 @@ def train(
             metrics["cross_validation"] = cross_validate(
                 data, config, settings, folds, work_dir=work_dir, weights=weights, device=on, progress=progress
             )
-        metrics = with_weakness(metrics)
+        metrics = rounded(with_weakness(metrics))
         warned = image_warnings.summary(data.warnings)
         card = {
             "trained_on": data.source,
-            split_record.KEY: split_record.record(
-                data.groups, split_patients(data.label, data.groups, seed=seed).parts()
-            ),
+            split_record.KEY: model.patients,
             "metrics": metrics,
             "image_warnings": warned,
             "training": model.how,
@@ -149,20 +150,19 @@ def train(
             modality_check=model.modality_check,
         )
         checkpoint.save(trained, output, overwrite=overwrite)
-        beside = learning_curves.write(model.history, output)
+        beside, failed = learning_curves.write(model.history, output)
         shutil.rmtree(work_dir)
     if not put_json(json_to, metrics | {"image_warnings": warned}):
         say(_describe(metrics))
     for text in image_warnings.lines(warned):
         note(text)
     note(f"wrote {output}, in it how it learnt: {', '.join(beside)}")
+    for text in failed:
+        note(f"note: {text}")
     next_command("export", output, "-o", f"{output.resolve().name}.bundle")
     if metrics["weakness"] and not folds:
-        given = f"--phantom {phantom}" if manifest is None else str(manifest)
-        note(
-            f"note: {TOO_FEW}: the same command with --folds 5 tests every patient once: `mpmmu-rt train {given} "
-            f"--preset {preset.value} --folds 5 -o {output} --overwrite`"
-        )
+        again = command("--folds=5", "--overwrite")
+        note(f"note: {TOO_FEW}: the same command with --folds 5 tests every patient once: `{again}`")
 
 
 def configured(config: Any, arch: Arch | None, size: int | None, attention: Attention) -> Any:

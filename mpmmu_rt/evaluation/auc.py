@@ -75,14 +75,6 @@ def compare_auc(label: Array, first: Array, second: Array, groups: Sequence[str]
     return Difference(value, max(-1.0, value - reach), min(1.0, value + reach), p)
 
 
-def delong(label: Array, scores: Sequence[Array], groups: Sequence[str]) -> tuple[Array, Array | None]:
-    """The AUC of each score, float64 [K], and their covariance, float64 [K, K]: see `_covariance`."""
-    found = _covariance(label, scores, groups)
-    if isinstance(found, str):
-        raise ValueError(found)
-    return found[0], found[1]
-
-
 def _covariance(
     label: Array, scores: Sequence[Array], groups: Sequence[str]
 ) -> tuple[Array, Array | None, tuple[int, int]] | str:

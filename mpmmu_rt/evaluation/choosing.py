@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mpmmu_rt.card import FOREIGN
 from mpmmu_rt.cases import Case, Manifest
 from mpmmu_rt.errors import UsageError
 from mpmmu_rt.progress import Progress
 from mpmmu_rt.spec import Array
 from mpmmu_rt.split_record import digest, parts_of
 
-from .parts import Part, Parts, is_learnt
+from .parts import Part, Parts, is_learnt, require_apart
 from .systems import System, ask, labelled
 
 
@@ -48,16 +49,19 @@ def choose(
     """What to choose on, and the cases of it that have no answer.
 
     The cases of `choose_on`; else the manifest's validation part, of which the model has not learnt; else what the
-    training has kept of its own validation part. Raises `UsageError` where a sensitivity is wished and there are none.
+    training has kept of its own validation part. Raises `UsageError` where a sensitivity is wished and there are none,
+    and where a patient or an image of them is judged, too.
     """
-    found: Chooser | None = None
-    lost: list[dict[str, str]] = []
     if wanted.choose_on is not None:
-        found, lost = _asked(system, list(wanted.choose_on.cases), str(wanted.choose_on.path), wanted, progress)
+        cases = list(wanted.choose_on.cases)
+        where = source = str(wanted.choose_on.path)
     else:
-        free = [row for row in parts.choosing if row not in set(rows) and not is_learnt(parts.learnt[row])]
+        judged = set(rows)
+        free = [row for row in parts.choosing if row not in judged and not is_learnt(parts.learnt[row])]
         cases = [manifest.cases[row] for row in free]
-        found, lost = _asked(system, cases, f"the validation part, by {parts.source}", wanted, progress)
+        where, source = f"the validation part of {manifest.path}", f"the validation part, by {parts.source}"
+    require_apart([manifest.cases[row] for row in rows], cases, where)
+    found, lost = _asked(system, cases, source, wanted, progress)
     if found is None and wanted.choose_on is None and "validation" not in {parts.learnt[row] for row in rows}:
         found = _kept_by_training(system)
     if found is None and (wanted.sensitivity is not None or wanted.choose_on is not None):
@@ -87,9 +91,14 @@ def _asked(
 
 
 def _kept_by_training(system: System) -> Chooser | None:
-    kept = (system.card.get("metrics") or {}).get("validation") or {}
-    label, probability = (np.array(kept.get(key, ())) for key in ("label", "probability"))
-    if len(label) != len(probability) or set(label.tolist()) != {0, 1}:
+    try:
+        kept = system.card["metrics"]["validation"]
+        label, probability = (np.array(kept[key], np.float64) for key in ("label", "probability"))
+        if label.shape != probability.shape or set(label.tolist()) != {0, 1}:
+            return None
+    except FOREIGN:
+        return None
+    if not ((probability >= 0) & (probability <= 1)).all():
         return None
     source = "the training's validation part, by heads that had not seen it"
     return Chooser(label.astype(np.int64), probability.astype(np.float32), source, 0)

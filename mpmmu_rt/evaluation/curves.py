@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from mpmmu_rt.metrics import CALIBRATION_BINS
+from mpmmu_rt.checks import decide
+from mpmmu_rt.metrics import bin_of, counts
 from mpmmu_rt.spec import Array
 
 from .figures import Answers, share
@@ -38,7 +39,7 @@ def _points(x: Array, y: Array) -> list[list[float]]:
 
 def calibration(answers: Answers) -> list[dict[str, Any]]:
     """Of each tenth of 0..1 that holds rows: their number, mean probability, share of malignant and its interval."""
-    of_row = np.minimum((answers.probability * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
+    of_row = bin_of(answers.probability)
     found = []
     for number in np.unique(of_row):
         rows = answers.rows(of_row == number)
@@ -55,8 +56,8 @@ def decision_curve(label: Array, probability: Array) -> list[dict[str, float]]:
     count, malignant = len(label), float((label == 1).mean())
     for percent in range(1, 100):
         p = percent / 100
-        decided = probability >= np.float32(p)
-        hits, alarms = int((decided & (label == 1)).sum()), int((decided & (label == 0)).sum())
+        found = counts(label, decide(probability, p))
+        hits, alarms = found["true_positive"], found["false_positive"]
         odds = p / (1 - p)
         entry.append(
             {"threshold": p, "model": hits / count - alarms / count * odds, "all": malignant - (1 - malignant) * odds}

@@ -10,7 +10,7 @@ import numpy as np
 
 from mpmmu_rt._optional import require
 from mpmmu_rt.checks import decide
-from mpmmu_rt.metrics import CONFIDENCE, area_under_curve, brier_score, calibration_error
+from mpmmu_rt.metrics import CONFIDENCE, area_under_curve, brier_score, calibration_error, counts, share_interval
 from mpmmu_rt.spec import Array
 
 DRAWS = 2000
@@ -62,12 +62,8 @@ def share(hits: Array, groups: Sequence[str]) -> Figure:
     count, total = int(hits.sum()), len(hits)
     if not total:
         return Figure(None, of=0)
-    stats = require("scipy.stats", "an interval of a share", "evaluate")
     size, value = effective_rows(hits, groups), count / total
-    x = value * size
-    low = 0.0 if count == 0 else float(stats.beta.ppf(TAIL, x, size - x + 1))
-    high = 1.0 if count == total else float(stats.beta.ppf(1 - TAIL, x + 1, size - x))
-    return Figure(value, low, high, total)
+    return Figure(value, *share_interval(value * size, size), total)
 
 
 def effective_rows(hits: Array, groups: Sequence[str]) -> float:
@@ -175,9 +171,10 @@ def at_threshold(answers: Answers, threshold: float, prevalence: float | None) -
 
 def _f1(threshold: float) -> Callable[[Answers], float | None]:
     def figure(answers: Answers) -> float | None:
-        decided, truth = decide(answers.probability, threshold), answers.label == 1
-        hits, either = int((decided & truth).sum()), int(decided.sum() + truth.sum())
-        return 2 * hits / either if either else None
+        found = counts(answers.label, decide(answers.probability, threshold))
+        hits = 2 * found["true_positive"]
+        either = hits + found["false_positive"] + found["false_negative"]
+        return hits / either if either else None
 
     return figure
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from mpmmu_rt.cases import Manifest
+from mpmmu_rt.cases import Case, Manifest
 from mpmmu_rt.errors import ManifestError, UsageError
 from mpmmu_rt.split_record import PARTS, digest, parts_of
 
@@ -87,19 +87,19 @@ def is_learnt(part: str) -> bool:
     return part in ("train", "validation")
 
 
-def require_apart(judged: Manifest, rows: list[int], other: Manifest) -> None:
-    """Raise `UsageError` if a patient or an image of `other` is among the cases that are judged."""
-    cases = [judged.cases[row] for row in rows]
-    patients = {case.group for case in cases}
-    images = {path.resolve() for case in cases for path in (case.mammography, case.ultrasound) if path}
-    for case in other.cases:
+def require_apart(judged: Sequence[Case], others: Sequence[Case], where: str) -> None:
+    """Raise `UsageError` if a patient or an image of `others` is among the cases that are judged. where: `others` are,
+    in words."""
+    patients = {case.group for case in judged}
+    images = {path.resolve() for case in judged for path in (case.mammography, case.ultrasound) if path}
+    for case in others:
         shared = f"the patient `{case.group}`" if case.group in patients else ""
         for path in (case.mammography, case.ultrasound):
             if path and path.resolve() in images:
                 shared = f"the image {path.name}"
         if shared:
             raise UsageError(
-                f"{other.path} holds {shared}, which {judged.path} judges, expected other patients to choose a "
+                f"{where} holds {shared}, which is judged, too, expected other patients and images to choose a "
                 "threshold on",
                 hint="choose on patients that are not judged: a threshold that has seen its judges looks too good",
             )

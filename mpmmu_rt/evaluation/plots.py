@@ -48,7 +48,7 @@ def roc(entry: Mapping[str, Any]) -> Markup:
         while any(abs(at - other) < 16 for other in taken):
             at += 16 if down else -16
         taken.append(at)
-        marks.append(_dot(frame, x, y))
+        marks.append(frame.dot(x, y))
         left = frame.px(x) > WIDTH - 190
         text = f"{one['name']}, {one['threshold']:.3g}"
         place = frame.px(x) + (-9 if left else 9)
@@ -76,7 +76,7 @@ def calibration(entry: Mapping[str, Any]) -> Markup:
         x = frame.px(one["said"])
         ends = {"y1": frame.py(one["low"]), "y2": frame.py(one["high"])}
         marks.append(el("line", x1=x, x2=x, **ends, stroke=BLUE, stroke_width=1.5, opacity=0.6))
-        marks.append(_dot(frame, one["said"], one["seen"], BLUE))
+        marks.append(frame.dot(one["said"], one["seen"], BLUE))
         marks.append(label(x + 7, frame.py(one["seen"]) - 5, str(one["rows"]), colour=MUTED, halo=True))
     return frame.drawn("Calibration: share of malignant cases by probability", *marks)
 
@@ -160,10 +160,6 @@ def confusion(one: Mapping[str, Any]) -> Markup:
         if not column:
             marks.append(label(left - 10, y + high / 2 + 4, is_, anchor="end", colour=MUTED))
     return svg(f"Confusion at the threshold {one['name']}", top + 2 * high + 14, *marks)
-
-
-def _dot(frame: Frame, x: float, y: float, colour: str = VERMILLION) -> Markup:
-    return el("circle", cx=frame.px(x), cy=frame.py(y), r=4.5, fill=colour, stroke="#fff")
 
 
 _ALONE = (

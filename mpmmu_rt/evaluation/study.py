@@ -13,6 +13,7 @@ from mpmmu_rt.checks import decide
 from mpmmu_rt.errors import ImageError, UsageError
 from mpmmu_rt.files import rounded
 from mpmmu_rt.machine import describe, now
+from mpmmu_rt.metrics import counts
 from mpmmu_rt.progress import Progress, silent
 from mpmmu_rt.spec import Array
 
@@ -48,8 +49,6 @@ def evaluate(
     _check_columns(manifest, wanted.by)
     parts = of_parts.read_parts(manifest, system.card)
     rows = of_parts.judged(manifest, parts, wanted.part)
-    if wanted.choose_on is not None:
-        of_parts.require_apart(manifest, rows, wanted.choose_on)
     chooser, lost = choose(system, manifest, parts, rows, wanted, progress)
     cases = [manifest.cases[row] for row in rows]
     asked = ask(system, cases, frame=wanted.frame, progress=progress, name="judged cases")
@@ -94,7 +93,8 @@ def _check_columns(manifest: Manifest, by: Sequence[str]) -> None:
 def _facts(
     system: System, manifest: Manifest, parts: Parts, rows: Sequence[int], asked: Sequence[Answer], answers: Answers
 ) -> dict[str, Any]:
-    others = [part or "in no part" for row, part in enumerate(parts.of_row) if row not in set(rows)]
+    judged = set(rows)
+    others = [part or "in no part" for row, part in enumerate(parts.of_row) if row not in judged]
     learnt = [parts.learnt[row] for row in rows]
     return {
         "schema": SCHEMA,
@@ -151,7 +151,6 @@ def _thresholds(
     for done, (name, value, on) in enumerate(found):
         progress("thresholds", done, len(found))
         figures = at_threshold(answers, value, wanted.prevalence)
-        decided, truth = decide(answers.probability, value), answers.label == 1
         entries.append(
             {
                 "name": name,
@@ -160,10 +159,7 @@ def _thresholds(
                 "chosen_on_cases": len(on.label) if on else None,
                 "chosen_on_malignant": int(on.label.sum()) if on else None,
                 "chosen_on_learnt_patients": on.learnt if on else None,
-                "true_positive": int((decided & truth).sum()),
-                "false_positive": int((decided & ~truth).sum()),
-                "true_negative": int((~decided & ~truth).sum()),
-                "false_negative": int((~decided & truth).sum()),
+                **counts(answers.label, decide(answers.probability, value)),
                 "figures": {key: asdict(one) for key, one in figures.items()},
             }
         )

@@ -134,14 +134,14 @@ def markdown(entry: Mapping[str, Any]) -> str:
     lines = [f"# {title(entry)}", "", parts(entry), ""]
     for text in entry["remarks"]:
         lines += [f"**{text}**" if text.startswith("WARNING") else text, ""]
-    lines += [*_grid(overall(entry, 3)), "", *_grid(by_threshold(entry, 3)), ""]
+    lines += [*grid(overall(entry, 3)), "", *grid(by_threshold(entry, 3)), ""]
     if entry["prevalence"] is not None:
         lines += [f"The stated prevalence is {entry['prevalence']:g}.", ""]
     lines += [chosen(entry)]
     for column, found in entry["subgroups"].items():
-        lines += ["", *_grid(subgroups(found, column, 3))]
+        lines += ["", *grid(subgroups(found, column, 3))]
     if entry["against"]:
-        lines += ["", other(entry), "", *_grid(against(entry))]
+        lines += ["", other(entry), "", *grid(against(entry))]
     if lost := failures(entry):
         lines += ["", "Without an answer:", "", *(f"- {one}" for one in lost)]
     if entry["curves"]:
@@ -161,7 +161,8 @@ def markdown(entry: Mapping[str, Any]) -> str:
 PLOTS = ("roc", "precision_recall", "calibration", "decision", "histogram", "confusion")
 
 
-def _grid(found: Table) -> list[str]:
+def grid(found: Table) -> list[str]:
+    """A table of Markdown, whose cells may hold anything."""
     header, rows = found
 
     def line(cells: Sequence[str]) -> str:

@@ -53,17 +53,21 @@ def occlusion(
     modality: Modality,
     box: Box,
     progress: Progress = silent,
+    *,
+    before: float | None = None,
 ) -> Array:
     """float32 [S, S]: by how much the probability falls, on average, when a window over that pixel of `modality` is
     covered with the image's median grey; positive speaks for malignant, negative for benign; 0 outside of `box`.
 
-    pixels: of one case, uint8 [1, 1, S, S] each. Raises what `Predictor.predict` raises.
+    pixels: of one case, uint8 [1, 1, S, S] each. before: its probability, where it is known. Raises what
+    `Predictor.predict` raises.
     """
     image = pixels[modality][0, 0]
     size = image.shape[-1]
     places = list(windows(size, box))
     fill = np.uint8(np.median(image[box.slices]))
-    before = float(predictor.predict(pixels).probability[0])
+    if before is None:
+        before = float(predictor.predict(pixels).probability[0])
     total, count = np.zeros((size, size)), np.zeros((size, size))
     for start in range(0, len(places), BATCH):
         part = places[start : start + BATCH]

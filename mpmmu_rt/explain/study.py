@@ -114,6 +114,7 @@ def explain(
         boxes[modality] = Box(*fitted(image.grey.shape, preprocessing, image.pixel_aspect))
         pixels[modality] = preprocess(image.grey, preprocessing, pixel_aspect=image.pixel_aspect)[None]
     said = predictor.predict(pixels)
+    probability = float(said.probability[0])
     base = [] if said.base_probability is None else [float(one) for one in said.base_probability[0]]
     names = predictor.bundle.learners or tuple(f"learner {row}" for row in range(1, len(base) + 1))
     pools = gates(predictor.bundle, predictor.feature_maps(pixels)) if predictor.bundle.pool_kinds else {}
@@ -121,12 +122,13 @@ def explain(
         case=case,
         images=images,
         boxes=boxes,
-        probability=float(said.probability[0]),
+        probability=probability,
         decision=said.decision[0],
         base_probability=dict(zip(names, base, strict=True)),
         alone=None if head is None or mean is None else _alone(predictor, head, said.embedding[0], mean),
         occlusion={
-            modality: occlusion(predictor, pixels, modality, boxes[modality], progress) for modality in MODALITIES
+            modality: occlusion(predictor, pixels, modality, boxes[modality], progress, before=probability)
+            for modality in MODALITIES
         },
         gates=pools,
     )

@@ -8,7 +8,6 @@ The base learners and their soft vote are those of the fused head with attention
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,13 +27,13 @@ from mpmmu_rt.metrics import CONFIDENCE
 from mpmmu_rt.progress import Progress, silent
 from mpmmu_rt.spec import MODALITIES, Array, Modality
 
+from . import training_state
 from .config import AttentionKind, ModelConfig
 from .data import TrainingData
 from .evaluation import evaluate
 from .split import Split, split_patients
-from .stacking import fit_head
 from .stage_one import TrainingConfig, embed, train_encoder
-from .training import THRESHOLD, fuse
+from .training import THRESHOLD, fit_on, fuse
 
 SCHEMA = "mpmmu-ablation/1"
 RUN_SCHEMA = "mpmmu-ablation-run/1"
@@ -89,11 +88,9 @@ class Study:
     def split(self, seed: int) -> Split:
         return split_patients(self.data.label, self.data.groups, seed=seed)
 
-    def runs(self) -> Iterator[tuple[int, Modality, AttentionKind]]:
-        for seed in self.seeds:
-            for modality in MODALITIES:
-                for kind in ("none", self.attention(modality)):
-                    yield seed, modality, kind
+    def encoders(self) -> list[tuple[Modality, AttentionKind]]:
+        """Those that each seed trains."""
+        return [(modality, kind) for modality in MODALITIES for kind in ("none", self.attention(modality))]
 
 
 def ablate(
@@ -104,15 +101,14 @@ def ablate(
     say: is told of each run that ends, with the time that the others may take. Raises what training raises.
     """
     study.folder.mkdir(parents=True, exist_ok=True)
-    clock = _Clock(len(list(study.runs())), say)
+    clock = _Clock(len(study.seeds) * len(study.encoders()), say)
     results: list[dict[str, Any]] = []
     for seed in study.seeds:
         split = study.split(seed)
         embedding: dict[tuple[Modality, AttentionKind], Array] = {}
-        for number, (of, modality, kind) in enumerate(study.runs(), 1):
-            if of == seed:
-                progress("runs", number - 1, clock.total)
-                embedding[modality, kind] = _encoder_run(study, seed, split, modality, kind, clock, progress)
+        for modality, kind in study.encoders():
+            progress("runs", clock.done, clock.total)
+            embedding[modality, kind] = _encoder_run(study, seed, split, modality, kind, clock, progress)
         results.append(_head_run(study, seed, split, embedding, progress))
     progress("runs", clock.total, clock.total)
     return _entry(study, results)
@@ -205,14 +201,12 @@ def _head_run(
         )
         if entry.get("schema") == RUN_SCHEMA and entry.get("key") == key:
             return dict(entry)
-    data, learn = study.data, np.concatenate([split.train, split.validation])
-    groups = [data.groups[row] for row in learn]
+    data = study.data
     test_groups = [data.groups[row] for row in split.test]
     said: dict[str, Array] = {}
     for done, (name, features) in enumerate(inputs := list(_inputs(study, embedding))):
         progress(f"seed {seed}, stacking heads", done, len(inputs))
-        head: Any = fit_head(features[learn], data.label[learn], groups, study.model.head, seed=seed)
-        said[name] = head.predict_proba(features[split.test])[:, 1]
+        head, said[name] = fit_on(data, split, features, study.model.head, seed)
         if name == FUSED:
             scaled, stack = head[:-1].transform(features[split.test]), head.named_steps["stack"]
             alone = {LEARNERS[key]: stack.named_estimators_[key].predict_proba(scaled)[:, 1] for key in LEARNERS}
@@ -244,22 +238,23 @@ def _inputs(study: Study, embedding: Mapping[tuple[Modality, AttentionKind], Arr
 
 def _key(study: Study, seed: int, split: Split, facts: Mapping[str, Any]) -> str:
     """Names everything that a run depends on, but for the machine."""
-    whole = {
-        "data": study.data.sha256,
-        "seed": seed,
-        "split": {name: rows.tolist() for name, rows in split.parts().items()},
-        "versions": [__version__, torch.__version__, sklearn.__version__],
-        **facts,
-    }
-    return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
+    return training_state.key(
+        {
+            "data": study.data.sha256,
+            "seed": seed,
+            "split": {name: rows.tolist() for name, rows in split.parts().items()},
+            "versions": [__version__, torch.__version__, sklearn.__version__],
+            **facts,
+        }
+    )
 
 
 # ---------------------------------------------------------------- the whole
 
 
 def _entry(study: Study, results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    rows, names = results[0]["rows"], list(results[0]["metrics"])
-    share = rows["test"] / (rows["train"] + rows["validation"])
+    names, patients = list(results[0]["metrics"]), results[0]["patients"]  # each seed has as many
+    share = patients["test"] / (patients["train"] + patients["validation"])
     areas = {name: [one["metrics"][name]["auc"]["value"] for one in results] for name in names}
     return {
         "schema": SCHEMA,
@@ -313,8 +308,8 @@ def paired(
 
     The splits are of the same patients, so that what is trained on them is not independent and the plain paired t-test
     finds differences where there are none. The variance of the mean is therefore s² (1 / J + share), J the number of
-    splits and share = test rows / training rows: the corrected resampled t-test (Nadeau and Bengio 2003, "Inference for
-    the generalization error", Machine Learning 52:239, equation 5). None where too few splits tell.
+    splits and share = test patients / training patients: the corrected resampled t-test (Nadeau and Bengio 2003,
+    "Inference for the generalization error", Machine Learning 52:239, equation 5). None where too few splits tell.
     """
     pairs = [(a, b) for a, b in zip(first, second, strict=True) if a is not None and b is not None]
     found = np.array([b - a for a, b in pairs])

@@ -10,8 +10,6 @@ patients, not of what another training would give.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -24,6 +22,7 @@ from sklearn.model_selection import StratifiedKFold
 
 from mpmmu_rt.errors import CheckpointError, ManifestError
 from mpmmu_rt.files import MAX_JSON_BYTES, parse_json_object, read_bounded, write_json
+from mpmmu_rt.metrics import area_under_curve
 from mpmmu_rt.progress import Progress, silent
 from mpmmu_rt.spec import MODALITIES, Array, StrPath
 
@@ -31,9 +30,9 @@ from .config import ModelConfig
 from .data import TrainingData
 from .evaluation import evaluate
 from .split import CLASSES, TEST_SHARE, VALIDATION_SHARE, Split, patient_labels
-from .stacking import fit_head
-from .stage_one import TrainingConfig, embed, train_encoder
-from .training import THRESHOLD, fuse
+from .stage_one import TrainingConfig
+from .training import THRESHOLD, fit_on, stage_one
+from .training_state import key
 from .weights import Weights
 
 SCHEMA = "mpmmu-fold/1"
@@ -57,7 +56,8 @@ def fold_splits(label: Array, groups: tuple[str, ...], folds: int, *, seed: int)
                 f"and {_LEAST} beside them",
                 hint=f"fewer --folds, or more {name} cases; without a `patient` column every row counts as a patient",
             )
-    of_row = np.array([{name: at for at, name in enumerate(labels)}[group] for group in groups])
+    place = {name: at for at, name in enumerate(labels)}
+    of_row = np.array([place[group] for group in groups])
     splits = []
     dealt = StratifiedKFold(folds, shuffle=True, random_state=seed).split(patients, classes)
     for number, (others, test) in enumerate(dealt):
@@ -111,10 +111,7 @@ def cross_validate(
         shutil.rmtree(kept, ignore_errors=True)
         for name, probability in found.items():
             said[name][split.test] = probability
-            rows = [data.groups[row] for row in split.test]
-            by_fold[name].append(
-                evaluate(data.label[split.test], np.array(probability), rows, THRESHOLD)["auc"]["value"]
-            )
+            by_fold[name].append(area_under_curve(data.label[split.test], np.array(probability)))
     patients = patient_labels(data.label, data.groups)
     return {
         "folds": folds,
@@ -136,28 +133,14 @@ def _fold(
     progress: Progress,
 ) -> dict[str, list[float]]:
     """Probabilities of the fold's rows, float [test rows], by each modality alone and fused."""
-    embedding = {}
-    for modality in MODALITIES:
-        encoder, _ = train_encoder(
-            data,
-            modality,
-            split,
-            model_config.encoder(modality),
-            training_config,
-            state_file=folder / f"{modality}.state.safetensors",
-            initial=initial,
-            device=device,
-            progress=progress,
-        )
-        embedding[modality] = embed(encoder, data.pixels[modality])[data.image_of_row[modality]]
-    learn = np.concatenate([split.train, split.validation])
-    groups = [data.groups[row] for row in learn]
-    inputs = {**{str(name): embedding[name] for name in MODALITIES}, "fused": fuse(embedding)}
-    found = {}
+    trained = stage_one(
+        data, split, model_config, training_config, folder, initial=initial, device=device, progress=progress
+    )
+    inputs, found = trained.inputs(), {}
     for done, (name, features) in enumerate(inputs.items()):
         progress("fitting the stacking heads", done, len(inputs), "heads")
-        head = fit_head(features[learn], data.label[learn], groups, model_config.head, seed=training_config.seed)
-        found[name] = [float(value) for value in head.predict_proba(features[split.test])[:, 1]]
+        _, said = fit_on(data, split, features, model_config.head, training_config.seed)
+        found[name] = [float(value) for value in said]
     progress("fitting the stacking heads", len(inputs), len(inputs), "heads")
     return found
 
@@ -187,12 +170,13 @@ def _digest(
     initial: Weights | None,
 ) -> str:
     """Names everything that a fold's result depends on, but for the machine."""
-    facts = {
-        "data": data.sha256,
-        "model": model_config.to_json(),
-        "training": asdict(training_config),
-        "split": {name: rows.tolist() for name, rows in split.parts().items()},
-        "versions": [torch.__version__, sklearn.__version__],
-        **({"initial": initial.sha256} if initial else {}),
-    }
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    return key(
+        {
+            "data": data.sha256,
+            "model": model_config.to_json(),
+            "training": asdict(training_config),
+            "split": {name: rows.tolist() for name, rows in split.parts().items()},
+            "versions": [torch.__version__, sklearn.__version__],
+            **({"initial": initial.sha256} if initial else {}),
+        }
+    )

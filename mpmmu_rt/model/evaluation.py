@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from mpmmu_rt.checks import decide
 from mpmmu_rt.evaluation.auc import estimate_auc
-from mpmmu_rt.metrics import brier_score, calibration_error
+from mpmmu_rt.metrics import brier_score, calibration_error, counts
 from mpmmu_rt.spec import Array
 
 
@@ -32,16 +33,15 @@ class OperatingPoint:
 
 
 def operating_point(label: Array, probability: Array, threshold: float) -> OperatingPoint:
-    """Decide malignant where probability float [N] ≥ threshold and compare with label int [N]."""
-    decided, truth = probability >= threshold, label == 1
-    tp, fp = int((decided & truth).sum()), int((decided & ~truth).sum())
-    tn, fn = int((~decided & ~truth).sum()), int((~decided & truth).sum())
+    """Decide malignant where probability float [N] ≥ threshold, as the runtime does, and compare with label int [N]."""
+    found = counts(label, decide(probability, threshold))
+    tp, fp, tn, fn = found.values()
 
     def rate(part: int, whole: int) -> float | None:
         return part / whole if whole else None
 
     return OperatingPoint(
-        threshold, tp, fp, tn, fn,
+        threshold, **found,
         sensitivity=rate(tp, tp + fn), specificity=rate(tn, tn + fp),
         ppv=rate(tp, tp + fp), npv=rate(tn, tn + fn), f1=rate(2 * tp, 2 * tp + fp + fn),
     )  # fmt: skip

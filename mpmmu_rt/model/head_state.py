@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 import sklearn
-import skops.io
 
 from mpmmu_rt.errors import CheckpointError
 from mpmmu_rt.files import MAX_JSON_BYTES, atomic_file, parse_json_object, read_bounded, sha256_file, write_json
 from mpmmu_rt.spec import Array
 
+from . import skops_file
 from .checkpoint import load_skops
 from .config import HeadConfig
 
@@ -49,6 +49,6 @@ def fitted(path: Path, key: str, fit: Callable[[], tuple[Any, dict[str, Any]]]) 
         pass
     head, told = fit()
     with atomic_file(held) as partial:
-        partial.write_bytes(skops.io.dumps(head))
+        skops_file.dump(head, partial)
     write_json(facts, {"schema": SCHEMA, "key": key, "sha256": sha256_file(held), "told": told})
     return head, told

@@ -17,21 +17,24 @@ COLUMNS = ("modality", "epoch", "learning_rate", "training_loss", "validation_lo
 History = Mapping[str, Sequence[Mapping[str, float]]]
 
 
-def write(history: History, folder: Path) -> list[str]:
-    """Write into `folder` what can be, one entry per epoch; returns the names of what was."""
+def write(history: History, folder: Path) -> tuple[list[str], list[str]]:
+    """Write into `folder` what can be, one entry per epoch; returns the names of what was, and why something was not,
+    though its package is there: a picture is no reason to lose a training."""
     with atomic_file(folder / "history.csv") as partial, partial.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
         for modality, entries in history.items():
             writer.writerows({"modality": modality, **entry} for entry in entries)
-    written = ["history.csv"]
-    if importlib.util.find_spec("matplotlib"):
-        _draw(history, folder / "curves.png")
-        written.append("curves.png")
-    if importlib.util.find_spec("tensorboard"):
-        _tensorboard(history, folder / "tensorboard")
-        written.append("tensorboard/")
-    return written
+    written, failed = ["history.csv"], []
+    for name, package, make in (("curves.png", "matplotlib", _draw), ("tensorboard/", "tensorboard", _tensorboard)):
+        if not importlib.util.find_spec(package):
+            continue
+        try:
+            make(history, folder / name)
+            written.append(name)
+        except Exception as error:  # noqa: BLE001 (packages that don't fit each other raise anything)
+            failed.append(f"{name} was not written: {package} fails ({type(error).__name__}: {error})")
+    return written, failed
 
 
 def _draw(history: History, path: Path) -> None:

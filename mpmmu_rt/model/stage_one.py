@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -16,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mpmmu_rt.errors import ManifestError, UsageError
-from mpmmu_rt.evaluation.auc import estimate_auc
+from mpmmu_rt.metrics import area_under_curve
 from mpmmu_rt.progress import Progress, silent
 from mpmmu_rt.spec import MODALITIES, Array, Modality
 
@@ -25,7 +23,7 @@ from .config import EncoderConfig
 from .data import TrainingData
 from .encoder import Encoder, load_backbone
 from .split import Split
-from .training_state import EncoderState, load_state, save_state
+from .training_state import EncoderState, key, load_state, save_state
 from .weights import Weights
 
 Schedule = Literal["cosine", "constant"]
@@ -191,7 +189,7 @@ def _validate(
     with torch.inference_mode():
         parts = _batches(data.pixels[modality][index])
         logit = torch.cat([state.encoder.logit(part.to(device).float() / 255).cpu() for part in parts])
-    auc = estimate_auc(label, logit.numpy(), tuple(map(str, index))).value
+    auc = area_under_curve(label, logit.numpy())
     if auc is None:
         raise ManifestError(
             "the validation part holds one class only, expected both", hint="split with `split_patients`"
@@ -239,13 +237,14 @@ def _digest(
     initial: Weights | None,
 ) -> str:
     """Names everything that the result depends on, but for the machine."""
-    facts: dict[str, Any] = {
-        "data": data.sha256,
-        "modality": modality,
-        "encoder": asdict(encoder_config),
-        "training": asdict(config),
-        "split": {name: rows.tolist() for name, rows in split.parts().items()},
-        "torch": torch.__version__,
-        **({"initial": initial.sha256} if initial else {}),
-    }
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    return key(
+        {
+            "data": data.sha256,
+            "modality": modality,
+            "encoder": asdict(encoder_config),
+            "training": asdict(config),
+            "split": {name: rows.tolist() for name, rows in split.parts().items()},
+            "torch": torch.__version__,
+            **({"initial": initial.sha256} if initial else {}),
+        }
+    )

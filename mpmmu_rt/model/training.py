@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from sklearn.model_selection import StratifiedGroupKFold
 
+from mpmmu_rt import split_record
 from mpmmu_rt.errors import OutputError, UsageError
 from mpmmu_rt.known_images import listing
 from mpmmu_rt.modality_check import ModalityCheck
@@ -33,7 +34,7 @@ from mpmmu_rt.progress import Progress, silent
 from mpmmu_rt.spec import MODALITIES, Array, Modality, StrPath
 
 from . import head_state, modality_fit
-from .config import ModelConfig
+from .config import HeadConfig, ModelConfig
 from .data import TrainingData, data_from_manifest, data_from_phantoms
 from .encoder import Encoder
 from .evaluation import evaluate
@@ -61,7 +62,8 @@ __all__ = [
 class TrainedModel:
     """What training made: encoders in eval mode on the CPU, the fitted head and its operating threshold.
 
-    `metrics`, `history`, `how` (settings and epochs) and `known_images` of each part hold JSON values only. `metrics`:
+    `metrics`, `history`, `how` (settings and epochs), `known_images` and `patients` of each part
+    (`mpmmu_rt.split_record`) hold JSON values only. `metrics`:
     the `source` of the data, `parts` (patients and rows by class), `test` with the metrics of `evaluate` for
     `mammography`, `ultrasound` and `fused`, and `validation`, what heads that have not seen them say of the validation
     rows, for choosing a threshold. `embedding_mean`: float32 [D], of the training rows; `modality_check` is fitted
@@ -77,6 +79,7 @@ class TrainedModel:
     history: dict[str, list[dict[str, float]]]
     how: dict[str, Any]
     known_images: dict[str, str]
+    patients: dict[str, list[str]]
     embedding_mean: Array
     modality_check: ModalityCheck
 
@@ -105,7 +108,57 @@ def train(
     split = split_patients(data.label, data.groups, seed=training_config.seed)
     initial = None if weights is None else Weights.read(weights)
     work_dir = Path(work_dir)
-    _make_folder(work_dir)
+    make_folder(work_dir)
+    trained = stage_one(
+        data, split, model_config, training_config, work_dir, initial=initial, device=device, progress=progress
+    )
+    head, told = _stage_two(data, split, trained, model_config, training_config.seed, work_dir, progress)
+    metrics = {"source": data.source, "parts": _parts(data, split), **told}
+    known = {part: listing(_images(data, rows)) for part, rows in split.parts().items()}
+    mean = fuse(trained.embedding)[split.train].mean(0, dtype=np.float64).astype(np.float32)
+    of_rows = [data.pixels[name][data.images(name, split.train)[0]] for name in MODALITIES]
+    return TrainedModel(
+        encoders=trained.encoders,
+        head=head,
+        model_config=model_config,
+        training_config=training_config,
+        threshold=THRESHOLD,
+        metrics=metrics,
+        history=trained.history,
+        how=_how(training_config, trained.history, initial),
+        known_images=known,
+        patients=split_record.record(data.groups, split.parts()),
+        embedding_mean=mean,
+        modality_check=modality_fit.fit(*of_rows),
+    )
+
+
+@dataclass(frozen=True)
+class StageOne:
+    """Encoders in eval mode on the CPU, what is told of each epoch, and the embedding float32 [N, C] of every row."""
+
+    encoders: dict[Modality, Encoder]
+    history: dict[str, list[dict[str, float]]]
+    embedding: dict[Modality, Array]
+
+    def inputs(self) -> dict[str, Array]:
+        """What heads are fitted on: each modality's embedding, and both."""
+        return {**{str(name): self.embedding[name] for name in MODALITIES}, "fused": fuse(self.embedding)}
+
+
+def stage_one(
+    data: TrainingData,
+    split: Split,
+    model_config: ModelConfig,
+    config: TrainingConfig,
+    folder: Path,
+    *,
+    initial: Weights | None = None,
+    device: str = "cpu",
+    progress: Progress = silent,
+) -> StageOne:
+    """Train both encoders on the training rows of `split`, with their states in `folder`. Raises what `train_encoder`
+    raises."""
     encoders: dict[Modality, Encoder] = {}
     history: dict[str, list[dict[str, float]]] = {}
     embedding: dict[Modality, Array] = {}
@@ -115,33 +168,23 @@ def train(
             modality,
             split,
             model_config.encoder(modality),
-            training_config,
-            state_file=work_dir / f"{modality}.state.safetensors",
+            config,
+            state_file=folder / f"{modality}.state.safetensors",
             initial=initial,
             device=device,
             progress=progress,
         )
         of_image = embed(encoders[modality], data.pixels[modality])
         embedding[modality] = of_image[data.image_of_row[modality]]
-    head, told = _stage_two(data, split, embedding, model_config, training_config.seed, work_dir, progress)
-    metrics = {"source": data.source, "parts": _parts(data, split), **told}
-    how = _how(training_config, history, initial)
-    known = {part: listing(_images(data, rows)) for part, rows in split.parts().items()}
-    mean = fuse(embedding)[split.train].mean(0, dtype=np.float64).astype(np.float32)
-    of_rows = [data.pixels[name][data.images(name, split.train)[0]] for name in MODALITIES]
-    return TrainedModel(
-        encoders=encoders,
-        head=head,
-        model_config=model_config,
-        training_config=training_config,
-        threshold=THRESHOLD,
-        metrics=metrics,
-        history=history,
-        how=how,
-        known_images=known,
-        embedding_mean=mean,
-        modality_check=modality_fit.fit(*of_rows),
-    )
+    return StageOne(encoders, history, embedding)
+
+
+def fit_on(data: TrainingData, split: Split, features: Array, config: HeadConfig, seed: int) -> tuple[Any, Array]:
+    """Stage 2: a head on features float32 [N, D], fitted on the training and validation rows; and what it says of the
+    test rows, float64."""
+    learn = np.concatenate([split.train, split.validation])
+    head = fit_head(features[learn], data.label[learn], _groups(data, learn), config, seed=seed)
+    return head, head.predict_proba(features[split.test])[:, 1]
 
 
 def _images(data: TrainingData, rows: Array) -> Iterator[Array]:
@@ -176,7 +219,7 @@ def disk_bytes(config: ModelConfig) -> int:
 def _stage_two(
     data: TrainingData,
     split: Split,
-    embedding: dict[Modality, Array],
+    trained: StageOne,
     model_config: ModelConfig,
     seed: int,
     work_dir: Path,
@@ -187,9 +230,7 @@ def _stage_two(
 
     Returns the fused head, and `test`, the metrics of all three, and `validation`, see `_out_of_fold`.
     """
-    inputs = {**{str(name): embedding[name] for name in MODALITIES}, "fused": fuse(embedding)}
-    fitted_on = np.concatenate([split.train, split.validation])
-    groups, rows = _groups(data, fitted_on), tuple(split.parts().values())
+    inputs, rows = trained.inputs(), tuple(split.parts().values())
     head: Any = None
     test: dict[str, Any] = {}
     unseen: dict[str, Any] = {}
@@ -197,8 +238,7 @@ def _stage_two(
         progress("fitting the stacking heads", done, len(inputs), "heads")
 
         def fit(name: str = name, features: Array = features) -> tuple[Any, dict[str, Any]]:
-            made = fit_head(features[fitted_on], data.label[fitted_on], groups, model_config.head, seed=seed)
-            said = made.predict_proba(features[split.test])[:, 1]
+            made, said = fit_on(data, split, features, model_config.head, seed)
             found = evaluate(data.label[split.test], said, _groups(data, split.test), THRESHOLD)
             others = _out_of_fold(data, split, features, model_config, seed, progress) if name == "fused" else {}
             return made, {"test": found, "validation": others}
@@ -215,8 +255,8 @@ def _out_of_fold(
 ) -> dict[str, list[float]]:
     """Label and probability of the validation rows, of heads fitted on other patients.
 
-    The fused head is fitted on these rows, and says of them what it says of no new ones: a threshold for a sensitivity
-    of 0.95 that was chosen on them kept 0.23 of the test rows (300 phantoms, 6 epochs). {} for too few patients.
+    The fused head is fitted on these rows, and says of them what it says of no new ones: a threshold chosen on that
+    keeps less than it promised. {} for too few patients.
     """
     learn = np.concatenate([split.train, split.validation])
     label, groups = data.label[learn], _groups(data, learn)
@@ -259,11 +299,12 @@ def _parts(data: TrainingData, split: Split) -> dict[str, dict[str, int]]:
     return parts
 
 
-def _make_folder(work_dir: Path) -> None:
+def make_folder(path: Path) -> None:
+    """For what a training keeps. Raises `OutputError`."""
     try:
-        work_dir.mkdir(parents=True, exist_ok=True)
+        path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(
-            f"the folder {work_dir} can't be made ({error.strerror}), expected a place for the training state",
+            f"the folder {path} can't be made ({error.strerror}), expected a place for the training state",
             hint="name another",
         ) from error

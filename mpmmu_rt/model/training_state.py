@@ -6,8 +6,10 @@ disk belong to different epochs, and no pickle.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,11 @@ from .encoder import Encoder
 
 SCHEMA = "mpmmu-training-state/1"
 _HINT = "continue with the arguments and the data of the first run, or choose another folder to start anew"
+
+
+def key(facts: Mapping[str, Any]) -> str:
+    """Names what a result depends on, JSON values: another key is another training."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass

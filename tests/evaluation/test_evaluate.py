@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import joblib
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
@@ -22,8 +24,10 @@ from mpmmu_rt.cli import app
 from mpmmu_rt.errors import BundleError, DigestMismatch, ManifestError
 from mpmmu_rt.evaluation.parts import read_parts
 from mpmmu_rt.evaluation.systems import ask, bundle_system
+from mpmmu_rt.model.checkpoint import Checkpoint
 from mpmmu_rt.model.phantom import write_phantoms
 from mpmmu_rt.model.system import checkpoint_system
+from mpmmu_rt.places import claimed
 
 pytestmark = pytest.mark.slow
 Cells = Callable[[int, dict[str, str]], dict[str, str]]
@@ -125,6 +129,54 @@ def test_two_targets_of_one_bundle(phantoms: Path, bundle_folder: Path, tmp_path
     assert "is what is judged" in two_lines(result)
 
 
+@pytest.mark.parametrize("options", [["--target", "openvino:fp32"], ["--against-target", "openvino:fp32"]])
+def test_a_checkpoint_has_no_target(
+    phantoms: Path, checkpoint_folder: Path, tmp_path: Path, options: list[str]
+) -> None:
+    result = call(checkpoint_folder, phantoms, "-o", tmp_path / "out", *options)
+    assert result.exit_code == 2
+    said = two_lines(result)
+    assert f"the target openvino:fp32 is asked of the checkpoint {checkpoint_folder}, expected a bundle" in said
+    assert f"mpmmu-rt export {checkpoint_folder}" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_checkpoint_against_itself(phantoms: Path, checkpoint_folder: Path, tmp_path: Path) -> None:
+    result = call(checkpoint_folder, phantoms, "-o", tmp_path / "out", "--against", checkpoint_folder)
+    assert result.exit_code == 2
+    assert f"names the checkpoint {checkpoint_folder}, which is what is judged" in two_lines(result)
+
+
+def test_a_pickled_head_is_loaded_as_the_hint_says(
+    phantoms: Path, bundle_folder: Path, checkpoint_folder: Path, small_model: Checkpoint, tmp_path: Path
+) -> None:
+    own = Path(shutil.copytree(checkpoint_folder, tmp_path / "own"))
+    (own / "head.skops").unlink()
+    joblib.dump(small_model.head, own / "head.joblib")
+    refused = call(own, phantoms, "-o", tmp_path / "out")
+    assert refused.exit_code == 1
+    given = ["--trust-pickle", own / "head.joblib"]
+    assert f"pass {given[0]} {given[1]}" in two_lines(refused)
+    result = call(own, phantoms, "-o", tmp_path / "out", "--against", checkpoint_folder, *given)
+    assert result.exit_code == 0, result.stderr
+    assert report(tmp_path / "out")["against"]["max_difference"] == 0
+    none = call(bundle_folder, phantoms, "-o", tmp_path / "none", *given)
+    assert none.exit_code == 2
+    assert "a bundle holds no pickle" in two_lines(none)
+
+
+def test_what_another_process_writes_is_refused_before_the_work(
+    phantoms: Path, bundle_folder: Path, tmp_path: Path
+) -> None:
+    found: list[Result] = []
+    with claimed(tmp_path / "out"):
+        thread = threading.Thread(target=lambda: found.append(call(bundle_folder, phantoms, "-o", tmp_path / "out")))
+        thread.start()
+        thread.join()
+    assert found[0].exit_code == 1
+    assert "is being written by another thread" in two_lines(found[0])
+
+
 def test_no_threshold_is_chosen_on_what_judges_it(phantoms: Path, bundle_folder: Path, tmp_path: Path) -> None:
     first = manifest(phantoms, "first.csv", lambda number, row: row if number < 20 else {})
     second = manifest(phantoms, "second.csv", lambda number, row: row if number >= 20 else {})
@@ -139,6 +191,17 @@ def test_no_threshold_is_chosen_on_what_judges_it(phantoms: Path, bundle_folder:
     # The patient has another name there, and the image is the same.
     image = call(bundle_folder, first, *out, "--choose-on", shared)
     assert "the image phantom-0019.png" in two_lines(image)
+    # The manifest's own validation part is held to the same.
+    own = manifest(
+        phantoms,
+        "own.csv",
+        lambda number, row: (
+            parted(number, row) | ({"ultrasound": "ultrasound/phantom-0019.png"} if number == 25 else {})
+        ),
+    )
+    image = call(bundle_folder, own, *out)
+    assert image.exit_code == 2
+    assert f"the validation part of {own} holds the image phantom-0019.png, which is judged" in two_lines(image)
     right = call(bundle_folder, first, *out, "--choose-on", second, "--at-sensitivity", 0.9)
     assert right.exit_code == 0, right.stderr
     entry = report(tmp_path / "out")
@@ -165,7 +228,8 @@ def test_what_cannot_be_read_is_counted_and_said(phantoms: Path, bundle_folder: 
     assert len(rows) == 40
     assert "gone.png" in rows["phantom-0003"]["error"]
     every = call(
-        bundle_folder, manifest(phantoms, "none.csv", lambda _, row: row | {"ultrasound": "gone.png"}), "-o", "x"
+        bundle_folder,
+        *(manifest(phantoms, "none.csv", lambda _, row: row | {"ultrasound": "gone.png"}), "-o", tmp_path / "x"),
     )
     assert every.exit_code == 1
     assert "none of the 40 cases" in two_lines(every)
@@ -316,6 +380,20 @@ def test_the_card_is_written_sealed_and_shown(phantoms: Path, bundle_folder: Pat
     (bundle / NAME).write_text((bundle / NAME).read_text().replace("not for diagnosis", "for diagnosis"))
     with pytest.raises(DigestMismatch):
         Bundle.open(bundle)
+
+
+@pytest.mark.parametrize(
+    "metrics",
+    ["AUC 0.87", {"validation": {"label": [0, 1], "probability": [0.2, 7]}}, {"validation": {"label": [[0], [1]]}}],
+    ids=str,
+)
+def test_a_card_in_another_form_chooses_nothing(
+    phantoms: Path, bundle_folder: Path, tmp_path: Path, metrics: object
+) -> None:
+    bundle = resealed(bundle_folder, tmp_path / "b", card={"metrics": metrics})
+    result = call(bundle, phantoms, "-o", tmp_path / "out", "--at-sensitivity", 0.9)
+    assert result.exit_code == 2
+    assert "to choose it on" in two_lines(result)
 
 
 def test_only_a_bundle_has_a_card_to_update(phantoms: Path, checkpoint_folder: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import re
@@ -21,6 +22,7 @@ from mpmmu_rt import Predictor, load
 from mpmmu_rt.bundle import Bundle
 from mpmmu_rt.cases import Case, read_manifest
 from mpmmu_rt.cli import app
+from mpmmu_rt.cli.explain import _explained
 from mpmmu_rt.errors import ImageError
 from mpmmu_rt.explain import explain, overlays
 from mpmmu_rt.explain.attention import gates
@@ -154,6 +156,13 @@ def test_each_modality_alone(bundle_folder: Path, phantom_manifest: Path) -> Non
         other = explain(predictor, case, head, mean=np.zeros_like(said.embedding[0]))
         assert other.alone is not None
         assert len({round(one, 4) for one in (*other.alone.values(), other.probability)}) > 1
+        another = read_manifest(phantom_manifest).cases[2]
+        mixed = explain(
+            predictor, Case("mixed", case.mammography, another.ultrasound), head, mean=np.zeros_like(said.embedding[0])
+        )
+        assert mixed.alone is not None
+        assert mixed.alone["mammography"] == pytest.approx(other.alone["mammography"], abs=2e-6)
+        assert abs(mixed.alone["ultrasound"] - other.alone["ultrasound"]) > 1e-3
         assert explain(predictor, case, head).alone is None, "this bundle does not know its training's mean"
         assert itself.decision == said.decision[0]
         assert list(itself.base_probability) == ["logistic_regression", "svm", "random_forest", "extra_trees"]
@@ -258,6 +267,23 @@ def test_the_command(knowing: Path, phantom_manifest: Path, tmp_path: Path) -> N
     assert not re.search(r"(src|href)=\"(?!data:)", page), "nothing is loaded from elsewhere"
     again = CliRunner().invoke(app, command)
     assert "exists already" in again.stderr
+
+
+@pytest.mark.slow
+def test_images_are_let_go_case_by_case(knowing: Path, phantom_manifest: Path, tmp_path: Path) -> None:
+    alive: list[int] = []
+
+    def watch(description: str, done: int, total: int, unit: str = "", detail: str = "") -> None:
+        if description == "explaining":
+            alive.append(sum(type(one) is GreyImage for one in gc.get_objects()))
+
+    cases = list(read_manifest(phantom_manifest).cases[:4])
+    gc.collect()
+    with load(knowing) as predictor:
+        found, drawn, failed = _explained(predictor, cases, None, tmp_path, watch)
+    assert (len(found), len(drawn), failed) == (4, 4, [])
+    assert len(alive) == 5
+    assert max(alive) - alive[0] <= 2, "no more than the two of one case"
 
 
 @pytest.mark.slow

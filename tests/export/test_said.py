@@ -49,6 +49,7 @@ def props(path: Path) -> dict[str, str]:
 
 def test_every_graph_says_what_it_is(tmp_path: Path) -> None:
     card = {"licence": "CC-BY-4.0", "readers": np.int64(3), "auc": np.float32(0.5), "sizes": np.arange(2)}
+    card |= {"metrics": {"test": {"auc": 0.87}}}  # not as `train` writes it
     bundle = export_bundle(str(tmp_path / "a.bundle"), **custom(), preprocessing=32, name="ours", card=card)
     assert bundle.entry["card"]["readers"] == 3
     assert (bundle.entry["card"]["auc"], bundle.entry["card"]["sizes"]) == (0.5, [0, 1])
@@ -62,10 +63,12 @@ def test_every_graph_says_what_it_is(tmp_path: Path) -> None:
         assert "warning" not in said
         digests.add(said["source_sha256"])
     assert len(digests) == 1
+    assert "## Licence\n\nCC-BY-4.0\n" in (bundle.path / "MODEL_CARD.md").read_text()
     other = export_bundle(tmp_path / "b.bundle", **(custom() | {"ultrasound": Net(2)}), preprocessing=Preprocessing(32))
     said = props(other.path / other.entry["graphs"]["head"])
     assert said["source_sha256"] not in digests
-    assert said["licence"] == "not stated"
+    assert said["licence"] == other.entry["card"]["license"]
+    assert said["licence"].startswith("not stated")
 
 
 def test_graphs_in_8_bits_say_it_too(int8_folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +25,8 @@ from mpmmu_rt.model.config import HeadConfig, ModelConfig, tiny
 from mpmmu_rt.model.data import TrainingData, data_from_phantoms
 from mpmmu_rt.model.stage_one import TrainingConfig, embed, known_device, train_encoder
 from mpmmu_rt.model.training import fuse
-from mpmmu_rt.spec import MODALITIES
+from mpmmu_rt.places import claimed
+from mpmmu_rt.spec import MODALITIES, Array
 
 
 class Stopped(Exception):
@@ -67,7 +69,7 @@ def written(folder: Path) -> dict[str, int]:
 @pytest.mark.slow
 def test_everything_that_the_paper_compares_is_there(made: tuple[Path, dict[str, Any]]) -> None:
     _, entry = made
-    assert json.loads(json.dumps(entry, allow_nan=False)) == json.loads(json.dumps(entry))
+    assert json.loads(json.dumps(entry, allow_nan=False)) == entry
     names = [one["name"] for one in entry["rows"]]
     assert len(set(names)) == len(names) == 12
     assert {name for pair in COMPARISONS for name in pair} <= set(names)
@@ -176,6 +178,30 @@ def test_no_difference_is_found_in_one_of_twenty() -> None:
 
 
 @pytest.mark.slow
+def test_the_share_of_the_test_part_counts_patients(
+    data: TrainingData, model: ModelConfig, made: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    """As the splits do: where patients have several rows, those of the test part may have more than others."""
+    several = replace(
+        data, groups=tuple("p0" if row < 12 else f"p{row}" for row in range(60)), label=_alike(data.label)
+    )
+    entry = ablate(study(several, model, tmp_path))
+    patients, rows = entry["parts"][0]["patients"], entry["parts"][0]["rows"]
+    share = patients["test"] / (patients["train"] + patients["validation"])
+    assert share != rows["test"] / (rows["train"] + rows["validation"])
+    areas = {one["name"]: one["auc"] for one in entry["rows"]}
+    for one in entry["comparisons"]:
+        again = paired(areas[one["first"]], areas[one["second"]], share)
+        assert again == {key: one[key] for key in again}
+
+
+def _alike(label: Array) -> Array:
+    found = label.copy()
+    found[:12] = 0
+    return found
+
+
+@pytest.mark.slow
 def test_the_tables_fit_and_tell_what_is_not_ours(made: tuple[Path, dict[str, Any]]) -> None:
     entry = made[1] | {"machine": {"cpu": "x", "threads": 1, "packages": {"torch": "2"}}}
     plain, marked = text(entry), markdown(entry)
@@ -206,6 +232,16 @@ def test_the_command(tmp_path: Path) -> None:
     again = call("--phantom", 60, "--seeds", 1, "--epochs", 1, "-o", tmp_path / "out", "--json", "-")
     assert again.stderr.count("there already") == 4
     assert json.loads(again.stdout)["rows"] == entry["rows"]
+    nested = tmp_path / "not" / "yet"
+    nested.parent.mkdir()
+    found: list[Any] = []
+    with claimed(nested):
+        thread = threading.Thread(target=lambda: found.append(call("--phantom", 60, "-o", nested)))
+        thread.start()
+        thread.join()
+    assert found[0].exit_code == 1
+    assert "is being written by another thread" in found[0].stderr
+    assert not nested.exists()
 
 
 def test_a_device_that_there_is_not() -> None:

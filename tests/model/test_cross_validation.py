@@ -139,16 +139,19 @@ def test_what_does_not_tell(benign: int, malignant: int, low: float | None, high
 
 
 @pytest.mark.slow
-def test_train_says_what_its_table_is_worth_and_the_next_step_works(tmp_path: Path) -> None:
+def test_train_says_what_its_table_is_worth_and_the_next_step_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     checkpoint = tmp_path / "checkpoint"
-    options = ["--phantom", "60", "--preset", "tiny", "--epochs", "1", "-o", str(checkpoint)]
+    options = ["--phantom", "60", "--preset", "tiny", "--epochs", "1", "--seed", "3", "-o", str(checkpoint)]
+    monkeypatch.setattr("sys.argv", ["mpmmu-rt", "train", *options])
     first = CliRunner().invoke(app, ["train", *options])
     assert first.exit_code == 0, first.stderr
     assert " too few to tell" in first.stdout
     assert "too few to tell: " in first.stdout
     hinted = first.stderr.partition("`mpmmu-rt train ")[2].partition("`")[0].split()
-    assert hinted == ["--phantom", "60", "--preset", "tiny", "--folds", "5", "-o", str(checkpoint), "--overwrite"]
-    second = CliRunner().invoke(app, ["train", *hinted, "--epochs", "1", "--folds", "2"])
+    assert hinted == [*options, "--folds=5", "--overwrite"]
+    second = CliRunner().invoke(app, ["train", *hinted, "--folds", "2"])
     assert second.exit_code == 0, second.stderr
     assert "out of fold" in second.stdout
     assert "2 folds, each of 60 patients tested once" in " ".join(second.stdout.split())

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import brier_score_loss, confusion_matrix, f1_score
 
+from mpmmu_rt.checks import decide
 from mpmmu_rt.metrics import brier_score, calibration_error
 from mpmmu_rt.model.evaluation import evaluate, operating_point
 
@@ -43,6 +44,13 @@ def test_the_operating_point_by_hand() -> None:
     point = operating_point(label, probability, 0.5)  # 0.5 itself is malignant
     assert (point.sensitivity, point.specificity) == pytest.approx((3 / 4, 2 / 3))
     assert (point.ppv, point.npv, point.f1) == pytest.approx((3 / 4, 2 / 3, 3 / 4))
+
+
+def test_a_decision_is_the_runtimes() -> None:
+    """Probabilities are float32 where they are decided on: 0.4 less 1e-12 is 0.4 there."""
+    probability = np.array([0.4 - 1e-12, 0.3])
+    assert operating_point(np.array([1, 0]), probability, 0.4).true_positive == 1
+    assert decide(probability.astype(np.float32), 0.4).tolist() == [True, False]
 
 
 def test_rates_of_a_missing_class_are_none() -> None:

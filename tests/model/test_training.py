@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,10 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
 from mpmmu_rt.cases import read_manifest
+from mpmmu_rt.cli import app
 from mpmmu_rt.errors import CheckpointError, ImageError, ManifestError, OutputError, UsageError
 from mpmmu_rt.evaluation.auc import estimate_auc
 from mpmmu_rt.images import Preprocessing, read_pixels
@@ -240,7 +243,9 @@ def test_the_reference_preset_trains(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_how_it_went_is_written_for_people(whole: TrainedModel, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="matplotlib is not installed: pip install 'mpmmu-rt[plot]'")
-    assert {"history.csv", "curves.png"} <= set(learning_curves.write(whole.history, tmp_path))
+    written, failed = learning_curves.write(whole.history, tmp_path)
+    assert {"history.csv", "curves.png"} <= set(written)
+    assert failed == []
     with (tmp_path / "history.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(row["modality"], float(row["epoch"])) for row in rows] == [
@@ -251,6 +256,26 @@ def test_how_it_went_is_written_for_people(whole: TrainedModel, tmp_path: Path) 
     with Image.open(tmp_path / "curves.png") as picture:
         assert min(picture.size) > 500
         assert len(picture.convert("RGB").getcolors(1 << 20) or []) > 50
+
+
+def test_a_package_that_is_broken_costs_its_picture_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "site" / "matplotlib").mkdir(parents=True)
+    (tmp_path / "site" / "matplotlib" / "__init__.py").write_text("raise TypeError('built for another NumPy')")
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
+        monkeypatch.delitem(sys.modules, name)
+    entry = dict.fromkeys(learning_curves.COLUMNS[1:], 1.0)
+    written, failed = learning_curves.write({"mammography": [entry]}, tmp_path)
+    assert "history.csv" in written
+    assert "curves.png" not in written
+    assert failed[0] == "curves.png was not written: matplotlib fails (TypeError: built for another NumPy)"
+
+
+def test_a_preview_needs_no_free_place_for_a_checkpoint(checkpoint_folder: Path, tmp_path: Path) -> None:
+    where = ["--preview", str(tmp_path / "p.png"), "-o", str(checkpoint_folder)]
+    done = CliRunner().invoke(app, ["train", "--phantom", "60", "--preset", "tiny", *where])
+    assert done.exit_code == 0, done.stderr
+    assert (tmp_path / "p.png").exists()
 
 
 def test_a_preview_shows_images_and_changes_of_them(data: TrainingData, tmp_path: Path) -> None:
