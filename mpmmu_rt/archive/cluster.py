@@ -61,8 +61,7 @@ class Cluster:
             except Exception as error:
                 raise EngineError(
                     f"Ray can't be {'started here' if local else f'reached at {self.address}'}: {error}",
-                    hint="--ray local starts one on this machine; --ray auto joins the one that runs here; "
-                    "--ray ray://HOST:10001 another",
+                    hint="--ray local starts one on this machine; --ray auto joins the one that runs here",
                 ) from error
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGTERM, ours)  # Ray takes it, and prints a stack

@@ -59,10 +59,16 @@ class Plan:
         return tuple(said.format(self.path, given, meant) for meant, given in near_misses(self.header).items())
 
     def cases(self, shard: Shard) -> list[Case]:
-        """Those of a shard, in order. Raises `ManifestError` where the file is no longer what it was."""
-        with self.csv.open("rb") as file:
-            file.seek(shard.begin)
-            data = file.read(shard.end - shard.begin)
+        """Those of a shard, in order. Raises `ManifestError` where the file is not there, or not what it was."""
+        try:
+            with self.csv.open("rb") as file:
+                file.seek(shard.begin)
+                data = file.read(shard.end - shard.begin)
+        except OSError as error:
+            raise ManifestError(
+                f"manifest {self.csv} can't be read on this node: {error.strerror}, expected it as on the driver's",
+                hint="put it on a file system that all nodes share",
+            ) from error
         if _digest(data).hexdigest() != shard.digest:
             raise ManifestError(
                 f"{self.csv} has other rows at line {shard.line} than when it was read first, expected it unchanged",

@@ -80,7 +80,12 @@ def run(
     parts = job.parts()
     parts.make()
     start = time.perf_counter()
-    resumed, total = _work(job, plan, parts, cluster, progress)
+    try:
+        resumed, total = _work(job, plan, parts, cluster, progress)
+    except BaseException:
+        if not parts.done():  # nothing to go on from
+            shutil.rmtree(parts.work)
+        raise
     wall_ms = (time.perf_counter() - start) * 1e3
     seen = _finish(output, form, plan, parts, layout)
     summary = Summary(

@@ -98,6 +98,9 @@ def test_a_manifest_that_changed_since_is_refused(tmp_path: Path) -> None:
     assert found.cases(found.shards[0])
     with pytest.raises(ManifestError, match="has other rows at line"):
         found.cases(found.shards[1])
+    path.unlink()
+    with pytest.raises(ManifestError, match="can't be read on this node: No such file"):
+        found.cases(found.shards[1])
 
 
 def test_a_manifest_in_parquet_has_the_same_cases(tmp_path: Path) -> None:

@@ -262,3 +262,4 @@ def test_what_can_not_be_is_said_in_two_lines(
     assert error.startswith("error: ")
     assert said in error
     assert hint.startswith("hint: ")
+    assert not work(tmp_path / "x.csv").exists(), "nothing was made that it would have to be resumed for"
