@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from .spec import MODALITIES, Array, Modality
+from .split_record import PARTS
 
 _DIGITS = 12
-PARTS = ("train", "validation", "test")
 
 
 def digest(image: Array) -> str:
