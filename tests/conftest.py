@@ -13,6 +13,7 @@ if _WORKERS > 1:
 
 import copy
 import shutil
+import signal
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -41,6 +42,9 @@ from mpmmu_rt.spec import MODALITIES, Array, Modality, Target
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 Made = Callable[[Path], object]
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as of what a script starts with `&`, which commands inherit
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def once(factory: pytest.TempPathFactory, name: str, make: Made) -> Path:
