@@ -12,7 +12,8 @@ import csv
 import hashlib
 import io
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -59,8 +60,7 @@ class Manifest:
     @property
     def remarks(self) -> tuple[str, ...]:
         """What was probably meant otherwise, and is no error."""
-        said = "{}: the column `{}` is not read; did you mean `{}`?"
-        return tuple(said.format(self.path, given, meant) for meant, given in self.near.items())
+        return remarks_of(self.path, self.near)
 
 
 def read_manifest(path: StrPath) -> Manifest:
@@ -70,34 +70,66 @@ def read_manifest(path: StrPath) -> Manifest:
     """
     path = Path(path)
     data = _read_bounded(path)
+    reader = csv.DictReader(io.StringIO(decoded(path, data), newline=""), strict=True)
+    with valid_csv(path, reader):
+        header = take_header(path, reader)
+        rows = [cells_of(path, reader.line_num, row) for row in reader]
+        cases = tuple(case_of(path, line, cells) for line, cells in rows)
+    if not cases:
+        raise no_case(path)
+    _check_unique(path, cases)
+    others = {name: tuple(cells[name] for _, cells in rows) for name in header if name not in COLUMNS}
+    return Manifest(path, cases, hashlib.sha256(data).hexdigest(), near_misses(header), others)
+
+
+def remarks_of(path: Path, near: Mapping[str, str]) -> tuple[str, ...]:
+    """What `columns.near_misses` found in the manifest `path`, a sentence each."""
+    return tuple(f"{path}: the column `{given}` is not read; did you mean `{meant}`?" for meant, given in near.items())
+
+
+def decoded(path: Path, data: bytes, begin: int = 0) -> str:
+    """The text of `data`, which begins at the byte `begin` of the manifest `path`. Raises `ManifestError`."""
     try:
-        text = data.decode("utf-8-sig")
+        text = data.decode("utf-8" if begin else "utf-8-sig")
     except UnicodeDecodeError as error:
         raise ManifestError(
-            f"{path} is not UTF-8 text (byte {error.start}), expected a CSV file", hint="save it as CSV UTF-8"
+            f"{path} is not UTF-8 text (byte {begin + error.start}), expected a CSV file", hint="save it as CSV UTF-8"
         ) from error
     if "\0" in text:
         raise ManifestError(f"{path} holds NUL bytes, expected a CSV file", hint="save it as CSV UTF-8")
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    return text
+
+
+@contextmanager
+def valid_csv(path: Path, reader: csv.DictReader[str]) -> Iterator[None]:
+    """Raise `ManifestError` for what `reader` can't read inside."""
     try:
-        header = [name.strip() for name in reader.fieldnames or ()]
-        check_header(path, header)
-        reader.fieldnames = header
-        rows = [cells_of(path, reader.line_num, row) for row in reader]
-        cases = tuple(case_of(path, line, cells) for line, cells in rows)
+        yield
     except csv.Error as error:
         raise ManifestError(
             f"{path}:{reader.line_num} is not valid CSV: {error}, expected cells in closed quotes or none",
             hint="check the quotes in that line and before it",
         ) from error
-    if not cases:
-        raise ManifestError(
-            f"{path} has a header and no case, expected at least one row",
-            hint="add one row per case: " + ",".join(REQUIRED_COLUMNS),
-        )
-    _check_unique(path, cases)
-    others = {name: tuple(cells[name] for _, cells in rows) for name in header if name not in COLUMNS}
-    return Manifest(path, cases, hashlib.sha256(data).hexdigest(), near_misses(header), others)
+
+
+def take_header(path: Path, reader: csv.DictReader[str]) -> list[str]:
+    """The names of the columns, by which rows are read from here on. Raises `ManifestError` where they are no
+    manifest's."""
+    header = [name.strip() for name in reader.fieldnames or ()]
+    _check_header(path, header)
+    reader.fieldnames = header
+    return header
+
+
+def no_case(path: Path) -> ManifestError:
+    return ManifestError(
+        f"{path} has a header and no case, expected at least one row",
+        hint="add one row per case: " + ",".join(REQUIRED_COLUMNS),
+    )
+
+
+def unreadable(path: Path, error: OSError) -> ManifestError:
+    return ManifestError(f"manifest {path} can't be read: {error.strerror}, expected a CSV file", hint="check the path")
 
 
 def require_people(manifest: Manifest) -> None:
@@ -131,16 +163,13 @@ def _read_bounded(path: Path) -> bytes:
         with path.open("rb") as file:
             data = file.read(MAX_MANIFEST_BYTES + 1)
     except OSError as error:
-        raise ManifestError(
-            f"manifest {path} can't be read: {error.strerror}, expected a CSV file", hint="check the path"
-        ) from error
+        raise unreadable(path, error) from error
     if len(data) > MAX_MANIFEST_BYTES:
         raise ManifestError(f"{path} is larger than {MAX_MANIFEST_BYTES} bytes, expected less", hint="split it")
     return data
 
 
-def check_header(path: Path, header: Sequence[str]) -> None:
-    """Raise `ManifestError` unless these are the columns of a manifest."""
+def _check_header(path: Path, header: Sequence[str]) -> None:
     if not header:
         raise ManifestError(f"{path} is empty, expected a CSV header", hint=",".join(REQUIRED_COLUMNS))
     missing = [name for name in REQUIRED_COLUMNS if name not in header]

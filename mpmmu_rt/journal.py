@@ -163,7 +163,7 @@ def _read(path: Path, layout: Layout) -> dict[str, Row]:
     """The rows of a journal's whole batches; what a crash cut off is dropped from the file as well."""
     data = path.read_bytes()
     whole = data[: data.rfind(b"\n\n") + 2] if b"\n\n" in data else b""
-    first, line_end, _ = data.decode("utf-8", errors="replace").partition("\n")
+    first, line_end, _ = data.partition(b"\n")
     rest = whole.decode("utf-8", errors="replace").partition("\n")[2]
     try:
         found = json.loads(first) if line_end else layout.header  # cut off before its first line: nothing was done

@@ -60,8 +60,8 @@ def share_interval(hits: float, count: float, confidence: float = CONFIDENCE) ->
 
     low solves P(X ≥ hits | low) = (1 - confidence) / 2, high P(X ≤ hits | high) the same, X binomial of `count`: both
     tails are regularised incomplete beta functions, here inverted by bisection, which take an effective number of rows,
-    that is no whole one, as well. Covers the true share in at least
-    `confidence` of all samples, whatever it is. (0, 1) where nothing was seen.
+    that is no whole one, as well. Covers the true share in at least `confidence` of all samples, whatever it is. (0, 1)
+    where nothing was seen.
     """
     if not count:
         return 0.0, 1.0

@@ -69,7 +69,7 @@ def record(made: Made, output: Path, verdict: Verdict, started: str) -> dict[str
         "schema": SCHEMA,
         "run": summary.header,
         "output": str(output),
-        "output_sha256": sha256_file(output) if output.is_file() else None,
+        "output_sha256": sha256_file(output) if output != Path("-") and output.is_file() else None,
         "bundle": {"name": bundle.name, "digest": bundle.digest, "trained": bundle.trained},
         "warning": bundle.warning,
         "manifest": {"path": str(made.listing.path), "sha256": made.listing.sha256},

@@ -1,8 +1,8 @@
 """Every target of a bundle on this machine, fastest first, and which to take: what `bench` shows where none is named.
 
 All take turns, each in a fresh process: what else the machine does meets all alike, and none is slowed down by the
-threads of another, as engines that are loaded side by side are. They
-are ranked by the median of their calls; `compare` says whether a small difference is real.
+threads of another, as engines that are loaded side by side are. They are ranked by the median of their calls; `compare`
+says whether a small difference is real.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ def first_target(bundle: Bundle) -> Target:
 def survey(bundle: Bundle, batch: int, *, seconds: float = 1.0, progress: Progress = silent) -> dict[str, Any]:
     """`targets` of `bench`'s JSON document: rows as `Timed`, fastest first, and what is recommended.
 
-    seconds: of the calls of each target, at least three a turn. A target that can't
-    run, fails or says something else than the golden answers is a row that says why.
+    seconds: of the calls of each target, at least three a turn. A target that can't run, fails or says something else
+    than the golden answers is a row that says why.
     """
     targets = list(map(Target.parse, bundle.targets))
     problems = {target: problem for target in targets if (problem := _problem(target))}

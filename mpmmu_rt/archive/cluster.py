@@ -42,33 +42,33 @@ class Cluster:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing leaves the machine
         # Else it prints an error for each actor that has arguments, though nothing went wrong.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+        ours = signal.getsignal(signal.SIGTERM)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            ray = require("ray", "--ray")
-            require("ray.data", "--ray")
-            local = self.address == LOCAL
-            options: dict[str, Any] = {"num_cpus": usable_threads(), "include_dashboard": False} if local else {}
-            options |= {"_node_ip_address": "127.0.0.1"} if local else {}
-            ours = signal.getsignal(signal.SIGTERM)
-            try:
-                _ask(self.address)
-                ray.init(
-                    address=self.address,
-                    log_to_driver=False,
-                    logging_level=logging.ERROR,
-                    **options,
-                )
-            except Exception as error:
-                raise EngineError(
-                    f"Ray can't be {'started here' if local else f'reached at {self.address}'}: {error}",
-                    hint="--ray local starts one on this machine; --ray auto joins the one that runs here",
-                ) from error
-            if threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGTERM, ours)  # Ray takes it, and prints a stack
-            try:
-                yield ray
-            finally:
-                ray.shutdown()
+            warnings.simplefilter("ignore")  # of Ray about itself
+            ray = self._connected()
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, ours)  # Ray takes it, and prints a stack
+        try:
+            yield ray
+        finally:
+            ray.shutdown()
+
+    def _connected(self) -> Any:
+        ray = require("ray", "--ray")
+        require("ray.data", "--ray")
+        local = self.address == LOCAL
+        options: dict[str, Any] = {}
+        if local:
+            options = {"num_cpus": usable_threads(), "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+        try:
+            _ask(self.address)
+            ray.init(address=self.address, log_to_driver=False, logging_level=logging.ERROR, **options)
+        except Exception as error:
+            raise EngineError(
+                f"Ray can't be {'started here' if local else f'reached at {self.address}'}: {error}",
+                hint="--ray local starts one on this machine; --ray auto joins the one that runs here",
+            ) from error
+        return ray
 
     def work(self, ray: Any, job: Job, shards: Sequence[Shard]) -> Iterator[Mapping[str, Any]]:
         """What `Worker` returns of each shard, as they come. Raises a worker's own error, or `EngineError`."""

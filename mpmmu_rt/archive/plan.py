@@ -13,7 +13,17 @@ from typing import BinaryIO
 
 import numpy as np
 
-from mpmmu_rt.cases import Case, case_of, cells_of, check_header
+from mpmmu_rt.cases import (
+    Case,
+    case_of,
+    cells_of,
+    decoded,
+    no_case,
+    remarks_of,
+    take_header,
+    unreadable,
+    valid_csv,
+)
 from mpmmu_rt.columns import near_misses
 from mpmmu_rt.errors import ManifestError
 from mpmmu_rt.progress import Progress, silent
@@ -55,8 +65,7 @@ class Plan:
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        said = "{}: the column `{}` is not read; did you mean `{}`?"
-        return tuple(said.format(self.path, given, meant) for meant, given in near_misses(self.header).items())
+        return remarks_of(self.path, near_misses(self.header))
 
     def cases(self, shard: Shard) -> list[Case]:
         """Those of a shard, in order. Raises `ManifestError` where the file is not there, or not what it was."""
@@ -81,7 +90,7 @@ class Plan:
 def read_plan(path: Path, rows: int, *, copy: Path | None = None, progress: Progress = silent) -> Plan:
     """Read a manifest once, checking each row as `read_manifest` does, and cut it into shards of `rows` rows.
 
-    copy: a CSV that has its rows, where `path` itself is none. Memory: 8 bytes a row, to find ids that come twice, and
+    copy: a CSV that has its rows, where `path` itself is none. Memory: 16 bytes a row, to find ids that come twice, and
     a `Shard` for each `rows`. Raises `ManifestError`.
     """
     source = copy or path
@@ -91,9 +100,7 @@ def read_plan(path: Path, rows: int, *, copy: Path | None = None, progress: Prog
             plan = Plan(path, source, (), "")
             return _read(plan, file, rows, lambda done: progress("reading the manifest", done, size, "bytes"))
     except OSError as error:
-        raise ManifestError(
-            f"manifest {path} can't be read: {error.strerror}, expected a CSV file", hint="check the path"
-        ) from error
+        raise unreadable(path, error) from error
 
 
 class _Lines:
@@ -114,16 +121,7 @@ class _Lines:
             begin, self.offset = self.offset, self.offset + len(line)
             self.digest.update(line)
             self.of_shard.update(line)
-            try:
-                text = line.decode("utf-8" if begin else "utf-8-sig")
-            except UnicodeDecodeError as error:
-                raise ManifestError(
-                    f"{self._path} is not UTF-8 text (byte {begin + error.start}), expected a CSV file",
-                    hint="save it as CSV UTF-8",
-                ) from error
-            if "\0" in text:
-                raise ManifestError(f"{self._path} holds NUL bytes, expected a CSV file", hint="save it as CSV UTF-8")
-            yield text
+            yield decoded(self._path, line, begin)
 
 
 def _digest(data: bytes = b"") -> hashlib.blake2b:
@@ -141,10 +139,8 @@ def _read(plan: Plan, file: BinaryIO, rows: int, progress: Callable[[int], None]
         if count:
             shards.append(Shard(len(shards), begin, lines.offset, line, count, lines.of_shard.hexdigest()))
 
-    try:
-        header = [name.strip() for name in reader.fieldnames or ()]
-        check_header(plan.path, header)
-        reader.fieldnames = header
+    with valid_csv(plan.path, reader):
+        header = take_header(plan.path, reader)
         begin, line, lines.of_shard = lines.offset, reader.line_num + 1, _digest()
         for row in reader:
             ids.append(_folded(case_of(plan.path, *cells_of(plan.path, reader.line_num, row)).case_id))
@@ -154,16 +150,9 @@ def _read(plan: Plan, file: BinaryIO, rows: int, progress: Callable[[int], None]
                 begin, line, count, lines.of_shard = lines.offset, reader.line_num + 1, 0, _digest()
             if len(ids) % _EVERY == 0:
                 progress(lines.offset)
-    except csv.Error as error:
-        raise ManifestError(
-            f"{plan.path}:{reader.line_num} is not valid CSV: {error}, expected cells in closed quotes or none",
-            hint="check the quotes in that line and before it",
-        ) from error
     close_shard()
     if not shards:
-        raise ManifestError(
-            f"{plan.path} has a header and no case, expected at least one row", hint="add one row per case"
-        )
+        raise no_case(plan.path)
     progress(lines.offset)
     found = replace(plan, header=tuple(header), sha256=lines.digest.hexdigest(), shards=tuple(shards))
     _check_unique(found, np.frombuffer(ids, np.uint64))

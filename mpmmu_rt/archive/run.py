@@ -14,10 +14,11 @@ from typing import Any
 from mpmmu_rt.engines import head_target
 from mpmmu_rt.errors import OutputError
 from mpmmu_rt.files import atomic_file, atomic_folder, check_replaceable, sha256_file, write_json
-from mpmmu_rt.journal import COLUMNS, SCHEMA, Layout, Row, place_of
+from mpmmu_rt.journal import SCHEMA, Layout, Row, place_of
 from mpmmu_rt.progress import Progress, silent
 from mpmmu_rt.run import Allowed, Asked, Summary, extra_columns
 from mpmmu_rt.run_record import Made
+from mpmmu_rt.spec import Target
 
 from .cluster import Cluster
 from .parts import Parts
@@ -48,35 +49,8 @@ def run(
     extra = extra_columns(asked.bundle, asked.columns)
     plan = _plan(manifest, place_of(output), asked.batch * BATCHES, progress)
     head = head_target(asked.target)
-    header = {
-        "schema": SCHEMA,
-        "bundle": asked.bundle.digest,
-        "manifest": plan.sha256,
-        "target": str(asked.target),
-        "head_target": str(head),
-        "frame": asked.frame,
-        "columns": list(extra),
-        "batch": asked.batch,
-        "batches": BATCHES,
-        "format": form,
-    }
-    layout = Layout(header, asked.bundle, frozenset(), extra)
-    job = Job(
-        bundle=os.path.abspath(asked.bundle.path),
-        digest=asked.bundle.digest,
-        target=str(asked.target),
-        head_target=str(head),
-        plan=replace(plan, shards=()),
-        header=header,
-        columns=layout.columns,
-        work=os.path.abspath(place_of(output)),
-        form=form,
-        batch=asked.batch,
-        frame=asked.frame,
-        files="files" in asked.columns,
-        threads=cluster.cpus,
-        folder=str(Path.cwd()),
-    )
+    layout = Layout(_header(asked, plan, head, form, extra), asked.bundle, frozenset(), extra)
+    job = _job(asked, plan, layout, place_of(output), cluster.cpus)
     parts = job.parts()
     parts.make()
     start = time.perf_counter()
@@ -101,10 +75,45 @@ def run(
         batch_latency=None,
         first_batch_ms=None,
         stages_ms={"engine": total.engine_ms},
-        header=header,
+        header=layout.header,
     )
     said = asked.bundle.warning
     return Made(asked, head, (said,) if said else (), plan, summary, tuple(sorted(total.processors)))
+
+
+def _header(asked: Asked, plan: Plan, head: Target, form: str, extra: tuple[str, ...]) -> dict[str, Any]:
+    """All that parts depend on: another header is another run."""
+    return {
+        "schema": SCHEMA,
+        "bundle": asked.bundle.digest,
+        "manifest": plan.sha256,
+        "target": str(asked.target),
+        "head_target": str(head),
+        "frame": asked.frame,
+        "columns": list(extra),
+        "batch": asked.batch,
+        "batches": BATCHES,
+        "format": form,
+    }
+
+
+def _job(asked: Asked, plan: Plan, layout: Layout, work: Path, threads: int) -> Job:
+    return Job(
+        bundle=os.path.abspath(asked.bundle.path),
+        digest=asked.bundle.digest,
+        target=layout.header["target"],
+        head_target=layout.header["head_target"],
+        plan=replace(plan, shards=()),
+        header=layout.header,
+        columns=layout.columns,
+        work=os.path.abspath(work),
+        form=layout.header["format"],
+        batch=asked.batch,
+        frame=asked.frame,
+        files="files" in asked.columns,
+        threads=threads,
+        folder=str(Path.cwd()),
+    )
 
 
 def _check(manifest: Path, output: Path, form: str, allowed: Allowed) -> None:
@@ -227,6 +236,6 @@ def _finish(output: Path, form: str, plan: Plan, parts: Parts, layout: Layout) -
         with atomic_folder(output, marker=MARKER, overwrite=True) as folder:
             for shard in plan.shards:
                 _placed(parts.path(shard.index), folder)
-            write_json(folder / MARKER, {**layout.header, "column_names": [*COLUMNS, *layout.extra]})
+            write_json(folder / MARKER, {**layout.header, "column_names": list(layout.columns)})
     shutil.rmtree(parts.work)
     return seen

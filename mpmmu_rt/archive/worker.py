@@ -14,7 +14,7 @@ from mpmmu_rt.bundle import Bundle
 from mpmmu_rt.cases import Case
 from mpmmu_rt.child import as_line
 from mpmmu_rt.errors import EngineError, MpmmuError, OutputError
-from mpmmu_rt.journal import Row
+from mpmmu_rt.journal import COLUMNS, Row
 from mpmmu_rt.machine import THREADS_VARIABLE, describe
 from mpmmu_rt.places import unwritable
 from mpmmu_rt.predictor import Predictor
@@ -129,7 +129,7 @@ class Worker:
 
     def _rows(self, shard: Shard, ledger: Ledger, *, contain: bool) -> list[Row]:
         cases = self._job.plan.cases(shard)
-        extra = self._job.columns[5:]
+        extra = self._job.columns[len(COLUMNS) :]
         rows: dict[str, Row] = {}
         with self._decoder(cases, contain=contain) as decoded:
             for one in batched(cases, self._job.batch):

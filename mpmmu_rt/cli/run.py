@@ -123,11 +123,10 @@ def _here(asked: Asked, manifest: Path, output: Path, allowed: Allowed, *, keeps
     from mpmmu_rt.run_record import Made
 
     cases = read_manifest(manifest)
-    added = ("--resume",) if keeps else ()
 
     def kept() -> str:
         rows = place_of(output)
-        if not added:
+        if not keeps:
             return "rows for stdout are not kept"
         if not rows.exists():
             return "no row was finished"
@@ -135,7 +134,7 @@ def _here(asked: Asked, manifest: Path, output: Path, allowed: Allowed, *, keeps
         return f"{count(finished, 'row')} kept in {rows}"
 
     with (
-        going_on(output, kept, *added),
+        going_on(output, kept, *(["--resume"] if keeps else [])),
         Predictor(asked.bundle, asked.target) as predictor,
         bars() as progress,
     ):

@@ -95,6 +95,8 @@ def train(
 
     require_one(manifest, phantom, "train")
     check_json(json_to)
+    if preview is None:  # which writes no checkpoint
+        check_replaceable(output, marker=checkpoint.CONFIG, overwrite=overwrite)
     started = now()
     config, on = configured(PRESETS[preset.value](), arch, size, attention), known_device(device)
     settings = replace(TRAINING_PRESETS[preset.value], seed=seed)
@@ -106,7 +108,6 @@ def train(
         write_preview(data, settings.augmentation, preview, seed=seed)
         note(f"wrote {preview}: of each modality some images, and what augmentation makes of them")
         return
-    check_replaceable(output, marker=checkpoint.CONFIG, overwrite=overwrite)
     work_dir = output.with_name(output.name + ".training")
 
     def kept() -> str:

@@ -63,11 +63,10 @@ class TrainedModel:
     """What training made: encoders in eval mode on the CPU, the fitted head and its operating threshold.
 
     `metrics`, `history`, `how` (settings and epochs), `known_images` and `patients` of each part
-    (`mpmmu_rt.split_record`) hold JSON values only. `metrics`:
-    the `source` of the data, `parts` (patients and rows by class), `test` with the metrics of `evaluate` for
-    `mammography`, `ultrasound` and `fused`, and `validation`, what heads that have not seen them say of the validation
-    rows, for choosing a threshold. `embedding_mean`: float32 [D], of the training rows; `modality_check` is fitted
-    on their images.
+    (`mpmmu_rt.split_record`) hold JSON values only. `metrics`: the `source` of the data, `parts` (patients and rows by
+    class), `test` with the metrics of `evaluate` for `mammography`, `ultrasound` and `fused`, and `validation`, what
+    heads that have not seen them say of the validation rows, for choosing a threshold. `embedding_mean`: float32 [D],
+    of the training rows; `modality_check` is fitted on their images.
     """
 
     encoders: dict[Modality, Encoder]

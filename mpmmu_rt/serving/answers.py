@@ -53,16 +53,10 @@ def _fault(predictor: Predictor, request: Pixels | MpmmuError) -> MpmmuError | N
     if isinstance(request, MpmmuError):
         return request
     try:
-        for modality in MODALITIES:
-            predictor.bundle.tensors[f"{modality}_pixels"].check(request[modality])
+        if not _count(predictor.check(request)):
+            return PixelsError("the request holds no case, expected at least one", hint="leave it out")
     except PixelsError as error:
         return error
-    counts = [len(request[modality]) for modality in MODALITIES]
-    if counts[0] != counts[1] or not counts[0]:
-        return PixelsError(
-            f"the request holds {counts[0]} mammograms and {counts[1]} ultrasound images, expected one pair per case",
-            hint="row i of both must be the same patient",
-        )
     return None
 
 
