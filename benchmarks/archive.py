@@ -198,24 +198,14 @@ class StubWorker:
     def __init__(self, job: Any) -> None:
         self._job, self._parts = job, job.parts()
 
-    def __call__(self, shards: dict[str, Any]) -> dict[str, list[Any]]:
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         from mpmmu_rt.archive.plan import Shard
 
-        names = list(shards)
-        made = []
-        for row in zip(*shards.values(), strict=True):
-            shard = Shard(
-                **{name: getattr(value, "item", lambda v=value: v)() for name, value in zip(names, row, strict=True)}
-            )
-            cases = self._job.plan.cases(shard)
-            self._parts.write(shard.index, [(case.case_id, "0.25", "benign", "", "") for case in cases])
-            made.append(shard)
-        return {
-            "index": [one.index for one in made],
-            "rows": [one.rows for one in made],
-            **{name: [0 for _ in made] for name in ("predicted", "decode_ms", "engine_ms")},
-            **{name: ["" for _ in made] for name in ("processor", "error")},
-        }
+        shard = Shard(**row)
+        cases = self._job.plan.cases(shard)
+        self._parts.write(shard.index, [(case.case_id, "0.25", "benign", "", "") for case in cases])
+        counts = dict.fromkeys(("predicted", "decode_ms", "engine_ms"), 0)
+        return {"index": shard.index, "rows": shard.rows, **counts, "processor": "", "error": ""}
 
 
 def held(folder: Path, count: int) -> None:

@@ -78,10 +78,9 @@ class Cluster:
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         items = ray.data.from_items([asdict(shard) for shard in shards], override_num_blocks=_blocks(len(shards)))
         gpus = 1 if known_engine(Target.parse(job.target)).traits.gpu else 0
-        made = items.map_batches(
+        made = items.map(
             Worker,
             fn_constructor_args=(job,),
-            batch_size=1,
             compute=ray.data.ActorPoolStrategy(size=self._size(ray, gpus, len(shards))),
             num_cpus=self.cpus,
             num_gpus=gpus,

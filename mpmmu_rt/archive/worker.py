@@ -87,16 +87,9 @@ class Worker:
         self._parts = job.parts()
         self._processor = describe()["cpu"]
 
-    def __call__(self, shards: Mapping[str, Any]) -> dict[str, list[Any]]:
-        """shards: the columns of `Shard`. Returns of each what `_made` says, or the `error` that ends the job."""
-        names = [str(name) for name in shards]
-        found = [
-            self._told(Shard(**dict(zip(names, _plain(row), strict=True))))
-            for row in zip(*shards.values(), strict=True)
-        ]
-        return {name: [one[name] for one in found] for name in found[0]}
-
-    def _told(self, shard: Shard) -> dict[str, Any]:
+    def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """row: the fields of a `Shard`. Returns what `_made` says, or the `error` that ends the job."""
+        shard = Shard(**row)
         made = {"index": shard.index, "rows": 0, "predicted": 0, "decode_ms": 0.0, "engine_ms": 0.0, "processor": ""}
         if self._refusal:
             return {**made, "error": self._refusal}
@@ -156,8 +149,3 @@ class Worker:
         )
         with decoder as decoded:
             yield decoded
-
-
-def _plain(row: tuple[Any, ...]) -> Iterator[Any]:
-    """NumPy's numbers as Python's."""
-    return (value.item() if hasattr(value, "item") else value for value in row)
