@@ -96,7 +96,7 @@ class Predictor:
         rows, if any probability is not a number in 0..1 or any embedding is not finite.
         """
         start = time.perf_counter()
-        checked = self.check(pixels)
+        checked = self._check(pixels)
         shape = (len(checked["mammography"]), self._width)
         if embedding is None:
             embedding = np.empty(shape, np.float32)
@@ -160,7 +160,7 @@ class Predictor:
 
     def feature_maps(self, pixels: Mapping[Modality, Array]) -> dict[Modality, Array]:
         """The last feature map of each encoder, float32, for looking inside. Loads the encoders for this one call."""
-        checked = self.check(pixels)
+        checked = self._check(pixels)
         maps: dict[Modality, Array] = {}
         for modality in MODALITIES:
             graph = self._engine.graph(self.bundle, modality, self.target.precision)
@@ -170,7 +170,7 @@ class Predictor:
 
     def run_whole_graph(self, pixels: Mapping[Modality, Array]) -> dict[str, Array]:
         """`probability` and `embedding` from the joined graph, which engines that take one graph are built from."""
-        return self.run_graph("model", {f"{modality}_pixels": array for modality, array in self.check(pixels).items()})
+        return self.run_graph("model", {f"{modality}_pixels": array for modality, array in self._check(pixels).items()})
 
     def run_graph(self, graph: Graph, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """The outputs of any graph of the bundle, loaded for this one call.
@@ -201,15 +201,17 @@ class Predictor:
     def _width(self) -> int:
         return int(self.bundle.tensors["embedding"].shape[1])
 
-    def check(self, pixels: Mapping[Modality, Array]) -> dict[Modality, Array]:
-        """The pixels that `predict` takes, ready for the engine. Raises `PixelsError` for others, and `EngineError` in
-        a fork."""
+    def _check(self, pixels: Mapping[Modality, Array]) -> dict[Modality, Array]:
         if self._process != os.getpid():
             raise EngineError(
                 f"the Predictor was loaded in process {self._process} and is used in {os.getpid()}, a fork of it, "
                 "expected the process that loaded it",
                 hint="load the bundle in each process once it runs, or start processes by `spawn`",
             )
+        return self.check(pixels)
+
+    def check(self, pixels: Mapping[Modality, Array]) -> dict[Modality, Array]:
+        """The pixels that `predict` takes, ready for the engine. Raises `PixelsError` for others."""
         if not isinstance(pixels, Mapping) or set(pixels) != set(MODALITIES):
             got = ", ".join(map(str, pixels)) if isinstance(pixels, Mapping) else type(pixels).__name__
             raise PixelsError(
