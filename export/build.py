@@ -16,6 +16,7 @@ from torch import nn
 
 from mpmmu_rt import bundle as bundles
 from mpmmu_rt import card as cards
+from mpmmu_rt import single_record
 from mpmmu_rt.bundle import Bundle
 from mpmmu_rt.engines import known_engine
 from mpmmu_rt.engines.shared import blob_cache
@@ -31,6 +32,7 @@ from mpmmu_rt.model.checkpoint import Checkpoint
 from mpmmu_rt.places import check_writable, require_room
 from mpmmu_rt.predictor import DEFAULT_TARGET
 from mpmmu_rt.progress import Progress, silent
+from mpmmu_rt.single_record import SingleHead
 from mpmmu_rt.spec import MODALITIES, Array, Modality, StrPath, TensorSpec
 
 from . import cases as all_cases
@@ -65,6 +67,7 @@ class Model:
     known_images: Mapping[str, str] = field(default_factory=dict)
     embedding_mean: Array | None = None
     modality_check: ModalityCheck | None = None
+    single_heads: Mapping[Modality, Any] = field(default_factory=dict)
 
 
 def export_bundle(
@@ -198,6 +201,7 @@ def model_of(checkpoint: Checkpoint, name: str, *, trained: bool) -> Model:
         checkpoint.known_images,
         checkpoint.embedding_mean,
         checkpoint.modality_check,
+        checkpoint.single_heads,
     )
 
 
@@ -241,17 +245,20 @@ def _disk_bytes(model: Model, wanted: Wanted) -> float:
 def begin(folder: Path, model: Model, cases: Data | None, wanted: Wanted, progress: Progress) -> Draft:
     """Write to `folder` what all targets are made from, and seal it: graphs, weights of the pools, golden vectors."""
     encoders = Encoders(model.modules, model.preprocessing.size)
-    heads = _lower(model.head, encoders)  # first: it may be refused, and soon
+    heads = _lower(model, encoders)  # first: it may be refused, and soon
     lowered = {name: head.report(graph) for name, graph in heads.items()}
     cases, wanted = _cases_to_prove(cases, wanted, model.preprocessing, progress)
     targets.require_enough(wanted, wanted.gate or cases)
     original = _run_original(encoders, model.head, cases, progress)
     said = _said_in_graphs(model, encoders)
     tensors = _write_graphs(folder / "onnx", heads, encoders, said, progress)
-    _write_golden(folder / "golden", cases, original, model.embedding_mean)
+    single = _single_heads(model, encoders)
+    _write_golden(folder / "golden", cases, original, model, single)
     pools = _write_pools(folder, encoders, original)
     entry = _entry(model, tensors) | {"head": lowered, "attention_pool": pools}
-    draft = Draft(folder, entry, model.head, original, cases, wanted, progress)
+    entry["graphs"] |= {name: f"onnx/{name}.onnx" for name in heads}
+    entry[single_record.KEY] = {modality: one.to_json() for modality, one in single.items()} or None
+    draft = Draft(folder, entry, model.head, original, cases, wanted, progress, model.single_heads)
     draft.seal()
     return draft
 
@@ -304,9 +311,22 @@ def _run_original(encoders: Encoders, classifier: Any, cases: Data, progress: Pr
     return original
 
 
-def _lower(classifier: Any, encoders: Encoders) -> dict[str, onnx.ModelProto]:
+def _lower(model: Model, encoders: Encoders) -> dict[str, onnx.ModelProto]:
+    """The head, twice, and heads for one modality."""
     width = sum(encoders.width(modality) for modality in MODALITIES)
-    return {"head": head.lower(classifier, width), "head_onnxruntime": head.lower(classifier, width, "onnxruntime")}
+    both = {"head": head.lower(model.head, width), "head_onnxruntime": head.lower(model.head, width, "onnxruntime")}
+    single = model.single_heads.items()
+    return both | {single_record.graph_of(name): head.lower(one, encoders.width(name)) for name, one in single}
+
+
+def _single_heads(model: Model, encoders: Encoders) -> dict[Modality, SingleHead]:
+    """What the bundle says of heads for one modality: the embedding is both parts, side by side."""
+    ends = np.cumsum([encoders.width(modality) for modality in MODALITIES]).tolist()
+    columns = dict(zip(MODALITIES, zip([0, *ends[:-1]], ends, strict=True), strict=True))
+    return {
+        modality: SingleHead(columns[modality], _threshold(one, None, ""))
+        for modality, one in model.single_heads.items()
+    }
 
 
 def _write_graphs(
@@ -358,13 +378,18 @@ def _said_in_graphs(model: Model, encoders: Encoders) -> dict[str, str]:
     return said if model.trained else said | {"mpmmu_rt.warning": bundles.UNTRAINED}
 
 
-def _write_golden(folder: Path, cases: Data, original: Original, embedding_mean: Array | None) -> None:
+def _write_golden(
+    folder: Path, cases: Data, original: Original, model: Model, single: Mapping[Modality, SingleHead]
+) -> None:
     folder.mkdir()
     vectors = {f"{modality}.pixels": pixels for modality, pixels in cases.first(GOLDEN_CASES).items()}
     vectors |= {name: array[:GOLDEN_CASES] for name, array in original.stages.items()}
     arrays: dict[str, Array] = dict(vectors)
-    if embedding_mean is not None:
-        arrays[bundles.EMBEDDING_MEAN] = embedding_mean
+    if model.embedding_mean is not None:
+        arrays[bundles.EMBEDDING_MEAN] = model.embedding_mean
+    for modality, one in single.items():
+        said = parity.probability_of(model.single_heads[modality], one.of(arrays["embedding"]))
+        arrays[single_record.golden_of(modality)] = said
     npz.write(folder / "golden.npz", arrays, compressed=True)
 
 

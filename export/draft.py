@@ -48,7 +48,7 @@ class Draft:
     """A folder that becomes a bundle, and what it is held to.
 
     entry: what `bundle.json` will say; grows with every step, and is written by `seal`. head: the scikit-learn
-    classifier. original: what it and the modules say of `cases`.
+    classifier; single_heads: those for one modality, or none. original: what it and the modules say of `cases`.
     """
 
     folder: Path
@@ -58,6 +58,7 @@ class Draft:
     cases: Data
     wanted: Wanted
     progress: Progress = silent
+    single_heads: Mapping[Modality, Any] = field(default_factory=dict)
     _floats: dict[Target, Answers] = field(default_factory=dict, repr=False)
 
     def seal(self) -> None:

@@ -151,6 +151,19 @@ def measure(
     )
 
 
+def single_checks(predictor: Predictor, heads: Mapping[Modality, Any], pixels: Mapping[Modality, Array]) -> list[Check]:
+    """Heads for one modality (scikit-learn's) against what a bundle says of pixels uint8 [N, 1, S, S]: on the embedding
+    that it got."""
+    checks = []
+    for modality, head in heads.items():
+        worst = 0.0
+        for start in range(0, len(pixels[modality]), BATCH):
+            said = predictor.predict_single(modality, pixels[modality][start : start + BATCH])
+            worst = max(worst, probability_difference(said.probability, probability_of(head, said.embedding)))
+        checks.append(Check(f"head for {modality} alone, max |Δp|", worst, PROBABILITY_TOLERANCE))
+    return checks
+
+
 def _decisions(got: Array, want: Array, threshold: float) -> tuple[list[Check], int, int]:
     difference = np.abs(got.astype(np.float64) - want)
     crossed = difference > PROBABILITY_TOLERANCE

@@ -5,7 +5,9 @@
                          embedding), `head` (embedding → probability, base_probability) and `model` (both pixels →
                          probability, base_probability, embedding); for ONNX Runtime's CPU provider the first four
                          again as `<name>_onnxruntime`, with gates that it computes exactly and with its own tree
-                         operator; dynamic batch; else standard operators; they share
+                         operator; dynamic batch; else standard operators; `head_mammography` and `head_ultrasound`
+                         (part of the embedding → probability, base_probability) where the model has heads for one
+                         modality alone; they share
     onnx/weights.bin     the weights, each stored once
     onnx/attention_pool.npz  the weights of both attention pools, for the CUDA kernel: arrays float32 named
                          `<modality>.attention.<name>` as in torch's state_dict (`mpmmu_rt.kernels.weights`)
@@ -14,7 +16,8 @@
                          `profile.json`, the batches that engines take which a device builds itself
     MODEL_CARD.md        the card for people, written from bundle.json (`mpmmu_rt.card`)
     golden/golden.npz    a few inputs, the original's output of every stage, what each INT8 target said when it was
-                         proven, `<target>.embedding` and `<target>.probability`, and `training.embedding_mean`
+                         proven, `<target>.embedding` and `<target>.probability`, `training.embedding_mean`, and
+                         what heads for one modality say, `single.<modality>.probability`
 
 `bundle.json` is a JSON object with the keys
 
@@ -34,6 +37,7 @@
     precision      target → what was measured of it in decisions, for every target but the first
     known_images   {part of the split: digests of the images that the model learnt from}, where the checkpoint has them
     modality_check {figures, weights, means, scales, intercept, margin}: `mpmmu_rt.modality_check`; null where unknown
+    single_modality {modality: {columns, threshold}}: `mpmmu_rt.single_record`; null where there are no such heads
     model, card, provenance, parity: for people; `inspect` prints them; `mpmmu_rt.card` has the card's fields
     files          path → {sha256, bytes}, every file of the bundle but bundle.json
     sha256         of all the other keys: what a flipped bit in the threshold would otherwise slip past
@@ -63,7 +67,10 @@ from .files import MAX_JSON_BYTES, parse_json_object, read_bounded, sha256_file
 from .images import Preprocessing
 from .known_images import KnownImages
 from .modality_check import ModalityCheck
-from .spec import MODALITIES, Array, StrPath, Target, TensorSpec
+from .single_record import SingleHead
+from .single_record import golden_of as of_single_head
+from .single_record import read as read_single_heads
+from .spec import MODALITIES, Array, Modality, StrPath, Target, TensorSpec
 
 SCHEMA = "mpmmu-bundle/1"
 MANIFEST = "bundle.json"
@@ -140,7 +147,7 @@ class Bundle:
                 threshold=_threshold(entry),
             )
             _check_pixels(bundle)
-            _ = bundle.modality_check
+            _ = bundle.modality_check, bundle.single_heads
             bundle.check_files()
         except KeyError as error:
             missing = f"{manifest} lacks the key `{error.args[0]}`, expected all keys of {SCHEMA}"
@@ -175,6 +182,11 @@ class Bundle:
     def modality_check(self) -> ModalityCheck | None:
         """Of pairs whose images look swapped; None where the model was not trained by us, or long ago."""
         return ModalityCheck.from_json(self.entry.get("modality_check"))
+
+    @cached_property
+    def single_heads(self) -> Mapping[Modality, SingleHead]:
+        """For one modality alone; {} where the model was trained without them."""
+        return read_single_heads(self.entry, int(self.tensors["embedding"].shape[1]))
 
     @cached_property
     def learners(self) -> tuple[str, ...] | None:
@@ -237,8 +249,9 @@ class Bundle:
         """The golden vectors: `<modality>.pixels`, `<modality>.feature_map`, `embedding`, `probability`."""
         path = self.path / self.entry["golden"]
         found = _read_arrays(path, MAX_GOLDEN_BYTES)
-        if missing := GOLDEN.difference(found):
-            raise BundleError(f"{path} lacks `{min(missing)}`, expected {', '.join(sorted(GOLDEN))}", hint=_HINT)
+        wanted = GOLDEN | {of_single_head(modality) for modality in self.single_heads}
+        if missing := wanted.difference(found):
+            raise BundleError(f"{path} lacks `{min(missing)}`, expected {', '.join(sorted(wanted))}", hint=_HINT)
         return found
 
     def embedding_mean(self) -> Array | None:

@@ -24,6 +24,8 @@ from .bundle import CLASSES, Bundle
 from .checks import decide
 from .errors import OutputError
 from .files import atomic_file, sha256_file
+from .single_record import BOTH, COLUMN, SingleHead
+from .spec import MODALITIES
 
 SCHEMA = "mpmmu-run/4"
 COLUMNS = ("case_id", "probability", "decision", "error", "warnings")
@@ -56,18 +58,25 @@ class Layout:
             if error:
                 holds = not probability and not decision
             else:
-                holds = 0 <= float(probability) <= 1 and decision == decision_of(float(probability), self.bundle)
+                basis = dict(zip(self.extra, extra, strict=True)).get(COLUMN, BOTH)
+                value = float(probability)
+                holds = 0 <= value <= 1 and decision == decision_of(value, self.bundle, basis)
             holds &= all(_is_extra(name, cell) for name, cell in zip(self.extra, extra, strict=True))
-        except ValueError:
+        except (ValueError, KeyError):
             return None
         return tuple(cells) if holds and case_id in self.case_ids else None
 
 
-def decision_of(probability: float | np.float32, bundle: Bundle) -> str:
-    return CLASSES[int(decide(np.asarray(probability), bundle.threshold))]
+def decision_of(probability: float | np.float32, bundle: Bundle, basis: str = BOTH) -> str:
+    """basis: `both`, or the modality that the probability rests on. Raises `KeyError` for one without a head."""
+    heads: dict[str, SingleHead] = {str(modality): head for modality, head in bundle.single_heads.items()}
+    threshold = bundle.threshold if basis == BOTH else heads[basis].threshold
+    return CLASSES[int(decide(np.asarray(probability), threshold))]
 
 
 def _is_extra(name: str, cell: str) -> bool:
+    if name == COLUMN:
+        return cell in ("", BOTH, *MODALITIES)
     if name.startswith("base_"):
         return not cell or math.isfinite(float(cell))
     return _SHA256.fullmatch(cell) is not None

@@ -20,6 +20,7 @@ from .errors import AnswerError, EngineError, PixelsError, UsageError
 from .images import read_with_warnings
 from .machine import usable_threads
 from .modality_check import SAYS
+from .single import SingleHeads, require_single
 from .spec import MODALITIES, Array, Modality, StrPath, Target
 
 DEFAULT_TARGET = "onnxruntime:fp32"
@@ -36,7 +37,8 @@ class Prediction:
 
     probability: float32 [N], that the lesion is malignant. base_probability: float32 [N, learners], what each base
     learner of the stacking head says; None if the head has none. embedding: float32 [N, D]. stages_ms: wall time of
-    each stage for the whole batch, `checks` of pixels and answers the last. threshold: the bundle's.
+    each stage for the whole batch, `checks` of pixels and answers the last. threshold: the bundle's, or that of a head
+    for one modality.
     """
 
     probability: Array
@@ -86,6 +88,7 @@ class Predictor:
         self._engine = engine(target)
         self._pipeline = self._engine.pipeline(bundle, target.precision, self.threads)
         self.head_target = self._pipeline.head_target
+        self._single = SingleHeads(bundle, self.head_target, self.threads)
 
     def predict(self, pixels: Mapping[Modality, Array], *, embedding: Array | None = None) -> Prediction:
         """Pixels uint8 [N, 1, S, S] per modality (`{"mammography": …, "ultrasound": …}`) to a `Prediction`.
@@ -108,6 +111,36 @@ class Predictor:
             )
         checks_ms = (time.perf_counter() - start) * 1e3
         said, stages_ms = self._pipeline.run(checked, embedding)
+        return self._answer(said, embedding, stages_ms | {"checks": checks_ms}, self.bundle.threshold)
+
+    def predict_single(self, modality: Modality, pixels: Array) -> Prediction:
+        """The prediction of one image of each case, uint8 [N, 1, S, S], by the head for that modality alone, which
+        decides at a threshold of its own.
+
+        `base_probability` is of that head, and `embedding` float32 [N, C] of that encoder. The other encoder sees blank
+        images, and nobody what it says: a case takes as long as a pair. Raises like `predict`, and `UsageError` for a
+        bundle without such heads, or a target that rounds.
+        """
+        require_single(self.bundle, self.target)
+        if modality not in MODALITIES:
+            raise UsageError(f"modality is `{modality}`, expected one of {', '.join(MODALITIES)}")
+        start = time.perf_counter()
+        blank = np.zeros_like(pixels) if isinstance(pixels, np.ndarray) else pixels
+        checked = self._check({name: pixels if name == modality else blank for name in MODALITIES})
+        embedding = np.empty((len(checked[modality]), self._width), np.float32)
+        checks_ms = (time.perf_counter() - start) * 1e3
+        _, stages_ms = self._pipeline.run(checked, embedding)
+        start = time.perf_counter()
+        head = self.bundle.single_heads[modality]
+        part = head.of(embedding)
+        said = self._single.run(modality, part)
+        stages_ms["head"] = stages_ms.get("head", 0.0) + (time.perf_counter() - start) * 1e3
+        return self._answer(said, part, stages_ms | {"checks": checks_ms}, head.threshold)
+
+    def _answer(
+        self, said: Mapping[str, Array], embedding: Array, stages_ms: Mapping[str, float], threshold: float
+    ) -> Prediction:
+        """What heads say of embeddings float32 [N, D], if it is an answer. Raises `AnswerError`."""
         start = time.perf_counter()
         probability = said["probability"]
         # Trees send NaN left or right and give a number that looks right: the embedding is checked on its own.
@@ -116,9 +149,8 @@ class Predictor:
             raise self._unanswered(bad, f"embeddings that are not finite for {int(bad.sum())} of {count} cases")
         if (bad := ~np.asarray((probability >= 0) & (probability <= 1))).any():
             raise self._unanswered(bad, f"{int(bad.sum())} of {count} probabilities that are not numbers in 0..1")
-        checks_ms += (time.perf_counter() - start) * 1e3
-        stages_ms |= {"checks": checks_ms}
-        return Prediction(probability, said.get("base_probability"), embedding, stages_ms, self.bundle.threshold)
+        spent = {**stages_ms, "checks": stages_ms["checks"] + (time.perf_counter() - start) * 1e3}
+        return Prediction(probability, said.get("base_probability"), embedding, spent, threshold)
 
     def predict_files(self, mammography: Paths, ultrasound: Paths, *, frame: int | None = None) -> Prediction:
         """The prediction of image files: one of each, or as many of each, row by row of the same patient.
@@ -229,6 +261,7 @@ class Predictor:
         return checked
 
     def close(self) -> None:
+        self._single.close()
         self._pipeline.close()
 
     def __enter__(self) -> Self:

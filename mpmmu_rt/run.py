@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from . import single
 from .bundle import Bundle
 from .cases import Case, Manifest
 from .errors import AnswerError, ImageError, OutputError, UsageError
@@ -50,6 +51,7 @@ class Asked:
     batch: int = 32
     frame: int | None = None
     columns: Sequence[str] = ()  # of `EXTRAS`
+    alone: bool = False  # whether a case may have one image
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,8 @@ class Allowed:
 class Decoded:
     """A case and its pixels (uint8 [1, S, S] per modality), or the reason why there are none.
 
-    warnings: what the headers of its images say against them, one line; "" if nothing. digests: SHA-256 of each image
+    basis: `both`, or the one modality that there is, where that may be. warnings: what the headers of its images say
+    against them, one line; "" if nothing. digests: SHA-256 of each image
     file, where that was asked for and it could be read.
     """
 
@@ -75,6 +78,7 @@ class Decoded:
     warnings: str
     decode_ms: float
     digests: Mapping[Modality, str] = field(default_factory=dict)
+    basis: str = single.BOTH
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,7 @@ class Summary:
     batch_latency: Latency | None
     first_batch_ms: float | None
     stages_ms: dict[str, float]
+    single: int  # rows that rest on one image, in the whole output
     header: dict[str, Any]  # of the rows: what another run must have in common to go on from them
 
     @property
@@ -106,6 +111,7 @@ class Summary:
             "predicted": self.predicted,
             "failed": self.failed,
             "warned": self.warned,
+            "from_one_image": self.single,
             "resumed": self.resumed,
             "wall_ms": self.wall_ms,
             "decode_ms": self.decode_ms,
@@ -124,6 +130,7 @@ def run(
     batch: int = 32,
     frame: int | None = None,
     columns: Sequence[str] = (),
+    allow_single: bool = False,
     resume: bool = False,
     overwrite: bool = False,
     retry_failed: bool = False,
@@ -134,7 +141,9 @@ def run(
     A case whose images can't be read, or for which the engine has no number, gets a row with its error; what a DICOM
     header says against an image that can be read stands in the row's `warnings`. `frame` is the frame to take of files
     that hold several. columns: more of them, of `EXTRAS`: "base", what each base learner says; "embedding", the SHA-256
-    of its float32 values; "files", that of both image files. resume, retry_failed: `open_journal`.
+    of its float32 values; "files", that of both image files. allow_single: a case of which the manifest gives one image
+    alone is predicted by the head for that modality; every row says in `modalities` what it rests on. resume,
+    retry_failed: `open_journal`.
 
     Raises `OutputError` if `output` or its journal is in the way or written by another process, `UsageError` for
     columns that there are not, `EngineError` if inference fails, and `MissingPackage` if a format needs a package; the
@@ -143,7 +152,9 @@ def run(
     output = Path(output)
     if output.resolve() == manifest.path.resolve():
         raise OutputError(f"{output} is the manifest itself, expected another file", hint="choose another -o")
-    extra = extra_columns(predictor.bundle, columns)
+    extra = extra_columns(predictor.bundle, columns, alone=allow_single)
+    if allow_single:
+        single.require_single(predictor.bundle, predictor.target)
     header = {
         "schema": SCHEMA,
         "bundle": predictor.bundle.digest,
@@ -167,6 +178,7 @@ def run(
                 ahead=2 * batch,
                 digests="files" in columns,
                 check=predictor.bundle.modality_check,
+                alone=allow_single,
             )
             with decoder as decoded:
                 progress("predicting", len(journal.rows), len(manifest.cases), "cases")
@@ -194,12 +206,19 @@ def run(
         batch_latency=summarise(warm) if warm else None,
         first_batch_ms=ledger.batches_ms[0] if ledger.batches_ms else None,
         stages_ms=ledger.stages_ms,
+        single=sum(rests_on_one(row, layout.columns) for row in rows),
         header=header,
     )
 
 
-def extra_columns(bundle: Bundle, asked: Sequence[str]) -> tuple[str, ...]:
-    """The columns behind `COLUMNS`, of those of `EXTRAS` that are asked for. Raises `UsageError`."""
+def rests_on_one(row: Row, columns: Sequence[str]) -> bool:
+    """Whether a row of those columns is of one image alone."""
+    return single.COLUMN in columns and row[columns.index(single.COLUMN)] in MODALITIES
+
+
+def extra_columns(bundle: Bundle, asked: Sequence[str], *, alone: bool = False) -> tuple[str, ...]:
+    """The columns behind `COLUMNS`, of those of `EXTRAS` that are asked for; before them what a row rests on, where
+    that may be one image alone. Raises `UsageError`."""
     if unknown := [name for name in asked if name not in EXTRAS]:
         raise UsageError(
             f"the column `{unknown[0]}` is asked for, expected of {', '.join(EXTRAS)}",
@@ -215,7 +234,8 @@ def extra_columns(bundle: Bundle, asked: Sequence[str]) -> tuple[str, ...]:
         "embedding": ("embedding_sha256",),
         "files": tuple(f"{modality}_sha256" for modality in MODALITIES),
     }
-    return tuple(column for name in EXTRAS if name in asked for column in found[name])
+    basis = (single.COLUMN,) if alone else ()
+    return basis + tuple(column for name in EXTRAS if name in asked for column in found[name])
 
 
 def batched(cases: Sequence[Case], batch: int, *, without: Set[str] = frozenset()) -> list[list[Case]]:
@@ -236,18 +256,25 @@ class Ledger:
 
 
 def rows_of(predictor: Predictor, items: Sequence[Decoded], ledger: Ledger, extra: tuple[str, ...]) -> list[Row]:
-    """The rows of a batch, in any order: those that can't be read with their errors, the others predicted together."""
+    """The rows of a batch, in any order: those that can't be read with their errors, the others predicted together; for
+    themselves those of which there is one image."""
     ledger.decode_ms += sum(item.decode_ms for item in items)
-    readable = [item for item in items if not item.error]
-    failed = [_failed(item, item.error, extra) for item in items if item.error]
-    return [*failed, *(_predict(predictor, readable, ledger, extra) if readable else [])]
+    rows = [_failed(item, item.error, extra) for item in items if item.error]
+    for basis in (single.BOTH, *MODALITIES):
+        if readable := [item for item in items if not item.error and item.basis == basis]:
+            rows += _predict(predictor, readable, ledger, extra)
+    return rows
 
 
 def _predict(predictor: Predictor, items: Sequence[Decoded], ledger: Ledger, extra: tuple[str, ...]) -> list[Row]:
     start = time.perf_counter()
-    pixels = {modality: np.stack([item.pixels[modality] for item in items]) for modality in MODALITIES}
+    pixels = {modality: np.stack([item.pixels[modality] for item in items]) for modality in items[0].pixels}
     try:
-        prediction = predictor.predict(pixels)
+        if items[0].basis == single.BOTH:
+            prediction = predictor.predict(pixels)
+        else:
+            ((modality, images),) = pixels.items()
+            prediction = predictor.predict_single(modality, images)
     except AnswerError as error:
         if not error.rows:
             raise
@@ -281,6 +308,8 @@ def _extras(item: Decoded, prediction: Prediction, row: int, extra: tuple[str, .
     for name in extra:
         if name == "embedding_sha256":
             yield hashlib.sha256(prediction.embedding[row].astype("<f4").tobytes()).hexdigest()
+        elif name == single.COLUMN:
+            yield item.basis
         elif name.startswith("base_"):
             yield shortest(next(base))
         else:
@@ -317,10 +346,12 @@ class Decoder:
         ahead: int,
         digests: bool = False,
         check: ModalityCheck | None = None,
+        alone: bool = False,
     ) -> None:
-        """digests: take those of the files, too. check: warn of pairs that look swapped to it."""
+        """digests: take those of the files, too. check: warn of pairs that look swapped to it. alone: a case may have
+        one image."""
         self._cases = iter(cases)
-        self._more = partial(decode, digests=digests, check=check)
+        self._more = partial(decode, digests=digests, check=check, alone=alone)
         self._preprocessing = preprocessing
         self._frame = frame
         self._ahead = ahead
@@ -349,23 +380,30 @@ def decode(
     *,
     digests: bool = False,
     check: ModalityCheck | None = None,
+    alone: bool = False,
 ) -> Decoded:
-    """Both images of a case to pixels; what is wrong with the images becomes `error`."""
+    """Both images of a case to pixels; what is wrong with the images becomes `error`. alone: of a case of which one is
+    given, that one."""
     start = time.perf_counter()
     pixels: dict[Modality, Array] = {}
     warnings: list[str] = []
     error = ""
+    given = [modality for modality in MODALITIES if case.image(modality) is not None]
+    one = alone and len(given) == 1
     try:
-        for modality in MODALITIES:
+        for modality in given if one else MODALITIES:
             path = _path(case, modality)
             pixels[modality], found = read_with_warnings(path, preprocessing, modality=modality, frame=frame)
             warnings += [f"{modality}: {warning}" for warning in found]
     except ImageError as cause:
         error = _one_line(f"{cause}; {cause.hint}")
-    if check is not None and not error and check.swapped({name: array[None] for name, array in pixels.items()})[0]:
+    if one:
+        warnings.append(single.warning(given[0]))
+    elif check is not None and not error and check.swapped({name: array[None] for name, array in pixels.items()})[0]:
         warnings.append(SAYS)
     files = _digests(case) if digests else {}
-    return Decoded(case, pixels, error, _one_line("; ".join(warnings)), (time.perf_counter() - start) * 1e3, files)
+    said, spent_ms = _one_line("; ".join(warnings)), (time.perf_counter() - start) * 1e3
+    return Decoded(case, pixels, error, said, spent_ms, files, given[0] if one else single.BOTH)
 
 
 def _digests(case: Case) -> dict[Modality, str]:

@@ -27,6 +27,7 @@ from .facts import (
     TOLERANCES,
 )
 from .predictor import DEFAULT_TARGET, Prediction, Predictor
+from .single_record import golden_of
 from .spec import MODALITIES, Array, Modality, Target
 
 # The same graph on the same rows may be blocked differently by batch size: the same kind of difference.
@@ -58,6 +59,7 @@ def verify(predictor: Predictor) -> list[Check]:
             *_golden_checks(predictor, prediction, golden, pixels),
             *_head_checks(head, prediction, golden),
             *_as_proven(predictor, prediction, golden),
+            *_single_checks(predictor, golden),
             *_precision_checks(predictor),
             *self_consistency(predictor, pixels, _steadiness(predictor, prediction, golden), head),
         ]
@@ -77,6 +79,7 @@ def replay(predictor: Predictor) -> list[Check]:
     return [
         *_answer_checks(predictor, together, golden),
         *_as_proven(predictor, together, golden),
+        *_single_checks(predictor, golden),
         Check(
             "golden cases one by one against together",
             probability_difference(one_by_one, together.probability),
@@ -194,6 +197,28 @@ def _as_proven(predictor: Predictor, prediction: Prediction, golden: Mapping[str
             AS_PROVEN_PROBABILITY,
         ),
     ]
+
+
+def _single_checks(predictor: Predictor, golden: Mapping[str, Array]) -> list[Check]:
+    """Heads for one modality, where there are such and this target may run them."""
+    if predictor.target.precision != "fp32":
+        return []
+    tolerance, checks = TOLERANCES["fp32"], []
+    for modality, head in predictor.bundle.single_heads.items():
+        want = golden[golden_of(modality)]
+        try:
+            said = predictor.predict_single(modality, golden[f"{modality}.pixels"])
+        except AnswerError as error:
+            checks.append(Check(f"golden {modality} alone, cases without an answer", float(len(error.rows)), 0.0))
+            continue
+        moved = probability_difference(said.probability, want)
+        clear = np.abs(want - head.threshold) >= tolerance.margin
+        flipped = float(np.sum((said.malignant != decide(want, head.threshold)) & clear))
+        checks += [
+            Check(f"golden probability of the {modality} alone, max |Δp|", moved, tolerance.probability),
+            Check(f"golden decisions of the {modality} alone flipped", flipped, 0.0),
+        ]
+    return checks
 
 
 def _golden_checks(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from mpmmu_rt.checks import Check, probability_difference, relative_difference
@@ -30,6 +31,8 @@ def prove(draft: Draft, target: Target) -> dict[str, Any]:
         report = parity.measure(
             predictor, draft.original, draft.head, draft.cases.pixels, draft.cases.labels, draft.progress
         )
+        single = parity.single_checks(predictor, draft.single_heads, draft.cases.pixels)
+        report = replace(report, checks=(*report.checks, *single))
         report.require()
         whole = predictor.run_whole_graph(draft.cases.first(_JOINED_CASES))
     joined = Check(

@@ -23,9 +23,10 @@ def decoded(
     frame: int | None,
     digests: bool,
     check: ModalityCheck | None,
+    alone: bool = False,
 ) -> Iterator[Decoded]:
     """As `mpmmu_rt.run.Decoder` gives them; a case whose images end the process has `CRASHED` for its error."""
-    work = partial(decode, preprocessing=preprocessing, frame=frame, digests=digests, check=check)
+    work = partial(decode, preprocessing=preprocessing, frame=frame, digests=digests, check=check, alone=alone)
     pool = _pool()
     try:
         for case in cases:

@@ -6,17 +6,18 @@ import csv
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from mpmmu_rt import single
 from mpmmu_rt.engines import head_target
 from mpmmu_rt.errors import OutputError
 from mpmmu_rt.files import atomic_file, atomic_folder, check_replaceable, sha256_file, write_json
 from mpmmu_rt.journal import SCHEMA, Layout, Row, place_of
 from mpmmu_rt.progress import Progress, silent
-from mpmmu_rt.run import Allowed, Asked, Summary, extra_columns
+from mpmmu_rt.run import Allowed, Asked, Summary, extra_columns, rests_on_one
 from mpmmu_rt.run_record import Made
 from mpmmu_rt.spec import Target
 
@@ -46,7 +47,9 @@ def run(
     """
     form = "parquet" if output.suffix == ".parquet" else "csv"
     _check(manifest, output, form, allowed)
-    extra = extra_columns(asked.bundle, asked.columns)
+    extra = extra_columns(asked.bundle, asked.columns, alone=asked.alone)
+    if asked.alone:
+        single.require_single(asked.bundle, asked.target)
     plan = _plan(manifest, place_of(output), asked.batch * BATCHES, progress)
     head = head_target(asked.target)
     layout = Layout(_header(asked, plan, head, form, extra), asked.bundle, frozenset(), extra)
@@ -75,6 +78,7 @@ def run(
         batch_latency=None,
         first_batch_ms=None,
         stages_ms={"engine": total.engine_ms},
+        single=seen.single,
         header=layout.header,
     )
     said = asked.bundle.warning
@@ -111,6 +115,7 @@ def _job(asked: Asked, plan: Plan, layout: Layout, work: Path, threads: int) -> 
         batch=asked.batch,
         frame=asked.frame,
         files="files" in asked.columns,
+        alone=asked.alone,
         threads=threads,
         folder=str(Path.cwd()),
     )
@@ -191,8 +196,9 @@ def _work(job: Job, plan: Plan, parts: Parts, cluster: Cluster, progress: Progre
 class _Seen:
     """What the rows say, while they go by."""
 
-    def __init__(self) -> None:
-        self.failed = self.warned = 0
+    def __init__(self, columns: Sequence[str]) -> None:
+        self._columns = columns
+        self.failed = self.warned = self.single = 0
         self.first_error = self.first_warning = ""
 
     def row(self, row: Row) -> None:
@@ -202,6 +208,7 @@ class _Seen:
         if row[4]:
             self.warned += 1
             self.first_warning = self.first_warning or f"`{row[0]}`: {row[4]}"
+        self.single += rests_on_one(row, self._columns)
 
 
 def _placed(part: Path, folder: Path) -> None:
@@ -214,7 +221,7 @@ def _placed(part: Path, folder: Path) -> None:
 
 def _finish(output: Path, form: str, plan: Plan, parts: Parts, layout: Layout) -> _Seen:
     """Write `output` of the parts, each checked, and remove what is left."""
-    seen = _Seen()
+    seen = _Seen(layout.columns)
 
     def rows() -> Iterator[list[Row]]:
         for shard in plan.shards:

@@ -46,6 +46,7 @@ class Job:
     batch: int
     frame: int | None
     files: bool
+    alone: bool  # whether a case may have one image
     threads: int
     folder: str
 
@@ -136,7 +137,12 @@ class Worker:
         job, bundle = self._job, self._predictor.bundle
         if contain:
             yield contained.decoded(
-                cases, bundle.preprocessing, frame=job.frame, digests=job.files, check=bundle.modality_check
+                cases,
+                bundle.preprocessing,
+                frame=job.frame,
+                digests=job.files,
+                check=bundle.modality_check,
+                alone=job.alone,
             )
             return
         decoder = Decoder(
@@ -146,6 +152,7 @@ class Worker:
             ahead=2 * job.batch,
             digests=job.files,
             check=bundle.modality_check,
+            alone=job.alone,
         )
         with decoder as decoded:
             yield decoded

@@ -24,6 +24,7 @@ def inspect(
     """Say what a bundle is, what it runs on and what was proven of it. Loads no engine; checks every digest."""
     from mpmmu_rt.bundle import Bundle
     from mpmmu_rt.engines import engines
+    from mpmmu_rt.single_record import graph_of
     from mpmmu_rt.spec import Target
 
     check_json(json_to)
@@ -50,11 +51,15 @@ def inspect(
         _parity(parity),
         *describe_precision(entry),
     ]
-    for head in entry["head"].values():
+    for name, head in entry["head"].items():
         forests = [f"{' + '.join(map(str, one['trees']))} trees by {one['strategy']}" for one in head["forests"]]
         where = "" if head["engine"] == "portable" else f" for {head['engine']}"
+        where = next((f" for {one} alone" for one in opened.single_heads if name == graph_of(one)), where)
         lines.append(f"stacking head{where}: {', '.join(forests) or 'no trees'}")
-    say(wrapped("\n".join([*lines, *(f"warning: {text}" for text in entry["head"]["head"]["notes"])])))
+    if opened.single_heads:
+        lines.append("heads for one image alone: `run --allow-single` uses them where a case has no other")
+    notes = dict.fromkeys(text for head in entry["head"].values() for text in head["notes"])
+    say(wrapped("\n".join([*lines, *(f"warning: {text}" for text in notes)])))
     if entry["card"].get("metrics"):
         say("\n" + _tested(entry["card"]["metrics"]))
     say("\n" + fitted(["target", ""], runs))

@@ -33,6 +33,12 @@ def run(
     columns: Annotated[
         str, typer.Option("--columns", help="More columns, of base,embedding,files: learners, digests.")
     ] = "",
+    allow_single: Annotated[
+        bool,
+        typer.Option(
+            "--allow-single", help="Predict cases with one image by heads for it alone; each row says what it rests on."
+        ),
+    ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an unfinished run.")] = False,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Make the rows with errors of a run again, and no others.")
@@ -58,6 +64,7 @@ def run(
     from mpmmu_rt.machine import now
     from mpmmu_rt.places import claimed
     from mpmmu_rt.run import Allowed, Asked, extra_columns
+    from mpmmu_rt.single import COLUMN, require_single
     from mpmmu_rt.spec import Target
 
     _check(output, json_to, going_on=resume or retry_failed, overwrite=overwrite)
@@ -69,11 +76,13 @@ def run(
     extra_columns(opened, asked)
     engine(wanted)
     opened.require_proven(wanted)
+    if allow_single:
+        require_single(opened, wanted)
     verdict = looked_up(opened, wanted, require=require_verified)
 
     with _place(output) as path, claimed(path):
         run_record.check_place(path)
-        what = Asked(opened, wanted, batch, frame, asked)
+        what = Asked(opened, wanted, batch, frame, asked, allow_single)
         allowed = Allowed(resume=resume, overwrite=overwrite, retry_failed=retry_failed)
         warn_never_run(opened, wanted, bundle)
         if on_ray:
@@ -100,9 +109,16 @@ def run(
             f"warning: {summary.warned} of {summary.cases} rows of {output} have warnings; the first is "
             f"{summary.first_warning}"
         )
+    if summary.single:
+        note(
+            f"warning: {summary.single} of {summary.cases} rows rest on one image alone; the column `{COLUMN}` of "
+            f"{output} says which"
+        )
     for remark in made.remarks:
         note(f"note: {remark}")
     note_verdict(verdict, wanted, bundle)
+    if summary.failed and opened.single_heads and not allow_single:
+        note("note: --allow-single predicts cases of which one image is there by heads for it alone")
     if not summary.failed:
         next_command("bench", bundle, "--batch", batch)
     if summary.failed:
@@ -145,6 +161,7 @@ def _here(asked: Asked, manifest: Path, output: Path, allowed: Allowed, *, keeps
             batch=asked.batch,
             frame=asked.frame,
             columns=asked.columns,
+            allow_single=asked.alone,
             resume=allowed.resume,
             overwrite=allowed.overwrite,
             retry_failed=allowed.retry_failed,

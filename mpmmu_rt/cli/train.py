@@ -68,6 +68,10 @@ def train(
         Attention, typer.Option("--attention", help="paper: CBAM for mammography, ECA for ultrasound; else of both.")
     ] = Attention.paper,
     device: Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:N; bfloat16 on a GPU.")] = "cpu",
+    single_modality: Annotated[
+        bool,
+        typer.Option("--single-modality", help="Keep heads for one image alone, too: for `run --allow-single`."),
+    ] = False,
     preview: Annotated[
         Path | None, typer.Option("--preview", help="Write a picture of augmented images, and train nothing.")
     ] = None,
@@ -149,6 +153,7 @@ def train(
             known_images=model.known_images,
             embedding_mean=model.embedding_mean,
             modality_check=model.modality_check,
+            single_heads=model.single_heads if single_modality else {},
         )
         checkpoint.save(trained, output, overwrite=overwrite)
         beside, failed = learning_curves.write(model.history, output)

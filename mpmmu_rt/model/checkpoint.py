@@ -3,6 +3,7 @@
 config.json              schema, model configuration, operating threshold, card, digests of the other files
 mammography.safetensors  the encoders' weights
 ultrasound.safetensors
+head_<modality>.skops    of a model with heads for one modality alone: both of them
 head.skops               the fitted stacking head (or, if the user vouches for it by name, head.pkl / head.joblib)
 """
 
@@ -63,7 +64,7 @@ TRUSTED_TYPES = frozenset(
 class Checkpoint:
     """A trained model in memory. `card` says what it was trained on, how, and how well it did; JSON values only.
     known_images: by part of the split, what it learnt from (`mpmmu_rt.known_images`). embedding_mean: float32 [D], of
-    the training rows, if known."""
+    the training rows, if known. single_heads: for one modality alone, of both, or none."""
 
     config: ModelConfig
     encoders: Mapping[Modality, Encoder]
@@ -73,6 +74,7 @@ class Checkpoint:
     known_images: Mapping[str, str] = field(default_factory=dict)
     embedding_mean: Array | None = None
     modality_check: ModalityCheck | None = None
+    single_heads: Mapping[Modality, Any] = field(default_factory=dict)
 
 
 def save(checkpoint: Checkpoint, folder: StrPath, *, overwrite: bool = False) -> None:
@@ -82,6 +84,8 @@ def save(checkpoint: Checkpoint, folder: StrPath, *, overwrite: bool = False) ->
             state = {key: value.contiguous() for key, value in checkpoint.encoders[modality].state_dict().items()}
             save_file(state, partial / f"{modality}.safetensors")
         skops_file.dump(checkpoint.head, partial / "head.skops")
+        for modality, head in checkpoint.single_heads.items():
+            skops_file.dump(head, partial / _single(modality))
         entry = {
             "schema": SCHEMA,
             "model": checkpoint.config.to_json(),
@@ -125,8 +129,21 @@ def load(folder: StrPath, *, trust_pickle: StrPath | None = None) -> Checkpoint:
         check = ModalityCheck.from_json(entry.get("modality_check"))
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: {error}", hint=_HINT) from error
-    head = _head(folder, digests, trust_pickle)
-    return Checkpoint(config, encoders, head, float(threshold), card, known, mean, check)
+    head, single = _head(folder, digests, trust_pickle), _single_heads(folder, digests)
+    return Checkpoint(config, encoders, head, float(threshold), card, known, mean, check, single)
+
+
+def _single(modality: Modality) -> str:
+    return f"head_{modality}.skops"
+
+
+def _single_heads(folder: Path, digests: Mapping[str, Any]) -> dict[Modality, Any]:
+    """For one modality alone: of both, or none. Raises `CheckpointError`."""
+    if not any(_single(modality) in digests for modality in MODALITIES):
+        return {}
+    for modality in MODALITIES:
+        _check_file(folder / _single(modality), digests, MAX_HEAD_BYTES)
+    return {modality: load_skops(folder / _single(modality)) for modality in MODALITIES}
 
 
 def _text(array: Array | None) -> str | None:

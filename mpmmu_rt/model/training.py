@@ -63,14 +63,16 @@ class TrainedModel:
     """What training made: encoders in eval mode on the CPU, the fitted head and its operating threshold.
 
     `metrics`, `history`, `how` (settings and epochs), `known_images` and `patients` of each part
-    (`mpmmu_rt.split_record`) hold JSON values only. `metrics`: the `source` of the data, `parts` (patients and rows by
-    class), `test` with the metrics of `evaluate` for `mammography`, `ultrasound` and `fused`, and `validation`, what
-    heads that have not seen them say of the validation rows, for choosing a threshold. `embedding_mean`: float32 [D],
-    of the training rows; `modality_check` is fitted on their images.
+    (`mpmmu_rt.split_record`) hold JSON values only. `single_heads`: for one modality alone, at the same threshold.
+    `metrics`: the `source` of the data, `parts` (patients and rows by class), `test` with the metrics of `evaluate`
+    for `mammography`, `ultrasound` and `fused`, and `validation`, what heads that have not seen them say of the
+    validation rows, for choosing a threshold. `embedding_mean`: float32 [D], of the training rows; `modality_check`
+    is fitted on their images.
     """
 
     encoders: dict[Modality, Encoder]
     head: Any
+    single_heads: dict[Modality, Any]
     model_config: ModelConfig
     training_config: TrainingConfig
     threshold: float
@@ -111,14 +113,15 @@ def train(
     trained = stage_one(
         data, split, model_config, training_config, work_dir, initial=initial, device=device, progress=progress
     )
-    head, told = _stage_two(data, split, trained, model_config, training_config.seed, work_dir, progress)
+    heads, told = _stage_two(data, split, trained, model_config, training_config.seed, work_dir, progress)
     metrics = {"source": data.source, "parts": _parts(data, split), **told}
     known = {part: listing(_images(data, rows)) for part, rows in split.parts().items()}
     mean = fuse(trained.embedding)[split.train].mean(0, dtype=np.float64).astype(np.float32)
     of_rows = [data.pixels[name][data.images(name, split.train)[0]] for name in MODALITIES]
     return TrainedModel(
         encoders=trained.encoders,
-        head=head,
+        head=heads["fused"],
+        single_heads={modality: heads[modality] for modality in MODALITIES},
         model_config=model_config,
         training_config=training_config,
         threshold=THRESHOLD,
@@ -223,14 +226,14 @@ def _stage_two(
     seed: int,
     work_dir: Path,
     progress: Progress,
-) -> tuple[Any, dict[str, Any]]:
-    """Fit the fused head, and for comparison one of the same kind on each modality's embedding alone; what lies in
-    `work_dir` already is not fitted again.
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Fit the fused head, and one of the same kind on each modality's embedding alone; what lies in `work_dir` already
+    is not fitted again.
 
-    Returns the fused head, and `test`, the metrics of all three, and `validation`, see `_out_of_fold`.
+    Returns all three, and `test`, their metrics, and `validation`, see `_out_of_fold`.
     """
     inputs, rows = trained.inputs(), tuple(split.parts().values())
-    head: Any = None
+    heads: dict[str, Any] = {}
     test: dict[str, Any] = {}
     unseen: dict[str, Any] = {}
     for done, (name, features) in enumerate(inputs.items()):
@@ -243,10 +246,10 @@ def _stage_two(
             return made, {"test": found, "validation": others}
 
         key = head_state.digest(features, data.label, data.groups, rows, model_config.head, seed)
-        head, told = head_state.fitted(work_dir / name, key, fit)
+        heads[name], told = head_state.fitted(work_dir / name, key, fit)
         test[name], unseen = told["test"], told["validation"]
     progress("fitting the stacking heads", len(inputs), len(inputs), "heads")
-    return head, {"test": test, "validation": unseen}  # the last one is fused
+    return heads, {"test": test, "validation": unseen}  # the last one is fused
 
 
 def _out_of_fold(
