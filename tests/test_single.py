@@ -8,25 +8,30 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from mpmmu_rt import bundle as bundles
+from mpmmu_rt.archive.plan import read_plan
+from mpmmu_rt.archive.run import _header, _job
+from mpmmu_rt.archive.worker import Worker
 from mpmmu_rt.bundle import Bundle
 from mpmmu_rt.cases import Manifest, read_manifest
 from mpmmu_rt.checks import decide
 from mpmmu_rt.errors import BundleError, CheckpointError, OutputError, PixelsError, UsageError
 from mpmmu_rt.export import Limits, Wanted, export_checkpoint
+from mpmmu_rt.journal import Layout
+from mpmmu_rt.machine import THREADS_VARIABLE
 from mpmmu_rt.model import checkpoint as checkpoints
 from mpmmu_rt.model.checkpoint import Checkpoint
 from mpmmu_rt.model.phantom import phantom_pixels
 from mpmmu_rt.model.stacking import fit_head
 from mpmmu_rt.model.stage_one import embed
 from mpmmu_rt.predictor import Predictor, load
-from mpmmu_rt.run import run
+from mpmmu_rt.run import Asked, extra_columns, run
 from mpmmu_rt.single import BOTH, COLUMN
 from mpmmu_rt.single_record import golden_of
 from mpmmu_rt.spec import MODALITIES, Array, Modality, Target
@@ -153,7 +158,9 @@ def test_rows_say_what_they_rest_on(predictor: Predictor, some_missing: Manifest
         assert ("predicted from the" in row["warnings"]) == (basis in MODALITIES)
         if basis:
             threshold = predictor.bundle.threshold if basis == BOTH else 0.5
-            assert (row["decision"] == "malignant") == bool(decide(np.float32(row["probability"]), threshold))
+            assert (row["decision"] == "malignant") == bool(
+                decide(np.asarray(np.float32(row["probability"])), threshold)
+            )
     assert "no mammography image is given" in rows[5]["error"]
     assert rows[1]["mammography_sha256"]
     assert not rows[1]["ultrasound_sha256"]
@@ -302,6 +309,26 @@ def test_a_checkpoint_has_both_or_none(checkpoint: Path, checkpoint_folder: Path
 
 def command(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "mpmmu_rt", *map(str, arguments)], capture_output=True, text=True)
+
+
+def test_a_worker_of_a_cluster_makes_the_same_rows(
+    predictor: Predictor, some_missing: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Ray calls it."""
+    monkeypatch.setenv(THREADS_VARIABLE, "1")  # which a worker sets
+    out, work = tmp_path / "out.csv", tmp_path / "work"
+    run(predictor, some_missing, out, batch=4, allow_single=True)
+    bundle, plan = predictor.bundle, read_plan(some_missing.path, 12)
+    asked = Asked(bundle, predictor.target, batch=4, alone=True)
+    extra = extra_columns(bundle, (), alone=True)
+    layout = Layout(_header(asked, plan, predictor.head_target, "csv", extra), bundle, frozenset(), extra)
+    job = _job(asked, plan, layout, work, 1)
+    job.parts().make()
+    (shard,) = plan.shards
+    assert Worker(job)(asdict(shard))["error"] == ""
+    ids = [case.case_id for case in some_missing.cases]
+    made = job.parts().read(0, ids, replace(layout, case_ids=frozenset(ids)))
+    assert made == [tuple(row.values()) for row in read(out)]
 
 
 @pytest.mark.slow

@@ -144,6 +144,7 @@ def test_train_says_what_its_table_is_worth_and_the_next_step_works(
 ) -> None:
     checkpoint = tmp_path / "checkpoint"
     options = ["--phantom", "60", "--preset", "tiny", "--epochs", "1", "--seed", "3", "-o", str(checkpoint)]
+    options.append("--single-modality")
     monkeypatch.setattr("sys.argv", ["mpmmu-rt", "train", *options])
     first = CliRunner().invoke(app, ["train", *options])
     assert first.exit_code == 0, first.stderr
@@ -156,6 +157,8 @@ def test_train_says_what_its_table_is_worth_and_the_next_step_works(
     assert "out of fold" in second.stdout
     assert "2 folds, each of 60 patients tested once" in " ".join(second.stdout.split())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint"]
+    assert (checkpoint / "head_mammography.skops").exists()
+    assert (checkpoint / "head_ultrasound.skops").exists()
     card = json.loads((checkpoint / "config.json").read_text())["card"]
     assert card["metrics"]["cross_validation"]["patients"] == 60
     assert "patients tested, expected 10 of each" in card["metrics"]["weakness"]
