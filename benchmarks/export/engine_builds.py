@@ -145,7 +145,7 @@ def proofs(bundle: Bundle) -> str:
     return f"""## What the types cost, and what a target weighs
 
 The whole graph of each target against FP32 (ONNX Runtime) on {GATE_CASES} phantoms, run on the CPU with
-each value rounded to its type (FP16, BF16: onnx.reference; FP32, INT8: ONNX Runtime). It proves the graph,
+each value rounded to its type (ONNX Runtime). It proves the graph,
 not the engine. The model is untrained: its decisions say nothing. INT8 was calibrated on
 {CALIBRATION_CASES} other phantoms, with all layers quantized whatever the limits.
 

@@ -13,7 +13,7 @@ from mpmmu_rt.engines import known_engine
 from mpmmu_rt.errors import ParityError
 from mpmmu_rt.export import npz, parity
 from mpmmu_rt.export.cases import Pixels
-from mpmmu_rt.export.draft import BATCH, FIRST, Answers, Draft, answers_of, in_batches
+from mpmmu_rt.export.draft import FIRST, Answers, Draft, answers_of, in_batches
 from mpmmu_rt.export.precision import Half
 from mpmmu_rt.export.quantization import Gate, compare
 from mpmmu_rt.export.quantization.ranges import session
@@ -21,8 +21,6 @@ from mpmmu_rt.export.rounding import Rounded
 from mpmmu_rt.facts import PROBABILITY_TOLERANCE, TOLERANCES
 from mpmmu_rt.progress import silent
 from mpmmu_rt.spec import MODALITIES, Modality, Target
-
-_ROUNDED_BATCH = 4  # onnx.reference keeps every value of a run
 
 
 def equal(draft: Draft, target: Target) -> dict[str, Any]:
@@ -59,10 +57,7 @@ def same_graph(draft: Draft, target: Target, model: onnx.ModelProto) -> dict[str
     """
     want, judged = draft.floats(), draft.judged
     is_half = target.precision in get_args(Half)
-    batch = _ROUNDED_BATCH if is_half else BATCH
-    got = in_batches(
-        runner(model, rounded=is_half), judged.pixels, draft.progress, f"running the graph of {target}", batch
-    )
+    got = in_batches(runner(model, rounded=is_half), judged.pixels, draft.progress, f"running the graph of {target}")
     checks = (
         Check(
             "embedding, relative",
@@ -86,7 +81,7 @@ def same_graph(draft: Draft, target: Target, model: onnx.ModelProto) -> dict[str
     _require(gate, target)
     return {
         "proves": "the graph, in decisions and numbers, on the CPU; not the engine that is built from it",
-        "run_by": "onnx.reference, each value rounded to its type" if is_half else "ONNX Runtime",
+        "run_by": "ONNX Runtime in float32, each value rounded to its type" if is_half else "ONNX Runtime",
         "source": judged.source,
         **gate.to_json(),
         "checks": [check.to_json() for check in (*checks, *gate.checks)],
