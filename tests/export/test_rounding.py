@@ -151,9 +151,8 @@ def test_what_lies_at_the_ends_of_the_type(precision: Half) -> None:
     kind = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}[precision]
     dtype = helper.tensor_dtype_to_np_dtype(kind)
     bits = RNG.integers(0, 2**32, 200_000, dtype=np.uint32)
-    values = np.concatenate(
-        [bits.view(np.float32), np.float32([0, -0.0, 65504, 65519.9, 65520, 3.4e38, np.inf, np.nan])]
-    )
+    ends = np.array([0, -0.0, 65504, 65519.9, 65520, 3.4e38, np.inf, np.nan], np.float32)
+    values = np.concatenate([bits.view(np.float32), ends])
     graph = helper.make_graph(
         [helper.make_node("Cast", ["x"], ["y"], to=kind)],
         "cast",
