@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from . import single_record
+from .bundle import Bundle
 from .errors import OutputError
 from .files import parse_json_object, read_bounded, rounded, sha256_file, write_json
 from .journal import SCHEMA
@@ -84,9 +86,15 @@ def record(made: Made, output: Path, verdict: Verdict, started: str) -> dict[str
         "verified": verdict.to_json(),
         "machine": describe(),
         **({"processors": list(made.processors)} if made.processors else {}),
+        **({single_record.KEY: _single(bundle)} if made.asked.alone else {}),
     }
     found: dict[str, Any] = rounded(entry)
     return found
+
+
+def _single(bundle: Bundle) -> dict[str, Any]:
+    """What rows that rest on one image were decided with."""
+    return {str(modality): head.to_json() for modality, head in bundle.single_heads.items()}
 
 
 def read_record(output: Path) -> dict[str, Any]:

@@ -337,7 +337,9 @@ def test_on_the_command_line(folder: Path, bundle_folder: Path, some_missing: Ma
     done = command("run", folder, some_missing.path, "-o", out, "--allow-single", "--json", tmp_path / "said.json")
     assert done.returncode == 1  # of case 5 there is no image
     assert "6 of 12 rows rest on one image alone" in done.stderr
-    assert json.loads((tmp_path / "said.json").read_text())["from_one_image"] == 6
+    said = json.loads((tmp_path / "said.json").read_text())
+    assert said["from_one_image"] == 6
+    assert said["single_modality"]["ultrasound"]["threshold"] == 0.5 != said["threshold"]
     assert {row[COLUMN] for row in read(out)} == {"", BOTH, *MODALITIES}
     done = command("run", bundle_folder, some_missing.path, "-o", tmp_path / "b.csv", "--allow-single")
     assert done.returncode == 2
