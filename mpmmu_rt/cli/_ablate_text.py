@@ -6,7 +6,7 @@ from typing import Any
 
 from mpmmu_rt.evaluation.text import grid, p_value
 
-from ._report import table, wrapped
+from ._report import count, table, wrapped
 
 PUBLISHED = "published, other data"
 _PAPER = (
@@ -105,7 +105,7 @@ def _words(entry: dict[str, Any]) -> list[str]:
     fewest = min(one["malignant_test_patients"] for one in parts)
     if fewest < 20:
         said.append(
-            f"A test part holds as few as {fewest} malignant patients: a single one of them moves its sensitivity by "
+            f"A test part holds as few as {count(fewest, 'malignant patient')}: a single one of them moves its sensitivity by "
             f"{100 / max(1, fewest):.0f} points. So few can't rank these systems."
         )
     if len(seeds) < 5:
