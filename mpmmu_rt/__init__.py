@@ -21,22 +21,23 @@ from ._optional import silence as _silence
 _silence()
 
 if TYPE_CHECKING:
+    from .choice import choose_target as choose_target
     from .errors import MpmmuError as MpmmuError
     from .predictor import Prediction as Prediction
     from .predictor import Predictor as Predictor
     from .predictor import load as load
 
 __version__ = "0.1.0"
-__all__ = ["MpmmuError", "Prediction", "Predictor", "load"]
+__all__ = ["MpmmuError", "Prediction", "Predictor", "choose_target", "load"]
 
 
 def __getattr__(name: str) -> object:
     """PEP 562: the names above, when they are first asked for."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from . import errors, predictor
+    from . import choice, errors, predictor
 
-    return getattr(errors if name == "MpmmuError" else predictor, name)
+    return getattr({"MpmmuError": errors, "choose_target": choice}.get(name, predictor), name)
 
 
 def __dir__() -> list[str]:

@@ -30,7 +30,8 @@ MOST_PAIRS = 4096
 class Bench:
     """The result; `entry` is the JSON document, `latency` its percentiles, `warning` what is doubtful about it.
 
-    `targets` of the document, what the bundle's others take, is `mpmmu_rt.survey`'s to fill.
+    `targets` of the document, what the bundle's others take, is `mpmmu_rt.survey`'s to fill; `chosen`, how its target
+    was chosen where none was named, `mpmmu_rt.choice`'s.
     """
 
     entry: dict[str, Any]
@@ -128,6 +129,7 @@ def bench(
         "cold_start": cold.to_json(),
         **curves,
         "targets": None,
+        "chosen": None,
     }
     return Bench(entry, latency, "" if conditions.state == "stable" else conditions.line)
 

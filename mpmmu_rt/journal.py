@@ -206,8 +206,16 @@ def _require_same(path: Path, found: object, header: dict[str, Any]) -> None:
         differs = [key for key in header if not isinstance(found, dict) or found.get(key) != header[key]]
         raise OutputError(
             f"{path} belongs to another run (other {', '.join(differs)}), expected this run's",
-            hint="run it with what it was begun with, or pass --overwrite instead of --resume to start again",
+            hint=how_to_go_on(differs, found),
         )
+
+
+def how_to_go_on(differs: Sequence[str], found: object) -> str:
+    """The hint for rows of another run: `found` is the header that they have, and `differs` the keys. What `auto` came
+    to is not on the command line that began it."""
+    if list(differs) == ["target"] and isinstance(found, dict) and isinstance(found.get("target"), str):
+        return f"--target {found['target'][:40]} goes on with it; --overwrite instead of --resume starts again"
+    return "run it with what it was begun with, or pass --overwrite instead of --resume to start again"
 
 
 def _read_output(output: Path, layout: Layout) -> dict[str, Row]:

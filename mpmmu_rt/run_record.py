@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from . import single_record
 from .bundle import Bundle
+from .choice import Choice
 from .errors import OutputError
 from .files import parse_json_object, read_bounded, rounded, sha256_file, write_json
 from .journal import SCHEMA
@@ -64,8 +65,9 @@ class Made:
     processors: tuple[str, ...] = ()
 
 
-def record(made: Made, output: Path, verdict: Verdict, started: str) -> dict[str, Any]:
-    """JSON values; `output` is written already, and told by its digest, if it is a file. started: of `machine.now`."""
+def record(made: Made, output: Path, verdict: Verdict, started: str, choice: Choice | None = None) -> dict[str, Any]:
+    """JSON values; `output` is written already, and told by its digest, if it is a file. started: of `machine.now`.
+    choice: of the target, where none was named."""
     bundle, summary = made.asked.bundle, made.summary
     entry = {
         "schema": SCHEMA,
@@ -76,6 +78,7 @@ def record(made: Made, output: Path, verdict: Verdict, started: str) -> dict[str
         "warning": bundle.warning,
         "manifest": {"path": str(made.listing.path), "sha256": made.listing.sha256},
         "target": str(made.asked.target),
+        "chosen": choice.to_json() if choice else None,
         "head_target": str(made.head_target),
         "threshold": bundle.threshold,
         "preprocessing": bundle.preprocessing.to_json(),

@@ -18,7 +18,6 @@ from .compare import Side, take_turn
 from .decisions import recorded
 from .engines import engines
 from .errors import EngineError, MpmmuError
-from .predictor import DEFAULT_TARGET
 from .progress import Progress, silent
 from .spec import Target
 
@@ -46,13 +45,6 @@ class Timed:
     def exact(self) -> bool:
         """Whether it computes in FP32."""
         return Target.parse(self.target).precision == "fp32"
-
-
-def first_target(bundle: Bundle) -> Target:
-    """The default target; of a bundle of which that can't run here, the first that can."""
-    usable = [target for target in map(Target.parse, bundle.targets) if _problem(target) is None]
-    default = Target.parse(DEFAULT_TARGET)
-    return default if default in usable or not usable else usable[0]
 
 
 def survey(bundle: Bundle, batch: int, *, seconds: float = 1.0, progress: Progress = silent) -> dict[str, Any]:

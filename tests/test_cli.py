@@ -221,7 +221,7 @@ def test_run(bundle_folder: Path, phantom_manifest: Path, out: Path) -> None:
 
 
 def test_run_json_is_one_document_on_stdout(bundle_folder: Path, phantom_manifest: Path, out: Path) -> None:
-    result = call("run", bundle_folder, phantom_manifest, "-o", out, "--json", "-")
+    result = call("run", bundle_folder, phantom_manifest, "-o", out, "--json", "-", "--target", "onnxruntime:fp32")
     entry = document(result)
     assert (entry["cases"], entry["predicted"], entry["failed"], entry["output"]) == (12, 12, 0, str(out))
     assert entry["target"] == "onnxruntime:fp32"
@@ -246,7 +246,7 @@ def test_what_predictions_were_made_with_lies_beside_them(
     out.unlink()
     assert call("run", bundle_folder, phantom_manifest, "-o", out).exit_code == 0, "an earlier run's gives way"
     beside.write_text("a letter")
-    refused = call("run", bundle_folder, phantom_manifest, "-o", out, "--overwrite")
+    refused = call("run", bundle_folder, phantom_manifest, "-o", out, "--overwrite", "--target", "onnxruntime:fp32")
     assert (refused.exit_code, beside.read_text()) == (1, "a letter")
     assert two_lines(refused)[0].startswith(f"error: {beside} exists and is no document of a run")
 
@@ -280,7 +280,7 @@ def test_run_with_a_case_that_fails(bundle_folder: Path, phantom_manifest: Path,
 
 
 def test_verify(bundle_folder: Path) -> None:
-    result = call("verify", bundle_folder, "--no-record")
+    result = call("verify", bundle_folder, "--no-record", "--target", "onnxruntime:fp32")
     assert result.exit_code == 0
     assert "golden embedding, relative" in result.stdout
     assert "FAILED" not in result.stdout
@@ -295,7 +295,7 @@ def test_verify_that_fails_has_its_exit_code_and_still_prints_its_data(folder: P
     weights = np.fromfile(folder / "onnx/weights.bin", "<f4") * np.float32(1.05)
     weights.tofile(folder / "onnx/weights.bin")
     reseal(folder)
-    result = call("verify", folder)
+    result = call("verify", folder, "--target", "onnxruntime:fp32")
     assert result.exit_code == 3
     assert "FAILED" in result.stdout
     assert "checks failed on onnxruntime:fp32, expected none; the first stage at fault: " in two_lines(result)[0]
@@ -354,7 +354,7 @@ def test_verify_names_the_stage_at_fault(folder: Path) -> None:
     graphs = [folder / f"onnx/{modality}_onnxruntime.onnx" for modality in ("mammography", "ultrasound")]
     shutil.copy(graphs[1], graphs[0])
     reseal(folder)
-    result = call("verify", folder, "--json", "-")
+    result = call("verify", folder, "--target", "onnxruntime:fp32", "--json", "-")
     assert document(result)["stage_at_fault"] == "the mammography encoder"
     assert two_lines(result)[0].endswith("expected none; the first stage at fault: the mammography encoder")
 
@@ -437,8 +437,8 @@ def test_no_bars_and_no_colour_where_there_is_no_terminal(
     for mark in (b"\x1b", b"\r", "━".encode(), b"%"):
         assert mark not in result.stderr
     assert (
-        len(result.stderr.splitlines()) == 5
-    )  # what was written, two of times, whether it was verified here, what next
+        len(result.stderr.splitlines()) == 6
+    )  # the target, what was written, two of times, whether it was verified here, what next
 
 
 @pytest.mark.slow

@@ -62,7 +62,7 @@ def test_the_command_says_the_same(bundle_folder: Path, phantom_manifest: Path, 
     assert plain.stdout.startswith(f"{rows[0]['decision']}: probability of malignancy {entry['probability']:.4f}")
     broken = CliRunner().invoke(app, [*command, str(bundle_folder / "bundle.json")])
     assert (broken.exit_code, broken.stdout) == (1, "")
-    assert [line.partition(":")[0] for line in broken.stderr.splitlines()] == ["error", "hint"]
+    assert [line.partition(" ")[0] for line in broken.stderr.splitlines()] == ["target", "error:", "hint:"]
 
 
 def test_the_command_says_whether_it_was_verified(bundle_folder: Path, phantom_manifest: Path, tmp_path: Path) -> None:

@@ -15,12 +15,13 @@ from typer.testing import CliRunner, Result
 
 from mpmmu_rt.bench import bench
 from mpmmu_rt.bundle import Bundle, seal
+from mpmmu_rt.choice import choose_target
 from mpmmu_rt.cli import app
 from mpmmu_rt.cli._bench_text import describe
 from mpmmu_rt.latency import Effort
 from mpmmu_rt.report_html import page
 from mpmmu_rt.spec import Array, Target
-from mpmmu_rt.survey import TURNS, Timed, first_target, recommend, survey
+from mpmmu_rt.survey import TURNS, Timed, recommend, survey
 
 
 def call(*arguments: object) -> Result:
@@ -54,14 +55,6 @@ def test_what_cannot_run_says_why(bundle_folder: Path, monkeypatch: pytest.Monke
     *_, last = survey(Bundle.open(bundle_folder), 2, seconds=0.01)["rows"]
     assert (last["target"], last["median_ms"], last["n"]) == ("openvino:fp32", None, 0)
     assert "needs the package `openvino`" in last["problem"]
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    bundle = Bundle.open(bundle_folder)
-    assert first_target(bundle) == Target.parse("onnxruntime:fp32"), "its error is the one to show"
-
-
-def test_without_the_default_engine_another_is_measured(bundle_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    assert first_target(Bundle.open(bundle_folder)) == Target.parse("openvino:fp32")
 
 
 def test_fast_but_wrong_is_no_candidate(bundle_folder: Path, tmp_path: Path) -> None:
@@ -133,5 +126,6 @@ def test_bench_shows_all_where_none_is_named(bundle_folder: Path) -> None:
     every, one = (
         json.loads(call("bench", bundle_folder, *options, *more).stdout) for more in ([], ["--target", "openvino:fp32"])
     )
-    assert (every["target"], one["target"], one["targets"]) == ("onnxruntime:fp32", "openvino:fp32", None)
+    assert (every["target"], one["target"]) == (str(choose_target(bundle_folder).target), "openvino:fp32")
+    assert (one["chosen"], one["targets"]) == (None, None)
     assert {found["target"] for found in every["targets"]["rows"]} == {"onnxruntime:fp32", "openvino:fp32"}

@@ -145,7 +145,7 @@ def test_it_lies_beside_the_bundle_that_a_link_means(folder: Path, tmp_path: Pat
 
 
 def test_run_says_whether_it_was_verified(folder: Path, phantom_manifest: Path, tmp_path: Path) -> None:
-    run = ("run", folder, phantom_manifest, "-o", tmp_path / "out.csv", "--overwrite")
+    run = ("run", folder, phantom_manifest, "-o", tmp_path / "out.csv", "--overwrite", "--target", "onnxruntime:fp32")
     before = call(*run, "--json", "-")
     assert before.exit_code == 0
     assert (
@@ -174,8 +174,8 @@ def test_a_failed_verification_is_kept_too(folder: Path, phantom_manifest: Path,
     graphs = [folder / f"onnx/{modality}_onnxruntime.onnx" for modality in ("mammography", "ultrasound")]
     shutil.copy(graphs[1], graphs[0])
     seal(folder, json.loads((folder / "bundle.json").read_text()))
-    assert call("verify", folder).exit_code == 3
-    run = ("run", folder, phantom_manifest, "-o", tmp_path / "out.csv")
+    assert call("verify", folder, "--target", "onnxruntime:fp32").exit_code == 3
+    run = ("run", folder, phantom_manifest, "-o", tmp_path / "out.csv", "--target", "onnxruntime:fp32")
     assert "failed its verification" in call(*run, "--require-verified").stderr.splitlines()[0]
     assert "warning: onnxruntime:fp32 failed its verification on this machine" in call(*run).stderr
 

@@ -20,7 +20,7 @@ import numpy as np
 from mpmmu_rt._optional import require
 from mpmmu_rt.errors import OutputError
 from mpmmu_rt.files import atomic_file, write_json
-from mpmmu_rt.journal import Layout, Row
+from mpmmu_rt.journal import Layout, Row, how_to_go_on
 
 FORMATS = ("csv", "parquet")
 _NAME = re.compile(r"part-(\d{8})\.(csv|parquet)")
@@ -43,7 +43,7 @@ class Parts:
             if differs := [key for key in self.header if found.get(key) != self.header[key]]:
                 raise OutputError(
                     f"{self.work} belongs to another run (other {', '.join(differs)}), expected this run's",
-                    hint="run it with what it was begun with, or pass --overwrite instead of --resume to start again",
+                    hint=how_to_go_on([key for key in differs if key != "head_target"], found),
                 )
         for folder in (self.folder / "parts", self.folder / "begun"):
             folder.mkdir(parents=True, exist_ok=True)

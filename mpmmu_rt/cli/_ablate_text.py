@@ -105,8 +105,8 @@ def _words(entry: dict[str, Any]) -> list[str]:
     fewest = min(one["malignant_test_patients"] for one in parts)
     if fewest < 20:
         said.append(
-            f"A test part holds as few as {count(fewest, 'malignant patient')}: a single one of them moves its sensitivity by "
-            f"{100 / max(1, fewest):.0f} points. So few can't rank these systems."
+            f"A test part holds as few as {count(fewest, 'malignant patient')}: a single one of them moves its "
+            f"sensitivity by {100 / max(1, fewest):.0f} points. So few can't rank these systems."
         )
     if len(seeds) < 5:
         said.append(f"{len(seeds)} splits are few for a spread: --seeds 5 or more.")

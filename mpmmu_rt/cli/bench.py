@@ -4,7 +4,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,7 +13,11 @@ from mpmmu_rt.files import rounded
 
 from ._bench_text import MOST_SECONDS, describe
 from ._report import JsonTo, bars, check_json, check_output, note, put_json, quiet, say, write_html
+from ._target import AUTO, RoundingOption, check_rounding, taken
 from .export import REFERENCE_BUNDLE
+
+if TYPE_CHECKING:
+    from mpmmu_rt.spec import Target
 
 
 def bench(
@@ -23,8 +27,13 @@ def bench(
     batch: Annotated[int, typer.Option("--batch", min=1, max=4096, help="Pairs per call.")] = 32,
     target: Annotated[
         str | None,
-        typer.Option("--target", help="Engine and precision [default: onnxruntime:fp32, and all others beside it]."),
+        typer.Option(
+            "--target",
+            help="Engine and precision [default: auto, and all others beside it; with --save and --baseline "
+            "onnxruntime:fp32].",
+        ),
     ] = None,
+    allow_rounding: RoundingOption = False,
     json_to: JsonTo = None,
     html_to: Annotated[Path | None, typer.Option("--html", help="Write a report with plots: one HTML page.")] = None,
     seconds: Annotated[float, typer.Option("--seconds", min=0.1, max=MOST_SECONDS, help="How long to measure.")] = 3.0,
@@ -59,33 +68,31 @@ def bench(
     from mpmmu_rt.curves import check_gaps
     from mpmmu_rt.engines import engine
     from mpmmu_rt.latency import Effort
-    from mpmmu_rt.predictor import DEFAULT_TARGET
-    from mpmmu_rt.spec import Target
-    from mpmmu_rt.survey import first_target, survey
+    from mpmmu_rt.survey import survey
 
     judging = {"--max-slowdown": max_slowdown, "--allow-counts": allow_counts, "--allow-different": allow_different}
     measuring = {"--seconds": seconds != 3.0, "--html": html_to, "--sweep": sweep, "--idle": idle != "0,1"}
     _check(save, baseline, judging, measuring, budget, json_to)
-    chosen = Target.parse(target or DEFAULT_TARGET)
+    named = _named(target, allow_rounding=allow_rounding, turns=bool(save or baseline))
     silences, sizes = _silences(idle), _batches(sweep, batch)
     check_gaps(silences)
-    if target or bundle is None or save or baseline:
-        engine(chosen)  # before a long export
+    if named:
+        engine(named)  # before a long export
     check_json(json_to)
     if html_to:
         check_output(html_to, stdout=False)
     if bundle is None:
         bundle = _reference()
-    if save or baseline:
+    if named and (save or baseline):
         from ._baseline import judge_baseline, save_baseline
 
         if save:
-            save_baseline(save, bundle, chosen, batch, budget=budget or "120s")
+            save_baseline(save, bundle, named, batch, budget=budget or "120s")
         elif baseline:
             judge_baseline(
                 baseline,
                 bundle,
-                chosen,
+                named,
                 batch,
                 max_slowdown=max_slowdown or "5%",
                 allow_counts=allow_counts or [],
@@ -94,13 +101,15 @@ def bench(
                 json_to=json_to,
             )
         return
-    opened = Bundle.open(bundle) if target is None else None
-    if opened:
-        chosen = first_target(opened)
+    chosen, opened, choice = named, None, None
+    if chosen is None:
+        opened = Bundle.open(bundle)
+        chosen, choice = taken(opened, AUTO, allow_rounding=allow_rounding)
     with bars() as progress:
         effort = Effort(measure_ms=seconds * 1e3, max_warmup_ms=min(5000.0, seconds * 2e3))
         result = measure(bundle, chosen, batch, effort=effort, idle_s=silences, batches=sizes, progress=progress)
-        if opened:
+        if opened and choice:
+            result.entry["chosen"] = choice.to_json()
             result.entry["targets"] = survey(opened, batch, seconds=seconds / 3, progress=progress)
     entry = rounded(result.entry)
     if not put_json(json_to, entry):
@@ -111,6 +120,24 @@ def bench(
         note(f"note: {remark}")
     if result.warning:
         note(f"warning: {result.warning}")
+
+
+def _named(target: str | None, *, allow_rounding: bool, turns: bool) -> Target | None:
+    """The target to measure, where it does not depend on the machine: what is kept as a baseline, and judged by one,
+    has a name."""
+    from mpmmu_rt.predictor import DEFAULT_TARGET
+    from mpmmu_rt.spec import Target
+
+    if turns and (allow_rounding or target == AUTO):
+        raise UsageError(
+            f"{'--allow-rounding' if allow_rounding else '--target auto'} is given with --save or --baseline, expected "
+            "a target by name: a baseline must not become one of another target where the machine changes",
+            hint=f"--target {DEFAULT_TARGET}, which it is without",
+        )
+    check_rounding(target or AUTO, allow_rounding=allow_rounding)
+    if target in (None, AUTO):
+        return Target.parse(DEFAULT_TARGET) if turns else None
+    return Target.parse(str(target))
 
 
 def _silences(text: str) -> list[float]:

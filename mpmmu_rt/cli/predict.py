@@ -8,13 +8,15 @@ import typer
 
 from ._proven import looked_up, note_verdict, warn_never_run
 from ._report import JsonTo, check_json, note, put_json, say, wrapped
+from ._target import AUTO, RoundingOption, TargetOption, taken
 
 
 def predict(
     bundle: Annotated[Path, typer.Argument(help="Bundle to run.")],
     mammography: Annotated[Path, typer.Option("--mammography", help="Mammogram of the patient.")],
     ultrasound: Annotated[Path, typer.Option("--ultrasound", help="Ultrasound image of the same patient.")],
-    target: Annotated[str, typer.Option("--target", help="Engine and precision.")] = "onnxruntime:fp32",
+    target: TargetOption = AUTO,
+    allow_rounding: RoundingOption = False,
     frame: Annotated[
         int | None, typer.Option("--frame", min=0, help="Frame to take of files that hold several, from 0.")
     ] = None,
@@ -27,10 +29,10 @@ def predict(
     from mpmmu_rt.bundle import Bundle
     from mpmmu_rt.engines import engine
     from mpmmu_rt.predictor import HeaderWarning, Predictor
-    from mpmmu_rt.spec import Target
 
     check_json(json_to)
-    opened, wanted = Bundle.open(bundle), Target.parse(target)
+    opened = Bundle.open(bundle)
+    wanted, choice = taken(opened, target, allow_rounding=allow_rounding)
     engine(wanted)
     opened.require_proven(wanted)
     verdict = looked_up(opened, wanted, require=require_verified)
@@ -48,7 +50,8 @@ def predict(
         "base_probability": None if found.base_probability is None else found.base_probability[0].tolist(),
         "warning": opened.warning,
         "bundle": {"name": opened.name, "digest": opened.digest, "trained": opened.trained},
-        "target": target,
+        "target": str(wanted),
+        "chosen": choice.to_json() if choice else None,
         "images": {"mammography": str(mammography), "ultrasound": str(ultrasound)},
         "warnings": said,
         "remarks": list(remarks),

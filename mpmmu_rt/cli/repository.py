@@ -10,7 +10,6 @@ from ._report import note
 if TYPE_CHECKING:
     from mpmmu_rt.serving.repository import Served
 
-TargetOption = Annotated[str, typer.Option("--target", help="Engine and precision.")]
 InstancesOption = Annotated[
     int, typer.Option("--instances", min=1, help="Processes that predict; they share the cores.")
 ]
@@ -26,7 +25,7 @@ NameOption = Annotated[str, typer.Option("--name", help="What the model is calle
 def repository(
     bundle: Annotated[Path, typer.Argument(help="Bundle to serve.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")] = Path("models"),
-    target: TargetOption = "onnxruntime:fp32",
+    target: Annotated[str, typer.Option("--target", help="Engine and precision.")] = "onnxruntime:fp32",
     instances: InstancesOption = 1,
     max_delay: DelayOption = "2ms",
     max_batch: BatchOption = None,

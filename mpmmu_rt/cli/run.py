@@ -13,6 +13,7 @@ from mpmmu_rt.errors import ImageError, UsageError
 from . import _ray
 from ._proven import looked_up, note_verdict, warn_never_run
 from ._report import JsonTo, bars, check_json, count, going_on, milliseconds, next_command, note, put_json, say
+from ._target import AUTO, RoundingOption, TargetOption, taken
 
 if TYPE_CHECKING:
     from mpmmu_rt.run import Allowed, Asked
@@ -25,7 +26,8 @@ def run(
     output: Annotated[Path, typer.Option("--output", "-o", help="CSV to write, or - for stdout.")] = Path(
         "predictions.csv"
     ),
-    target: Annotated[str, typer.Option("--target", help="Engine and precision.")] = "onnxruntime:fp32",
+    target: TargetOption = AUTO,
+    allow_rounding: RoundingOption = False,
     batch: Annotated[int, typer.Option("--batch", min=1, max=4096, help="Cases per batch.")] = 32,
     frame: Annotated[
         int | None, typer.Option("--frame", min=0, help="Frame to take of files that hold several, from 0.")
@@ -65,13 +67,13 @@ def run(
     from mpmmu_rt.places import claimed
     from mpmmu_rt.run import Allowed, Asked, extra_columns
     from mpmmu_rt.single import COLUMN, require_single
-    from mpmmu_rt.spec import Target
 
     _check(output, json_to, going_on=resume or retry_failed, overwrite=overwrite)
     on_ray = _ray.asked(ray, ray_workers, ray_cpus, output, retry_failed=retry_failed)
     check_json(json_to)
     started = now()
-    opened, wanted = Bundle.open(bundle), Target.parse(target)
+    opened = Bundle.open(bundle)
+    wanted, choice = taken(opened, target, allow_rounding=allow_rounding)
     asked = tuple(name.strip() for name in columns.split(",") if name.strip())
     extra_columns(opened, asked)
     engine(wanted)
@@ -90,7 +92,7 @@ def run(
         else:
             made = _here(what, manifest, path, allowed, keeps=output != Path("-"))
         summary = made.summary
-        entry = run_record.record(made, output, verdict, started)
+        entry = run_record.record(made, output, verdict, started, choice)
         if output == Path("-"):
             say(path.read_text(encoding="utf-8"), end="")
         else:

@@ -10,7 +10,8 @@ from mpmmu_rt.errors import EngineError
 
 from ._proven import looked_up, note_verdict, warn_never_run
 from ._report import check_output, note
-from .repository import BatchOption, DelayOption, InstancesOption, NameOption, TargetOption, served
+from ._target import AUTO, RoundingOption, TargetOption, taken
+from .repository import BatchOption, DelayOption, InstancesOption, NameOption, served
 
 if TYPE_CHECKING:
     from mpmmu_rt.serving.repository import Served
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
 
 def serve(
     bundle: Annotated[Path, typer.Argument(help="Bundle to serve.")],
-    target: TargetOption = "onnxruntime:fp32",
+    target: TargetOption = AUTO,
+    allow_rounding: RoundingOption = False,
     host: Annotated[
         str, typer.Option("--host", help="Address to listen on; whoever reaches it may ask.")
     ] = "127.0.0.1",
@@ -48,7 +50,8 @@ def serve(
     from mpmmu_rt.serving.server import Addresses, started, tail
 
     opened = Bundle.open(bundle)
-    asked = served(target, name=name, version=1, instances=instances, max_delay=max_delay, max_batch=max_batch)
+    wanted, _ = taken(opened, target, allow_rounding=allow_rounding)
+    asked = served(str(wanted), name=name, version=1, instances=instances, max_delay=max_delay, max_batch=max_batch)
     engine(asked.target)
     opened.require_proven(asked.target)
     verdict = looked_up(opened, asked.target, require=require_verified)

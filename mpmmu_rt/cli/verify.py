@@ -11,8 +11,11 @@ from mpmmu_rt.errors import MpmmuError, UsageError
 from mpmmu_rt.files import rounded
 
 from ._report import JsonTo, bars, check_json, fitted, next_command, note, pairs, put_json, say, wrapped
+from ._target import AUTO, RoundingOption, TargetOption, taken
 
 if TYPE_CHECKING:
+    from mpmmu_rt.cases import Manifest
+    from mpmmu_rt.choice import Choice
     from mpmmu_rt.own_cases import OwnCases
     from mpmmu_rt.predictor import Predictor
 
@@ -24,7 +27,8 @@ def verify(
     manifest: Annotated[
         Path | None, typer.Argument(help="Your own cases: hold their decisions to a second target.")
     ] = None,
-    target: Annotated[str, typer.Option("--target", help="Engine and precision.")] = "onnxruntime:fp32",
+    target: TargetOption = AUTO,
+    allow_rounding: RoundingOption = False,
     against: Annotated[
         str | None, typer.Option("--against", help="Target to hold MANIFEST's decisions to; else onnxruntime:fp32.")
     ] = None,
@@ -38,60 +42,73 @@ def verify(
 ) -> None:
     """Check digests, replay the golden vectors, prove that no case depends on its batch, and hold your own cases'
     decisions to a second target; exit code 3 if anything fails. The verdict is kept in BUNDLE.verified.json."""
+    from mpmmu_rt.bundle import Bundle
+    from mpmmu_rt.cases import read_manifest
+    from mpmmu_rt.predictor import Predictor
+
     check_json(json_to)
+    wanted = None if target == AUTO else target
     try:
-        _verify(bundle, manifest, target, against, frame, record=record, json_to=json_to)
+        opened = Bundle.open(bundle)
+        found, choice = taken(opened, target, allow_rounding=allow_rounding)
+        wanted = str(found)
+        second = _second(bundle, manifest, wanted, against)
+        cases = read_manifest(manifest) if manifest else None
+        with Predictor(opened, found) as predictor:
+            _verify(predictor, choice, cases, second, frame, record=record, json_to=json_to)
     except UsageError:
         raise
     except MpmmuError as error:
         # A program that asked gets an answer.
-        facts = {"target": target, "passed": False, "error": str(error), "hint": error.hint, "checks": []}
+        facts: dict[str, Any] = {
+            "target": wanted,
+            "passed": False,
+            "error": str(error),
+            "hint": error.hint,
+            "checks": [],
+        }
         put_json(json_to, {"schema": SCHEMA, **facts})
         raise
 
 
 def _verify(
-    path: Path,
-    manifest: Path | None,
-    target: str,
-    against: str | None,
+    predictor: Predictor,
+    choice: Choice | None,
+    cases: Manifest | None,
+    second: str | None,
     frame: int | None,
     *,
     record: bool,
     json_to: str | None,
 ) -> None:
-    from mpmmu_rt.cases import read_manifest
-    from mpmmu_rt.predictor import DEFAULT_TARGET, load
     from mpmmu_rt.verify import stage_at_fault
     from mpmmu_rt.verify import verify as run_checks
 
-    second = _second(path, manifest, target, against)
-    cases = read_manifest(manifest) if manifest else None
+    bundle, path, target = predictor.bundle, predictor.bundle.path, str(predictor.target)
     for remark in cases.remarks if cases else ():
         note(f"warning: {remark}")
     own, facts = None, None
-    with load(path, target) as predictor:
-        if second is not None:
-            _require_listed(predictor, path, second)
-        found = run_checks(predictor)
-        if cases:
-            own = _own(predictor, path, cases, second, frame)
-            found += own.checks
-            facts = rounded({"manifest": str(manifest), "sha256": cases.sha256, **own.to_json()})
-        checks = rounded([check.to_json() for check in found])
-        passed = all(check["passed"] for check in checks)
-        kept, trouble = _keep(predictor, checks, facts) if record else (None, "")
-        head, remarks, trained = predictor.head_target, predictor.remarks, predictor.bundle.trained
-        digest, warning = predictor.bundle.digest, predictor.bundle.warning
+    if second is not None:
+        _require_listed(predictor, path, second)
+    found = run_checks(predictor)
+    if cases:
+        own = _own(predictor, path, cases, second, frame)
+        found += own.checks
+        facts = rounded({"manifest": str(cases.path), "sha256": cases.sha256, **own.to_json()})
+    checks = rounded([check.to_json() for check in found])
+    passed = all(check["passed"] for check in checks)
+    kept, trouble = _keep(predictor, checks, facts) if record else (None, "")
+    remarks = predictor.remarks
     stage = stage_at_fault(found) or (own.stage if own else "")
     entry = {
         "schema": SCHEMA,
         "target": target,
-        "head_target": str(head),
+        "chosen": choice.to_json() if choice else None,
+        "head_target": str(predictor.head_target),
         "remarks": list(remarks),
-        "bundle_digest": digest,
-        "trained": trained,
-        "warning": warning,
+        "bundle_digest": bundle.digest,
+        "trained": bundle.trained,
+        "warning": bundle.warning,
         "passed": passed,
         "stage_at_fault": None if passed else stage or None,
         "checks": checks,
@@ -113,8 +130,9 @@ def _verify(
     note(f"{path}: digests hold, {len(checks)} checks passed on {target}")
     if kept:
         note(f"kept in {kept}")
-    named = () if target == DEFAULT_TARGET else ("--target", target)
-    next_command("run", path, manifest or "MANIFEST", *named, *(["--require-verified"] if kept else []))
+    allowed = choice and predictor.target.precision != "fp32"  # what `run` then comes to again
+    named = ("--target", target) if choice is None else ("--allow-rounding",) if allowed else ()
+    next_command("run", path, cases.path if cases else "MANIFEST", *named, *(["--require-verified"] if kept else []))
 
 
 def _second(path: Path, manifest: Path | None, target: str, against: str | None) -> str | None:
