@@ -15,7 +15,7 @@ import numpy as np
 
 from .bundle import CLASSES, Bundle, Graph
 from .checks import decide
-from .engines import Counted, engine
+from .engines import Counted, ShowsTensors, engine
 from .errors import AnswerError, EngineError, PixelsError, UsageError
 from .images import read_with_warnings
 from .machine import usable_threads
@@ -195,10 +195,44 @@ class Predictor:
         checked = self._check(pixels)
         maps: dict[Modality, Array] = {}
         for modality in MODALITIES:
-            graph = self._engine.graph(self.bundle, modality, self.target.precision)
-            found = self._run_once(graph, {"pixels": checked[modality]})["feature_map"]
+            found = self._run_once(self.encoder_graph(modality), {"pixels": checked[modality]})["feature_map"]
             maps[modality] = found.astype(np.float32, copy=False)
         return maps
+
+    @property
+    def shows_tensors(self) -> bool:
+        """Whether `tensors` can be asked of this engine."""
+        return isinstance(self._engine, ShowsTensors)
+
+    def tensors(
+        self, pixels: Mapping[Modality, Array], names: Mapping[Modality, Sequence[str]]
+    ) -> dict[Modality, dict[str, Array]]:
+        """`feature_map` of each encoder in `names` and, of what its graph computes on the way, the tensors of these
+        names, float32. Loads the encoders for this one call.
+
+        Raises `EngineError` for an engine that can't show them.
+        """
+        if not isinstance(self._engine, ShowsTensors):  # as `shows_tensors` says
+            raise EngineError(
+                f"{self.target} can't show what its graphs compute on the way, expected an engine that can",
+                hint="use onnxruntime:fp32",
+            )
+        checked = self._check(pixels)
+        found: dict[Modality, dict[str, Array]] = {}
+        for modality, wanted in names.items():
+            session = self._engine.load_showing(
+                self.encoder_graph(modality), wanted, self.target.precision, self.threads
+            )
+            try:
+                said = session.run({"pixels": checked[modality]})
+            finally:
+                session.close()
+            found[modality] = {name: array.astype(np.float32, copy=False) for name, array in said.items()}
+        return found
+
+    def encoder_graph(self, modality: Modality) -> Path:
+        """The graph of an encoder that this target runs."""
+        return self._engine.graph(self.bundle, modality, self.target.precision)
 
     def run_whole_graph(self, pixels: Mapping[Modality, Array]) -> dict[str, Array]:
         """`probability` and `embedding` from the joined graph, which engines that take one graph are built from."""

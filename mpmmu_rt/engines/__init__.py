@@ -7,7 +7,7 @@ and proves for it has the same name in `mpmmu_rt.export.targets`. `shared` holds
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -117,6 +117,15 @@ class TellsPrecision(Protocol):
 
     def layers_in_8_bits(self, bundle: Bundle, threads: int) -> int:
         """How many layers of both encoders it computes in 8 bits, by its own word. Raises `EngineError`."""
+        ...
+
+
+@runtime_checkable
+class ShowsTensors(Protocol):
+    """An engine that can show what a graph computes on its way: what an engine may have besides."""
+
+    def load_showing(self, graph: Path, tensors: Sequence[str], precision: str, threads: int) -> Session:
+        """`load` a graph that gives `tensors` of its own, by name, beside its outputs. Raises as that does."""
         ...
 
 

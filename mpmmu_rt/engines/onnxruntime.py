@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from mpmmu_rt.bundle import Bundle, Graph, HeadGraph
 from mpmmu_rt.errors import EngineError, MpmmuError
 from mpmmu_rt.facts import KNOWN_BAD
 from mpmmu_rt.machine import package_versions
+from mpmmu_rt.onnx_wire import with_outputs
 from mpmmu_rt.spec import Array, Modality, Target
 
 from . import Traits
@@ -19,6 +20,7 @@ from .shared.onnxruntime_lanes import BoundEmbedder, failed, first_line
 
 PROVIDER = "CPUExecutionProvider"
 _PURPOSE = "the target onnxruntime:fp32"
+_WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 
 
 class OnnxRuntimeSession:
@@ -99,6 +101,9 @@ class OnnxRuntime:
     def load(self, graph: Path, precision: str, threads: int) -> OnnxRuntimeSession:
         return OnnxRuntimeSession(self._open(graph, threads), graph)
 
+    def load_showing(self, graph: Path, tensors: Sequence[str], precision: str, threads: int) -> OnnxRuntimeSession:
+        return OnnxRuntimeSession(self._open(graph, threads, tensors), graph)
+
     def pipeline(self, bundle: Bundle, precision: str, threads: int) -> HostHead:
         return HostHead.load(
             bundle, Target(self.name, precision), threads, lambda: self._embedder(bundle, precision, threads)
@@ -111,10 +116,16 @@ class OnnxRuntime:
         graphs = {name: bundle.graph(graph) for name, graph in EXACT_GRAPHS.items()}
         return BoundEmbedder({name: self._open(path, threads) for name, path in graphs.items()}, graphs)
 
-    def _open(self, graph: Path, threads: int) -> Any:
+    def _open(self, graph: Path, threads: int, tensors: Sequence[str] = ()) -> Any:
+        """tensors: of the graph's own, to give beside its outputs."""
         runtime = require("onnxruntime", _PURPOSE)
+        options = session_options(runtime, threads)
+        model: str | bytes = str(graph)
+        if tensors:  # what is read from memory has to be told where its weights are
+            options.add_session_config_entry(_WEIGHTS_FOLDER, str(graph.parent))
+            model = with_outputs(graph.read_bytes(), tensors)
         try:
-            session = runtime.InferenceSession(str(graph), session_options(runtime, threads), providers=[PROVIDER])
+            session = runtime.InferenceSession(model, options, providers=[PROVIDER])
         except Exception as error:
             raise EngineError(
                 f"ONNX Runtime can't load {graph.name}: {first_line(error)}",

@@ -17,7 +17,7 @@ import queue
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -283,9 +283,14 @@ class OpenVino:
         return str(require("openvino", _PURPOSE).__version__).partition("-")[0]
 
     def load(self, graph: Path, precision: str, threads: int) -> OpenVinoSession:
+        return self.load_showing(graph, (), precision, threads)
+
+    def load_showing(self, graph: Path, tensors: Sequence[str], precision: str, threads: int) -> OpenVinoSession:
         core = require("openvino", _PURPOSE).Core()
         try:
             model = core.read_model(str(graph))
+            if tensors:
+                model.add_outputs(list(tensors))
         except RuntimeError as error:
             raise _cannot_load(graph.name, error) from error
         return OpenVinoSession(_compile(core, model, precision, threads, 1, graph.name), graph)

@@ -2,8 +2,10 @@
 
 occlusion  how the probability changes when a part of an image is covered: asked of the target itself
 attention  the gates of the attention pool on the target's own feature maps
+blocks     the gates of the blocks before it, as the deployed graphs compute them
 study      all of it for one case: `explain`
 overlays   maps drawn over the images, in their own aspect ratio
+block_parts  what the page shows of `blocks`
 page       the document of many cases
 """
 

@@ -1,8 +1,7 @@
 """The gates of the attention pool: how much of each channel, and of each place, reaches the embedding.
 
 Of the feature maps that the target itself computes; the gates are computed in float64 from the bundle's own weights
-(CBAM: arXiv 1807.06521, equations 2 and 3; ECA: arXiv 1910.03151, equation 9). Gates of the blocks before it are not
-shown.
+(CBAM: arXiv 1807.06521, equations 2 and 3; ECA: arXiv 1910.03151, equation 9). Gates of the blocks before it: `blocks`.
 """
 
 from __future__ import annotations

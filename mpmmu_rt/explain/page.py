@@ -12,11 +12,12 @@ from mpmmu_rt import report_parts as pieces
 from mpmmu_rt.markup import Markup, el, joined, number
 from mpmmu_rt.spec import MODALITIES, Modality
 
-from . import overlays
+from . import block_parts, overlays
 from .study import Explanation
 
 Pictures = Mapping[str, bytes]
-"""By what they show: `image`, `occlusion`, and `attention` where the pool has a spatial gate."""
+"""By what they show: `image`, `occlusion`, `attention` where the pool has a spatial gate, and `layer1` to `layer4`
+where the blocks of a stage have one."""
 
 _SAYS = {
     "image": "as it was read",
@@ -36,6 +37,8 @@ def pictures(found: Explanation, modality: Modality, size: int) -> dict[str, byt
     pool = found.gates.get(modality)
     if pool is not None and pool.spatial is not None:
         drawn["attention"] = overlays.attended(image, box, pool.spatial[0], size)
+    if modality in found.blocks:
+        drawn |= block_parts.strips(image, box, found.blocks[modality], size)
     return drawn
 
 
@@ -81,7 +84,16 @@ def _case(case: Mapping[str, Any], drawn: Mapping[Modality, Pictures]) -> list[M
     body = [el("h2", case["case_id"]), el("section", *keys, class_="keys")]
     if learners:
         body.append(pieces.card("What each learner says", pieces.facts(learners)))
-    return [*body, pieces.grid(*cards)]
+    body.append(pieces.grid(*cards))
+    inner = {modality: blocks for modality in MODALITIES if (blocks := case["modalities"][modality]["blocks"])}
+    if inner:
+        body.append(pieces.grid(*(_inner(modality, blocks, drawn[modality]) for modality, blocks in inner.items())))
+    return body
+
+
+def _inner(modality: Modality, blocks: Mapping[str, Any], drawn: Pictures) -> Markup:
+    stages = {name: png for name, png in drawn.items() if name not in _SAYS}
+    return block_parts.card(f"{modality.capitalize()}: attention in the blocks", blocks, stages)
 
 
 def _figures(drawn: Pictures) -> Markup:
@@ -92,6 +104,7 @@ def _figures(drawn: Pictures) -> Markup:
             el("figcaption", _SAYS[name]),
         )
         for name, png in drawn.items()
+        if name in _SAYS
     ]
     return el("div", joined(figures), class_="figures")
 

@@ -19,9 +19,11 @@ from mpmmu_rt.spec import MODALITIES, Array, Modality
 from mpmmu_rt.verify import PortableHead
 
 from .attention import Gates, gates
+from .blocks import BlockGates, InnerGates, inner_gates
 from .occlusion import Box, occlusion
 
 SCHEMA = "mpmmu-explanation/1"
+NEARLY_SHUT, NEARLY_OPEN = 0.1, 0.9  # a gate lets less, or more, of its channel through
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Explanation:
     alone: Mapping[Modality, float] | None
     occlusion: Mapping[Modality, Array]
     gates: Mapping[Modality, Gates]
+    blocks: Mapping[Modality, InnerGates]
 
     def to_json(self) -> dict[str, Any]:
         modalities = {}
@@ -55,6 +58,7 @@ class Explanation:
                     "peak": {"y": y, "x": x},  # of the image, in shares of its height and width
                 },
                 "attention": None if pool is None else _gates_json(pool),
+                "blocks": None if modality not in self.blocks else blocks_json(self.blocks[modality]),
             }
         return {
             "case_id": self.case.case_id,
@@ -91,6 +95,40 @@ def _gates_json(pool: Gates) -> dict[str, Any]:
     }
 
 
+def blocks_json(inner: InnerGates) -> dict[str, Any]:
+    """What `explanations.json` says of the gates in an encoder's blocks."""
+    return {
+        "graph": inner.graph,
+        "kind": inner.kind if inner.blocks else None,
+        "not_read": inner.not_read or None,
+        "feature_map_difference": inner.difference,  # beside the gates from the one without, in shares of its largest
+        "gates": [_block_json(one) for one in inner.blocks],
+    }
+
+
+def _block_json(block: BlockGates) -> dict[str, Any]:
+    lowest, quarter, median, three_quarters, highest = np.quantile(block.channel, (0, 0.25, 0.5, 0.75, 1)).tolist()
+    spatial = None
+    if block.spatial is not None:
+        height, width = block.spatial.shape
+        low, high = float(block.spatial.min()), float(block.spatial.max())
+        spatial = {"height": height, "width": width, "lowest": low, "highest": high}
+    return {
+        "block": block.name,
+        "channel": {
+            "count": block.channel.size,
+            "lowest": lowest,
+            "lower_quartile": quarter,
+            "median": median,
+            "upper_quartile": three_quarters,
+            "highest": highest,
+            "nearly_shut": float((block.channel < NEARLY_SHUT).mean()),
+            "nearly_open": float((block.channel > NEARLY_OPEN).mean()),
+        },
+        "spatial": spatial,
+    }
+
+
 def explain(
     predictor: Predictor,
     case: Case,
@@ -117,7 +155,7 @@ def explain(
     probability = float(said.probability[0])
     base = [] if said.base_probability is None else [float(one) for one in said.base_probability[0]]
     names = predictor.bundle.learners or tuple(f"learner {row}" for row in range(1, len(base) + 1))
-    pools = gates(predictor.bundle, predictor.feature_maps(pixels)) if predictor.bundle.pool_kinds else {}
+    feature_maps = predictor.feature_maps(pixels) if predictor.bundle.pool_kinds else {}
     return Explanation(
         case=case,
         images=images,
@@ -130,7 +168,8 @@ def explain(
             modality: occlusion(predictor, pixels, modality, boxes[modality], progress, before=probability)
             for modality in MODALITIES
         },
-        gates=pools,
+        gates=gates(predictor.bundle, feature_maps) if feature_maps else {},
+        blocks=inner_gates(predictor, pixels, feature_maps) if feature_maps else {},
     )
 
 

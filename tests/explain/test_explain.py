@@ -259,11 +259,13 @@ def test_the_command(knowing: Path, phantom_manifest: Path, tmp_path: Path) -> N
     assert first["ultrasound"]["attention"]["spatial"] is None
     assert 0 <= first["ultrasound"]["probability_alone"] <= 1
     files = sorted(path.name for path in out.iterdir())
-    assert len(files) == 2 + 2 * 5
-    assert "0001_mammography_attention.png" in files
+    assert len(files) == 2 + 2 * (5 + 4)
+    assert {"0001_mammography_attention.png", "0002_mammography_layer4.png"} <= set(files)
+    assert [one["block"] for one in first["ultrasound"]["blocks"]["gates"]][::7] == ["layer1.0", "layer4.1"]
+    assert first["mammography"]["blocks"]["feature_map_difference"] <= 1e-4
     page = (out / "explanation.html").read_text()
     assert "<b>odd</b>" not in page
-    assert page.count("data:image/png;base64,") == 10
+    assert page.count("data:image/png;base64,") == 2 * (5 + 4)
     assert not re.search(r"(src|href)=\"(?!data:)", page), "nothing is loaded from elsewhere"
     again = CliRunner().invoke(app, command)
     assert "exists already" in again.stderr
