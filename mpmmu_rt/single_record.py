@@ -33,10 +33,12 @@ class SingleHead:
     @classmethod
     def from_json(cls, entry: Mapping[str, Any], width: int) -> SingleHead:
         """width: of the embedding. Raises `ValueError`, `TypeError` or `KeyError` for what makes no sense."""
-        first, end = entry["columns"]
-        threshold = entry["threshold"]
-        if not (isinstance(first, int) and isinstance(end, int) and 0 <= first < end <= width):
-            raise ValueError(f"a head for one modality takes the columns {entry['columns']!r} of {width}")
+        columns, threshold = entry["columns"], entry["threshold"]
+        if type(columns) is not list or [type(one) for one in columns] != [int, int]:
+            raise TypeError(f"a head for one modality takes the columns {columns!r}")
+        first, end = columns
+        if not 0 <= first < end <= width:
+            raise ValueError(f"a head for one modality takes the columns {columns!r} of {width}")
         if not isinstance(threshold, float) or not 0 < threshold < 1:
             raise ValueError(f"a head for one modality has the threshold {threshold!r}, expected a number in 0..1")
         return cls((first, end), threshold)

@@ -22,7 +22,7 @@ from mpmmu_rt.bundle import Bundle, seal
 from mpmmu_rt.errors import BundleError, DigestMismatch, UsageError
 from mpmmu_rt.files import MAX_JSON_BYTES, sha256_file
 from mpmmu_rt.modality_check import FIGURES
-from mpmmu_rt.spec import Target
+from mpmmu_rt.spec import MODALITIES, Target
 from tests import test_bundle as faults
 from tests import test_modality_check as checking
 
@@ -443,6 +443,48 @@ CHECK = {
     "intercept": 0.25,
     "margin": 2,
 }
+
+
+SINGLE = {name: {"columns": [32 * row, 32 * row + 32], "threshold": 0.5} for row, name in enumerate(MODALITIES)}
+
+
+def with_single(folder: Path, record: object) -> None:
+    """bundle.json of the stored bundle with a record of heads for one modality, whose graphs are the head's."""
+    entry = json.loads((folder / "bundle.json").read_text())
+    graphs = entry["graphs"] | {f"head_{name}": entry["graphs"]["head"] for name in MODALITIES}
+    seal(folder, entry | {"single_modality": record, "graphs": graphs})
+
+
+def test_a_bundle_with_heads_for_one_modality(library: Library, folder: Path) -> None:
+    with_single(folder, SINGLE)
+    assert Bundle.open(folder).single_heads["ultrasound"].columns == (32, 64)
+    with library.open(folder, threads=1) as model:
+        assert model.self_test().flipped == 0
+
+
+def test_a_record_of_such_heads_that_makes_no_sense(library: Library, folder: Path) -> None:
+    wrong: list[object] = [3, [], {}, "x", True, {**SINGLE, "mri": SINGLE["ultrasound"]}]
+    wrong += [
+        {"mammography": SINGLE["mammography"]},
+        dict.fromkeys(MODALITIES, 3),
+        dict.fromkeys(MODALITIES, "columns"),
+    ]
+    for key, values in {
+        "columns": (3, None, "ab", [], [1], [0, 1, 2], [0, 65], [3, 3], [4, 3], [-1, 3], [0.0, 3.0], [False, True], {}),
+        "threshold": (0, 1, 0.0, 1.0, -0.5, 1.5, "0.5", None, True, [0.5]),
+    }.items():
+        wrong += [{**SINGLE, "ultrasound": {**SINGLE["ultrasound"], key: value}} for value in values]
+        wrong.append({**SINGLE, "mammography": {k: v for k, v in SINGLE["mammography"].items() if k != key}})
+    found = []
+    for record in wrong:
+        with_single(folder, record)
+        found += problems(library, folder, record)
+    entry = json.loads((folder / "bundle.json").read_text())
+    seal(
+        folder,
+        entry | {"single_modality": SINGLE, "graphs": json.loads((STORED / "bundle.json").read_text())["graphs"]},
+    )
+    assert [*found, *problems(library, folder, "no graphs")] == []
 
 
 def test_a_bundle_that_knows_its_modalities(library: Library, folder: Path) -> None:

@@ -246,6 +246,34 @@ void check_modality(const Json &entry) {
   }
 }
 
+// mpmmu_rt.single_record.read; heads for one modality are the Python runtime's.
+void check_single_heads(const Json &entry, std::size_t width) {
+  const auto found = entry.find("single_modality");
+  if (found == entry.end() || found->is_null()) return;
+  if (!found->is_object() || found->size() != 2 || !found->contains("mammography") || !found->contains("ultrasound")) {
+    throw Malformed{"`single_modality` is not of a head for each of mammography, ultrasound"};
+  }
+  const Json &graphs = at(entry, "graphs");
+  for (const char *modality : {"mammography", "ultrasound"}) {
+    if (!graphs.is_object() || !graphs.contains(std::string("head_") + modality)) {
+      throw Malformed{"`single_modality` tells of heads and `graphs` lacks `head_" + std::string(modality) + "`"};
+    }
+  }
+  for (const char *modality : {"mammography", "ultrasound"}) {
+    const Json &head = found->at(modality);
+    if (!head.is_object()) throw Malformed{"`single_modality` has a " + python_type(head) + ", expected an object"};
+    const Json &columns = at(head, "columns"), &threshold = at(head, "threshold");
+    const bool both = columns.is_array() && columns.size() == 2 && columns[0].is_number_integer() &&
+                      columns[1].is_number_integer();
+    if (!both || columns[0] < 0 || columns[0] >= columns[1] || columns[1] > width) {
+      throw Malformed{"a head for one modality takes the columns " + python_repr(columns)};
+    }
+    if (!threshold.is_number_float() || !(threshold > 0 && threshold < 1)) {
+      throw Malformed{"a head for one modality has the threshold " + python_repr(threshold)};
+    }
+  }
+}
+
 // As PurePosixPath reads a path: its parts, without `.` and empty ones.
 std::vector<std::string> parts_of(const std::string &name) {
   std::vector<std::string> parts;
@@ -320,6 +348,7 @@ Bundle Bundle::open(const std::string &given) {
     const double limit = mpmmu::threshold(entry);
     const std::size_t width = check_pixels(entry, how.side);
     check_modality(entry);
+    check_single_heads(entry, width);
     const Bundle bundle{folder, std::make_shared<const Json>(std::move(entry)), sha256(data), how, limit, width};
     bundle.check_files();
     return bundle;
