@@ -1,9 +1,10 @@
 """Are maps where lesions are? The pointing game on phantoms, whose lesions are known.
 
-    python -m benchmarks.pointing BUNDLE
+    python -m benchmarks.pointing BUNDLE [--orders 16]
 
 Zhang et al. 2018, "Top-down neural attention by excitation backprop" (arXiv 1608.00507, section 4.2): a hit is a map
-whose peak lies on the object. Here: within the mass's ellipse, widened by half a window of the occlusion. Only images
+whose peak lies on the object. Here: within the mass's ellipse, widened by half a window of the occlusion, by occlusion
+or, with --orders, by Shapley values, whose patches are as large as its windows and a quarter as many. Only images
 that show their modality's sign count: the others give the model no reason to look at their mass. Chance: the share of
 the image that the widened ellipse takes.
 """
@@ -17,6 +18,7 @@ from pathlib import Path
 
 from benchmarks import report
 from mpmmu_rt.explain.occlusion import WINDOWS, Box, occlusion
+from mpmmu_rt.explain.shapley import Sampling, shapley
 from mpmmu_rt.explain.study import peak
 from mpmmu_rt.images import preprocess
 from mpmmu_rt.metrics import share_interval
@@ -33,13 +35,17 @@ def main() -> None:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--target", default="onnxruntime:fp32")
     parser.add_argument("--cases", type=int, default=100, help="of each modality")
+    parser.add_argument("--orders", type=int, help="by Shapley values, of so many orders")
     given = parser.parse_args()
+    sampling = None if given.orders is None else Sampling(given.orders)
+    method = "occlusion" if sampling is None else f"Shapley values of {sampling.orders} orders"
     with load(given.bundle, given.target) as predictor:
         print(report.heading("Pointing game", ("onnxruntime", "openvino")))
-        print(f"{predictor.bundle.name} on {predictor.target}, {given.cases} phantoms of each modality, seed {SEED}\n")
+        print(f"{predictor.bundle.name} on {predictor.target}, {given.cases} phantoms of each modality, seed {SEED}")
+        print(f"by {method}\n")
         print(report.columns("modality | n | hits | 95 % interval | by chance"))
         for modality in MODALITIES:
-            hits, chance = play(predictor, modality, given.cases)
+            hits, chance = play(predictor, modality, given.cases, sampling)
             low, high = share_interval(sum(hits), len(hits))
             print(
                 f"| {modality} | {len(hits)} | {sum(hits) / len(hits):.1%} | {low:.1%} to {high:.1%} "
@@ -47,7 +53,9 @@ def main() -> None:
             )
 
 
-def play(predictor: Predictor, modality: Modality, count: int) -> tuple[list[bool], list[float]]:
+def play(
+    predictor: Predictor, modality: Modality, count: int, sampling: Sampling | None
+) -> tuple[list[bool], list[float]]:
     """Of each phantom whether the peak lies on its mass, and the share of the image that would count as that."""
     hits, chance = [], []
     for phantom in shown(modality, count):
@@ -55,9 +63,13 @@ def play(predictor: Predictor, modality: Modality, count: int) -> tuple[list[boo
         pixels: dict[Modality, Array] = {
             name: preprocess(phantom.image(name), predictor.bundle.preprocessing)[None] for name in MODALITIES
         }
-        found = occlusion(predictor, pixels, modality, Box(0, 0, size, size))
+        box = Box(0, 0, size, size)
+        if sampling is None:
+            found = occlusion(predictor, pixels, modality, box)
+        else:
+            found = shapley(predictor, pixels, dict.fromkeys(MODALITIES, box), sampling).maps[modality]
         lesion = widened(phantom.lesions[modality])
-        hits.append(lesion.reach(*peak(found, Box(0, 0, size, size))) <= 1)
+        hits.append(lesion.reach(*peak(found, box)) <= 1)
         chance.append(math.pi * lesion.half_height * lesion.half_width)
     return hits, chance
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +13,7 @@ from ._report import JsonTo, bars, check_json, count, fitted, going_on, note, pu
 
 if TYPE_CHECKING:
     from mpmmu_rt.cases import Case
-    from mpmmu_rt.explain import Explanation
+    from mpmmu_rt.explain import Explanation, Sampling
     from mpmmu_rt.predictor import Predictor
     from mpmmu_rt.progress import Progress
     from mpmmu_rt.spec import Modality
@@ -25,6 +27,11 @@ SAYS = (
 )
 
 
+class Method(StrEnum):
+    occlusion = "occlusion"
+    shapley = "shapley"
+
+
 def explain(
     bundle: Annotated[Path, typer.Argument(help="Bundle to look into.")],
     manifest: Annotated[Path | None, typer.Argument(help="CSV with case_id,mammography,ultrasound.")] = None,
@@ -33,14 +40,24 @@ def explain(
     ultrasound: Annotated[Path | None, typer.Option("--ultrasound", help="… and her ultrasound image.")] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")] = Path("explanation"),
     target: Annotated[str, typer.Option("--target", help="Engine and precision.")] = "onnxruntime:fp32",
+    method: Annotated[
+        Method,
+        typer.Option(
+            "--method", help="occlusion: what covering a part changes; shapley: what each adds, and all add up."
+        ),
+    ] = Method.occlusion,
+    orders: Annotated[
+        int | None, typer.Option("--orders", help="Of --method shapley, even: more are slower and steadier. [8]")
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Of --method shapley. [0]")] = None,
     frame: Annotated[
         int | None, typer.Option("--frame", min=0, help="Frame to take of files that hold several, from 0.")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier explanation.")] = False,
     json_to: JsonTo = None,
 ) -> None:
-    """Show what the deployed model looks at: overlays of occlusion and attention over both images, what each modality
-    and each learner says. explanation.html, explanations.json and the pictures as PNG."""
+    """Show what the deployed model looks at: overlays of occlusion or Shapley values, and of attention, over both
+    images; what each modality and each learner says. explanation.html, explanations.json and the pictures as PNG."""
     from mpmmu_rt.explain.page import document
     from mpmmu_rt.files import atomic_folder, check_replaceable, rounded, write_json
     from mpmmu_rt.places import claimed
@@ -48,13 +65,14 @@ def explain(
 
     check_json(json_to)
     check_replaceable(output, marker=REPORT, overwrite=overwrite)
+    sampling = _sampling(method, orders, seed)
     cases = _cases(manifest, case or [], mammography, ultrasound)
     kept = going_on(output, lambda: "nothing was kept")
     with claimed(output), kept, bars() as progress, load(bundle, target) as predictor:
         predictor.bundle.require_proven(predictor.target)
         with atomic_folder(output, marker=REPORT, overwrite=overwrite) as folder:
-            found, drawn, failed = _explained(predictor, cases, frame, folder, progress)
-            entry = rounded(_entry(predictor, found, failed))
+            found, drawn, failed = _explained(predictor, cases, (frame, sampling), folder, progress)
+            entry = rounded(_entry(predictor, found, failed) | {"method": str(method)})
             (folder / "explanation.html").write_text(document(entry, map(_read, drawn)), encoding="utf-8")
             write_json(folder / REPORT, entry)
         remarks = predictor.remarks
@@ -69,6 +87,28 @@ def explain(
             f"{len(failed)} of {len(cases)} cases could not be read, expected none; the first is {first}",
             hint=f"{output}/{REPORT} says why for each",
         )
+
+
+def _sampling(method: Method, orders: int | None, seed: int | None) -> Sampling | None:
+    from mpmmu_rt.explain import Sampling
+    from mpmmu_rt.explain.shapley import FEWEST_ORDERS
+
+    if method is Method.occlusion:
+        if orders is not None or seed is not None:
+            raise UsageError(
+                f"--{'seed' if orders is None else 'orders'} is given with --method occlusion, which draws nothing, "
+                "expected it with --method shapley",
+                hint="--method shapley",
+            )
+        return None
+    asked = Sampling()
+    asked = replace(asked, orders=asked.orders if orders is None else orders, seed=asked.seed if seed is None else seed)
+    if asked.orders < FEWEST_ORDERS or asked.orders % 2:
+        raise UsageError(
+            f"--orders is {asked.orders}, expected an even number from {FEWEST_ORDERS} on, as each has its reverse",
+            hint="--orders 8",
+        )
+    return asked
 
 
 def _cases(manifest: Path | None, chosen: list[str], mammography: Path | None, ultrasound: Path | None) -> list[Case]:
@@ -99,22 +139,27 @@ def _cases(manifest: Path | None, chosen: list[str], mammography: Path | None, u
 
 
 def _explained(
-    predictor: Predictor, cases: list[Case], frame: int | None, folder: Path, progress: Progress
+    predictor: Predictor,
+    cases: list[Case],
+    how: tuple[int | None, Sampling | None],
+    folder: Path,
+    progress: Progress,
 ) -> tuple[list[dict[str, Any]], list[Files], list[dict[str, str]]]:
-    """Of each case its JSON and its pictures, in `folder`; and of each that can't be read why. The images themselves,
-    up to 200 million pixels each, are let go case by case."""
+    """Of each case its JSON and its pictures, in `folder`; and of each that can't be read why. how: frame and sampling
+    of `explain`. The images themselves, up to 200 million pixels each, are let go case by case."""
     from mpmmu_rt.explain import explain as run
     from mpmmu_rt.verify import portable_head
 
     found: list[dict[str, Any]] = []
     drawn: list[Files] = []
     failed: list[dict[str, str]] = []
+    frame, sampling = how
     mean, size = predictor.bundle.embedding_mean(), predictor.bundle.preprocessing.size
     with portable_head(predictor) as head:
         for done, one in enumerate(cases):
             progress("explaining", done, len(cases), "cases")
             try:
-                explained = run(predictor, one, head, mean=mean, frame=frame, progress=progress)
+                explained = run(predictor, one, head, mean=mean, frame=frame, sampling=sampling, progress=progress)
             except ImageError as error:
                 failed.append({"case_id": one.case_id, "error": str(error)})
             else:

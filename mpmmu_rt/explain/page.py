@@ -16,23 +16,24 @@ from . import block_parts, overlays
 from .study import Explanation
 
 Pictures = Mapping[str, bytes]
-"""By what they show: `image`, `occlusion`, `attention` where the pool has a spatial gate, and `layer1` to `layer4`
-where the blocks of a stage have one."""
+"""By what they show: `image`, `occlusion` or `shapley`, `attention` where the pool has a spatial gate, and `layer1` to
+`layer4` where the blocks of a stage have one."""
 
 _SAYS = {
     "image": "as it was read",
     "occlusion": "covering this lowers (red) or raises (blue) the probability of malignant",
+    "shapley": "what each patch adds (red) to the probability of malignant, or takes from it (blue)",
     "attention": "the attention pool's spatial gate, from its lowest to its highest",
 }
 
 
 def pictures(found: Explanation, modality: Modality, size: int) -> dict[str, bytes]:
-    """PNG files of one modality. Both modalities share a scale of occlusion."""
+    """PNG files of one modality. Both modalities share the scale of their maps."""
     image, box = found.images[modality], found.boxes[modality]
-    largest = max(float(np.abs(one).max()) for one in found.occlusion.values())
+    largest = max(float(np.abs(one).max()) for one in found.maps.values())
     drawn = {
         "image": overlays.plain(image),
-        "occlusion": overlays.signed(image, box, found.occlusion[modality], largest),
+        "occlusion" if found.shapley is None else "shapley": overlays.signed(image, box, found.maps[modality], largest),
     }
     pool = found.gates.get(modality)
     if pool is not None and pool.spatial is not None:
@@ -84,11 +85,29 @@ def _case(case: Mapping[str, Any], drawn: Mapping[Modality, Pictures]) -> list[M
     body = [el("h2", case["case_id"]), el("section", *keys, class_="keys")]
     if learners:
         body.append(pieces.card("What each learner says", pieces.facts(learners)))
+    if case["shapley"]:
+        body.append(_sum(case))
     body.append(pieces.grid(*cards))
     inner = {modality: blocks for modality in MODALITIES if (blocks := case["modalities"][modality]["blocks"])}
     if inner:
         body.append(pieces.grid(*(_inner(modality, blocks, drawn[modality]) for modality, blocks in inner.items())))
     return body
+
+
+def _sum(case: Mapping[str, Any]) -> Markup:
+    found = case["shapley"]
+    totals = {one: f"{case['modalities'][one]['shapley']['total']:+.3f}" for one in MODALITIES}
+    steps = {
+        "both images covered": f"{found['probability_covered']:.3f}",
+        **totals,
+        "as they are": f"{case['probability']:.3f}",
+    }
+    note = (
+        f"Shapley values, by {found['orders']} orders of uncovering patches; the sum of all misses the probability by "
+        f"{abs(found['completeness_error']):.0e}. Another draw of orders moves a patch by a standard error of up to "
+        f"{found['largest_standard_error']:.3f}; --orders makes that smaller."
+    )
+    return pieces.card("What adds up to the probability", pieces.facts(steps), note)
 
 
 def _inner(modality: Modality, blocks: Mapping[str, Any], drawn: Pictures) -> Markup:
@@ -110,8 +129,14 @@ def _figures(drawn: Pictures) -> Markup:
 
 
 def _note(found: Mapping[str, Any]) -> str:
-    occlusion, attention = found["occlusion"], found["attention"]
-    text = f"Covering a part changes the probability by {-occlusion['most']:+.3f} to {-occlusion['least']:+.3f}."
+    occlusion, added, attention = found["occlusion"], found["shapley"], found["attention"]
+    if added:
+        text = (
+            f"A patch adds {added['least']:+.3f} to {added['most']:+.3f} to the probability, all of this image "
+            f"{added['total']:+.3f}."
+        )
+    else:
+        text = f"Covering a part changes the probability by {-occlusion['most']:+.3f} to {-occlusion['least']:+.3f}."
     if attention:
         of_channels = attention["channel"]
         text += (

@@ -21,6 +21,7 @@ from mpmmu_rt.verify import PortableHead
 from .attention import Gates, gates
 from .blocks import BlockGates, InnerGates, inner_gates
 from .occlusion import Box, occlusion
+from .shapley import Sampling, Shapley, shapley
 
 SCHEMA = "mpmmu-explanation/1"
 NEARLY_SHUT, NEARLY_OPEN = 0.1, 0.9  # a gate lets less, or more, of its channel through
@@ -28,9 +29,9 @@ NEARLY_SHUT, NEARLY_OPEN = 0.1, 0.9  # a gate lets less, or more, of its channel
 
 @dataclass(frozen=True)
 class Explanation:
-    """Of one case. images: as they were decoded. boxes: where they lie in the model's square. occlusion: float32
-    [S, S] of each modality. alone: the probability with the other modality's embedding at its training mean; None
-    where the bundle does not know that mean."""
+    """Of one case. images: as they were decoded. boxes: where they lie in the model's square. maps: float32 [S, S] of
+    each modality, by occlusion, or where there is `shapley` by that. alone: the probability with the other modality's
+    embedding at its training mean; None where the bundle does not know that mean."""
 
     case: Case
     images: Mapping[Modality, GreyImage]
@@ -39,24 +40,22 @@ class Explanation:
     decision: str
     base_probability: Mapping[str, float]
     alone: Mapping[Modality, float] | None
-    occlusion: Mapping[Modality, Array]
+    maps: Mapping[Modality, Array]
+    shapley: Shapley | None
     gates: Mapping[Modality, Gates]
     blocks: Mapping[Modality, InnerGates]
 
     def to_json(self) -> dict[str, Any]:
         modalities = {}
         for modality in MODALITIES:
-            found = self.occlusion[modality]
-            y, x = peak(found, self.boxes[modality])
             pool = self.gates.get(modality)
             modalities[modality] = {
                 "image": str(self.case.image(modality)),
                 "probability_alone": None if self.alone is None else self.alone[modality],
-                "occlusion": {
-                    "most": float(found.max()),
-                    "least": float(found.min()),
-                    "peak": {"y": y, "x": x},  # of the image, in shares of its height and width
-                },
+                "occlusion": self._map_json(modality) if self.shapley is None else None,
+                "shapley": None
+                if self.shapley is None
+                else self._map_json(modality) | {"total": self.shapley.totals[modality]},
                 "attention": None if pool is None else _gates_json(pool),
                 "blocks": None if modality not in self.blocks else blocks_json(self.blocks[modality]),
             }
@@ -66,8 +65,15 @@ class Explanation:
             "probability": self.probability,
             "decision": self.decision,
             "base_probability": dict(self.base_probability),
+            "shapley": None if self.shapley is None else _shapley_json(self.shapley),
             "modalities": modalities,
         }
+
+    def _map_json(self, modality: Modality) -> dict[str, Any]:
+        found = self.maps[modality]
+        y, x = peak(found, self.boxes[modality])
+        # The peak is of the image, in shares of its height and width.
+        return {"most": float(found.max()), "least": float(found.min()), "peak": {"y": y, "x": x}}
 
 
 def peak(found: Array, box: Box) -> tuple[float, float]:
@@ -76,6 +82,16 @@ def peak(found: Array, box: Box) -> tuple[float, float]:
     inside = np.abs(found[box.slices])
     y, x = np.nonzero(inside >= inside.max() * (1 - 1e-6))
     return float((y.mean() + 0.5) / box.height), float((x.mean() + 0.5) / box.width)
+
+
+def _shapley_json(found: Shapley) -> dict[str, Any]:
+    return {
+        "orders": found.sampling.orders,
+        "seed": found.sampling.seed,
+        "probability_covered": found.covered,
+        "completeness_error": found.error,
+        "largest_standard_error": found.standard_error,
+    }
 
 
 def _gates_json(pool: Gates) -> dict[str, Any]:
@@ -136,12 +152,14 @@ def explain(
     *,
     mean: Array | None = None,
     frame: int | None = None,
+    sampling: Sampling | None = None,
     progress: Progress = silent,
 ) -> Explanation:
     """Explain what `predictor` says of `case`.
 
     head: of `mpmmu_rt.verify.portable_head`, and mean: float32 [D], the mean embedding of the training; with both, what
-    each modality says alone. Raises `ImageError` for images that can't be read, and what `predict` raises.
+    each modality says alone. sampling: Shapley values by it, and not occlusion. Raises `ImageError` for images that
+    can't be read, and what `predict` raises.
     """
     preprocessing = predictor.bundle.preprocessing
     images: dict[Modality, GreyImage] = {}
@@ -156,6 +174,15 @@ def explain(
     base = [] if said.base_probability is None else [float(one) for one in said.base_probability[0]]
     names = predictor.bundle.learners or tuple(f"learner {row}" for row in range(1, len(base) + 1))
     feature_maps = predictor.feature_maps(pixels) if predictor.bundle.pool_kinds else {}
+    added = None if sampling is None else shapley(predictor, pixels, boxes, sampling, progress)
+    maps: Mapping[Modality, Array]
+    if added is None:
+        maps = {
+            modality: occlusion(predictor, pixels, modality, boxes[modality], progress, before=probability)
+            for modality in MODALITIES
+        }
+    else:
+        maps = added.maps
     return Explanation(
         case=case,
         images=images,
@@ -164,10 +191,8 @@ def explain(
         decision=said.decision[0],
         base_probability=dict(zip(names, base, strict=True)),
         alone=None if head is None or mean is None else _alone(predictor, head, said.embedding[0], mean),
-        occlusion={
-            modality: occlusion(predictor, pixels, modality, boxes[modality], progress, before=probability)
-            for modality in MODALITIES
-        },
+        maps=maps,
+        shapley=added,
         gates=gates(predictor.bundle, feature_maps) if feature_maps else {},
         blocks=inner_gates(predictor, pixels, feature_maps) if feature_maps else {},
     )

@@ -27,6 +27,7 @@ from mpmmu_rt.errors import ImageError
 from mpmmu_rt.explain import explain, overlays
 from mpmmu_rt.explain.attention import gates
 from mpmmu_rt.explain.occlusion import Box, occlusion, windows
+from mpmmu_rt.explain.shapley import Sampling, patches, shapley
 from mpmmu_rt.explain.study import peak
 from mpmmu_rt.export import Wanted, export_bundle, export_checkpoint
 from mpmmu_rt.grey import GreyImage
@@ -91,6 +92,21 @@ def test_a_map_is_where_the_model_looks_and_has_its_sign(looking: Predictor, mod
     far = np.ones((SIZE, SIZE), bool)
     far[max(0, rows.start - 9) : rows.stop + 9, max(0, columns.start - 9) : columns.stop + 9] = False
     assert np.abs(found[far]).max() == 0, "what it does not see changes nothing"
+
+
+def test_shapley_values_are_where_the_model_looks_and_have_its_sign(looking: Predictor) -> None:
+    box = Box(0, 0, SIZE, SIZE)
+    found = shapley(looking, lit(), dict.fromkeys(MODALITIES, box), Sampling(4))
+    for modality, sign in (("mammography", 1), ("ultrasound", -1)):
+        rows, columns = PLACE[modality]
+        seen = np.zeros((SIZE, SIZE), bool)
+        for y, x in patches(SIZE, box):
+            seen[y, x] = max(y.start, rows.start) < min(y.stop, rows.stop) and max(x.start, columns.start) < min(
+                x.stop, columns.stop
+            )
+        assert sign * found.totals[modality] > 0.02
+        assert (sign * found.maps[modality][seen]).max() > 0.01
+        assert np.abs(found.maps[modality][~seen]).max() < 1e-6, "what it does not see adds nothing"
 
 
 def test_padding_is_no_part_of_an_image(looking: Predictor) -> None:
@@ -180,7 +196,7 @@ def test_other_weights_give_another_map(bundle_folder: Path, small_model: Checkp
     checkpoints.save(other, tmp_path / "other")
     export_checkpoint(tmp_path / "other", tmp_path / "b", wanted=Wanted((Target("onnxruntime", "fp32"),)))
     rng = np.random.default_rng(3)
-    maps = []
+    maps: dict[str, list[Array]] = {"occlusion": [], "shapley": []}
     for folder in (bundle_folder, tmp_path / "b"):
         with load(folder) as predictor:
             size = predictor.bundle.preprocessing.size
@@ -189,10 +205,14 @@ def test_other_weights_give_another_map(bundle_folder: Path, small_model: Checkp
                 for modality in MODALITIES
             }
             rng = np.random.default_rng(3)
-            maps.append(occlusion(predictor, pixels, "mammography", Box(0, 0, size, size)).ravel())
-    ranks = [one.argsort().argsort() for one in maps]
-    assert abs(np.corrcoef(ranks[0], ranks[1])[0][1]) < 0.7
-    assert maps[0].std() > 0
+            box = Box(0, 0, size, size)
+            maps["occlusion"].append(occlusion(predictor, pixels, "mammography", box).ravel())
+            added = shapley(predictor, pixels, dict.fromkeys(MODALITIES, box), Sampling(16))
+            maps["shapley"].append(np.array([added.maps["mammography"][place][0, 0] for place in patches(size, box)]))
+    for first, second in maps.values():
+        ranks = [one.argsort().argsort() for one in (first, second)]
+        assert abs(np.corrcoef(ranks[0], ranks[1])[0][1]) < 0.7
+        assert first.std() > 0
 
 
 @pytest.mark.parametrize(
@@ -272,6 +292,45 @@ def test_the_command(knowing: Path, phantom_manifest: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.slow
+def test_the_command_with_shapley_values(knowing: Path, phantom_manifest: Path, tmp_path: Path) -> None:
+    case = read_manifest(phantom_manifest).cases[1]
+    command = ["explain", str(knowing), str(phantom_manifest), "--case", case.case_id, "--method", "shapley"]
+    found = []
+    for name, options in (("a", []), ("b", []), ("c", ["--seed", "1", "--orders", "6"])):
+        done = CliRunner().invoke(app, [*command, "--orders", "4", *options, "-o", str(tmp_path / name)])
+        assert done.exit_code == 0, done.stderr
+        entry: dict[str, Any] = json.loads((tmp_path / name / "explanations.json").read_text())
+        assert entry["method"] == "shapley"
+        found.append(entry["cases"][0])
+    one = found[0]
+    assert found[1] == one
+    assert found[2]["modalities"] != one["modalities"]
+    assert (found[2]["shapley"]["orders"], found[2]["shapley"]["seed"]) == (6, 1)
+    totals = [one["modalities"][modality]["shapley"]["total"] for modality in MODALITIES]
+    assert one["shapley"]["probability_covered"] + sum(totals) == pytest.approx(one["probability"], abs=3e-6)
+    assert one["modalities"]["mammography"]["occlusion"] is None
+    assert (tmp_path / "a" / "0001_ultrasound_shapley.png").is_file()
+    page = (tmp_path / "a" / "explanation.html").read_text()
+    assert f"{totals[0]:+.3f}" in page
+    assert "both images covered" in page
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--orders", "8"], "--orders is given with --method occlusion"),
+        (["--seed", "8"], "--seed is given with --method occlusion"),
+        (["--method", "shapley", "--orders", "2"], "--orders is 2, expected an even number from 4 on"),
+        (["--method", "shapley", "--orders", "7"], "--orders is 7, expected an even number from 4 on"),
+    ],
+)
+def test_how_shapley_values_are_drawn(bundle_folder: Path, tmp_path: Path, options: list[str], says: str) -> None:
+    done = CliRunner().invoke(app, ["explain", str(bundle_folder), "m.csv", *options, "-o", str(tmp_path / "o")])
+    assert done.exit_code == 2
+    assert says in " ".join(done.stderr.split())
+
+
+@pytest.mark.slow
 def test_images_are_let_go_case_by_case(knowing: Path, phantom_manifest: Path, tmp_path: Path) -> None:
     alive: list[int] = []
 
@@ -282,7 +341,7 @@ def test_images_are_let_go_case_by_case(knowing: Path, phantom_manifest: Path, t
     cases = list(read_manifest(phantom_manifest).cases[:4])
     gc.collect()
     with load(knowing) as predictor:
-        found, drawn, failed = _explained(predictor, cases, None, tmp_path, watch)
+        found, drawn, failed = _explained(predictor, cases, (None, None), tmp_path, watch)
     assert (len(found), len(drawn), failed) == (4, 4, [])
     assert len(alive) == 5
     assert max(alive) - alive[0] <= 2, "no more than the two of one case"
