@@ -10,12 +10,14 @@ another process keeps one core busy, half a second to three at a time, with one 
 `mpmmu_rt.compare.race` as `mpmmu-rt compare` runs it, with turns that are shorter; counts are left out. Which is
 next is drawn by lot, so that what the machine does meets all alike. Each comparison is a line of the file
 FOLDER/comparisons.jsonl once it is over: `run` goes on where it was stopped, and `report` may be asked at any time.
+Under `taskset -c 0` the turns have one core, and leave the others to other work; bursts go where they like.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import runpy
 import subprocess
@@ -39,7 +41,8 @@ EVERY = (1, 10)
 NOISE = ("quiet", "bursts")
 LINES = "comparisons.jsonl"
 _BURSTS = """
-import random, time
+import os, random, time
+os.sched_setaffinity(0, range(os.cpu_count()))
 while True:
     until = time.monotonic() + random.uniform(0.5, 3)
     while time.monotonic() < until:
@@ -61,9 +64,11 @@ class Cell:
         return f"{self.noise}: {f'{self.slow:.0%} slower{calls}' if self.slow else 'equals'}"
 
 
-def wanted(equals: int, slowed: int, noise: Sequence[str]) -> dict[Cell, int]:
-    cells = {Cell(0.0, 1, one): equals for one in noise}
-    return cells | {Cell(slow, every, one): slowed for one in noise for slow in SLOWDOWNS for every in EVERY}
+def wanted(given: argparse.Namespace) -> dict[Cell, int]:
+    noise, slowdowns, every = given.noise.split(","), given.slowdowns.split(","), given.every.split(",")
+    cells = {Cell(0.0, 1, one): given.equals for one in noise}
+    slower = [Cell(float(slow), int(calls), one) for one in noise for slow in slowdowns for calls in every]
+    return cells | dict.fromkeys(slower, given.slowed)
 
 
 def left(plan: dict[Cell, int], done: Sequence[dict[str, Any]], drawn: random.Random) -> list[Cell]:
@@ -84,7 +89,7 @@ def read(folder: Path) -> list[dict[str, Any]]:
 def run(folder: Path, bundle: Path, given: argparse.Namespace) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     target, until = Target.parse(given.target), time.monotonic() + 60 * given.minutes
-    todo = left(wanted(given.equals, given.slowed, given.noise.split(",")), read(folder), random.Random())
+    todo = left(wanted(given), read(folder), random.Random())
     for number, cell in enumerate(todo):
         if time.monotonic() > until:
             return
@@ -118,6 +123,7 @@ def compared(cell: Cell, bundle: Path, target: Target, batch: int, *, turn_s: fl
         "batch": batch,
         "turn_s": turn_s,
         "budget_s": budget_s,
+        "cores": len(os.sched_getaffinity(0)),
         "answer": verdict.answer,
         "reason": verdict.reason,
         "rounds": verdict.rounds,
@@ -226,11 +232,11 @@ def describe(lines: Sequence[dict[str, Any]]) -> str:
         ours.append([cell, len(some), *shares, share(told.count("slower"), len(told)), middle])
         counts = [sum(said(rule, line, turns=turns) for line in some) for turns in (1, None) for rule in RULES]
         theirs.append([cell, *(share(count, len(some)) for count in counts)])
-    kinds = sorted({(line["target"], line["batch"], line["turn_s"], line["budget_s"]) for line in lines})
+    kinds = sorted({tuple(line[one] for one in ("target", "batch", "cores", "turn_s", "budget_s")) for line in lines})
     calls = [len(turn) for line in lines for turn in line["samples_ms"]["a"]]
     conditions = "; ".join(
-        f"{target}, batch {batch}, turns of {turn:g} s, at most {budget:g} s a comparison"
-        for target, batch, turn, budget in kinds
+        f"{target}, batch {batch}, {cores} cores, turns of {turn:g} s, at most {budget:g} s a comparison"
+        for target, batch, cores, turn, budget in kinds
     )
     names = [f"{rule}, {which}" for which in ("one run each", "all runs") for rule in RULES]
     return "\n".join(
@@ -259,6 +265,8 @@ def main() -> None:
     running.add_argument("bundle", type=Path)
     running.add_argument("--equals", type=int, default=200, help="comparisons of equals, of each noise")
     running.add_argument("--slowed", type=int, default=40, help="of each slowdown and noise")
+    running.add_argument("--slowdowns", default=",".join(map(str, SLOWDOWNS)))
+    running.add_argument("--every", default=",".join(map(str, EVERY)), help="which calls are slower: each such one")
     running.add_argument("--noise", default=",".join(NOISE))
     running.add_argument("--target", default="onnxruntime:fp32")
     running.add_argument("--batch", type=int, default=4)

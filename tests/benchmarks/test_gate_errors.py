@@ -36,7 +36,7 @@ def test_the_slowdown_is_in_the_calls() -> None:
 
 
 def test_what_is_done_is_not_done_again() -> None:
-    plan = wanted(3, 2, ("quiet", "bursts"))
+    plan = wanted(Namespace(equals=3, slowed=2, noise="quiet,bursts", slowdowns="0.03,0.05,0.1,0.2", every="1,10"))
     assert sum(plan.values()) == 2 * 3 + 2 * 2 * 8
     done = [{"cell": {"slow": 0.0, "every": 1, "noise": "quiet"}}] * 2
     todo = left(plan, done, random.Random(0))
@@ -48,7 +48,16 @@ def test_what_is_done_is_not_done_again() -> None:
 @pytest.mark.slow
 def test_it_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
     given = Namespace(
-        target="onnxruntime:fp32", batch=1, equals=1, slowed=0, noise="bursts", turn=0.02, budget=2.0, minutes=60
+        target="onnxruntime:fp32",
+        batch=1,
+        equals=1,
+        slowed=0,
+        slowdowns="0.2",
+        every="1",
+        noise="bursts",
+        turn=0.02,
+        budget=2.0,
+        minutes=60,
     )
     (tmp_path / LINES).write_text('{"cut off')
     run(tmp_path, STORED, given)
