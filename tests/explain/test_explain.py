@@ -97,7 +97,7 @@ def test_a_map_is_where_the_model_looks_and_has_its_sign(looking: Predictor, mod
 def test_shapley_values_are_where_the_model_looks_and_have_its_sign(looking: Predictor) -> None:
     box = Box(0, 0, SIZE, SIZE)
     found = shapley(looking, lit(), dict.fromkeys(MODALITIES, box), Sampling(4))
-    for modality, sign in (("mammography", 1), ("ultrasound", -1)):
+    for modality, sign in zip(MODALITIES, (1, -1), strict=True):
         rows, columns = PLACE[modality]
         seen = np.zeros((SIZE, SIZE), bool)
         for y, x in patches(SIZE, box):

@@ -108,7 +108,7 @@ def coarse(size: int, seed: int) -> dict[Modality, Array]:
 @pytest.mark.parametrize("target", ["onnxruntime:fp32", "openvino:fp32"])
 def test_all_patches_add_up_to_the_probability(bundle_folder: Path, target: str) -> None:
     pytest.importorskip(target.partition(":")[0], reason="the engine is not installed")
-    boxes = {"mammography": Box(6, 0, 30, 48), "ultrasound": Box(0, 0, 48, 48)}
+    boxes: dict[Modality, Box] = {"mammography": Box(6, 0, 30, 48), "ultrasound": Box(0, 0, 48, 48)}
     with load(bundle_folder, target) as predictor:
         pixels = coarse(predictor.bundle.preprocessing.size, 3)
         found = shapley(predictor, pixels, boxes, Sampling(4))
