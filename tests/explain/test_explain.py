@@ -308,6 +308,7 @@ def test_the_command_with_shapley_values(knowing: Path, phantom_manifest: Path, 
     assert (found[2]["shapley"]["orders"], found[2]["shapley"]["seed"]) == (6, 1)
     totals = [one["modalities"][modality]["shapley"]["total"] for modality in MODALITIES]
     assert one["shapley"]["probability_covered"] + sum(totals) == pytest.approx(one["probability"], abs=3e-6)
+    assert abs(one["shapley"]["completeness_error"]) < 3e-6
     assert one["modalities"]["mammography"]["occlusion"] is None
     assert (tmp_path / "a" / "0001_ultrasound_shapley.png").is_file()
     page = (tmp_path / "a" / "explanation.html").read_text()
