@@ -6,7 +6,8 @@ Zhang et al. 2018, "Top-down neural attention by excitation backprop" (arXiv 160
 whose peak lies on the object. Here: within the mass's ellipse, widened by half a window of the occlusion, by occlusion
 or, with --orders, by Shapley values, whose patches are as large as its windows and a quarter as many. Only images
 that show their modality's sign count: the others give the model no reason to look at their mass. Chance: the share of
-the image that the widened ellipse takes.
+the image that the widened ellipse takes. The centre: what pointing there, whatever the image, would hit; phantoms have
+their masses near it, and of the ultrasound images it hits all. Their sign, a shadow, lies below the mass besides.
 """
 
 from __future__ import annotations
@@ -43,21 +44,22 @@ def main() -> None:
         print(report.heading("Pointing game", ("onnxruntime", "openvino")))
         print(f"{predictor.bundle.name} on {predictor.target}, {given.cases} phantoms of each modality, seed {SEED}")
         print(f"by {method}\n")
-        print(report.columns("modality | n | hits | 95 % interval | by chance"))
+        print(report.columns("modality | n | hits | 95 % interval | by chance | the centre"))
         for modality in MODALITIES:
-            hits, chance = play(predictor, modality, given.cases, sampling)
+            hits, chance, centre = play(predictor, modality, given.cases, sampling)
             low, high = share_interval(sum(hits), len(hits))
             print(
                 f"| {modality} | {len(hits)} | {sum(hits) / len(hits):.1%} | {low:.1%} to {high:.1%} "
-                f"| {sum(chance) / len(chance):.1%} |"
+                f"| {sum(chance) / len(chance):.1%} | {sum(centre) / len(centre):.1%} |"
             )
 
 
 def play(
     predictor: Predictor, modality: Modality, count: int, sampling: Sampling | None
-) -> tuple[list[bool], list[float]]:
-    """Of each phantom whether the peak lies on its mass, and the share of the image that would count as that."""
-    hits, chance = [], []
+) -> tuple[list[bool], list[float], list[bool]]:
+    """Of each phantom whether the peak lies on its mass, the share of the image that would count as that, and whether
+    the image's centre does."""
+    hits, chance, centre = [], [], []
     for phantom in shown(modality, count):
         size = predictor.bundle.preprocessing.size
         pixels: dict[Modality, Array] = {
@@ -71,7 +73,8 @@ def play(
         lesion = widened(phantom.lesions[modality])
         hits.append(lesion.reach(*peak(found, box)) <= 1)
         chance.append(math.pi * lesion.half_height * lesion.half_width)
-    return hits, chance
+        centre.append(lesion.reach(0.5, 0.5) <= 1)
+    return hits, chance, centre
 
 
 def shown(modality: Modality, count: int) -> Iterator[Phantom]:

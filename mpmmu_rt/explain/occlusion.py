@@ -2,7 +2,7 @@
 
 Zeiler and Fergus 2014, "Visualizing and understanding convolutional networks" (arXiv 1311.2901, section 4.2). It asks
 the deployed model alone and needs no gradient, so that it is the same for every target, INT8 included. What it can't
-see: evidence that stands in two places, of which either is enough.
+see: evidence that stands in two places, of which either is enough (`shapley` does).
 """
 
 from __future__ import annotations

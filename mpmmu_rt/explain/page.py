@@ -96,7 +96,7 @@ def _case(case: Mapping[str, Any], drawn: Mapping[Modality, Pictures]) -> list[M
 
 def _sum(case: Mapping[str, Any]) -> Markup:
     found = case["shapley"]
-    totals = {one: f"{case['modalities'][one]['shapley']['total']:+.3f}" for one in MODALITIES}
+    totals: dict[str, str] = {one: f"{case['modalities'][one]['shapley']['total']:+.3f}" for one in MODALITIES}
     steps = {
         "both images covered": f"{found['probability_covered']:.3f}",
         **totals,

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -41,27 +42,25 @@ class Sampling:
 class Shapley:
     """Of one case. maps: float32 [S, S] of each modality, at each pixel what its patch adds to the probability;
     positive speaks for malignant, 0 outside of the image. totals: of each image's patches. standard_error: of the
-    patch where it is largest, by the spread of pairs of orders. covered: the probability of both images covered.
-    error: by how much `totals` miss the probability less `covered`: rounding."""
+    patch where it is largest, by the spread of pairs of orders. covered: the probability of both images covered."""
 
     maps: Mapping[Modality, Array]
     totals: Mapping[Modality, float]
     standard_error: float
     covered: float
-    error: float
     sampling: Sampling
 
 
 def patches(size: int, box: Box) -> list[Place]:
-    """What tiles `box` of a square of `size`, in squares as large as a window of `occlusion` but at its lower and
-    right edge, where they are cut."""
-    side = max(1, round(size / WINDOWS))
-    rows, columns = box.slices
-    return [
-        (slice(top, min(top + side, rows.stop)), slice(left, min(left + side, columns.stop)))
-        for top in range(rows.start, rows.stop, side)
-        for left in range(columns.start, columns.stop, side)
-    ]
+    """What tiles `box` of a square of `size`, each about as large as a window of `occlusion`."""
+    rows, columns = (_edges(along.start, along.stop, size / WINDOWS) for along in box.slices)
+    return [(slice(*y), slice(*x)) for y in pairwise(rows) for x in pairwise(columns)]
+
+
+def _edges(start: int, stop: int, side: float) -> list[int]:
+    """Of parts that are alike to a pixel and about `side` long."""
+    parts = min(stop - start, max(1, round((stop - start) / side)))
+    return [start + (stop - start) * part // parts for part in range(parts + 1)]
 
 
 def sampled(
@@ -99,8 +98,8 @@ def shapley(
 ) -> Shapley:
     """The Shapley values of the patches of both images: `sampled`, the probability being the worth.
 
-    pixels: of one case, uint8 [1, 1, S, S] each. As many cases are asked as there are
-    orders times patches, 49 to a square image. Raises what `Predictor.predict` raises.
+    pixels: of one case, uint8 [1, 1, S, S] each. It asks as many cases as there
+    are orders times patches, of which a square image has 49. Raises what `Predictor.predict` raises.
     """
     size = pixels[MODALITIES[0]].shape[-1]
     places = [(modality, place) for modality in MODALITIES for place in patches(size, boxes[modality])]
@@ -124,5 +123,4 @@ def shapley(
     for (modality, place), value in zip(places, values, strict=True):
         maps[modality][place] = value
         totals[modality] += float(value)
-    error = sum(totals.values()) - float(ends[1] - ends[0])
-    return Shapley(maps, totals, float(errors.max()), float(ends[0]), error, sampling)
+    return Shapley(maps, totals, float(errors.max()), float(ends[0]), sampling)

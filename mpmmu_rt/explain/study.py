@@ -65,7 +65,7 @@ class Explanation:
             "probability": self.probability,
             "decision": self.decision,
             "base_probability": dict(self.base_probability),
-            "shapley": None if self.shapley is None else _shapley_json(self.shapley),
+            "shapley": None if self.shapley is None else _shapley_json(self.shapley, self.probability),
             "modalities": modalities,
         }
 
@@ -84,12 +84,12 @@ def peak(found: Array, box: Box) -> tuple[float, float]:
     return float((y.mean() + 0.5) / box.height), float((x.mean() + 0.5) / box.width)
 
 
-def _shapley_json(found: Shapley) -> dict[str, Any]:
+def _shapley_json(found: Shapley, probability: float) -> dict[str, Any]:
     return {
         "orders": found.sampling.orders,
         "seed": found.sampling.seed,
         "probability_covered": found.covered,
-        "completeness_error": found.error,
+        "completeness_error": found.covered + sum(found.totals.values()) - probability,
         "largest_standard_error": found.standard_error,
     }
 

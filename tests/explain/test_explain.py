@@ -97,7 +97,7 @@ def test_a_map_is_where_the_model_looks_and_has_its_sign(looking: Predictor, mod
 def test_shapley_values_are_where_the_model_looks_and_have_its_sign(looking: Predictor) -> None:
     box = Box(0, 0, SIZE, SIZE)
     found = shapley(looking, lit(), dict.fromkeys(MODALITIES, box), Sampling(4))
-    for modality, sign in (("mammography", 1), ("ultrasound", -1)):
+    for modality, sign in zip(MODALITIES, (1, -1), strict=True):
         rows, columns = PLACE[modality]
         seen = np.zeros((SIZE, SIZE), bool)
         for y, x in patches(SIZE, box):
@@ -308,6 +308,7 @@ def test_the_command_with_shapley_values(knowing: Path, phantom_manifest: Path, 
     assert (found[2]["shapley"]["orders"], found[2]["shapley"]["seed"]) == (6, 1)
     totals = [one["modalities"][modality]["shapley"]["total"] for modality in MODALITIES]
     assert one["shapley"]["probability_covered"] + sum(totals) == pytest.approx(one["probability"], abs=3e-6)
+    assert abs(one["shapley"]["completeness_error"]) < 3e-6
     assert one["modalities"]["mammography"]["occlusion"] is None
     assert (tmp_path / "a" / "0001_ultrasound_shapley.png").is_file()
     page = (tmp_path / "a" / "explanation.html").read_text()

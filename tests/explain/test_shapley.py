@@ -95,6 +95,9 @@ def test_patches_tile_the_image(size: int) -> None:
     inside = np.zeros((size, size), int)
     inside[box.slices] = 1
     assert np.array_equal(covered, inside)
+    areas = [(y.stop - y.start) * (x.stop - x.start) for y, x in patches(size, Box(0, 0, size, size))]
+    assert len(areas) == min(7, size) ** 2
+    assert min(areas) >= max(areas) / 4, "no slivers"
 
 
 def coarse(size: int, seed: int) -> dict[Modality, Array]:
@@ -108,7 +111,7 @@ def coarse(size: int, seed: int) -> dict[Modality, Array]:
 @pytest.mark.parametrize("target", ["onnxruntime:fp32", "openvino:fp32"])
 def test_all_patches_add_up_to_the_probability(bundle_folder: Path, target: str) -> None:
     pytest.importorskip(target.partition(":")[0], reason="the engine is not installed")
-    boxes = {"mammography": Box(6, 0, 30, 48), "ultrasound": Box(0, 0, 48, 48)}
+    boxes: dict[Modality, Box] = {"mammography": Box(6, 0, 30, 48), "ultrasound": Box(0, 0, 48, 48)}
     with load(bundle_folder, target) as predictor:
         pixels = coarse(predictor.bundle.preprocessing.size, 3)
         found = shapley(predictor, pixels, boxes, Sampling(4))
@@ -118,7 +121,6 @@ def test_all_patches_add_up_to_the_probability(bundle_folder: Path, target: str)
         want = [float(predictor.predict(one).probability[0]) for one in (blank, pixels)]
     assert found.covered == pytest.approx(want[0], abs=2e-6)
     assert sum(found.totals.values()) == pytest.approx(want[1] - want[0], abs=4e-6)
-    assert abs(found.error) < 1e-9
     assert found.standard_error > 0
     for modality, box in boxes.items():
         places = patches(48, box)
