@@ -35,8 +35,8 @@ from mpmmu_rt.progress import Progress, silent
 from mpmmu_rt.single_record import SingleHead
 from mpmmu_rt.spec import MODALITIES, Array, Modality, StrPath, TensorSpec
 
+from . import calibration, graphs, head, npz, parity, reference, steadiness, targets
 from . import cases as all_cases
-from . import graphs, head, npz, parity, reference, steadiness, targets
 from .cases import Data
 from .draft import Draft, Wanted
 from .encoders import Encoders
@@ -110,6 +110,7 @@ def export_checkpoint(
     *,
     parity_manifest: StrPath | None = None,
     calibration_manifest: StrPath | None = None,
+    calibration_phantoms: int | None = None,
     wanted: Wanted | None = None,
     trust_pickle: StrPath | None = None,
     overwrite: bool = False,
@@ -117,8 +118,9 @@ def export_checkpoint(
 ) -> Bundle:
     """Export the checkpoint in `folder`, proving parity on the cases of `parity_manifest`, else on phantoms.
 
-    INT8 is calibrated on `calibration_manifest`, and judged on the parity manifest, or else on every other patient of
-    the calibration manifest.
+    INT8 is calibrated on `calibration_manifest`, never on its test part, and judged on the parity manifest, or else on
+    every other patient of the calibration manifest. calibration_phantoms: on so many generated phantoms instead, for
+    trying it; the bundle says so wherever it is used.
 
     Raises as `export_bundle` does, `CheckpointError`, and what reading the manifest and its images raises.
     """
@@ -130,30 +132,56 @@ def export_checkpoint(
     progress("reading the checkpoint", 1, 1)
     preprocessing = checkpoint.config.preprocessing
     wanted = wanted or Wanted()
-    cases = all_cases.of_manifest(parity_manifest, preprocessing, progress)[0] if parity_manifest else None
-    if calibration_manifest:
-        halved = cases is None
-        calibration, listed = all_cases.of_manifest(calibration_manifest, preprocessing, progress, people=halved)
-        gate = cases
-        if gate is None:
-            calibration, gate = all_cases.halves(calibration, listed)
-        wanted = replace(wanted, calibration=calibration, gate=gate)
+    cases = all_cases.of_manifest(parity_manifest, preprocessing, progress) if parity_manifest else None
+    wanted = _calibrated(wanted, checkpoint, cases, calibration_manifest, calibration_phantoms, progress)
     return _export(
         model_of(checkpoint, folder.resolve().name, trained=True), output, cases, wanted, overwrite, progress
     )
 
 
 def export_reference(
-    output: StrPath, *, wanted: Wanted | None = None, overwrite: bool = False, progress: Progress = silent
+    output: StrPath,
+    *,
+    calibration_manifest: StrPath | None = None,
+    calibration_phantoms: int | None = None,
+    wanted: Wanted | None = None,
+    overwrite: bool = False,
+    progress: Progress = silent,
 ) -> Bundle:
-    """Export the full-size untrained reference model: real in cost, meaningless in its probabilities."""
+    """Export the full-size untrained reference model: real in cost, meaningless in its probabilities. INT8 as by
+    `export_checkpoint`."""
     output = Path(output)
     check_replaceable(output, marker=bundles.MANIFEST, overwrite=overwrite)
     check_writable(output)
     checkpoint = reference.build(progress)
-    return _export(
-        model_of(checkpoint, reference.NAME, trained=False), output, None, wanted or Wanted(), overwrite, progress
-    )
+    wanted = wanted or Wanted()
+    wanted = _calibrated(wanted, checkpoint, None, calibration_manifest, calibration_phantoms, progress)
+    return _export(model_of(checkpoint, reference.NAME, trained=False), output, None, wanted, overwrite, progress)
+
+
+def _calibrated(
+    wanted: Wanted,
+    checkpoint: Checkpoint,
+    cases: Data | None,
+    manifest: StrPath | None,
+    count: int | None,
+    progress: Progress,
+) -> Wanted:
+    """With what INT8 is calibrated and judged on: a manifest, or so many phantoms, or as it was given. cases: of the
+    parity manifest."""
+    if manifest is not None and count is not None:
+        raise UsageError(
+            "INT8 is to be calibrated on a manifest and on phantoms, expected one of them",
+            hint="leave --calibrate-phantoms out: it is for trying INT8 without images",
+        )
+    preprocessing = checkpoint.config.preprocessing
+    if manifest is not None:
+        found = calibration.of_manifest(manifest, preprocessing, checkpoint.card, progress, halved=cases is None)
+    elif count is not None:
+        found = calibration.of_phantoms(count, preprocessing, progress)
+    else:
+        return wanted
+    return replace(wanted, calibration=found.data, gate=cases or found.gate, calibrated_on=found.facts)
 
 
 def _preprocessing(given: Preprocessing | int) -> Preprocessing:
@@ -274,8 +302,18 @@ def finish(draft: Draft) -> None:
     for key, data in (("learnt", draft.cases), ("judged_learnt", draft.judged)):
         draft.entry["parity"][key] = int(known.learnt(data.pixels).sum()) if known.known else None
     draft.entry["parity"]["judged"] = len(draft.judged.pixels["mammography"])
+    draft.entry["calibration"] = _calibration(draft)
     draft.entry.update({key: rounded(draft.entry[key]) for key in ("parity", "precision")})
     draft.seal()
+
+
+def _calibration(draft: Draft) -> dict[str, Any] | None:
+    """What INT8 was calibrated on; None where no target has it."""
+    given = draft.wanted.calibration
+    if given is None or not any(name.endswith(":int8") for name in draft.entry["targets"]):
+        return None
+    count = len(given.pixels["mammography"])
+    return dict(draft.wanted.calibrated_on) or {"kind": "cases", "source": given.source, "cases": count}
 
 
 def _check(model: Model, wanted: Wanted) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
 import numpy as np
 
-from mpmmu_rt.cases import Case, read_manifest, require_complete, require_people
+from mpmmu_rt.cases import Case, Manifest, read_manifest, require_complete
 from mpmmu_rt.errors import UsageError
 from mpmmu_rt.image_warnings import ImageWarning, warnings_of
 from mpmmu_rt.images import Preprocessing, read_with_warnings
@@ -53,33 +53,35 @@ def phantoms(count: int, seed: int, preprocessing: Preprocessing, progress: Prog
     return Data(pixels, labels, f"{count} generated phantoms")
 
 
-def of_manifest(
-    path: StrPath, preprocessing: Preprocessing, progress: Progress, *, people: bool = False
-) -> tuple[Data, tuple[Case, ...]]:
-    """Every case of the manifest at `path`. people: it is to be split by person. Raises what reading it and its images
-    raises."""
-    path = Path(path)
+def of_manifest(path: StrPath, preprocessing: Preprocessing, progress: Progress) -> Data:
+    """Every case of the manifest at `path`. Raises what reading it and its images raises."""
     manifest = read_manifest(path)
-    if people:
-        require_people(manifest)
-    labelled = all(case.label is not None for case in manifest.cases)
-    require_complete(manifest, labels=False)
+    return of_cases(manifest, range(len(manifest.cases)), preprocessing, progress)[0]
+
+
+def of_cases(
+    manifest: Manifest, rows: Sequence[int], preprocessing: Preprocessing, progress: Progress
+) -> tuple[Data, tuple[Case, ...]]:
+    """The cases of those `rows` of the manifest. Raises what reading their images raises."""
+    path, cases = manifest.path, tuple(manifest.cases[row] for row in rows)
+    labelled = all(case.label is not None for case in cases)
+    require_complete(replace(manifest, cases=cases), labels=False)
     images: dict[Modality, list[Array]] = {modality: [] for modality in MODALITIES}
     warnings: list[tuple[ImageWarning, ...]] = []
-    for done, case in enumerate(manifest.cases, 1):
+    for done, (row, case) in enumerate(zip(rows, cases, strict=True), 1):
         of_case: tuple[ImageWarning, ...] = ()
         for modality in MODALITIES:
             path_of_image = cast("Path", case.image(modality))
             image, texts = read_with_warnings(path_of_image, preprocessing, modality=modality)
             images[modality].append(image)
-            of_case += warnings_of(path.name, done, modality, texts)
+            of_case += warnings_of(path.name, row + 1, modality, texts)
         warnings.append(of_case)
-        progress(f"reading {path.name}", done, len(manifest.cases), "cases")
+        progress(f"reading {path.name}", done, len(cases), "cases")
     pixels = {modality: np.stack(arrays) for modality, arrays in images.items()}
-    labels = np.array([case.label for case in manifest.cases]) if labelled else None
-    source = f"{len(manifest.cases)} cases of {path.name}, sha256 {manifest.sha256[:12]}"
-    ids = tuple(case.case_id for case in manifest.cases)
-    return Data(pixels, labels, source, ids, tuple(warnings)), tuple(manifest.cases)
+    labels = np.array([case.label for case in cases]) if labelled else None
+    source = f"{len(cases)} cases of {path.name}, sha256 {manifest.sha256[:12]}"
+    ids = tuple(case.case_id for case in cases)
+    return Data(pixels, labels, source, ids, tuple(warnings)), cases
 
 
 def halves(data: Data, cases: Sequence[Case]) -> tuple[Data, Data]:

@@ -41,6 +41,7 @@ class Wanted:
     gate: Data | None = None  # to judge BF16 and INT8 on; the parity cases if None
     limits: Limits = field(default_factory=Limits)
     profile: Profile = field(default_factory=Profile)
+    calibrated_on: Mapping[str, Any] = field(default_factory=dict)  # `calibration`, as `bundle.json` tells of it
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,8 @@
     head           how the forests of `head` and `head_onnxruntime` are evaluated, the names of the base learners, and
                    notes for the user
     precision      target → what was measured of it in decisions, for every target but the first
+    calibration    what INT8 was calibrated on: {kind: "manifest", manifest, sha256, listed, of_the_test_part, parts_by,
+                   cases} or {kind: "phantoms", seed, cases}; null or absent where there is no INT8
     known_images   {part of the split: digests of the images that the model learnt from}, where the checkpoint has them
     modality_check {figures, weights, means, scales, intercept, margin}: `mpmmu_rt.modality_check`; null where unknown
     single_modality {modality: {columns, threshold}}: `mpmmu_rt.single_record`; null where there are no such heads
@@ -82,6 +84,8 @@ MAX_POOL_BYTES = 2**28
 CLASSES = ("benign", "malignant")
 EMBEDDING_MEAN = "training.embedding_mean"
 UNTRAINED = "UNTRAINED model: its probabilities mean nothing"
+FROM_PHANTOMS = "phantoms"
+TRIED_INT8 = "INT8 of this bundle was calibrated on generated phantoms, for trying it: not for images of people"
 
 HeadGraph = Literal["head", "head_onnxruntime"]
 Graph = Literal[
@@ -166,8 +170,8 @@ class Bundle:
 
     @property
     def warning(self) -> str | None:
-        """What every output made with an untrained model says on its own."""
-        return None if self.trained else UNTRAINED
+        """What every output made with an untrained model says on its own, or with one whose INT8 saw no images."""
+        return "; ".join(warnings_of(self.entry)) or None
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -310,6 +314,13 @@ class Bundle:
                 )
 
 
+def warnings_of(entry: Mapping[str, Any]) -> list[str]:
+    """What `bundle.json` says against the use of its model, in sentences."""
+    found = [] if entry["trained"] is True else [UNTRAINED]
+    tried = (entry.get("calibration") or {}).get("kind") == FROM_PHANTOMS
+    return [*found, *([TRIED_INT8] if tried else [])]
+
+
 def _read_manifest(folder: Path) -> tuple[dict[str, Any], bytes]:
     """`bundle.json`, whole and as it was sealed, and its bytes; of any version."""
     path = folder / MANIFEST
@@ -409,6 +420,8 @@ def _check_facts(entry: Mapping[str, Any]) -> None:
         _mapping(entry, key)
     if entry.get("attention_pool") is not None:
         _check_pool(_mapping(entry, "attention_pool"))
+    if entry.get("calibration") is not None:
+        _mapping(entry, "calibration")
 
 
 def _check_pool(pool: Mapping[str, Any]) -> None:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from .bundle import MANIFEST, Bundle, seal
+from .bundle import FROM_PHANTOMS, MANIFEST, TRIED_INT8, Bundle, seal, warnings_of
 from .errors import BundleError
 from .evaluation.text import grid
 from .files import atomic_folder
@@ -139,6 +139,8 @@ def markdown(entry: Mapping[str, Any]) -> str:
     ]
     if not entry["trained"]:
         lines += ["**UNTRAINED: random weights. Its cost is real, its probabilities mean nothing.**", ""]
+    if TRIED_INT8 in warnings_of(entry):
+        lines += [f"**{TRIED_INT8}.**", ""]
     lines += [f"{_one_line(card['task'])}.", "", "## Intended use", "", _one_line(card["intended_use"]), ""]
     lines += ["## Data", "", f"Trained on: {_one_line(card.get('trained_on', 'not stated'))}.", ""]
     lines += [*_told(_parts, card), "## Metrics", "", *_told(_training, card), *_evaluations(card)]
@@ -222,6 +224,13 @@ def _share(value: float | None) -> str:
     return "not estimable" if value is None else f"{value:.3f}"
 
 
+def calibrated_on(found: Mapping[str, Any]) -> str:
+    """`calibration` of `bundle.json`, in words."""
+    if found.get("kind") == "manifest":
+        return f"{found['cases']} cases of {_one_line(found['manifest'])} (sha256 {found['sha256'][:12]})"
+    return f"{found['cases']} {'generated phantoms' if found.get('kind') == FROM_PHANTOMS else 'cases'}"
+
+
 def _proven(entry: Mapping[str, Any], parity: Mapping[str, Any]) -> list[str]:
     if not parity:
         return ["Nothing yet.", ""]
@@ -232,4 +241,6 @@ def _proven(entry: Mapping[str, Any], parity: Mapping[str, Any]) -> list[str]:
     for target, report in entry["precision"].items():
         word = {True: "proven", False: "left out", None: "built, never run"}[report["passed"]]
         lines.append(f"- {target}: {word}" + (f": {_one_line(report['reason'])}" if report.get("reason") else "") + ".")
+    if found := entry.get("calibration"):
+        lines.append(f"- INT8 was calibrated on {calibrated_on(found)}.")
     return [*lines, "", f"Operating threshold: {entry['threshold']:g}.", ""]

@@ -669,6 +669,12 @@ CASES: dict[str, tuple[Maker, str, int]] = {
     "argument: export over a foreign folder": (foreign_output, EXPORT + " --overwrite", 1),
     "argument: export over a bundle": (lambda p: p.bundle.rename(p.path / "new.bundle"), EXPORT, 1),
     "argument: --parity without a checkpoint": (nothing, "export --parity {m}", 2),
+    "argument: calibrated on images and on phantoms": (nothing, EXPORT + " --calibrate {m} --calibrate-phantoms 9", 2),
+    "argument: calibrated on the test part": (
+        lambda p: p.manifest("case_id,mammography,ultrasound,split\nok,mg.png,us.png,test\n"),
+        EXPORT + " --target openvino:int8 --calibrate {m}",
+        2,
+    ),
     "argument: rounding allowed beside a target": (nothing, RUN + " --target openvino:fp32 --allow-rounding", 2),
     "argument: a baseline of a target that is chosen": (nothing, "bench {b} --save {p}/x.json --target auto", 2),
     "argument: --against without a manifest": (

@@ -65,7 +65,7 @@ def test_one_changed_pixel_is_another_image() -> None:
 @pytest.fixture
 def knowing(small_model: Checkpoint, phantom_manifest: Path, tmp_path: Path) -> Path:
     """A checkpoint that was trained on five of the phantoms of `phantom_manifest`."""
-    data = of_manifest(phantom_manifest, small_model.config.preprocessing, silent)[0]
+    data = of_manifest(phantom_manifest, small_model.config.preprocessing, silent)
     known = {"train": listing(data.pixels["mammography"][:3]), "validation": listing(data.pixels["ultrasound"][3:5])}
     folder = tmp_path / "checkpoint"
     trained = Checkpoint(small_model.config, small_model.encoders, small_model.head, 0.4, small_model.card, known)

@@ -180,7 +180,7 @@ def test_more_columns_say_what_a_row_was_made_of(
 def test_the_digest_of_an_embedding_is_of_its_float32_values(
     run: Callable[..., Result], phantom_manifest: Path, bundle_folder: Path, tmp_path: Path
 ) -> None:
-    run(phantom_manifest, "--columns", "embedding", "--batch", 1)
+    run(phantom_manifest, "--columns", "embedding", "--batch", 1, "--target", "onnxruntime:fp32")
     case = read_manifest(phantom_manifest).cases[4]
     assert case.mammography is not None
     assert case.ultrasound is not None

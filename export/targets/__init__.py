@@ -92,7 +92,8 @@ def resolve(wanted: Wanted) -> tuple[Target, ...]:
         if target.precision == "int8" and wanted.calibration is None:
             raise UsageError(
                 f"target `{target}` is asked for without images to calibrate on, expected both",
-                hint="add --calibrate MANIFEST: some hundred cases like those that it will see",
+                hint="add --calibrate MANIFEST: some hundred cases like those that it will see; or, to try it, "
+                "--calibrate-phantoms 100",
             )
     return tuple(dict.fromkeys(target for target in asked if target != FIRST))
 

@@ -42,7 +42,20 @@ def export(
         ),
     ] = None,
     calibrate: Annotated[
-        Path | None, typer.Option("--calibrate", help="Manifest of cases to calibrate INT8 on.")
+        Path | None,
+        typer.Option(
+            "--calibrate", help="Manifest of cases to calibrate INT8 on; those of its test part are left out."
+        ),
+    ] = None,
+    calibrate_phantoms: Annotated[
+        int | None,
+        typer.Option(
+            "--calibrate-phantoms",
+            min=2,
+            max=2000,
+            metavar="N",
+            help="Instead, to try INT8: calibrate on N generated phantoms; the bundle says so wherever it is used.",
+        ),
     ] = None,
     auc_loss: Annotated[
         float, typer.Option("--auc-loss", min=0, max=1, help="AUC that BF16 or INT8 may lose.")
@@ -87,9 +100,14 @@ def export(
     from mpmmu_rt import image_warnings
     from mpmmu_rt.export import Limits, Wanted, export_checkpoint, export_reference
 
-    if checkpoint is None and (trust_pickle or parity or calibrate):
+    if calibrate and calibrate_phantoms:
         raise UsageError(
-            "--trust-pickle, --parity or --calibrate is given without a CHECKPOINT, expected both",
+            "--calibrate and --calibrate-phantoms are both given, expected one of them",
+            hint="leave --calibrate-phantoms out: it is for trying INT8 without images",
+        )
+    if checkpoint is None and (trust_pickle or parity):
+        raise UsageError(
+            "--trust-pickle or --parity is given without a CHECKPOINT, expected both",
             hint="mpmmu-rt export CHECKPOINT --parity MANIFEST",
         )
     if output is None:
@@ -98,13 +116,21 @@ def export(
     wanted = Wanted(targets, limits=limits, profile=batches)
     with going_on(output, lambda: "nothing was kept"), bars() as progress:
         if checkpoint is None:
-            bundle = export_reference(output, wanted=wanted, overwrite=overwrite, progress=progress)
+            bundle = export_reference(
+                output,
+                calibration_manifest=calibrate,
+                calibration_phantoms=calibrate_phantoms,
+                wanted=wanted,
+                overwrite=overwrite,
+                progress=progress,
+            )
         else:
             bundle = export_checkpoint(
                 checkpoint,
                 output,
                 parity_manifest=parity,
                 calibration_manifest=calibrate,
+                calibration_phantoms=calibrate_phantoms,
                 wanted=wanted,
                 trust_pickle=trust_pickle,
                 overwrite=overwrite,
@@ -115,6 +141,7 @@ def export(
         "warning": bundle.warning,
         "targets": list(bundle.targets),
         "precision": bundle.entry["precision"],
+        "calibration": bundle.entry["calibration"],
     }
     if not put_json(json_to, entry):
         from .verify import checks_table
@@ -137,12 +164,15 @@ def export(
         note(f"warning: {text}")
     note(f"wrote {output} ({bundle.name}, {sum(f['bytes'] for f in bundle.entry['files'].values()) / 1e6:.1f} MB)")
     warn_untrained(bundle.trained)
-    _require_listed(bundle, required, calibrated=calibrate is not None)
+    warn_phantoms(bundle.entry)
+    asked = "--calibrate" if calibrate else "--calibrate-phantoms" if calibrate_phantoms else ""
+    _require_listed(bundle, required, calibrated=asked)
     next_command("verify", output)
 
 
-def _require_listed(bundle: Bundle, required: Sequence[Target], *, calibrated: bool) -> None:
-    """Warn of an INT8 that was calibrated for in vain. Raises `ParityError` for what had to be listed, and is not."""
+def _require_listed(bundle: Bundle, required: Sequence[Target], *, calibrated: str) -> None:
+    """Warn of an INT8 that was calibrated for in vain, by the option `calibrated`. Raises `ParityError` for what had to
+    be listed, and is not."""
     left_out = {name: report["reason"] for name, report in bundle.entry["precision"].items() if not _listed(report)}
     missing = [target.plain for target in required if str(target) not in bundle.targets]
     if missing:
@@ -154,7 +184,7 @@ def _require_listed(bundle: Bundle, required: Sequence[Target], *, calibrated: b
         )
     if calibrated and not any(name.endswith(":int8") for name in bundle.targets):
         why = next((reason for name, reason in left_out.items() if name.endswith(":int8")), "no engine here runs it")
-        note(f"warning: --calibrate was given, and there is NO INT8 in {bundle.path}: {why}")
+        note(f"warning: {calibrated} was given, and there is NO INT8 in {bundle.path}: {why}")
 
 
 def _listed(report: Mapping[str, Any]) -> bool:
@@ -228,6 +258,13 @@ def _negative(loss: float | None) -> float | None:
 
 def _kept(report: Mapping[str, Any]) -> str:
     return f"{len(report['kept_float'])} of {report['layers']} layers kept in float"
+
+
+def warn_phantoms(entry: Mapping[str, Any]) -> None:
+    from mpmmu_rt.bundle import TRIED_INT8, warnings_of
+
+    if TRIED_INT8 in warnings_of(entry):
+        note(f"warning: {TRIED_INT8}")
 
 
 def warn_untrained(trained: bool) -> None:

@@ -11,7 +11,7 @@ from mpmmu_rt.errors import BundleError
 
 from ._metrics import tested
 from ._report import JsonTo, check_json, count, fitted, put_json, say, wrapped
-from .export import describe_precision, warn_untrained
+from .export import describe_precision, warn_phantoms, warn_untrained
 
 if TYPE_CHECKING:
     from mpmmu_rt.images import Preprocessing
@@ -23,6 +23,7 @@ def inspect(
 ) -> None:
     """Say what a bundle is, what it runs on and what was proven of it. Loads no engine; checks every digest."""
     from mpmmu_rt.bundle import Bundle
+    from mpmmu_rt.card import calibrated_on
     from mpmmu_rt.engines import engines
     from mpmmu_rt.single_record import graph_of
     from mpmmu_rt.spec import Target
@@ -50,6 +51,7 @@ def inspect(
         f"images: {_images(opened.preprocessing)}",
         _parity(parity),
         *describe_precision(entry),
+        *([f"INT8 was calibrated on {calibrated_on(entry['calibration'])}"] if entry.get("calibration") else []),
     ]
     for name, head in entry["head"].items():
         forests = [f"{' + '.join(map(str, one['trees']))} trees by {one['strategy']}" for one in head["forests"]]
@@ -70,6 +72,7 @@ def inspect(
     versions = ", ".join(f"{name} {version}" for name, version in entry["provenance"]["versions"].items())
     say("\n" + wrapped(f"made with {versions}"))
     warn_untrained(opened.trained)
+    warn_phantoms(entry)
 
 
 def _card(card: Mapping[str, Any]) -> list[str]:

@@ -25,7 +25,8 @@ from mpmmu_rt.engines.tensorrt import RTX, TENSORRT, TensorRt
 from mpmmu_rt.engines.tensorrt.sidecar import Profile, Sidecar, read_profile
 from mpmmu_rt.errors import EngineError, ManifestError, MissingPackage, ParityError, UnfitTarget, UsageError
 from mpmmu_rt.export import Data, Limits, Wanted, export_checkpoint, targets
-from mpmmu_rt.export.cases import halves, of_manifest
+from mpmmu_rt.export.calibration import of_manifest
+from mpmmu_rt.export.cases import halves
 from mpmmu_rt.export.draft import Draft
 from mpmmu_rt.export.parity import Original
 from mpmmu_rt.export.quantization import Ranges, calibrate
@@ -51,7 +52,9 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def calibration(manifest: Path, small_model: Checkpoint) -> tuple[Data, Data]:
     """What to calibrate INT8 on, and what to judge it on."""
-    return halves(*of_manifest(manifest, small_model.config.preprocessing, silent))
+    found = of_manifest(manifest, small_model.config.preprocessing, {}, silent, halved=True)
+    assert found.gate is not None
+    return found.data, found.gate
 
 
 @pytest.mark.slow
