@@ -445,7 +445,9 @@ CHECK = {
 }
 
 
-SINGLE = {name: {"columns": [32 * row, 32 * row + 32], "threshold": 0.5} for row, name in enumerate(MODALITIES)}
+SINGLE: dict[str, Any] = {
+    name: {"columns": [32 * row, 32 * row + 32], "threshold": 0.5} for row, name in enumerate(MODALITIES)
+}
 
 
 def with_single(folder: Path, record: object) -> None:
@@ -464,15 +466,12 @@ def test_a_bundle_with_heads_for_one_modality(library: Library, folder: Path) ->
 
 def test_a_record_of_such_heads_that_makes_no_sense(library: Library, folder: Path) -> None:
     wrong: list[object] = [3, [], {}, "x", True, {**SINGLE, "mri": SINGLE["ultrasound"]}]
-    wrong += [
-        {"mammography": SINGLE["mammography"]},
-        dict.fromkeys(MODALITIES, 3),
-        dict.fromkeys(MODALITIES, "columns"),
-    ]
-    for key, values in {
-        "columns": (3, None, "ab", [], [1], [0, 1, 2], [0, 65], [3, 3], [4, 3], [-1, 3], [0.0, 3.0], [False, True], {}),
-        "threshold": (0, 1, 0.0, 1.0, -0.5, 1.5, "0.5", None, True, [0.5]),
-    }.items():
+    wrong += [{"mammography": SINGLE["mammography"]}, *(dict.fromkeys(MODALITIES, one) for one in (3, "columns"))]
+    odd: dict[str, list[object]] = {
+        "columns": [3, None, "ab", [], [1], [0, 1, 2], [0, 65], [3, 3], [4, 3], [-1, 3], [0.0, 3.0], [False, True], {}],
+        "threshold": [0, 1, 0.0, 1.0, -0.5, 1.5, "0.5", None, True, [0.5]],
+    }
+    for key, values in odd.items():
         wrong += [{**SINGLE, "ultrasound": {**SINGLE["ultrasound"], key: value}} for value in values]
         wrong.append({**SINGLE, "mammography": {k: v for k, v in SINGLE["mammography"].items() if k != key}})
     found = []
