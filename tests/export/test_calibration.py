@@ -49,7 +49,7 @@ def listed(phantom_manifest: Path, tmp_path: Path) -> Callable[..., Path]:
             writer = csv.DictWriter(file, [*rows[0], "split"])
             writer.writeheader()
             for row, part in zip(rows, split, strict=True):
-                images = {name: str(phantom_manifest.parent / row[name]) for name in MODALITIES}
+                images = {str(name): str(phantom_manifest.parent / row[name]) for name in MODALITIES}
                 writer.writerow({**row, **images, "split": part})
         return path
 
