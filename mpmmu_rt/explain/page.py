@@ -96,7 +96,11 @@ def _case(case: Mapping[str, Any], drawn: Mapping[Modality, Pictures]) -> list[M
 
 def _sum(case: Mapping[str, Any]) -> Markup:
     found = case["shapley"]
-    totals: dict[str, str] = {one: f"{case['modalities'][one]['shapley']['total']:+.3f}" for one in MODALITIES}
+    of = case["modalities"]
+    totals: dict[str, str] = {
+        one: f"{of[one]['shapley']['total']:+.3f} \N{PLUS-MINUS SIGN} {found['total_standard_error']:.3f}"
+        for one in MODALITIES
+    }
     steps = {
         "both images covered": f"{found['probability_covered']:.3f}",
         **totals,
@@ -104,8 +108,8 @@ def _sum(case: Mapping[str, Any]) -> Markup:
     }
     note = (
         f"Shapley values, by {found['orders']} orders of uncovering patches; the sum of all misses the probability by "
-        f"{abs(found['completeness_error']):.0e}. Another draw of orders moves a patch by a standard error of up to "
-        f"{found['largest_standard_error']:.3f}; --orders makes that smaller."
+        f"{abs(found['completeness_error']):.0e}. Standard errors are of the draw of orders, that of a patch is "
+        f"{found['largest_standard_error']:.3f} at most; more --orders make them smaller."
     )
     return pieces.card("What adds up to the probability", pieces.facts(steps), note)
 

@@ -42,11 +42,13 @@ class Sampling:
 class Shapley:
     """Of one case. maps: float32 [S, S] of each modality, at each pixel what its patch adds to the probability;
     positive speaks for malignant, 0 outside of the image. totals: of each image's patches. standard_error: of the
-    patch where it is largest, by the spread of pairs of orders. covered: the probability of both images covered."""
+    patch where it is largest, by the spread of pairs of orders. totals_error: that of either total; as their sum is
+    known, what one gains the other loses. covered: the probability of both images covered."""
 
     maps: Mapping[Modality, Array]
     totals: Mapping[Modality, float]
     standard_error: float
+    totals_error: float
     covered: float
     sampling: Sampling
 
@@ -65,9 +67,9 @@ def _edges(start: int, stop: int, side: float) -> list[int]:
 
 def sampled(
     ask: Callable[[Array], Array], players: int, sampling: Sampling, progress: Progress = silent
-) -> tuple[Array, Array, Array]:
-    """Shapley values float64 [players] of a game, their standard errors [players], and the worth float64 [2] of nobody
-    and of everybody.
+) -> tuple[Array, Array]:
+    """What players add to a game, float64 [pairs, players], by each pair of an order and its reverse: the Shapley
+    values are the mean over pairs. And the worth float64 [2] of nobody and of everybody.
 
     ask: the worth float [K] of coalitions bool [K, players], at most `BATCH` of them.
     """
@@ -86,7 +88,13 @@ def sampled(
             steps = np.concatenate([ends[:1], *worth, ends[1:]]).astype(np.float64)
             pairs[number, one] += np.diff(steps) / 2
     progress("uncovering both images", sampling.orders, sampling.orders, "orders")
-    return pairs.mean(0), pairs.std(0, ddof=1) / np.sqrt(len(pairs)), ends
+    return pairs, ends
+
+
+def standard_error(pairs: Array) -> Array:
+    """Of the mean over the first axis, float64 of the other axes."""
+    error: Array = pairs.std(0, ddof=1) / np.sqrt(len(pairs))
+    return error
 
 
 def shapley(
@@ -117,10 +125,12 @@ def shapley(
                 asked[modality][(row, 0, *place)] = pixels[modality][(0, 0, *place)]
         return predictor.predict(asked).probability
 
-    values, errors, ends = sampled(ask, len(places), sampling, progress)
+    pairs, ends = sampled(ask, len(places), sampling, progress)
+    of_first = np.array([modality == MODALITIES[0] for modality, _ in places])
     maps: dict[Modality, Array] = {modality: np.zeros((size, size), np.float32) for modality in MODALITIES}
     totals = dict.fromkeys(MODALITIES, 0.0)
-    for (modality, place), value in zip(places, values, strict=True):
+    for (modality, place), value in zip(places, pairs.mean(0), strict=True):
         maps[modality][place] = value
         totals[modality] += float(value)
-    return Shapley(maps, totals, float(errors.max()), float(ends[0]), sampling)
+    totals_error = float(standard_error(pairs[:, of_first].sum(1)))
+    return Shapley(maps, totals, float(standard_error(pairs).max()), totals_error, float(ends[0]), sampling)

@@ -90,7 +90,8 @@ def _shapley_json(found: Shapley, probability: float) -> dict[str, Any]:
         "seed": found.sampling.seed,
         "probability_covered": found.covered,
         "completeness_error": found.covered + sum(found.totals.values()) - probability,
-        "largest_standard_error": found.standard_error,
+        "largest_standard_error": found.standard_error,  # of a patch
+        "total_standard_error": found.totals_error,  # of either modality
     }
 
 

@@ -11,10 +11,16 @@ import pytest
 
 from mpmmu_rt import load
 from mpmmu_rt.explain.occlusion import BATCH, Box
-from mpmmu_rt.explain.shapley import Sampling, patches, sampled, shapley
+from mpmmu_rt.explain.shapley import Sampling, patches, sampled, shapley, standard_error
 from mpmmu_rt.spec import MODALITIES, Array, Modality
 
 Game = Callable[[Array], Array]
+
+
+def estimated(game: Game, players: int, sampling: Sampling) -> tuple[Array, Array, Array]:
+    """Values, standard errors, and the worth of nobody and of everybody."""
+    pairs, ends = sampled(game, players, sampling)
+    return pairs.mean(0), standard_error(pairs), ends
 
 
 def by_definition(game: Game, players: int) -> Array:
@@ -52,7 +58,7 @@ def test_what_adds_up_is_found_exactly_in_any_order(players: int) -> None:
         assert len(coalitions) <= BATCH
         return additive(coalitions)
 
-    values, errors, ends = sampled(ask, players, Sampling(4, seed=5))
+    values, errors, ends = estimated(ask, players, Sampling(4, seed=5))
     np.testing.assert_allclose(values, np.linspace(-0.3, 0.4, players), atol=1e-12)
     np.testing.assert_allclose(errors, 0, atol=1e-12)
     assert ends[0] == pytest.approx(0.1)
@@ -61,10 +67,10 @@ def test_what_adds_up_is_found_exactly_in_any_order(players: int) -> None:
 @pytest.mark.parametrize("game", [additive, either, steps])
 def test_samples_come_to_the_definition_within_their_standard_error(game: Game) -> None:
     want = by_definition(game, 6)
-    values, errors, ends = sampled(game, 6, Sampling(2000, seed=1))
+    values, errors, ends = estimated(game, 6, Sampling(2000, seed=1))
     assert np.abs(values - want).max() <= 4 * errors.max() + 1e-12
     assert errors.max() < 0.02
-    few, wider, _ = sampled(game, 6, Sampling(4, seed=1))
+    few, wider, _ = estimated(game, 6, Sampling(4, seed=1))
     assert few.sum() == pytest.approx(ends[1] - ends[0], abs=1e-12), "complete for any number of orders"
     if game is steps:
         assert wider.max() > errors.max()
@@ -76,12 +82,12 @@ def test_either_of_two_places_is_seen() -> None:
     without = everybody.copy()
     without[0, 1] = False
     assert either(everybody)[0] == either(without)[0]
-    values, _, _ = sampled(either, 6, Sampling(8, seed=2))
+    values, _, _ = estimated(either, 6, Sampling(8, seed=2))
     np.testing.assert_allclose(values, [0, 0.5, 0, 0.5, 0, 0], atol=1e-12)  # an order and its reverse share it
 
 
 def test_orders_are_those_of_the_seed() -> None:
-    first, again, other = (sampled(steps, 9, Sampling(4, seed=seed))[0] for seed in (3, 3, 4))
+    first, again, other = (estimated(steps, 9, Sampling(4, seed=seed))[0] for seed in (3, 3, 4))
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
 
@@ -122,6 +128,7 @@ def test_all_patches_add_up_to_the_probability(bundle_folder: Path, target: str)
     assert found.covered == pytest.approx(want[0], abs=2e-6)
     assert sum(found.totals.values()) == pytest.approx(want[1] - want[0], abs=4e-6)
     assert found.standard_error > 0
+    assert found.totals_error > 0
     for modality, box in boxes.items():
         places = patches(48, box)
         of_patches = [found.maps[modality][place].ravel() for place in places]
