@@ -41,7 +41,9 @@ class Cluster:
         self.more: dict[str, str] = {}
 
     def start(self, manifest: Path, out: Path, *options: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "mpmmu_rt", "run", str(self.bundle), str(manifest), "-o", str(out), *options]
+        named = [] if "--target" in options else ["--target", "onnxruntime:fp32"]
+        command = [sys.executable, "-m", "mpmmu_rt", "run", str(self.bundle), str(manifest), "-o", str(out)]
+        command += [*named, *options]
         given = os.environ | {MARK: self.mark, "OMP_NUM_THREADS": "2"} | self.more
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=given)
 

@@ -59,7 +59,8 @@ class Running:
 
 def command(bundle: Path, addresses: Addresses, *options: str) -> list[str]:
     ports = [text for name, port in addresses.ports.items() for text in (f"--{name}-port", str(port))]
-    return [sys.executable, "-m", "mpmmu_rt", "serve", str(bundle), *ports, *options]
+    named = [] if "--target" in options else ["--target", "onnxruntime:fp32"]
+    return [sys.executable, "-m", "mpmmu_rt", "serve", str(bundle), *ports, *named, *options]
 
 
 @contextmanager
