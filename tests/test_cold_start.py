@@ -61,7 +61,7 @@ def test_an_error_has_the_childs_own_two_lines(broken: Path) -> None:
         cold_start.measure(broken, FP32, 1)
     assert str(there.value) == f"cold start of {broken} on {FP32}: {here.value}"
     assert there.value.hint == here.value.hint
-    result = CliRunner().invoke(app, ["bench", str(broken)])
+    result = CliRunner().invoke(app, ["bench", str(broken), "--target", str(FP32)])
     assert result.exit_code == 1
     assert [line.partition(":")[0] for line in result.stderr.splitlines()] == ["error", "hint"]
     assert "--debug" not in result.stderr
