@@ -284,7 +284,7 @@ def begin(folder: Path, model: Model, cases: Data | None, wanted: Wanted, progre
     _write_golden(folder / "golden", cases, original, model, single)
     pools = _write_pools(folder, encoders, original)
     entry = _entry(model, tensors) | {"head": lowered, "attention_pool": pools}
-    entry["graphs"] |= {name: f"onnx/{name}.onnx" for name in heads}
+    entry["graphs"] |= {name: f"onnx/{name}.onnx" for name in map(single_record.graph_of, single)}
     entry[single_record.KEY] = {modality: one.to_json() for modality, one in single.items()} or None
     draft = Draft(folder, entry, model.head, original, cases, wanted, progress, model.single_heads)
     draft.seal()

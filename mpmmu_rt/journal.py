@@ -16,7 +16,7 @@ import re
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -24,8 +24,8 @@ from .bundle import CLASSES, Bundle
 from .checks import decide
 from .errors import OutputError
 from .files import atomic_file, sha256_file
-from .single_record import BOTH, COLUMN, SingleHead
-from .spec import MODALITIES
+from .single_record import BOTH, COLUMN
+from .spec import MODALITIES, Modality
 
 SCHEMA = "mpmmu-run/4"
 COLUMNS = ("case_id", "probability", "decision", "error", "warnings")
@@ -58,7 +58,7 @@ class Layout:
             if error:
                 holds = not probability and not decision
             else:
-                basis = dict(zip(self.extra, extra, strict=True)).get(COLUMN, BOTH)
+                basis = extra[self.extra.index(COLUMN)] if COLUMN in self.extra else BOTH
                 value = float(probability)
                 holds = 0 <= value <= 1 and decision == decision_of(value, self.bundle, basis)
             holds &= all(_is_extra(name, cell) for name, cell in zip(self.extra, extra, strict=True))
@@ -69,8 +69,7 @@ class Layout:
 
 def decision_of(probability: float | np.float32, bundle: Bundle, basis: str = BOTH) -> str:
     """basis: `both`, or the modality that the probability rests on. Raises `KeyError` for one without a head."""
-    heads: dict[str, SingleHead] = {str(modality): head for modality, head in bundle.single_heads.items()}
-    threshold = bundle.threshold if basis == BOTH else heads[basis].threshold
+    threshold = bundle.threshold if basis == BOTH else bundle.single_heads[cast(Modality, basis)].threshold
     return CLASSES[int(decide(np.asarray(probability), threshold))]
 
 
