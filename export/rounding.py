@@ -1,9 +1,9 @@
 """A typed graph on the CPU, with the rounding that its types ask for: a proof of the graph, not of an engine.
 
 ONNX Runtime's CPU provider computes FP16 in float32, drops the casts, and has no BF16 convolution: it would find
-neither rounding nor overflow. `onnx.reference` has both and takes up to four times as long (`benchmarks/NOTES.md`). So the
-graph is rewritten in float32, with a cast to the type and back behind each operator that rounds, and ONNX Runtime may
-change nothing of it.
+neither rounding nor overflow. `onnx.reference` has both and takes up to four times as long (`benchmarks/NOTES.md`). So
+the graph is rewritten in float32, with a cast to the type and back behind each operator that rounds, and ONNX Runtime
+may change nothing of it.
 """
 
 from __future__ import annotations
