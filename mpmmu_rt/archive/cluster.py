@@ -9,7 +9,7 @@ import signal
 import socket
 import threading
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ from .plan import Shard
 from .worker import Job, Worker
 
 LOCAL = "local"
+_LONGEST_STOP_S = 60.0
 _MOST_BLOCKS = 4096  # what Ray keeps count of; a block of many shards is made again from its first missing part
 
 
@@ -42,6 +43,8 @@ class Cluster:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing leaves the machine
         # Else it prints an error for each actor that has arguments, though nothing went wrong.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+        # Else what Ray does after `shutdown` starts a second cluster, unasked, and the process never ends.
+        os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
         ours = signal.getsignal(signal.SIGTERM)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of Ray about itself
@@ -70,8 +73,11 @@ class Cluster:
             ) from error
         return ray
 
-    def work(self, ray: Any, job: Job, shards: Sequence[Shard]) -> Iterator[Mapping[str, Any]]:
-        """What `Worker` returns of each shard, as they come. Raises a worker's own error, or `EngineError`."""
+    def work(self, ray: Any, job: Job, shards: Sequence[Shard]) -> Generator[Mapping[str, Any], None, None]:
+        """What `Worker` returns of each shard, as they come. Raises a worker's own error, or `EngineError`.
+
+        To be closed while Ray is still there: it stops what Ray has begun.
+        """
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         context.print_on_execution_start = False
@@ -85,17 +91,17 @@ class Cluster:
             num_cpus=self.cpus,
             num_gpus=gpus,
         )
-        found = iter(made.iter_rows())
-        while True:
-            try:
-                one = next(found, None)
-            except Exception as error:
-                raise _told(error) from error
-            if one is None:
-                return
-            if one["error"] and (refusal := from_line(one["error"])):
-                raise refusal
-            yield one
+        with contextlib.closing(_rows(ray, made)) as found:
+            while True:
+                try:
+                    one = next(found, None)
+                except Exception as error:
+                    raise _told(error) from error
+                if one is None:
+                    return
+                if one["error"] and (refusal := from_line(one["error"])):
+                    raise refusal
+                yield one
 
     def _size(self, ray: Any, gpus: int, shards: int) -> int:
         if self.workers:
@@ -103,6 +109,24 @@ class Cluster:
         has = ray.cluster_resources()
         room = has.get("GPU", 0) if gpus else has.get("CPU", 1) // self.cpus
         return max(1, min(int(room), shards))
+
+
+def _rows(ray: Any, made: Any) -> Generator[Mapping[str, Any], None, None]:
+    """The rows of a dataset as they come. Closed before its end it stops what makes them, and waits for that.
+
+    `iter_rows` leaves a thread behind that fetches ahead; one that asks Ray for something after its `shutdown` ends the
+    process, without a word.
+    """
+    bundles = made.iter_internal_ref_bundles()
+    try:
+        for bundle in bundles:
+            for block in ray.get(list(bundle.block_refs)):
+                yield from ray.data.block.BlockAccessor.for_block(block).iter_rows(public_row_format=True)
+    finally:
+        del bundles  # it has no `close`
+        for thread in threading.enumerate():
+            if thread.name.startswith("StreamingExecutor"):
+                thread.join(_LONGEST_STOP_S)
 
 
 def _ask(address: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import os
 import shutil
@@ -185,8 +186,8 @@ def _work(job: Job, plan: Plan, parts: Parts, cluster: Cluster, progress: Progre
     total = _Total()
     if not todo:
         return resumed, total
-    with cluster.joined() as ray:
-        for one in cluster.work(ray, job, todo):
+    with cluster.joined() as ray, contextlib.closing(cluster.work(ray, job, todo)) as made:
+        for one in made:
             total.add(one)
             ready += int(one["rows"])
             progress("predicting", ready, plan.rows, "cases")

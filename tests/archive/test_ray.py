@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -238,7 +239,11 @@ def test_a_worker_on_which_the_golden_answers_are_others_ends_the_job(
         np.savez(file, **golden)
     seal(folder, json.loads((folder / "bundle.json").read_text()))
     cluster.bundle = folder
-    stderr = cluster.run(manifest, tmp_path / "ray.csv", "--ray", code=3)
+    with tempfile.TemporaryDirectory(prefix="ray-") as place:  # its sockets' names must be short
+        cluster.more["RAY_TMPDIR"] = place
+        stderr = cluster.run(manifest, tmp_path / "ray.csv", "--batch", "1", "--ray", code=3)  # much is left to do
+        sessions = [path for path in Path(place).rglob("session_*") if not path.is_symlink() and path.is_dir()]
+    assert len(sessions) == 1, "what was begun was stopped while Ray was there, and none was started to stop it in"
     error, hint = stderr.splitlines()[-2:]
     assert error.startswith("error: onnxruntime:fp32 does not compute the bundle here: golden ")
     assert hint.startswith("hint: `mpmmu-rt verify ")
