@@ -46,7 +46,7 @@ from .progress import Progress, silent
 from .spec import StrPath
 
 SCHEMA = "mpmmu-baseline/1"
-FEWEST_TURNS, MOST_TURNS = 16, 40  # of a session: `slower` takes 16 that all say so
+FEWEST_TURNS, MOST_TURNS = 16, 40  # of a session: `slower` takes 14 that all say so
 MOST_SESSIONS = 7  # the newest; with the most calls that turns can have, they are read back still
 _DIGITS = 5  # of a stored time in ms: ten nanoseconds
 TRIPWIRE = 0.25  # at the least, and 5 times what is allowed, under other conditions

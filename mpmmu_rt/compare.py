@@ -1,8 +1,9 @@
 """Two bundles, or two targets of one, against each other on this machine: is B slower?
 
 Every turn is a fresh process (`python -m mpmmu_rt.compare BUNDLE TARGET BATCH SECONDS`) that opens the bundle, warms
-up, times its calls and holds the answers to the golden ones. In the first rounds A has two turns: what they differ by
-is the noise floor. `gate.py` judges. Before the rounds `counts.py` counts what noise can't touch, of both sides.
+up, times its calls and holds the answers to the golden ones. In the first rounds, as many as a tenth of the budget has
+room for, A has two turns: what they differ by is the noise floor. `gate.py` judges. Before the rounds `counts.py`
+counts what noise can't touch, of both sides.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from .spec import Array, Target
 from .tiles import hold_to_golden, tile
 
 SCHEMA = "mpmmu-compare/1"
-FLOOR_ROUNDS = 4  # in which A has two turns
+FLOOR_ROUNDS, FLOOR_SHARE = 4, 0.1  # in which A has two turns, and how much of the budget the second ones may take
 TURN_S = 1.0
 MOST_ROUNDS = 200
 
@@ -128,7 +129,7 @@ def compare(
     """Rounds until the gate can tell, or no further one fits into `budget_s` seconds: then it can't.
 
     allow_counts: see `counts.moved`; two targets of one bundle differ in their counts by nature, and are not judged by
-    them. turn_s: how long a turn times its calls, of which there are at least three. Counting, some seconds, is not
+    them. turn_s: how long a turn times its calls, of which there are at least two. Counting, some seconds, is not
     part of the budget. Raises `UsageError` for no budget, no pairs or a count that there is not, what `Bundle.open`
     raises, and of a side that can't run or answers wrongly what its process raised.
     """
@@ -169,28 +170,32 @@ def race(
 ) -> tuple[Turns, Verdict]:
     """The rounds of `compare` alone. turn: how a turn is taken."""
     turns, drawn, started = Turns(), random.Random(), time.monotonic()
-    longest, verdict = 0.0, None
+    longest, verdict = 0.0, None  # longest: s of a turn, the mean of its round
     while verdict is None:
         spent = time.monotonic() - started
         rounds = len(turns.a)
-        if spent + longest > budget_s or rounds == MOST_ROUNDS:
+        floor = rounds < FLOOR_ROUNDS and (len(turns.again) + 1) * longest <= FLOOR_SHARE * budget_s
+        count = 3 if floor else 2
+        if spent + count * longest > budget_s or rounds == MOST_ROUNDS:
             few = f"1 round in {spent:.0f} s was" if rounds == 1 else f"{rounds} rounds in {spent:.0f} s were"
             why = f"{few} not enough" if rounds else f"no round fits into {budget_s:g} s"
             verdict = undecided(turns.logs(), rule, why)
             break
         progress("taking turns", min(round(spent), round(budget_s)), round(budget_s), "s")
         begin = time.monotonic()
-        _round(turns, sides, drawn, lambda side: turn(side, batch, turn_s))
-        longest = max(longest, time.monotonic() - begin)
+        _round(turns, sides, drawn, lambda side: turn(side, batch, turn_s), floor)
+        longest = max(longest, (time.monotonic() - begin) / count)
         verdict = judge(turns.logs(), rule)
     progress("taking turns", round(budget_s), round(budget_s), "s")
     return turns, verdict
 
 
-def _round(turns: Turns, sides: tuple[Side, Side], drawn: random.Random, take: Callable[[Side], list[float]]) -> None:
-    """One more, its turns in an order drawn by lot."""
+def _round(
+    turns: Turns, sides: tuple[Side, Side], drawn: random.Random, take: Callable[[Side], list[float]], floor: bool
+) -> None:
+    """One more, its turns in an order drawn by lot. floor: A has two of them."""
     a, b = sides
-    wanted = [(turns.a, a), (turns.b, b), *([(turns.again, a)] if len(turns.a) < FLOOR_ROUNDS else [])]
+    wanted = [(turns.a, a), (turns.b, b), *([(turns.again, a)] if floor else [])]
     drawn.shuffle(wanted)
     taken = [(samples, take(side)) for samples, side in wanted]
     for samples, calls in taken:
@@ -207,7 +212,7 @@ def _measure(path: Path, target: Target, batch: int, seconds: float) -> list[flo
     golden = bundle.golden()
     pixels, answers = tile(golden, batch), list[Array]()
     with Predictor(bundle, target) as predictor:
-        effort = Effort(warmup_ms=seconds * 300, measure_ms=seconds * 1e3, min_samples=3, max_warmup_ms=0)
+        effort = Effort(warmup_ms=seconds * 300, measure_ms=seconds * 1e3, min_samples=2, max_warmup_ms=0)
         calls = sample(lambda: answers.append(predictor.predict(pixels).probability), effort)
     hold_to_golden(target, answers, golden)
     return calls

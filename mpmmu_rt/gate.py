@@ -9,13 +9,15 @@ lot is as likely to be the one that was lucky: d - log(1 + s) is as likely above
 the noise is: drift, bursts, clocks with two speeds, rounds that depend on each other. So the count of rounds above 0
 is held to a fair coin. No distribution is assumed, and no variance estimated.
 
-Sequential. The evidence against the coin is the mixture likelihood ratio over coins p in [1/2, 1], uniform,
+Sequential. The evidence against the coin is the mixture likelihood ratio over five coins, p = 0.6, 0.7, 0.8, 0.9 and 1,
+each with a fifth of the weight,
 
-    E(n, k) = 2 * integral of (2p)^k (2(1 - p))^(n - k) dp = sum over j <= k of C(n + 1, j) / ((n + 1) C(n, k)),
+    E(n, k) = mean over p of (2p)^k (2(1 - p))^(n - k),
 
 a non-negative supermartingale that begins at 1: by Ville's inequality it ever reaches 1 / alpha with probability alpha
 at the most, so that looking after every round costs nothing (Ville 1939; Robbins 1970, "Statistical methods related to
-the law of the iterated logarithm"; Howard and Ramdas 2022, "Sequential estimation of quantiles", section 3).
+the law of the iterated logarithm"; Howard and Ramdas 2022, "Sequential estimation of quantiles", section 3). Six rounds
+that all say the same are enough at alpha = 0.05, seven at half of it.
 
 Answers. `not slower`: "B is slower by max_slowdown or more" is rejected for the typical call, and the tail's median
 ratio is within it. `slower`: "B is not slower at all" is rejected, for the typical call or the tail, and the median of
@@ -41,6 +43,8 @@ from .errors import UsageError
 
 Answer = Literal["not slower", "slower", "cannot tell"]
 STATISTICS = ("typical", "tail")
+# Against all coins from 1/2 to 1 alike these take a round less where all agree, and none more where few do: NOTES.
+_COINS = (0.6, 0.7, 0.8, 0.9, 1.0)
 
 
 @dataclass(frozen=True)
@@ -96,9 +100,8 @@ def statistics(calls_ms: Sequence[float]) -> dict[str, float]:
 
 
 def evidence(above: int, rounds: int) -> float:
-    """E(n, k) of the module: of `rounds` fair coins or worse, `above` heads."""
-    total = sum(math.comb(rounds + 1, j) for j in range(above + 1))
-    return total / ((rounds + 1) * math.comb(rounds, above))
+    """E(n, k) of the module: of n = `rounds` coins that are fair or worse, k = `above` heads."""
+    return sum((2 * p) ** above * (2 * (1 - p)) ** (rounds - above) for p in _COINS) / len(_COINS)
 
 
 def above(logs: Sequence[float], slowdown: float, alpha: float) -> bool:

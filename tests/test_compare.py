@@ -7,6 +7,7 @@ import math
 import os
 import re
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from typer.testing import CliRunner
 from mpmmu_rt.bundle import Bundle, seal
 from mpmmu_rt.cli import app
 from mpmmu_rt.cli.compare import EXIT_CODES
-from mpmmu_rt.compare import Side, Turns, compare
+from mpmmu_rt.compare import Side, Turns, compare, race
 from mpmmu_rt.errors import BundleError, EngineError, UsageError
 from mpmmu_rt.gate import Rule
 from mpmmu_rt.options import duration, share
@@ -62,6 +63,20 @@ def test_what_takes_longer_is_called_slower(
     assert len(entry["samples_ms"]["a"]) == len(entry["samples_ms"]["b"]) == entry["rounds"]
     assert len(entry["samples_ms"]["again"]) == 4
     assert set(entry["noise_floor"]) == {"typical", "tail"}
+
+
+@pytest.mark.parametrize(("turn_s", "budget_s", "twice"), [(0.0, 60.0, 4), (0.06, 1.0, 1)])
+def test_turns_that_are_long_leave_the_budget_to_the_rounds(turn_s: float, budget_s: float, twice: int) -> None:
+    """A's second turns take a tenth of the budget at the most, after the first."""
+    sides = Side(Path("a"), TARGET), Side(Path("b"), TARGET)
+
+    def turn(side: Side, batch: int, seconds: float) -> list[float]:
+        time.sleep(turn_s)
+        return [1.0, 1.1] if side is sides[0] else [1.02, 1.12]
+
+    turns, verdict = race(sides, 1, rule=Rule(), budget_s=budget_s, turn=turn)
+    assert (verdict.answer, len(turns.again)) == ("not slower", twice)
+    assert len(turns.a) == len(turns.b) == 6
 
 
 @pytest.mark.slow

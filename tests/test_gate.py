@@ -8,6 +8,7 @@ from itertools import product
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from mpmmu_rt import gate
 from mpmmu_rt.errors import UsageError
@@ -125,13 +126,18 @@ def test_equals_on_a_quiet_machine_pass_within_few_rounds() -> None:
 # ---------------------------------------------------------------- by hand
 
 
-def test_evidence_is_the_integral() -> None:
-    p = np.linspace(0.5, 1, 200_001)
-    for rounds, heads in product((1, 4, 9), repeat=2):
+def test_evidence_is_the_mean_of_five_likelihood_ratios() -> None:
+    coins = np.array([6, 7, 8, 9, 10]) / 10
+    for rounds, heads in product(range(12), repeat=2):
         if heads <= rounds:
-            values = 2 * (2 * p) ** heads * (2 * (1 - p)) ** (rounds - heads)
-            integral = float(((values[1:] + values[:-1]) / 2).sum() * (p[1] - p[0]))
-            assert gate.evidence(heads, rounds) == pytest.approx(integral, rel=1e-6)
+            ratios = stats.binom.pmf(heads, rounds, coins) / stats.binom.pmf(heads, rounds, 0.5)
+            assert gate.evidence(heads, rounds) == pytest.approx(float(ratios.mean()), rel=1e-9)
+
+
+@pytest.mark.parametrize(("alpha", "rounds"), [(0.05, 6), (0.025, 7)])
+def test_so_many_rounds_that_all_agree_are_enough(alpha: float, rounds: int) -> None:
+    assert gate.above([0.1] * rounds, 0.0, alpha)
+    assert not gate.above([0.1] * (rounds - 1), 0.0, alpha)
 
 
 def test_evidence_of_fair_coins_is_1_on_average() -> None:
