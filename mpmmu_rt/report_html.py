@@ -58,7 +58,7 @@ def _bench(entry: Mapping[str, Any]) -> tuple[str, *tuple[Markup, ...]]:
             title,
             f"{entry['bundle']['name']}, {batch} {pairs} per call",
             pieces.badge(conditions["state"], stable),
-            untrained=not entry["bundle"]["trained"],
+            warnings=[entry["warning"]] if entry["warning"] else [],
         ),
         el(
             "section",
@@ -191,6 +191,7 @@ def _compare(entry: Mapping[str, Any]) -> tuple[str, *tuple[Markup, ...]]:
             title,
             f"{entry['reason']}; up to {allowed} slower is allowed",
             pieces.badge(badge, answer == "not slower" and not worse),
+            warnings=pieces.warnings_of_sides(entry),
         ),
         sides,
         el(

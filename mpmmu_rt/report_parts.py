@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from .markup import Markup, el, joined
 from .report_style import STYLE
@@ -20,10 +21,20 @@ def document(title: str, *sections: Markup) -> str:
     return f"<!DOCTYPE html>\n{el('html', head, el('body', el('main', *sections, foot)), lang='en')}\n"
 
 
-def header(kind: str, title: str, lead: str, badge: Markup, *, untrained: bool = False) -> Markup:
-    warning = el("p", "UNTRAINED model: its cost is real, its probabilities mean nothing.", class_="untrained")
+def header(kind: str, title: str, lead: str, badge: Markup, *, warnings: Sequence[str] = ()) -> Markup:
+    """warnings: `Bundle.warning` of each bundle that has one."""
     top = el("p", f"mpmmu-rt · {kind}", class_="kicker")
-    return el("header", top, el("h1", title), badge, el("p", lead, class_="lead"), *([warning] if untrained else []))
+    banners = [el("p", sentence(one), class_="banner") for one in warnings]
+    return el("header", top, el("h1", title), badge, el("p", lead, class_="lead"), *banners)
+
+
+def warnings_of_sides(entry: Mapping[str, Any]) -> list[str]:
+    """What a comparison says against the bundles of its sides, once where both have it."""
+    found: dict[str, list[str]] = {}
+    for side in ("a", "b"):
+        if said := entry[side].get("warning"):
+            found.setdefault(said, []).append(side.upper())
+    return [f"{' and '.join(sides)}: {said}" for said, sides in found.items()]
 
 
 def badge(text: str, good: bool) -> Markup:

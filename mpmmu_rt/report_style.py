@@ -22,7 +22,7 @@ h1 { margin: 2px 14px 0 0; font-size: clamp(26px, 5vw, 38px); line-height: 1.15;
 .strip { margin: 0 0 8px; }
 .strip img { display: block; height: auto; border-radius: 4px; }
 .strip figcaption { margin-top: 2px; font-size: 12px; color: var(--muted); }
-.untrained { margin: 12px 0 0; padding: 8px 14px; border-left: 4px solid var(--bad); background: #fdf1e7;
+.banner { margin: 12px 0 0; padding: 8px 14px; border-left: 4px solid var(--bad); background: #fdf1e7;
   font-weight: 600; }
 .side { margin: 4px 0; }
 .keys { display: grid; grid-template-columns: repeat(auto-fit, minmax(140px, 1fr)); gap: 1px; background: var(--line);

@@ -11,6 +11,7 @@ from mpmmu_rt.counts import Moved
 from mpmmu_rt.errors import UsageError
 from mpmmu_rt.files import rounded
 from mpmmu_rt.options import allowances, duration, share
+from mpmmu_rt.report_parts import warnings_of_sides
 
 from ._report import JsonTo, bars, check_json, check_output, count, fitted, note, put_json, say, wrapped, write_html
 
@@ -60,6 +61,8 @@ def compare(
         say(_describe(entry))
     if html_to:
         write_html(html_to, entry)
+    for warning in warnings_of_sides(entry):
+        note(f"warning: {warning}")
     if found.verdict.answer == "cannot tell":
         note(f"note: cannot tell: {found.verdict.reason}; --budget {2 * seconds:.0f}s gives it more rounds")
     note_counts(found.more)

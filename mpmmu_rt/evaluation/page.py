@@ -22,7 +22,13 @@ def body(entry: Mapping[str, Any]) -> tuple[str, *tuple[Markup, ...]]:
     warnings = f"{len(loud)} warning{'s' * (len(loud) > 1)}"
     badge = pieces.badge(warnings if loud else patients, not loud and not few)
     sections = [
-        pieces.header("Evaluation", f"AUC {shown}", text.title(entry), badge, untrained=not system["trained"]),
+        pieces.header(
+            "Evaluation",
+            f"AUC {shown}",
+            text.title(entry),
+            badge,
+            warnings=[system["warning"]] if system.get("warning") else [],
+        ),
         *(el("p", one, class_="verdict bad" if is_loud(one) else "verdict") for one in entry["remarks"]),
         el("section", *_keys(entry), class_="keys"),
     ]

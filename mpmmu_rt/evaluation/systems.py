@@ -28,7 +28,7 @@ Predict = Callable[[Mapping[Modality, Array]], Array]
 class System:
     """predict: pixels uint8 [N, 1, S, S] per modality to probability float32 [N]; raises `AnswerError` for rows without
     one. kind: bundle or checkpoint. target: of a checkpoint `torch`. digest: of its description file, which names those
-    of the rest."""
+    of the rest. warning: `Bundle.warning`."""
 
     path: str
     kind: str
@@ -41,9 +41,10 @@ class System:
     preprocessing: Preprocessing
     predict: Predict
     remarks: tuple[str, ...] = ()
+    warning: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        names = ("path", "kind", "name", "target", "digest", "trained", "threshold")
+        names = ("path", "kind", "name", "target", "digest", "trained", "threshold", "warning")
         return {name: getattr(self, name) for name in names} | {"remarks": list(self.remarks)}
 
 
@@ -65,6 +66,7 @@ def bundle_system(path: StrPath, target: str) -> Iterator[System]:
             preprocessing=bundle.preprocessing,
             predict=lambda pixels: predictor.predict(pixels).probability,
             remarks=predictor.remarks,
+            warning=bundle.warning,
         )
 
 

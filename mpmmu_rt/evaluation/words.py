@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from mpmmu_rt.bundle import TRIED_INT8
+
 # Vergouwe et al. 2005 (J Clin Epidemiol 58:475) and Collins et al. 2016 (Statistics in Medicine 35:214): a validation
 # needs at least 100 with and 100 without the event.
 ENOUGH = 100
@@ -14,7 +16,7 @@ _LOUD = "WARNING: "
 
 def remarks(entry: Mapping[str, Any]) -> list[str]:
     """The loud ones first, which begin with WARNING. They name no case: a model card carries them."""
-    found = [*_untrained(entry), *_learnt(entry), *_lost(entry), *_chosen(entry), *_few(entry), *_none_missed(entry)]
+    found = [*_of_no_use(entry), *_learnt(entry), *_lost(entry), *_chosen(entry), *_few(entry), *_none_missed(entry)]
     return sorted(found, key=lambda text: not text.startswith(_LOUD))
 
 
@@ -22,12 +24,16 @@ def is_loud(remark: str) -> bool:
     return remark.startswith(_LOUD)
 
 
-def _untrained(entry: Mapping[str, Any]) -> list[str]:
+def _of_no_use(entry: Mapping[str, Any]) -> list[str]:
     systems = [entry["system"], *([entry["against"]["system"]] if entry["against"] else [])]
     return [
         f"{_LOUD}{one['path']} is UNTRAINED: its weights are random, and every figure of it is chance."
         for one in systems
         if not one["trained"]
+    ] + [
+        f"{_LOUD}{one['path']} was asked on {one['target']}. {TRIED_INT8}."
+        for one in systems
+        if TRIED_INT8 in (one.get("warning") or "") and one["target"].endswith(":int8")
     ]
 
 

@@ -25,7 +25,7 @@ def dump(estimator: Any, path: Path) -> None:
         schema = names.renamed(json.loads(given.read(_SCHEMA)))
         for old, new in names.files.items():
             written.writestr(ZipInfo(new, _DATE), given.read(old))
-        written.writestr(ZipInfo(_SCHEMA, _DATE), json.dumps(schema, indent=2))
+        written.writestr(ZipInfo(_SCHEMA, _DATE), json.dumps(schema, separators=(",", ":")))
 
 
 class _Names:

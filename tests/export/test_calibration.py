@@ -159,8 +159,15 @@ def test_phantoms_are_told_wherever_the_bundle_is_used(tried: Path, phantom_mani
         ("predict", tried, *images, "--target", INT8),
         ("run", tried, phantom_manifest, "-o", tmp_path / "out.csv", "--target", INT8),
         ("verify", tried, "--no-record"),
+        ("bench", tried, "--target", INT8, "--seconds", "0.1", "--html", tmp_path / "bench.html"),
+        ("explain", tried, "--target", INT8, *images, "-o", tmp_path / "explained"),
+        ("evaluate", tried, phantom_manifest, "--target", INT8, "-o", tmp_path / "evaluated"),
     ):
-        assert TRIED_INT8 in call(*command).stderr, command
+        done = call(*command)
+        assert TRIED_INT8 in " ".join((done.stderr + done.stdout).split()), command
+    for page in ("bench.html", "explained/explanation.html", "evaluated/report.html"):
+        assert f'<p class="banner">{TRIED_INT8}.</p>' in (tmp_path / page).read_text(), page
+    assert f"WARNING: {tried} was asked on {INT8}. {TRIED_INT8}." in (tmp_path / "evaluated/report.md").read_text()
     assert json.loads((tmp_path / "out.csv.json").read_text())["warning"] == TRIED_INT8
 
 
