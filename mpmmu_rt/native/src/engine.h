@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <future>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -38,6 +39,12 @@ struct Wanted {
   std::string library;
   unsigned threads;
 };
+
+// How to do what may go on beside the caller: on a thread of its own, or, where one is all there may be or no other can
+// be had, when it is waited for.
+inline std::launch beside(unsigned threads) {
+  return threads > 1 ? std::launch::async | std::launch::deferred : std::launch::deferred;
+}
 
 // What threads borrow: made on demand, kept, the last one used first.
 template <class Lane>

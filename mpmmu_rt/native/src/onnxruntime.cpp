@@ -2,7 +2,6 @@
 
 #include <dlfcn.h>
 
-#include <cstdlib>
 #include <cstring>
 #include <map>
 #include <new>
@@ -49,7 +48,6 @@ struct Runtime {
     static std::mutex mutex;
     static auto &loaded = *new std::map<void *, const Runtime *>;
     const std::lock_guard<std::mutex> lock(mutex);
-    ::setenv("ORT_DISABLE_TELEMETRY", "1", 0);  // read when it is loaded; the user may turn it on
     void *handle =
         load_library(library, {"libonnxruntime.so.1", "libonnxruntime.so"}, "the target onnxruntime:fp32", kInstall);
     const Runtime *&found = loaded[handle];
@@ -209,12 +207,11 @@ struct Maps {
 
 class OnnxRuntimeEmbedder final : public Embedder {
  public:
-  OnnxRuntimeEmbedder(const Runtime &runtime, const Bundle &bundle, unsigned threads)
+  OnnxRuntimeEmbedder(const Bundle &bundle, Session mammography, Session ultrasound, Session pool)
       : side_(bundle.preprocessing.side),
         width_(bundle.width),
-        encoders_{{runtime, bundle.graph("mammography_onnxruntime"), threads},
-                  {runtime, bundle.graph("ultrasound_onnxruntime"), threads}},
-        pool_(runtime, bundle.graph("attention_pool_onnxruntime"), threads) {
+        encoders_{std::move(mammography), std::move(ultrasound)},
+        pool_(std::move(pool)) {
     for (int m = 0; m < 2; ++m) sizes_[m] = encoders_[m].output_size("feature_map");
   }
 
@@ -286,7 +283,12 @@ class OnnxRuntimeHead final : public Head {
 std::string onnxruntime_version(const std::string &library) { return Runtime::of(library).version; }
 
 std::unique_ptr<Embedder> onnxruntime_embedder(const Bundle &bundle, const Wanted &wanted) {
-  return std::make_unique<OnnxRuntimeEmbedder>(Runtime::of(wanted.library), bundle, wanted.threads);
+  const Runtime &runtime = Runtime::of(wanted.library);
+  const auto load = [&](const char *graph) { return Session(runtime, bundle.graph(graph), wanted.threads); };
+  // Optimising a graph takes one thread, whatever the session may use afterwards.
+  auto second = std::async(beside(wanted.threads), load, "ultrasound_onnxruntime");
+  Session first = load("mammography_onnxruntime"), pool = load("attention_pool_onnxruntime");
+  return std::make_unique<OnnxRuntimeEmbedder>(bundle, std::move(first), second.get(), std::move(pool));
 }
 
 std::unique_ptr<Head> onnxruntime_head(const Bundle &bundle, const Wanted &wanted) {
