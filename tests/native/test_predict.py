@@ -366,6 +366,12 @@ def test_an_engine_that_is_not_here(library: Library, tmp_path: Path) -> None:
     with pytest.raises(NativeError, match=r"needs the library .*libonnxruntime.so, which can't be loaded") as caught:
         elsewhere.open(STORED)
     assert caught.value.status == "MISSING_LIBRARY"
+    altered = tmp_path / "altered"
+    shutil.copytree(STORED, altered)
+    (altered / "onnx/weights.bin").write_bytes(b"others")
+    with pytest.raises(NativeError, match="another SHA-256") as first:  # though the library is looked for meanwhile
+        elsewhere.open(altered, threads=2)
+    assert first.value.status == "DIGEST_MISMATCH"
     assert "MPMMU_ONNXRUNTIME" in caught.value.hint
 
 
