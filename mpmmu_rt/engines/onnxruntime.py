@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from mpmmu_rt.errors import EngineError, MpmmuError
 from mpmmu_rt.facts import KNOWN_BAD
 from mpmmu_rt.machine import package_versions
 from mpmmu_rt.onnx_wire import with_outputs
-from mpmmu_rt.spec import Array, Modality, Target
+from mpmmu_rt.spec import MODALITIES, Array, Modality, Target
 
 from . import Traits
 from .shared.host_head import HostHead
@@ -114,7 +115,11 @@ class OnnxRuntime:
 
     def _embedder(self, bundle: Bundle, precision: str, threads: int) -> BoundEmbedder:
         graphs = {name: bundle.graph(graph) for name, graph in EXACT_GRAPHS.items()}
-        return BoundEmbedder({name: self._open(path, threads) for name, path in graphs.items()}, graphs)
+        # Optimising a graph takes one thread, whatever the session may use afterwards.
+        with ThreadPoolExecutor(len(MODALITIES)) as beside:
+            each = beside.map if threads > 1 else map
+            sessions = each(lambda path: self._open(path, threads), graphs.values())
+            return BoundEmbedder(dict(zip(graphs, sessions, strict=True)), graphs)
 
     def _open(self, graph: Path, threads: int, tensors: Sequence[str] = ()) -> Any:
         """tensors: of the graph's own, to give beside its outputs."""

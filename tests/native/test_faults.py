@@ -77,6 +77,23 @@ def test_a_feature_map_without_a_batch(library: Library, folder: Path, graph: st
         predictor.predict(pixels(32, 1))
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("graphs", [("mammography",), ("ultrasound",), ("mammography", "ultrasound")])
+def test_an_encoder_that_cannot_be_loaded_is_named(
+    library: Library, folder: Path, graphs: tuple[str, ...], threads: int
+) -> None:
+    """By two threads, which load both beside each other, as by one: the first, where it is both. In Python as well."""
+    for graph in graphs:
+        (folder / f"onnx/{graph}_onnxruntime.onnx").write_bytes(b"no graph")
+    seal(folder, json.loads((folder / "bundle.json").read_text()))
+    said = rf"ONNX Runtime can't load {graphs[0]}_onnxruntime.onnx: "
+    with pytest.raises(NativeError, match=said) as caught:
+        library.open(folder, threads=threads)
+    assert caught.value.status == "ENGINE_ERROR"
+    with pytest.raises(EngineError, match=said):
+        load(folder, threads=threads)
+
+
 def test_a_machine_that_computes_no_numbers_holds_no_golden_vectors(
     library: Library, build_folder: Path, images: list[Path], folder: Path
 ) -> None:

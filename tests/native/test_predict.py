@@ -367,6 +367,12 @@ def test_an_engine_that_is_not_here(library: Library, tmp_path: Path) -> None:
         elsewhere.open(STORED)
     assert caught.value.status == "MISSING_LIBRARY"
     assert "MPMMU_ONNXRUNTIME" in caught.value.hint
+    altered = tmp_path / "altered"
+    shutil.copytree(STORED, altered)
+    (altered / "onnx/weights.bin").write_bytes(b"others")
+    with pytest.raises(NativeError, match="another SHA-256") as first:  # though the library is looked for meanwhile
+        elsewhere.open(altered, threads=2)
+    assert first.value.status == "DIGEST_MISMATCH"
 
 
 def test_a_library_that_is_no_engine(library: Library) -> None:

@@ -19,7 +19,12 @@ SANITIZERS = {"thread": "-fsanitize=thread", "address": "-fsanitize=address,unde
 THREADED = ("api", "library", "model", "onnxruntime", "openvino")
 # OpenVINO's threads are bound by a library that sanitizers don't take. It keeps 1,536 bytes to the end, however often a
 # model is opened: no leak of ours, and told apart from one by their number alone.
-RUN = {"OMP_NUM_THREADS": "1", "TBB_ENABLE_SANITIZERS": "1", "ASAN_OPTIONS": "detect_leaks=0"}
+RUN = {
+    "OMP_NUM_THREADS": "1",
+    "TBB_ENABLE_SANITIZERS": "1",
+    "ASAN_OPTIONS": "detect_leaks=0",
+    "TSAN_OPTIONS": f"suppressions={Path(__file__).with_name('tsan.txt')}",
+}
 pytestmark = pytest.mark.slow
 
 

@@ -3,12 +3,16 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <future>
+#include <map>
 #include <memory>
 #include <mutex>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "bundle.h"
+#include "failure.h"
 
 namespace mpmmu {
 
@@ -38,6 +42,12 @@ struct Wanted {
   std::string library;
   unsigned threads;
 };
+
+// How to do what may go on beside the caller: on a thread of its own, or, where one is all there may be or no other can
+// be had, when it is waited for.
+inline std::launch beside(unsigned threads) {
+  return threads > 1 ? std::launch::async | std::launch::deferred : std::launch::deferred;
+}
 
 // What threads borrow: made on demand, kept, the last one used first.
 template <class Lane>
@@ -72,12 +82,39 @@ std::string openvino_version(const std::string &library);
 std::unique_ptr<Embedder> openvino_embedder(const Bundle &bundle, const Wanted &wanted);
 std::unique_ptr<Head> openvino_head(const Bundle &bundle, const Wanted &wanted);
 
+// An object of an engine, and what frees it.
+template <class Object>
+using Owned = std::unique_ptr<Object, void (*)(Object *)>;
+
 // The first of `names`, or `given` if it is not empty, as dlopen finds it; never unloaded: engines keep threads and
 // state. Throws MPMMU_MISSING_LIBRARY. `purpose`: what needs it; `hint`: what to do.
 void *load_library(const std::string &given, const std::vector<std::string> &names, const std::string &purpose,
                    const std::string &hint);
 
-// The first line of an engine's message.
-std::string first_line(const std::string &message);
+// What `make` makes of a library, called once for each in a process; never freed.
+template <class Runtime, class Make>
+const Runtime &made_once(void *library, Make make) {
+  static std::mutex mutex;
+  static auto &made = *new std::map<void *, const Runtime *>;
+  const std::lock_guard<std::mutex> lock(mutex);
+  const Runtime *&found = made[library];
+  if (!found) found = make();
+  return *found;
+}
+
+// What an engine raised, in Python's words.
+Failure cannot_load(const std::string &engine, const std::string &graph, const std::string &reason);
+Failure failed(const std::string &engine, const std::string &graph, const std::string &reason);
+
+// `call`, whose std::runtime_error becomes what `named` makes of it: one of the two above.
+template <class Call>
+auto naming(Failure (*named)(const std::string &, const std::string &, const std::string &), const char *engine,
+            const std::string &graph, Call call) {
+  try {
+    return call();
+  } catch (const std::runtime_error &error) {
+    throw named(engine, graph, error.what());
+  }
+}
 
 }  // namespace mpmmu

@@ -1,19 +1,21 @@
 // What went wrong: thrown inside the library, a status and two texts outside of it.
 #pragma once
 
-#include <stdexcept>
+#include <exception>
 #include <string>
 
 #include "mpmmu.h"
 
 namespace mpmmu {
 
-struct Failure : std::runtime_error {
-  Failure(mpmmu_status reason, const std::string &message, std::string todo)
-      : std::runtime_error(message), status(reason), hint(std::move(todo)) {}
+struct Failure : std::exception {
+  Failure(mpmmu_status reason, std::string said, std::string todo)
+      : status(reason), message(std::move(said)), hint(std::move(todo)) {}
+
+  const char *what() const noexcept override { return message.c_str(); }
 
   mpmmu_status status;
-  std::string hint;
+  std::string message, hint;
 };
 
 }  // namespace mpmmu

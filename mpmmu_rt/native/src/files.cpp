@@ -20,7 +20,7 @@
 namespace mpmmu {
 namespace {
 
-constexpr std::size_t kPart = 1 << 20;
+constexpr std::size_t kPart = 1 << 18;
 
 class File {  // open for reading
  public:

@@ -1,9 +1,6 @@
 #include <dlfcn.h>
 
-#include <algorithm>
-
 #include "engine.h"
-#include "failure.h"
 
 namespace mpmmu {
 
@@ -20,8 +17,15 @@ void *load_library(const std::string &given, const std::vector<std::string> &nam
                 hint);
 }
 
-std::string first_line(const std::string &message) {
-  return message.substr(0, std::min<std::size_t>(message.find('\n'), 300));
+Failure cannot_load(const std::string &engine, const std::string &graph, const std::string &reason) {
+  const std::string package = engine == "OpenVINO" ? "openvino" : "onnxruntime";
+  return Failure(MPMMU_ENGINE_ERROR, engine + " can't load " + graph + ": " + reason,
+                 "export the bundle again, or update " + package);
+}
+
+Failure failed(const std::string &engine, const std::string &graph, const std::string &reason) {
+  return Failure(MPMMU_ENGINE_ERROR, engine + " failed in " + graph + ": " + reason,
+                 "mpmmu_self_test tells whether the bundle or the input is at fault");
 }
 
 }  // namespace mpmmu

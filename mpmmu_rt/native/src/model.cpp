@@ -1,5 +1,6 @@
 #include "model.h"
 
+#include <malloc.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -21,6 +22,8 @@ std::string path_of(const char *given, const char *variable) {
   return named ? named : "";
 }
 
+unsigned threads_of(const mpmmu_options &given) { return given.threads ? given.threads : usable_threads(); }
+
 }  // namespace
 
 Choice::Choice(const mpmmu_options &given) {
@@ -39,16 +42,38 @@ Choice::Choice(const mpmmu_options &given) {
   precision = target.substr(target.find(':') + 1);
   onnxruntime = path_of(given.onnxruntime, "MPMMU_ONNXRUNTIME");
   openvino = path_of(given.openvino, "MPMMU_OPENVINO");
-  threads = given.threads ? given.threads : usable_threads();
+  threads = threads_of(given);
 }
 
+namespace {
+
+// ONNX Runtime, which every target uses for its head, is loaded while the files are hashed, and sees none of them. What
+// is wrong with it is said when it is needed: after what is wrong with the bundle.
+Bundle open_beside_the_engine(const char *folder, const mpmmu_options &options) {
+  ::setenv("ORT_DISABLE_TELEMETRY", "1", 0);  // read when it is loaded; the user may turn it on
+  const std::string library = path_of(options.onnxruntime, "MPMMU_ONNXRUNTIME");
+  const auto loaded = std::async(beside(threads_of(options)), [library] {
+    try {
+      onnxruntime_version(library);
+    } catch (const std::exception &) {
+    }
+  });
+  return Bundle::open(folder);
+}
+
+}  // namespace
+
 Model::Model(const char *folder, const mpmmu_options &options)
-    : process_(::getpid()), bundle_(Bundle::open(folder)), choice_(options), name_(bundle_.name()) {
+    : process_(::getpid()),
+      bundle_(open_beside_the_engine(folder, options)),
+      choice_(options),
+      name_(bundle_.name()) {
   bundle_.require_proven(choice_.target);
   load_head();
   const Wanted wanted{choice_.precision, choice_.engine == "openvino" ? choice_.openvino : choice_.onnxruntime,
                       choice_.threads};
   embedder_ = choice_.engine == "openvino" ? openvino_embedder(bundle_, wanted) : onnxruntime_embedder(bundle_, wanted);
+  ::malloc_trim(0);  // what weights were copied through: a fifth of what a loaded model would keep
 }
 
 // On ONNX Runtime, which is faster at trees, wherever it is here: `mpmmu_rt.facts.FASTER_HEAD`. `tell` says where.

@@ -2,13 +2,11 @@
 
 #include <dlfcn.h>
 
-#include <cstdlib>
-#include <cstring>
+#include <algorithm>
 #include <map>
 #include <new>
 
 #include "engine.h"
-#include "failure.h"
 #include "files.h"
 #include "onnxruntime_abi.h"
 
@@ -20,8 +18,11 @@ constexpr const char *kInstall =
 // mpmmu_rt.facts.KNOWN_BAD: releases whose results are wrong for these graphs.
 constexpr const char *kBad = "1.26.0", *kWhy = "random forests give wrong probabilities (microsoft/onnxruntime#28557)";
 
-template <class Object>
-using Owned = std::unique_ptr<Object, void (*)(Object *)>;
+constexpr const char *kEngine = "ONNX Runtime";
+
+std::string first_line(const std::string &message) {
+  return message.substr(0, std::min<std::size_t>(message.find('\n'), 300));
+}
 
 // The library, and its one environment: made once in a process, and never freed.
 struct Runtime {
@@ -46,15 +47,9 @@ struct Runtime {
   }
 
   static const Runtime &of(const std::string &library) {
-    static std::mutex mutex;
-    static auto &loaded = *new std::map<void *, const Runtime *>;
-    const std::lock_guard<std::mutex> lock(mutex);
-    ::setenv("ORT_DISABLE_TELEMETRY", "1", 0);  // read when it is loaded; the user may turn it on
     void *handle =
         load_library(library, {"libonnxruntime.so.1", "libonnxruntime.so"}, "the target onnxruntime:fp32", kInstall);
-    const Runtime *&found = loaded[handle];
-    if (!found) found = made(handle, library);
-    return *found;
+    return made_once<Runtime>(handle, [&] { return made(handle, library); });
   }
 
  private:
@@ -86,18 +81,10 @@ class Session {
  public:
   Session(const Runtime &runtime, const std::string &path, unsigned threads)
       : runtime_(runtime), name_(path.substr(path.rfind('/') + 1)), session_(nullptr, runtime.api.release_session) {
-    try {
-      load(path, threads);
-    } catch (const std::runtime_error &error) {
-      throw Failure(MPMMU_ENGINE_ERROR, "ONNX Runtime can't load " + name_ + ": " + error.what(),
-                    "export the bundle again, or update onnxruntime");
-    }
+    naming(cannot_load, kEngine, name_, [&] { load(path, threads); });
   }
 
-  Failure failed(const std::string &reason) const {
-    return Failure(MPMMU_ENGINE_ERROR, "ONNX Runtime failed in " + name_ + ": " + reason,
-                   "mpmmu_self_test tells whether the bundle or the input is at fault");
-  }
+  Failure lacks(const std::string &output) const { return failed(kEngine, name_, "it has no output `" + output + "`"); }
 
   // The shape of an output, whose batch is -1; nothing where there is no such output. All of them are float32.
   const Shape *output(const std::string &name) const {
@@ -115,7 +102,7 @@ class Session {
       if (length < 1) shape = nullptr;
       else size *= static_cast<std::size_t>(length);
     }
-    if (!shape) throw failed("it has no output `" + name + "` whose batch alone is dynamic");
+    if (!shape) throw failed(kEngine, name_, "it has no output `" + name + "` whose batch alone is dynamic");
     return size;
   }
 
@@ -128,7 +115,7 @@ class Session {
 
   // Computes into the memory of each output.
   void run(const std::vector<Place> &inputs, const std::vector<Place> &outputs) const {
-    try {
+    naming(failed, kEngine, name_, [&] {
       std::vector<Owned<ort::Value>> owned;
       std::vector<const char *> names[2];
       std::vector<ort::Value *> values[2];
@@ -141,9 +128,7 @@ class Session {
       }
       runtime_.check(runtime_.api.run(session_.get(), nullptr, names[0].data(), values[0].data(), names[0].size(),
                                       names[1].data(), names[1].size(), values[1].data()));
-    } catch (const std::runtime_error &error) {
-      throw failed(error.what());
-    }
+    });
   }
 
  private:
@@ -209,12 +194,11 @@ struct Maps {
 
 class OnnxRuntimeEmbedder final : public Embedder {
  public:
-  OnnxRuntimeEmbedder(const Runtime &runtime, const Bundle &bundle, unsigned threads)
+  OnnxRuntimeEmbedder(const Bundle &bundle, Session mammography, Session ultrasound, Session pool)
       : side_(bundle.preprocessing.side),
         width_(bundle.width),
-        encoders_{{runtime, bundle.graph("mammography_onnxruntime"), threads},
-                  {runtime, bundle.graph("ultrasound_onnxruntime"), threads}},
-        pool_(runtime, bundle.graph("attention_pool_onnxruntime"), threads) {
+        encoders_{std::move(mammography), std::move(ultrasound)},
+        pool_(std::move(pool)) {
     for (int m = 0; m < 2; ++m) sizes_[m] = encoders_[m].output_size("feature_map");
   }
 
@@ -263,7 +247,7 @@ class OnnxRuntimeHead final : public Head {
  public:
   OnnxRuntimeHead(const Runtime &runtime, const Bundle &bundle, unsigned threads)
       : width_(bundle.width), session_(runtime, bundle.graph("head_onnxruntime"), threads) {
-    if (!session_.output("probability")) throw session_.failed("it has no output `probability`");
+    if (!session_.output("probability")) throw session_.lacks("probability");
     if (session_.output("base_probability")) learners_ = session_.output_size("base_probability");
   }
 
@@ -286,7 +270,12 @@ class OnnxRuntimeHead final : public Head {
 std::string onnxruntime_version(const std::string &library) { return Runtime::of(library).version; }
 
 std::unique_ptr<Embedder> onnxruntime_embedder(const Bundle &bundle, const Wanted &wanted) {
-  return std::make_unique<OnnxRuntimeEmbedder>(Runtime::of(wanted.library), bundle, wanted.threads);
+  const Runtime &runtime = Runtime::of(wanted.library);
+  const auto load = [&](const char *graph) { return Session(runtime, bundle.graph(graph), wanted.threads); };
+  // Optimising a graph takes one thread, whatever the session may use afterwards.
+  auto second = std::async(beside(wanted.threads), load, "ultrasound_onnxruntime");
+  Session first = load("mammography_onnxruntime"), pool = load("attention_pool_onnxruntime");
+  return std::make_unique<OnnxRuntimeEmbedder>(bundle, std::move(first), second.get(), std::move(pool));
 }
 
 std::unique_ptr<Head> onnxruntime_head(const Bundle &bundle, const Wanted &wanted) {

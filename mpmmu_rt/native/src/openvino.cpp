@@ -13,7 +13,6 @@
 #include <map>
 
 #include "engine.h"
-#include "failure.h"
 #include "join.h"
 #include "openvino_abi.h"
 
@@ -27,8 +26,7 @@ constexpr const char *kUseFp32 = "use openvino:fp32";
 constexpr int kLanesPerStream = 2;  // one runs, one waits
 constexpr const char *kWithoutBf16[] = {"SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2"};
 
-template <class Object>
-using Owned = std::unique_ptr<Object, void (*)(Object *)>;
+constexpr const char *kEngine = "OpenVINO";
 
 // OpenVINO's messages begin with where in its sources they were raised: the last line.
 std::string last_line(const std::string &said) {
@@ -60,13 +58,8 @@ struct Runtime {
   }
 
   static const Runtime &of(const std::string &library) {
-    static std::mutex mutex;
-    static auto &loaded = *new std::map<void *, const Runtime *>;
-    const std::lock_guard<std::mutex> lock(mutex);
     void *handle = load_library(library, {"libopenvino_c.so"}, kPurpose, kInstall);
-    const Runtime *&found = loaded[handle];
-    if (!found) found = made(handle, library);
-    return *found;
+    return made_once<Runtime>(handle, [&] { return made(handle, library); });
   }
 
  private:
@@ -93,16 +86,6 @@ struct Runtime {
   }
 };
 
-Failure cannot_load(const std::string &name, const std::string &reason) {
-  return Failure(MPMMU_ENGINE_ERROR, "OpenVINO can't load " + name + ": " + reason,
-                 "export the bundle again, or update openvino");
-}
-
-Failure failed(const std::string &name, const std::string &reason) {
-  return Failure(MPMMU_ENGINE_ERROR, "OpenVINO failed in " + name + ": " + reason,
-                 "mpmmu_self_test tells whether the bundle or the input is at fault");
-}
-
 // What is not 8 bits wide in an INT8 graph stays FP32, so that the graph alone decides the result, not the processor.
 const char *inference_precision(const std::string &precision) { return precision == "bf16" ? "bf16" : "f32"; }
 
@@ -115,10 +98,10 @@ struct Compiled {
                        unsigned streams, const std::string &name) {
     const std::string count = std::to_string(streams), most = std::to_string(threads),
                       wanted = inference_precision(precision);
-    ov::Compiled *made = nullptr;
-    try {
-      // Pinned, two models on one machine would sit on the same cores. A profile tells what INT8 really runs in; it stays
-      // on, at some 0.05 ms a call, for to compile once more would take as long as all of the start.
+    return naming(cannot_load, kEngine, name, [&] {
+      ov::Compiled *made = nullptr;
+      // Pinned, two models on one machine would sit on the same cores. A profile tells what INT8 really runs in; it
+      // stays on, at some 0.05 ms a call, for to compile once more would take as long as all of the start.
       runtime.check(runtime.api.core_compile_model(runtime.core, model, "CPU", 10, &made, "INFERENCE_PRECISION_HINT",
                                                    wanted.c_str(), "NUM_STREAMS", count.c_str(),
                                                    "INFERENCE_NUM_THREADS", most.c_str(), "ENABLE_CPU_PINNING", "NO",
@@ -132,11 +115,7 @@ struct Compiled {
                       kUseFp32);
       }
       return compiled;
-    } catch (const Failure &) {
-      throw;
-    } catch (const std::runtime_error &error) {
-      throw cannot_load(name, error.what());
-    }
+    });
   }
 
   Owned<ov::Request> request() const {
@@ -308,24 +287,16 @@ class OpenVinoEmbedder final : public Embedder {
         image_(bundle.preprocessing.side * bundle.preprocessing.side),
         width_(bundle.width),
         model_(nullptr, runtime.api.model_free) {
-    try {
+    naming(cannot_load, kEngine, "the graphs of " + name_, [&] {
       if (wanted.precision == "bf16") require_bf16(runtime);
       read(bundle);
-    } catch (const Failure &) {
-      throw;
-    } catch (const std::runtime_error &error) {
-      throw cannot_load("the graphs of " + name_, error.what());
-    }
+    });
     streams_of(1);
   }
 
   void embed(const std::uint8_t *const (&pixels)[2], std::size_t cases, float *embedding) override {
     Streams &streams = streams_of(cases);
-    try {
-      streams.run(pixels, cases, embedding);
-    } catch (const std::runtime_error &error) {
-      throw failed(name_, error.what());
-    }
+    naming(failed, kEngine, name_, [&] { streams.run(pixels, cases, embedding); });
   }
 
  private:
@@ -350,15 +321,11 @@ class OpenVinoEmbedder final : public Embedder {
     auto &found = streams_[count];
     if (!found) {
       auto compiled = Compiled::make(runtime_, model_.get(), wanted_.precision, wanted_.threads, count, name_);
-      try {
+      naming(cannot_load, kEngine, name_, [&] {
         auto made = std::make_unique<Streams>(std::move(compiled), count, image_, width_);
         if (wanted_.precision == "int8") made->require_8_bits(name_);
         found = std::move(made);
-      } catch (const Failure &) {
-        throw;
-      } catch (const std::runtime_error &error) {
-        throw cannot_load(name_, error.what());
-      }
+      });
     }
     return *found;
   }
@@ -372,41 +339,35 @@ class OpenVinoEmbedder final : public Embedder {
   std::map<unsigned, std::unique_ptr<Streams>> streams_;
 };
 
+constexpr const char *kHead = "head.onnx";
+
 // The portable head. Calls from several threads take turns.
 class OpenVinoHead final : public Head {
  public:
   OpenVinoHead(const Runtime &runtime, const Bundle &bundle, const Wanted &wanted)
       : runtime_(runtime), width_(bundle.width), request_(nullptr, runtime.api.infer_request_free) {
-    ov::Model *model = nullptr;
-    try {
+    naming(cannot_load, kEngine, kHead, [&] {
+      ov::Model *model = nullptr;
       runtime.check(runtime.api.core_read_model(runtime.core, bundle.graph("head").c_str(), nullptr, &model));
-    } catch (const std::runtime_error &error) {
-      throw cannot_load("head.onnx", error.what());
-    }
-    const Owned<ov::Model> owned(model, runtime.api.model_free);
-    compiled_ = std::make_unique<Compiled>(Compiled::make(runtime, model, "fp32", wanted.threads, 1, "head.onnx"));
-    try {
+      const Owned<ov::Model> owned(model, runtime.api.model_free);
+      compiled_ = std::make_unique<Compiled>(Compiled::make(runtime, model, "fp32", wanted.threads, 1, kHead));
       request_ = compiled_->request();
       // How many learners there are, one embedding tells.
       const std::vector<float> zeros(width_);
       infer(zeros.data(), 1);
       learners_ = bytes_of("base_probability") / sizeof(float);
-    } catch (const std::runtime_error &error) {
-      throw cannot_load("head.onnx", error.what());
-    }
+    });
   }
 
   std::size_t learners() const override { return learners_; }
 
   void run(const float *embedding, std::size_t cases, float *probability, float *base) override {
     const std::lock_guard<std::mutex> lock(mutex_);
-    try {
+    naming(failed, kEngine, kHead, [&] {
       infer(embedding, cases);
       copy("probability", probability, cases);
       if (base) copy("base_probability", base, cases * learners_);
-    } catch (const std::runtime_error &error) {
-      throw failed("head.onnx", error.what());
-    }
+    });
   }
 
  private:

@@ -26,11 +26,11 @@ void require(mpmmu_status status) {
   std::exit(1);
 }
 
-mpmmu_model *opened(const char *bundle, const char *target) {
+mpmmu_model *opened(const char *bundle, const char *target, std::uint32_t count = 1) {
   mpmmu_options options{};
   options.size = sizeof options;
   options.target = target;
-  options.threads = 1;
+  options.threads = count;
   mpmmu_model *model = nullptr;
   require(mpmmu_open(bundle, &options, &model));
   return model;
@@ -71,7 +71,7 @@ long resident_kb() {
 }
 
 int threads(const char *bundle, const char *target, long calls) {
-  mpmmu_model *model = opened(bundle, target);
+  mpmmu_model *model = opened(bundle, target, 2);  // which loads its parts beside each other
   Answers want[kMostCases + 1];
   for (std::size_t cases = 1; cases <= kMostCases; ++cases) want[cases] = predicted(model, cases);
   std::atomic<long> wrong{0};
