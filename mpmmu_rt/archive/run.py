@@ -44,8 +44,8 @@ def run(
     allowed: Allowed,
     progress: Progress = silent,
 ) -> Made:
-    """Predict every case of `manifest`, a CSV or `.parquet` of any size, or the address of one, and
-    write `output`: a CSV, or a folder of Parquet parts where its name ends in `.parquet`.
+    """Predict every case of `manifest`, a CSV or `.parquet` of any size, or the address of one, and write
+    `output`: a CSV, or a folder of Parquet parts where its name ends in `.parquet`.
 
     All files must lie where every node of the cluster has them under the same path. The caller holds `output`
     (`places.claimed`). Raises what `mpmmu_rt.run.run` raises; the parts that were made stay, and `resume` goes on.
@@ -66,7 +66,7 @@ def run(
         resumed, total = _work(job, plan, parts, layout, cluster, progress)
     except BaseException:
         if not holds_rows(work):  # nothing to go on from
-            shutil.rmtree(work)
+            shutil.rmtree(work, ignore_errors=True)  # which may not be there
         raise
     wall_ms = (time.perf_counter() - start) * 1e3
     seen = _finish(output, form, plan, parts, layout)

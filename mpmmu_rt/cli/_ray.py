@@ -50,11 +50,13 @@ def place(manifest: str, output: Path, *, on_ray: bool) -> Path | str:
             "it, and no file appears by renaming",
             hint="name a path on a disk or a shared file system with -o, and copy it from there once it is done",
         )
-    if "://" not in manifest:
+    from mpmmu_rt.archive.address import is_address, without_secrets
+
+    if not is_address(manifest):
         return Path(manifest)
     if not on_ray:
         raise UsageError(
-            f"the manifest {manifest} is an address and --ray is not given, expected a path",
+            f"the manifest {without_secrets(manifest)} is an address and --ray is not given, expected a path",
             hint="copy it to a disk and name it there, or add --ray, which does",
         )
     return manifest
