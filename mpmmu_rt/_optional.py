@@ -33,6 +33,7 @@ _EXTRAS = {
     "scipy": "evaluate",
     "ray": "ray",
     "pyarrow": "ray",
+    "fsspec": "fsspec",
 }
 
 

@@ -35,6 +35,17 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def sha256_of(path: Path) -> str:
+    """Of a file its digest; of a folder that of the list of its files and their digests, which `sha256sum` makes: a
+    line for each, in the order of their names' code points."""
+    if path.is_file():
+        return sha256_file(path)
+    found = hashlib.sha256()
+    for name in sorted(one.relative_to(path).as_posix() for one in path.rglob("*") if one.is_file()):
+        found.update(f"{sha256_file(path / name)}  {name}\n".encode())
+    return found.hexdigest()
+
+
 def read_bounded(path: Path, limit: int, error: ErrorFactory, hint: str) -> bytes:
     """The bytes of `path`, or `error` if it is absent, unreadable or larger than `limit` bytes."""
     try:

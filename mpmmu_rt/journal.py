@@ -13,7 +13,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -28,6 +28,7 @@ from .single_record import BOTH, COLUMN
 from .spec import MODALITIES, Modality
 
 SCHEMA = "mpmmu-run/4"
+_OF_PARTS = {"batch", "batches", "format"}  # keys of a header that parts depend on, and what a row says does not
 COLUMNS = ("case_id", "probability", "decision", "error", "warnings")
 MAX_OUTPUT_BYTES = 2**30
 Row = tuple[str, ...]
@@ -217,17 +218,32 @@ def how_to_go_on(differs: Sequence[str], found: object) -> str:
     return "run it with what it was begun with, or pass --overwrite instead of --resume to start again"
 
 
+def require_same_rows(output: Path, entry: Mapping[str, Any], header: Mapping[str, Any]) -> None:
+    """Raise `OutputError` where a finished `output`, with `entry` beside it, has rows of something else than `header`
+    says: with --ray or without."""
+    run = entry.get("run")
+    found = {**run, "head_target": entry.get("head_target")} if isinstance(run, dict) else {}
+    wanted = {key: value for key, value in header.items() if key not in _OF_PARTS}
+    _require_same(output, {key: found.get(key) for key in wanted}, wanted)
+
+
+def require_unchanged(output: Path, entry: Mapping[str, Any], digest: str) -> None:
+    """Raise `OutputError` where `output` has another digest than its run wrote down."""
+    if entry.get("output_sha256") != digest:
+        raise OutputError(
+            f"{output} is not {'the folder' if output.is_dir() else 'the file'} that its run wrote, expected it "
+            "unchanged",
+            hint="pass --overwrite instead of --retry-failed to start again",
+        )
+
+
 def _read_output(output: Path, layout: Layout) -> dict[str, Row]:
     """The rows of a finished output, which the document beside it tells to be this run's."""
     from .run_record import read_record
 
     entry = read_record(output)
-    _require_same(output, entry.get("run"), layout.header)
-    if output.stat().st_size > MAX_OUTPUT_BYTES or entry.get("output_sha256") != sha256_file(output):
-        raise OutputError(
-            f"{output} is not the file that its run wrote, expected it unchanged",
-            hint="pass --overwrite instead of --retry-failed to start again",
-        )
+    require_same_rows(output, entry, layout.header)
+    require_unchanged(output, entry, sha256_file(output) if output.stat().st_size <= MAX_OUTPUT_BYTES else "")
     reader = csv.reader(io.StringIO(output.read_text(encoding="utf-8"), newline=""))
     rows = [layout.row(cells) for cells in list(reader)[1:]]
     return {row[0]: row for row in rows if row is not None}

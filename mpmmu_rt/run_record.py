@@ -10,7 +10,7 @@ from . import single_record
 from .bundle import Bundle
 from .choice import Choice
 from .errors import OutputError
-from .files import parse_json_object, read_bounded, rounded, sha256_file, write_json
+from .files import parse_json_object, read_bounded, rounded, sha256_of, write_json
 from .journal import SCHEMA
 from .machine import describe, now
 from .run import Asked, Summary
@@ -46,7 +46,7 @@ class Listing(Protocol):
     """What names the cases: a `Manifest`, or the plan of one that is not held."""
 
     @property
-    def path(self) -> Path: ...
+    def path(self) -> Path | str: ...
     @property
     def sha256(self) -> str: ...
     @property
@@ -66,14 +66,15 @@ class Made:
 
 
 def record(made: Made, output: Path, verdict: Verdict, started: str, choice: Choice | None = None) -> dict[str, Any]:
-    """JSON values; `output` is written already, and told by its digest, if it is a file. started: of `machine.now`.
+    """JSON values; `output` is written already, and told by its digest
+    (`files.sha256_of`). started: of `machine.now`.
     choice: of the target, where none was named."""
     bundle, summary = made.asked.bundle, made.summary
     entry = {
         "schema": SCHEMA,
         "run": summary.header,
         "output": str(output),
-        "output_sha256": sha256_file(output) if output != Path("-") and output.is_file() else None,
+        "output_sha256": sha256_of(output) if output != Path("-") else None,
         "bundle": {"name": bundle.name, "digest": bundle.digest, "trained": bundle.trained},
         "warning": bundle.warning,
         "manifest": {"path": str(made.listing.path), "sha256": made.listing.sha256},

@@ -2,13 +2,23 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import stat
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from mpmmu_rt.errors import BundleError, OutputError
-from mpmmu_rt.files import atomic_file, atomic_folder, check_replaceable, parse_json_object, read_bounded, sha256_file
+from mpmmu_rt.files import (
+    atomic_file,
+    atomic_folder,
+    check_replaceable,
+    parse_json_object,
+    read_bounded,
+    sha256_file,
+    sha256_of,
+)
 
 
 class Cut(Exception):
@@ -207,3 +217,23 @@ def test_sha256(tmp_path: Path) -> None:
     data = bytes(range(256)) * 9999
     (tmp_path / "file").write_bytes(data)
     assert sha256_file(tmp_path / "file") == hashlib.sha256(data).hexdigest()
+
+
+def test_the_digest_of_a_folder_is_what_sha256sum_says(tmp_path: Path) -> None:
+    folder = tmp_path / "f"
+    folder.mkdir()
+    for name in ("part-1", "_rows.json", "a b", "Z"):
+        (folder / name).write_text(name)
+    before = sha256_of(folder)
+    listed = "".join(f"{sha256_of(folder / name)}  {name}\n" for name in ("Z", "_rows.json", "a b", "part-1"))
+    assert before == hashlib.sha256(listed.encode()).hexdigest()
+    if shutil.which("sha256sum"):
+        command = 'export LC_ALL=C; cd "$1"; sha256sum * | sha256sum'
+        done = subprocess.run(["bash", "-c", command, "-", folder], capture_output=True, text=True, check=True)
+        assert done.stdout.split()[0] == before
+    (folder / "a b").rename(folder / "c")
+    assert sha256_of(folder) != before
+    (folder / "c").rename(folder / "a b")
+    assert sha256_of(folder) == before
+    (folder / "more").write_text("")
+    assert sha256_of(folder) != before

@@ -323,7 +323,7 @@ def test_a_worker_of_a_cluster_makes_the_same_rows(
     extra = extra_columns(bundle, (), alone=True)
     layout = Layout(_header(asked, plan, predictor.head_target, "csv", extra), bundle, frozenset(), extra)
     job = _job(asked, plan, layout, work, 1)
-    job.parts().make()
+    job.parts().clear()
     (shard,) = plan.shards
     assert Worker(job)(asdict(shard))["error"] == ""
     ids = [case.case_id for case in some_missing.cases]

@@ -1,7 +1,8 @@
 """What is there of an output: a file for each finished shard, which appears whole or not at all.
 
 The folder `<output>.partial` holds one folder for what is made, named by the digest of all that rows depend on: a
-worker that outlived its run can write into no other's. In it lie the parts, and how often each shard was begun.
+worker that outlived its run can write into no other's. In it lie the parts, how often each shard was begun, and of
+shards whose rows with errors shall be made again the others. It counts once its `header.json` is there.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +39,12 @@ class Parts:
         self.columns = tuple(columns)
         self._form = form
 
-    def make(self) -> None:
-        """Raises `OutputError` where another run's parts are there."""
+    @property
+    def _header_file(self) -> Path:
+        return self.folder / "header.json"
+
+    def begun(self) -> bool:
+        """Whether there is something to go on from. Raises `OutputError` where another run's parts are there."""
         for other in self.work.glob("*/header.json"):
             found = json.loads(other.read_bytes())
             if differs := [key for key in self.header if found.get(key) != self.header[key]]:
@@ -45,9 +52,17 @@ class Parts:
                     f"{self.work} belongs to another run (other {', '.join(differs)}), expected this run's",
                     hint=how_to_go_on([key for key in differs if key != "head_target"], found),
                 )
-        for folder in (self.folder / "parts", self.folder / "begun"):
-            folder.mkdir(parents=True, exist_ok=True)
-        write_json(self.folder / "header.json", self.header)
+        return self._header_file.exists()
+
+    def clear(self) -> None:
+        """Make room for a run that is not begun: `seal` tells that it is."""
+        if self.folder.exists():
+            shutil.rmtree(self.folder)
+        for folder in ("parts", "begun", "kept"):
+            (self.folder / folder).mkdir(parents=True)
+
+    def seal(self) -> None:
+        write_json(self._header_file, self.header)
 
     def done(self) -> set[int]:
         """Indices of the shards whose part is there."""
@@ -65,28 +80,80 @@ class Parts:
             return file.tell() - 1
 
     def write(self, index: int, rows: Sequence[Row]) -> None:
-        with atomic_file(self.path(index)) as partial:
+        self._write(self.path(index), rows)
+        (self.folder / "begun" / f"{index:08}").unlink(missing_ok=True)
+        self._kept(index).unlink(missing_ok=True)
+
+    def read(self, index: int, ids: Sequence[str], layout: Layout) -> list[Row]:
+        """The rows of a part, which must be those of the cases `ids`. Raises `OutputError`."""
+        rows = self._rows(self.path(index), ids, layout)
+        if [row[0] for row in rows] != list(ids):
+            raise _damaged(self.path(index))
+        return rows
+
+    def keep(self, index: int, rows: Sequence[Row]) -> None:
+        """Have a shard done again, but for `rows`: a part that is there goes once these are."""
+        if rows:
+            self._kept(index).parent.mkdir(exist_ok=True)  # an earlier version has begun without
+            self._write(self._kept(index), rows)
+        self.path(index).unlink(missing_ok=True)
+
+    def keeps(self, index: int) -> bool:
+        return self._kept(index).exists()
+
+    def kept(self, index: int, ids: Sequence[str], layout: Layout) -> dict[str, Row]:
+        """What `keep` was told of a shard, whose cases are `ids`; nothing of most. Raises `OutputError`."""
+        path = self._kept(index)
+        if not self.keeps(index):
+            return {}
+        rows = {row[0]: row for row in self._rows(path, ids, layout)}
+        if not rows:
+            raise _damaged(path)
+        return rows
+
+    def _kept(self, index: int) -> Path:
+        return self.folder / "kept" / self.path(index).name
+
+    def _write(self, path: Path, rows: Sequence[Row]) -> None:
+        with atomic_file(path) as partial:
             if self._form == "csv":
                 with partial.open("w", encoding="utf-8", newline="") as file:
                     csv.writer(file, lineterminator="\n").writerows(rows)
             else:
                 _write_parquet(partial, self.columns, rows)
-        (self.folder / "begun" / f"{index:08}").unlink(missing_ok=True)
 
-    def read(self, index: int, ids: Sequence[str], layout: Layout) -> list[Row]:
-        """The rows of a part, which must be those of the cases `ids`. Raises `OutputError`."""
-        path = self.path(index)
+    def _rows(self, path: Path, ids: Sequence[str], layout: Layout) -> list[Row]:
+        """Those that can be read; of a file that can't be, none."""
+        layout = replace(layout, case_ids=frozenset(ids))
         try:
             cells = _read_parquet(path, self.columns) if self._form == "parquet" else _read_csv(path)
         except (OSError, ValueError, csv.Error):
-            cells = []
-        rows = [row for one in cells if (row := layout.row(one)) is not None]
-        if [row[0] for row in rows] != list(ids):
-            raise OutputError(
-                f"{path} is damaged, expected the rows that this run has written",
-                hint=f"rm {path}, then pass --resume",
-            )
-        return rows
+            return []
+        return [row for one in cells if (row := layout.row(one)) is not None]
+
+
+def _damaged(path: Path) -> OutputError:
+    return OutputError(
+        f"{path} is damaged, expected the rows that this run has written", hint=f"rm {path}, then pass --resume"
+    )
+
+
+def holds_rows(work: Path) -> bool:
+    """Whether there is something to go on from in `<output>.partial`, by whichever run."""
+    begun = [path.parent for path in work.glob("*/header.json")]
+    return any(any(folder.glob(f"{kind}/part-*")) for folder in begun for kind in ("parts", "kept"))
+
+
+def cells_of_output(output: Path, columns: Sequence[str]) -> Iterator[list[str]]:
+    """The rows of a finished output, in order: one CSV, or a folder of Parquet parts."""
+    if output.is_dir():
+        for path in sorted(output.glob("part-*.parquet")):
+            yield from _read_parquet(path, columns)
+        return
+    with output.open(encoding="utf-8", newline="") as file:
+        reader = csv.reader(file, strict=True)
+        next(reader, None)
+        yield from reader
 
 
 def _read_csv(path: Path) -> list[list[str]]:

@@ -6,7 +6,7 @@ import csv
 import hashlib
 import io
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
@@ -27,6 +27,7 @@ from mpmmu_rt.cases import (
 from mpmmu_rt.columns import near_misses
 from mpmmu_rt.errors import ManifestError
 from mpmmu_rt.progress import Progress, silent
+from mpmmu_rt.spec import MODALITIES
 
 MAX_LINE_BYTES = 2**20
 _EVERY = 20_000  # rows between two signs of life
@@ -86,19 +87,25 @@ class Plan:
         reader = csv.DictReader(io.StringIO(data.decode("utf-8"), newline=""), self.header, strict=True)
         return [case_of(self.path, *cells_of(self.path, shard.line + reader.line_num - 1, row)) for row in reader]
 
+    def ids(self, shard: Shard) -> list[str]:
+        return [case.case_id for case in self.cases(shard)]
 
-def read_plan(path: Path, rows: int, *, copy: Path | None = None, progress: Progress = silent) -> Plan:
+
+def read_plan(
+    path: Path, rows: int, *, copy: Path | None = None, absolute: bool = False, progress: Progress = silent
+) -> Plan:
     """Read a manifest once, checking each row as `read_manifest` does, and cut it into shards of `rows` rows.
 
-    copy: a CSV that has its rows, where `path` itself is none. Memory: 16 bytes a row, to find ids that come twice, and
-    a `Shard` for each `rows`. Raises `ManifestError`.
+    copy: a CSV that has its rows, where `path` itself is none. absolute: images must be. Memory: 16 bytes a row, to
+    find ids that come twice, and a `Shard` for each `rows`. Raises `ManifestError`.
     """
     source = copy or path
     try:
         size = source.stat().st_size
         with source.open("rb") as file:
             plan = Plan(path, source, (), "")
-            return _read(plan, file, rows, lambda done: progress("reading the manifest", done, size, "bytes"))
+            check = _require_absolute if absolute else case_of
+            return _read(plan, file, rows, check, lambda done: progress("reading the manifest", done, size, "bytes"))
     except OSError as error:
         raise unreadable(path, error) from error
 
@@ -128,7 +135,25 @@ def _digest(data: bytes = b"") -> hashlib.blake2b:
     return hashlib.blake2b(data, digest_size=16)
 
 
-def _read(plan: Plan, file: BinaryIO, rows: int, progress: Callable[[int], None]) -> Plan:
+def _require_absolute(path: Path, line: int, cells: Mapping[str, str]) -> Case:
+    """`case_of`, where there is no folder that images could be relative to. Raises `ManifestError`."""
+    for modality in MODALITIES:
+        if (cell := cells[modality]) and not Path(cell).is_absolute():
+            raise ManifestError(
+                f"{path}:{line} names the image {cell}, relative to an address, expected an absolute path: images are "
+                "read from a file system that all nodes share",
+                hint="mount the storage on all nodes and name the manifest by its path there",
+            )
+    return case_of(path, line, cells)
+
+
+def _read(
+    plan: Plan,
+    file: BinaryIO,
+    rows: int,
+    check: Callable[[Path, int, Mapping[str, str]], Case],
+    progress: Callable[[int], None],
+) -> Plan:
     lines = _Lines(file, plan.path)
     reader = csv.DictReader(iter(lines), strict=True)
     ids = array("Q")
@@ -143,7 +168,7 @@ def _read(plan: Plan, file: BinaryIO, rows: int, progress: Callable[[int], None]
         header = take_header(plan.path, reader)
         begin, line, lines.of_shard = lines.offset, reader.line_num + 1, _digest()
         for row in reader:
-            ids.append(_folded(case_of(plan.path, *cells_of(plan.path, reader.line_num, row)).case_id))
+            ids.append(_folded(check(plan.path, *cells_of(plan.path, reader.line_num, row)).case_id))
             count += 1
             if count == rows:
                 close_shard()

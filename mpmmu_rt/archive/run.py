@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +15,7 @@ from typing import Any
 
 from mpmmu_rt import single
 from mpmmu_rt.engines import head_target
-from mpmmu_rt.errors import OutputError
+from mpmmu_rt.errors import ManifestError, OutputError
 from mpmmu_rt.files import atomic_file, atomic_folder, check_replaceable, sha256_file, write_json
 from mpmmu_rt.journal import SCHEMA, Layout, Row, place_of
 from mpmmu_rt.progress import Progress, silent
@@ -22,26 +23,29 @@ from mpmmu_rt.run import Allowed, Asked, Summary, extra_columns, rests_on_one
 from mpmmu_rt.run_record import Made
 from mpmmu_rt.spec import Target
 
+from .address import copied, is_address, local_path, without_secrets
+from .again import drop_failed, take_over
 from .cluster import Cluster
-from .parts import Parts
+from .parts import Parts, holds_rows
 from .plan import Plan, read_plan, spooled
 from .worker import Job
 
 BATCHES = 8  # of a shard: what a killed worker loses
+_OURS = re.compile(r"\.?manifest\.(csv|parquet).*|[0-9a-f]{16}")  # in `<output>.partial`
 MARKER = "_rows.json"  # in a folder of Parquet parts; readers of Parquet pass over names that begin so
 
 
 def run(
     asked: Asked,
-    manifest: Path,
+    manifest: Path | str,
     output: Path,
     cluster: Cluster,
     *,
     allowed: Allowed,
     progress: Progress = silent,
 ) -> Made:
-    """Predict every case of `manifest`, a CSV or `.parquet` of any size, and write `output`: a CSV, or a folder of
-    Parquet parts where its name ends in `.parquet`.
+    """Predict every case of `manifest`, a CSV or `.parquet` of any size, or the address of one, and write
+    `output`: a CSV, or a folder of Parquet parts where its name ends in `.parquet`.
 
     All files must lie where every node of the cluster has them under the same path. The caller holds `output`
     (`places.claimed`). Raises what `mpmmu_rt.run.run` raises; the parts that were made stay, and `resume` goes on.
@@ -51,18 +55,18 @@ def run(
     extra = extra_columns(asked.bundle, asked.columns, alone=asked.alone)
     if asked.alone:
         single.require_single(asked.bundle, asked.target)
-    plan = _plan(manifest, place_of(output), asked.batch * BATCHES, progress)
-    head = head_target(asked.target)
-    layout = Layout(_header(asked, plan, head, form, extra), asked.bundle, frozenset(), extra)
-    job = _job(asked, plan, layout, place_of(output), cluster.cpus)
-    parts = job.parts()
-    parts.make()
-    start = time.perf_counter()
+    work, head = place_of(output), head_target(asked.target)
     try:
-        resumed, total = _work(job, plan, parts, cluster, progress)
+        plan = _plan(manifest, work, asked.batch * BATCHES, progress)
+        layout = Layout(_header(asked, plan, head, form, extra), asked.bundle, frozenset(), extra)
+        job = _job(asked, plan, layout, work, cluster.cpus)
+        parts = job.parts()
+        _begin(output, plan, parts, layout, allowed, progress)
+        start = time.perf_counter()
+        resumed, total = _work(job, plan, parts, layout, cluster, progress)
     except BaseException:
-        if not parts.done():  # nothing to go on from
-            shutil.rmtree(parts.work)
+        if not holds_rows(work):  # nothing to go on from
+            shutil.rmtree(work, ignore_errors=True)  # which may not be there
         raise
     wall_ms = (time.perf_counter() - start) * 1e3
     seen = _finish(output, form, plan, parts, layout)
@@ -83,7 +87,24 @@ def run(
         header=layout.header,
     )
     said = asked.bundle.warning
-    return Made(asked, head, (said,) if said else (), plan, summary, tuple(sorted(total.processors)))
+    listing = _Listed(without_secrets(str(manifest)), plan) if is_address(manifest) else plan
+    return Made(asked, head, (said,) if said else (), listing, summary, tuple(sorted(total.processors)))
+
+
+@dataclass(frozen=True)
+class _Listed:
+    """A manifest at an address, as `run_record` names it: not by its copy."""
+
+    path: str
+    plan: Plan
+
+    @property
+    def sha256(self) -> str:
+        return self.plan.sha256
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        return tuple(remark.replace(str(self.plan.path), self.path) for remark in self.plan.remarks)
 
 
 def _header(asked: Asked, plan: Plan, head: Target, form: str, extra: tuple[str, ...]) -> dict[str, Any]:
@@ -122,43 +143,84 @@ def _job(asked: Asked, plan: Plan, layout: Layout, work: Path, threads: int) -> 
     )
 
 
-def _check(manifest: Path, output: Path, form: str, allowed: Allowed) -> None:
+def _check(manifest: Path | str, output: Path, form: str, allowed: Allowed) -> None:
     """Raise `OutputError` for what is in the way; with `overwrite` remove what an earlier run left."""
     work = place_of(output)
-    if output.resolve() == manifest.resolve():
+    read = local_path(str(manifest)) if is_address(manifest) else Path(manifest)
+    if read and output.resolve() == read.resolve():
         raise OutputError(f"{output} is the manifest itself, expected another file", hint="choose another -o")
     if work.is_file():
         raise OutputError(
             f"{work} holds the rows of an unfinished run without --ray, expected none",
             hint="finish it as it was begun, with --resume; or remove it",
         )
-    begun = work.is_dir()
-    if begun and not (allowed.resume or allowed.overwrite):
+    begun = any(work.glob("*/header.json"))
+    if work.is_dir() and not begun and (other := [one for one in work.iterdir() if not _OURS.fullmatch(one.name)]):
+        raise OutputError(
+            f"{work} holds {other[0].name}, which no run has written, expected no such folder",
+            hint="choose another -o, or move it away",
+        )
+    if begun and not (allowed.resume or allowed.retry_failed or allowed.overwrite):
         raise OutputError(
             f"{work} holds the parts of an unfinished run, expected no such folder",
             hint="pass --resume to go on with it, or --overwrite to start again",
         )
-    may_replace = allowed.overwrite or (allowed.resume and begun)
+    may_replace = allowed.overwrite or allowed.retry_failed or (allowed.resume and begun)
     if form == "parquet":
         check_replaceable(output, marker=MARKER, overwrite=may_replace)
     elif output.is_dir():
         raise OutputError(f"{output} is a folder, expected a file to write", hint="name a file with -o")
     elif output.exists() and not may_replace:
         raise OutputError(
-            f"{output} exists already, expected a free path", hint="choose another -o, or pass --overwrite"
+            f"{output} exists already, expected a free path",
+            hint="choose another -o, or pass --overwrite, or --retry-failed to make its rows with errors again",
         )
-    if begun and not allowed.resume:
+    if work.is_dir() and allowed.overwrite:
         shutil.rmtree(work)
 
 
-def _plan(manifest: Path, work: Path, rows: int, progress: Progress) -> Plan:
+def _begin(output: Path, plan: Plan, parts: Parts, layout: Layout, allowed: Allowed, progress: Progress) -> None:
+    """Make the place of the parts, with what there is to go on from. Raises `OutputError`.
+
+    It counts as begun at the end: killed before, a finished output stands as it was, and the same command begins anew.
+    """
+    begun = parts.begun()
+    if not begun:
+        parts.clear()
+    if allowed.retry_failed and begun:
+        drop_failed(plan, parts, layout, progress)
+    elif allowed.retry_failed and output.exists():
+        take_over(output, plan, parts, layout, progress)
+    parts.seal()
+
+
+def _plan(manifest: Path | str, work: Path, rows: int, progress: Progress) -> Plan:
     work.mkdir(exist_ok=True)
+    if is_address(manifest):
+        return _plan_of_address(str(manifest), work, rows, progress)
+    manifest = Path(manifest)
     if manifest.suffix != ".parquet":
         return replace(read_plan(manifest, rows, progress=progress), csv=Path(os.path.abspath(manifest)))
     copy = work / "manifest.csv"
     spooled(manifest, copy, progress)
     plan = read_plan(manifest, rows, copy=copy, progress=progress)
     return replace(plan, csv=Path(os.path.abspath(copy)), sha256=sha256_file(manifest))
+
+
+def _plan_of_address(address: str, work: Path, rows: int, progress: Progress) -> Plan:
+    copy, name = Path(os.path.abspath(work / "manifest.csv")), without_secrets(address)
+    given = copy.with_suffix(".parquet") if name.endswith(".parquet") else copy
+    copied(address, given, progress)
+    sha256 = sha256_file(given)
+    try:
+        if given != copy:
+            spooled(given, copy, progress)
+            given.unlink()
+        plan = read_plan(copy, rows, absolute=True, progress=progress)
+    except ManifestError as error:
+        said = str(error).replace(str(given), name).replace(str(copy), name)
+        raise ManifestError(said, hint=error.hint) from error
+    return replace(plan, sha256=sha256)
 
 
 @dataclass
@@ -177,11 +239,14 @@ class _Total:
         self.processors.add(str(one["processor"]))
 
 
-def _work(job: Job, plan: Plan, parts: Parts, cluster: Cluster, progress: Progress) -> tuple[int, _Total]:
+def _work(
+    job: Job, plan: Plan, parts: Parts, layout: Layout, cluster: Cluster, progress: Progress
+) -> tuple[int, _Total]:
     """Have all missing parts made; how many rows were there already, and what the workers said."""
     there = parts.done()
     todo = [shard for shard in plan.shards if shard.index not in there]
-    resumed = ready = plan.rows - sum(shard.rows for shard in todo)
+    kept = sum(len(parts.kept(shard.index, plan.ids(shard), layout)) for shard in todo if parts.keeps(shard.index))
+    resumed = ready = kept + plan.rows - sum(shard.rows for shard in todo)
     progress("predicting", ready, plan.rows, "cases")
     total = _Total()
     if not todo:
@@ -226,8 +291,7 @@ def _finish(output: Path, form: str, plan: Plan, parts: Parts, layout: Layout) -
 
     def rows() -> Iterator[list[Row]]:
         for shard in plan.shards:
-            ids = [case.case_id for case in plan.cases(shard)]
-            found = parts.read(shard.index, ids, replace(layout, case_ids=frozenset(ids)))
+            found = parts.read(shard.index, plan.ids(shard), layout)
             for row in found:
                 seen.row(row)
             yield found

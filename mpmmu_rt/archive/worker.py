@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -14,7 +14,7 @@ from mpmmu_rt.bundle import Bundle
 from mpmmu_rt.cases import Case
 from mpmmu_rt.child import as_line
 from mpmmu_rt.errors import EngineError, MpmmuError, OutputError
-from mpmmu_rt.journal import COLUMNS, Row
+from mpmmu_rt.journal import COLUMNS, Layout, Row
 from mpmmu_rt.machine import THREADS_VARIABLE, describe
 from mpmmu_rt.places import unwritable
 from mpmmu_rt.predictor import Predictor
@@ -86,6 +86,7 @@ class Worker:
             )
         require_replayed(self._predictor)
         self._parts = job.parts()
+        self._layout = Layout(dict(job.header), bundle, frozenset(), job.columns[len(COLUMNS) :])
         self._processor = describe()["cpu"]
 
     def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
@@ -102,7 +103,7 @@ class Worker:
             return {**made, "error": as_line(unwritable(Path(self._job.work), error))}
 
     def _made(self, shard: Shard) -> dict[str, Any]:
-        ledger = Ledger()
+        ledger, made = Ledger(), shard.rows
         if not self._parts.path(shard.index).exists():  # else made by a worker that was taken for lost
             begun = self._parts.begin(shard.index)
             if begun >= MOST_BEGUN:
@@ -111,26 +112,30 @@ class Worker:
                     "an answer",
                     hint="run these rows alone, without --ray, to see what ends it",
                 )
-            self._parts.write(shard.index, self._rows(shard, ledger, contain=begun > 0))
+            cases = self._job.plan.cases(shard)
+            rows = self._parts.kept(shard.index, [case.case_id for case in cases], self._layout)
+            made -= len(rows)
+            rows |= self._rows(cases, rows.keys(), ledger, contain=begun > 0)
+            self._parts.write(shard.index, [rows[case.case_id] for case in cases])
         return {
             "index": shard.index,
-            "rows": shard.rows,
+            "rows": made,
             "predicted": ledger.predicted,
             "decode_ms": ledger.decode_ms,
             "engine_ms": sum(ledger.batches_ms),
             "processor": str(self._processor),
         }
 
-    def _rows(self, shard: Shard, ledger: Ledger, *, contain: bool) -> list[Row]:
-        cases = self._job.plan.cases(shard)
+    def _rows(self, cases: list[Case], without: Set[str], ledger: Ledger, *, contain: bool) -> dict[str, Row]:
         extra = self._job.columns[len(COLUMNS) :]
         rows: dict[str, Row] = {}
-        with self._decoder(cases, contain=contain) as decoded:
-            for one in batched(cases, self._job.batch):
+        batches = batched(cases, self._job.batch, without=without)
+        with self._decoder([case for one in batches for case in one], contain=contain) as decoded:
+            for one in batches:
                 rows |= {
                     row[0]: row for row in rows_of(self._predictor, list(islice(decoded, len(one))), ledger, extra)
                 }
-        return [rows[case.case_id] for case in cases]
+        return rows
 
     @contextmanager
     def _decoder(self, cases: list[Case], *, contain: bool) -> Iterator[Iterator[Decoded]]:

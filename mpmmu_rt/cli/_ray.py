@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,6 +10,8 @@ from typing import TYPE_CHECKING
 from mpmmu_rt.errors import UsageError
 
 from ._report import bars, count, going_on
+
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.:-]+:/")  # a path has one slash left of two; a drive has one letter
 
 if TYPE_CHECKING:
     from mpmmu_rt.archive.cluster import Cluster
@@ -24,7 +27,7 @@ def with_address(arguments: Sequence[str]) -> list[str]:
     return given
 
 
-def asked(address: str | None, workers: int | None, cpus: int, output: Path, *, retry_failed: bool) -> Cluster | None:
+def asked(address: str | None, workers: int | None, cpus: int, output: Path) -> Cluster | None:
     """The cluster that is asked for, if one is. Raises `UsageError` for what goes with none, or with one alone."""
     if address is None:
         if workers is not None or cpus != 1:
@@ -32,18 +35,34 @@ def asked(address: str | None, workers: int | None, cpus: int, output: Path, *, 
                 "--ray-workers or --ray-cpus is given without --ray, expected both", hint="add --ray, or leave it out"
             )
         return None
-    if output == Path("-") or retry_failed:
-        what = "--retry-failed" if retry_failed else "-o -"
-        raise UsageError(
-            f"{what} is given with --ray, expected one of them",
-            hint="run the rows that failed as a manifest of their own" if retry_failed else "name a file with -o",
-        )
+    if output == Path("-"):
+        raise UsageError("-o - is given with --ray, expected one of them", hint="name a file with -o")
     from mpmmu_rt.archive.cluster import Cluster
 
     return Cluster(address, workers, cpus)
 
 
-def run_on(cluster: Cluster, what: Asked, manifest: Path, output: Path, allowed: Allowed) -> Made:
+def place(manifest: str, output: Path, *, on_ray: bool) -> Path | str:
+    """Where the manifest lies: a path or, with --ray, an address. Raises `UsageError` for what has none."""
+    if _SCHEME.match(str(output)):
+        raise UsageError(
+            f"the output {output} is an address, expected a path: there nothing keeps a second job from writing "
+            "it, and no file appears by renaming",
+            hint="name a path on a disk or a shared file system with -o, and copy it from there once it is done",
+        )
+    from mpmmu_rt.archive.address import is_address, without_secrets
+
+    if not is_address(manifest):
+        return Path(manifest)
+    if not on_ray:
+        raise UsageError(
+            f"the manifest {without_secrets(manifest)} is an address and --ray is not given, expected a path",
+            hint="copy it to a disk and name it there, or add --ray, which does",
+        )
+    return manifest
+
+
+def run_on(cluster: Cluster, what: Asked, manifest: Path | str, output: Path, allowed: Allowed) -> Made:
     """Raises what `mpmmu_rt.archive.run.run` raises; of work that ends half-way it says how to go on."""
     from mpmmu_rt.archive.run import run
     from mpmmu_rt.journal import place_of

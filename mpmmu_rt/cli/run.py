@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 
 def run(
     bundle: Annotated[Path, typer.Argument(help="Bundle to run.")],
-    manifest: Annotated[Path, typer.Argument(help="CSV with case_id,mammography,ultrasound.")],
+    manifest: Annotated[
+        str,
+        typer.Argument(metavar="MANIFEST", help="CSV with case_id,mammography,ultrasound; with --ray Parquet, too."),
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="CSV to write, or - for stdout.")] = Path(
         "predictions.csv"
     ),
@@ -69,7 +72,8 @@ def run(
     from mpmmu_rt.single import COLUMN, require_single
 
     _check(output, json_to, going_on=resume or retry_failed, overwrite=overwrite)
-    on_ray = _ray.asked(ray, ray_workers, ray_cpus, output, retry_failed=retry_failed)
+    on_ray = _ray.asked(ray, ray_workers, ray_cpus, output)
+    listed = _ray.place(manifest, output, on_ray=on_ray is not None)
     check_json(json_to)
     started = now()
     opened = Bundle.open(bundle)
@@ -88,9 +92,9 @@ def run(
         allowed = Allowed(resume=resume, overwrite=overwrite, retry_failed=retry_failed)
         warn_never_run(opened, wanted, bundle)
         if on_ray:
-            made = _ray.run_on(on_ray, what, manifest, path, allowed)
+            made = _ray.run_on(on_ray, what, listed, path, allowed)
         else:
-            made = _here(what, manifest, path, allowed, keeps=output != Path("-"))
+            made = _here(what, Path(listed), path, allowed, keeps=output != Path("-"))
         summary = made.summary
         entry = run_record.record(made, output, verdict, started, choice)
         if output == Path("-"):
@@ -127,8 +131,7 @@ def run(
         raise ImageError(
             f"{summary.failed} of {summary.cases} cases could not be read, expected none; the first is "
             f"{summary.first_error}",
-            hint=f"the column `error` of {output} says why for each"
-            + ("" if on_ray else "; once repaired, --retry-failed makes these again"),
+            hint=f"the column `error` of {output} says why for each; once repaired, --retry-failed makes these again",
         )
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mpmmu_rt.archive.parts import FORMATS, Parts
+from mpmmu_rt.archive.parts import FORMATS, Parts, holds_rows
 from mpmmu_rt.bundle import Bundle
 from mpmmu_rt.errors import OutputError
 from mpmmu_rt.journal import COLUMNS, Layout, Row
@@ -25,7 +25,8 @@ def parts(request: pytest.FixtureRequest, tmp_path: Path) -> Parts:
     if request.param == "parquet":
         pytest.importorskip("pyarrow")
     found = Parts(tmp_path / "p.partial", HEADER, COLUMNS, request.param)
-    found.make()
+    found.clear()
+    found.seal()
     return found
 
 
@@ -68,6 +69,33 @@ def test_parts_of_another_run_are_refused(parts: Parts) -> None:
     other = Parts(parts.work, HEADER | {"batch": 4}, COLUMNS, "csv")
     assert other.folder != parts.folder, "a worker that outlived its run writes into no other's parts"
     with pytest.raises(OutputError, match=r"belongs to another run \(other batch\)"):
-        other.make()
-    parts.make()
+        other.begun()
+    assert parts.begun()
     assert parts.done() == {0}
+
+
+def test_of_a_shard_that_is_done_again_the_other_rows_stay(parts: Parts, layout: Layout) -> None:
+    parts.write(7, ROWS)
+    assert parts.kept(7, IDS, layout) == {}
+    parts.keep(7, [ROWS[0], ROWS[2]])
+    assert parts.done() == set()
+    assert holds_rows(parts.work)
+    assert parts.kept(7, IDS, layout) == {"a": ROWS[0], "d": ROWS[2]}
+    data = next(parts.folder.glob("kept/*")).read_bytes()
+    next(parts.folder.glob("kept/*")).write_bytes(data[:1])
+    with pytest.raises(OutputError, match=r"kept/part-00000007.* is damaged"):
+        parts.kept(7, IDS, layout)
+    parts.write(7, ROWS)
+    assert parts.kept(7, IDS, layout) == {}
+    parts.keep(7, [])
+    assert parts.done() == set()
+    assert not holds_rows(parts.work)
+
+
+def test_what_was_not_begun_to_the_end_counts_for_nothing(parts: Parts, layout: Layout) -> None:
+    parts.write(0, ROWS)
+    (parts.folder / "header.json").unlink()
+    assert not parts.begun()
+    assert not holds_rows(parts.work)
+    parts.clear()
+    assert parts.done() == set()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import hashlib
 import importlib.util
 import json
 import os
@@ -24,6 +25,7 @@ from PIL import Image
 
 from mpmmu_rt.bundle import seal
 from mpmmu_rt.cases import read_manifest
+from mpmmu_rt.files import sha256_of
 from mpmmu_rt.spec import MODALITIES
 
 pytestmark = [
@@ -41,14 +43,14 @@ class Cluster:
         self.bundle, self.mark = bundle, uuid.uuid4().hex
         self.more: dict[str, str] = {}
 
-    def start(self, manifest: Path, out: Path, *options: str) -> subprocess.Popen[str]:
+    def start(self, manifest: Path | str, out: Path, *options: str) -> subprocess.Popen[str]:
         named = [] if "--target" in options else ["--target", "onnxruntime:fp32"]
         command = [sys.executable, "-m", "mpmmu_rt", "run", str(self.bundle), str(manifest), "-o", str(out)]
         command += [*named, *options]
         given = os.environ | {MARK: self.mark, "OMP_NUM_THREADS": "2"} | self.more
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=given)
 
-    def run(self, manifest: Path, out: Path, *options: str, code: int = 0) -> str:
+    def run(self, manifest: Path | str, out: Path, *options: str, code: int = 0) -> str:
         process = self.start(manifest, out, *options)
         _, stderr = process.communicate(timeout=240)
         assert process.returncode == code, stderr
@@ -90,7 +92,7 @@ def manifest(phantom_manifest: Path, tmp_path: Path) -> Path:
     """The phantoms again and again under new ids, and two cases that can't be read."""
     pairs = [(case.mammography, case.ultrasound) for case in read_manifest(phantom_manifest).cases]
     rows: list[tuple[str, object, object]] = [(f"case-{i}", *pairs[i % len(pairs)]) for i in range(300)]
-    rows[3] = ("case-3", "no.png", pairs[3][1])
+    rows[3] = ("case-3", tmp_path / "no.png", pairs[3][1])
     rows[-2] = ("case-298", pairs[0][0], "")
     return write_manifest(tmp_path / "m.csv", rows)
 
@@ -131,8 +133,12 @@ def test_rows_are_those_of_run_and_a_folder_of_parquet_holds_them(
         header, *rows = csv.reader(file)
     columns = {name: [row[at] for row in rows] for at, name in enumerate(header)}
     parquet.write_table(arrow.table(columns), tmp_path / "m.parquet")
-    cluster.run(tmp_path / "m.parquet", tmp_path / "ray.parquet", *options, "--ray", "local", code=1)
+    address = f"file://{tmp_path}/m.parquet"  # absolute paths of images: there is nothing that they are beside
+    cluster.run(address, tmp_path / "ray.parquet", *options, "--ray", "local", code=1)
     found = parquet.read_table(tmp_path / "ray.parquet").to_pylist()
+    entry = json.loads((tmp_path / "ray.parquet.json").read_text())
+    assert entry["output_sha256"] == sha256_of(tmp_path / "ray.parquet")
+    assert entry["manifest"] == {"path": address, "sha256": sha256_of(tmp_path / "m.parquet")}
     with (tmp_path / "alone.csv").open(newline="", encoding="utf-8") as file:
         want = list(csv.DictReader(file))
     assert [row["case_id"] for row in found] == [row["case_id"] for row in want]
@@ -171,6 +177,75 @@ def test_what_is_killed_is_made_again_and_nothing_twice(cluster: Cluster, manife
     assert re.search(r"\((\d+) rows there already\)", said)
     assert out.read_bytes() == (tmp_path / "alone.csv").read_bytes()
     assert not work(out).exists()
+
+
+def test_rows_that_failed_are_made_again_and_no_others(
+    cluster: Cluster, phantom_manifest: Path, tmp_path: Path
+) -> None:
+    """As `run --retry-failed` does, to the bit; of a folder of Parquet too; killed half-way it goes on."""
+    folder = Path(shutil.copytree(phantom_manifest.parent, tmp_path / "cases"))
+    pairs = [(case.mammography, case.ultrasound) for case in read_manifest(folder / "manifest.csv").cases]
+    rows: list[tuple[str, object, object]] = [(f"case-{i}", *pairs[i % len(pairs)]) for i in range(100)]
+    away = {3: "a.png", 4: "b.png", 61: "c.png"}
+    for at, name in away.items():
+        rows[at] = (f"case-{at}", folder / name, rows[at][2])
+    manifest = write_manifest(folder / "m.csv", rows)
+    arrow = importlib.util.find_spec("pyarrow") is not None
+    outs = [tmp_path / "alone.csv", tmp_path / "ray.csv", *([tmp_path / "ray.parquet"] if arrow else [])]
+    options = ("--batch", "4", "--columns", "embedding")
+    for out in outs:
+        said = cluster.run(manifest, out, *options, *(["--ray"] if out.stem == "ray" else []), code=1)
+        assert "--retry-failed makes these again" in said
+    for at in (3, 61):
+        shutil.copy(str(pairs[at % len(pairs)][0]), folder / away[at])
+    before = outs[1].read_text().splitlines()
+    for out in outs:
+        said = cluster.run(manifest, out, *options, "--retry-failed", *(["--ray"] if out.stem == "ray" else []), code=1)
+        assert "99 predictions, 1 error (97 rows there already)" in said
+        assert not work(out).exists()
+    assert outs[1].read_bytes() == outs[0].read_bytes()
+    after = outs[1].read_text().splitlines()
+    assert [at - 1 for at, (one, other) in enumerate(zip(after, before, strict=True)) if one != other] == [3, 61]
+
+    # What `run` wrote, gone on from with --ray; and nothing of it is changed where it is not what was written.
+    shutil.copy(str(pairs[4][0]), folder / away[4])
+    for out in (outs[0], *outs[2:]):
+        part = sorted(out.iterdir())[1] if out.is_dir() else out
+        data = part.read_bytes()
+        part.write_bytes(data[:-2] + b"\n\n")
+        assert "that its run wrote" in cluster.run(manifest, out, *options, "--ray", "--retry-failed", code=1)
+        assert part.read_bytes() == data[:-2] + b"\n\n"
+        part.write_bytes(data)
+        assert not work(out).exists()
+        assert "(99 rows there already)" in cluster.run(manifest, out, *options, "--ray", "--retry-failed")
+    assert "(99 rows there already)" in cluster.run(manifest, outs[1], *options, "--retry-failed")
+    assert outs[0].read_bytes() == outs[1].read_bytes()
+
+
+def test_retrying_that_was_killed_goes_on(cluster: Cluster, manifest: Path, tmp_path: Path) -> None:
+    out, options = tmp_path / "ray.csv", ("--batch", "1", "--ray", "--ray-workers", "1")
+    cluster.run(manifest, out, *options, code=1)
+    before, lines = out.read_bytes(), manifest.read_text().splitlines()
+    entry = json.loads(out.with_name("ray.csv.json").read_text())
+    # Every row of three shards of eight fails, so that there is something to do: as a run that met with an outage.
+    failed = before.decode().splitlines()
+    for at in range(1, 25):
+        failed[at] = f"{lines[at].split(',')[0]},,,gone,"
+    out.write_text("\n".join(failed) + "\n")
+    entry["output_sha256"] = hashlib.sha256(out.read_bytes()).hexdigest()
+    out.with_name("ray.csv.json").write_text(json.dumps(entry))
+    process = cluster.start(manifest, out, *options, "--retry-failed")
+    until(lambda: parts(out) >= 35, process)  # of 38: 34 are taken over
+    process.kill()
+    process.communicate()
+    cluster.kill()
+    kept = sum(
+        len(path.read_text().splitlines()) for kind in ("parts", "kept") for path in work(out).glob(f"*/{kind}/*")
+    )
+    assert 34 * 8 + 3 < kept < 300
+    said = cluster.run(manifest, out, *options, "--resume", code=1)
+    assert f"({kept} rows there already)" in said
+    assert out.read_bytes() == before
 
 
 POISON = """
@@ -254,7 +329,6 @@ def test_a_worker_on_which_the_golden_answers_are_others_ends_the_job(
     ("options", "said"),
     [
         (("-o", "-", "--ray"), "-o - is given with --ray"),
-        (("--retry-failed", "--ray"), "--retry-failed is given with --ray"),
         (("--ray-workers", "2"), "is given without --ray"),
         (("--ray", "127.0.0.1:1"), "Ray can't be reached at 127.0.0.1:1"),
     ],
