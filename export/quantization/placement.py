@@ -109,8 +109,8 @@ def candidates(model: onnx.ModelProto) -> tuple[str, ...]:
     return tuple(found)
 
 
-def points(model: onnx.ModelProto, chosen: Iterable[Layer]) -> tuple[Point, ...]:
-    """The tensors to quantize if `chosen` run in INT8.
+def points(model: onnx.ModelProto, chosen: Iterable[Layer], *, products: bool = True) -> tuple[Point, ...]:
+    """The tensors to quantize if `chosen` run in INT8. products: whether those with gates may be among them.
 
     1. The input of every chosen layer; whatever else reads that tensor reads the INT8 one too, so that it is stored
        once. After a max pooling, not before it: that would give the same numbers hardly sooner, but OpenVINO 2026.4
@@ -121,26 +121,33 @@ def points(model: onnx.ModelProto, chosen: Iterable[Layer]) -> tuple[Point, ...]
        add, with the ReLU, in the pass of the convolution. With an operand in float, OpenVINO takes passes of their own
        to convert the others to float. So too where the layer is not chosen but the sum is quantized: OpenVINO 2026.4
        fails on a convolution in BF16 that adds a float tensor and writes INT8 ("object is not initialized").
+
+    Without `products` a sum that has one adds no point. OpenVINO multiplies, adds and quantizes in one pass, in float:
+    what is rounded between is work, and a product that CBAM's spatial gate reads as well is written three times, in
+    float for the sum and twice in 8 bits.
     """
     wiring = Wiring(model.graph)
     known, chosen = {tensor for layer in layers(model) for tensor in layer.outputs}, tuple(chosen)
-    found = dict.fromkeys(_inputs_and_shared(chosen, wiring))
+    found = dict.fromkeys(_inputs_and_shared(chosen, wiring, products=products))
     outputs = {tensor for layer in chosen for tensor in layer.outputs}
     for operands, result in _additions(model.graph, wiring):
         fused = known if result in found else outputs
+        if not products and any(wiring.producer[tensor].op_type == "Mul" for tensor in operands):
+            continue
         if any(tensor in found or tensor in fused for tensor in operands):
             direct = [tensor for tensor in operands if tensor in fused and tensor not in found]
             found |= dict.fromkeys(tensor for tensor in operands if tensor not in direct[:1])
     return tuple(Point(tensor, signed=not _at_least_zero(tensor, wiring)) for tensor in found)
 
 
-def _inputs_and_shared(chosen: Iterable[Layer], wiring: Wiring) -> list[str]:
+def _inputs_and_shared(chosen: Iterable[Layer], wiring: Wiring, *, products: bool = True) -> list[str]:
     """What rules 1 and 2 name."""
     found: list[str] = []
     for layer in chosen:
         found += layer.inputs
         for tensor in layer.outputs:
-            found += _shared(tensor, wiring)
+            shared = _shared(tensor, wiring)
+            found += shared if products else shared[:1]
     return found
 
 

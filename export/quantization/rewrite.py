@@ -31,14 +31,16 @@ def quantize(
 
     Weights: INT8 per output channel (axis 0), scale = max |w| / 64, rounded half to even. Activations: one scale per
     tensor, limit / 127. Zero points are 0 and biases stay float32: what OpenVINO, TensorRT and ONNX Runtime all take.
-    unsigned: what leaves a ReLU is UINT8 with scale limit / 255 and zero point 0: half the rounding error, and faster
-    on OpenVINO; TensorRT reads such a graph with a warning and wrong numbers, so that it must never get one.
+    unsigned: for OpenVINO alone. What leaves a ReLU is UINT8 with scale limit / 255 and zero point 0: half the rounding
+    error, and faster; TensorRT reads such a graph with a warning and wrong numbers, so that it must never get one.
+    Products with gates stay in float (`points`).
 
     The same graph and ranges give the same bytes. Raises `ExportError` if `ranges` belong to another graph, and
     `KeyError` if `keep_float` names no layer.
     """
     chosen = split(graph, keep_float)
-    kinds = {point.tensor: "int8" if point.signed or not unsigned else "uint8" for point in points(graph, chosen)}
+    found = points(graph, chosen, products=not unsigned)
+    kinds = {point.tensor: "int8" if point.signed or not unsigned else "uint8" for point in found}
     scales = {tensor: _scale(ranges, tensor, kind) for tensor, kind in kinds.items()}
     model = onnx.ModelProto()
     model.CopyFrom(graph)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -170,6 +171,27 @@ def test_points_follow_the_rules(graphs: Mapping[Modality, onnx.ModelProto], mod
     assert {name for name, signed in found.items() if not signed} == inputs
 
 
+@pytest.mark.parametrize("modality", MODALITIES)
+def test_no_product_is_rounded_where_none_may_be(
+    graphs: Mapping[Modality, onnx.ModelProto], modality: Modality
+) -> None:
+    """By walking the graph: inputs of layers and shared outputs, and of what is added to a product no more."""
+    graph = graphs[modality]
+    found = {point.tensor for point in points(graph, layers(graph), products=False)}
+    maker = {output: node.op_type for node in graph.graph.node for output in node.output}
+    readers = {name: [node for node in graph.graph.node if name in node.input] for name in maker}
+    inputs = {name for layer in layers(graph) for name in layer.inputs}
+    shared = {name for layer in layers(graph) for name in layer.outputs if len(readers[name]) > 1}
+    assert len(shared) == 8  # read by the gate that they are multiplied with
+    additions = [node for node in graph.graph.node if node.op_type == "Add"]
+    sums = [node for node in additions if "Mul" in {maker.get(name) for name in node.input}]
+    assert len(sums) == 8
+    shortcuts = {name for node in sums for name in node.input if maker[name] != "Mul"}
+    assert Counter(maker[name] for name in shortcuts) == {"Conv": 3, "Relu": 4, "MaxPool": 1}
+    assert found == inputs | shared
+    assert len(shortcuts - found) == 3  # those that are convolutions: they stay in float
+
+
 # ---------------------------------------------------------------- the numbers
 
 
@@ -247,7 +269,7 @@ def test_unsigned_activations(
         signed, unsigned = (quantize(graph, ranges[modality], unsigned=flag) for flag in (False, True))
         onnx.checker.check_model(unsigned, full_check=True)
         constants = initializers(unsigned)
-        for point in points(graph, layers(graph)):
+        for point in points(graph, layers(graph), products=False):
             (node,) = (node for node in nodes(unsigned, "QuantizeLinear") if node.input[0] == point.tensor)
             kind, codes = (np.int8, 127) if point.signed else (np.uint8, 255)
             assert constants[node.input[2]].dtype == kind
