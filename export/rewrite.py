@@ -9,9 +9,6 @@
 `inner_mean`    Global average pooling commutes with a bottleneck's last 1 × 1 convolution and batch norm:
                 mean(W x + b) = W mean(x) + b. The gate's mean is taken of the inner tensor x, which has four times
                 fewer channels, and W is multiplied into the gate's own first layer.
-`tiled_spatial` CBAM's 7 × 7 convolution makes one channel, and engines compute 8 or 16 together. Its values at the 16
-                places of a 4 × 4 tile are written as 16 channels of one convolution of 10 × 10 with a stride of 4,
-                which are then set side by side (DepthToSpace).
 
 What each saves is measured by `benchmarks/cpu/targets.py`.
 """
@@ -24,13 +21,12 @@ from typing import Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pixel_shuffle
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from mpmmu_rt.model.attention import CBAM, ECA, SpatialGate
+from mpmmu_rt.model.attention import CBAM, ECA
 from mpmmu_rt.model.encoder import BasicBlock, Bottleneck, Encoder
 
-Rewrite = Literal["batch_norms", "one_mlp", "inner_mean", "tiled_spatial"]
+Rewrite = Literal["batch_norms", "one_mlp", "inner_mean"]
 REWRITES: tuple[Rewrite, ...] = get_args(Rewrite)
 
 
@@ -38,7 +34,7 @@ def rewrite(encoder: Encoder, rewrites: Collection[Rewrite] = REWRITES) -> Encod
     """A copy of `encoder`, in evaluation mode, that computes the same and is cheaper to run.
 
     `inner_mean` needs the folded weights, and for CBAM the single MLP: without `batch_norms` it has no effect, nor
-    without `one_mlp` on CBAM. `tiled_spatial` needs `one_mlp`.
+    without `one_mlp` on CBAM.
     """
     out = copy.deepcopy(encoder).eval()
     if "batch_norms" in rewrites:
@@ -72,12 +68,7 @@ def _block(block: BasicBlock | Bottleneck, rewrites: Collection[Rewrite]) -> nn.
 
 
 def _gate(gate: nn.Module, rewrites: Collection[Rewrite]) -> nn.Module:
-    if "one_mlp" not in rewrites or not isinstance(gate, CBAM):
-        return gate
-    out = OneMlpCBAM(gate)
-    if "tiled_spatial" in rewrites:
-        out.spatial = TiledSpatialGate(gate.spatial)
-    return out
+    return OneMlpCBAM(gate) if "one_mlp" in rewrites and isinstance(gate, CBAM) else gate
 
 
 class OneMlpCBAM(nn.Module):
@@ -89,7 +80,7 @@ class OneMlpCBAM(nn.Module):
         self.fc2 = copy.deepcopy(gate.channel.fc2)
         with torch.no_grad():
             cast("Tensor", self.fc2.bias).mul_(2)
-        self.spatial: nn.Module = gate.spatial
+        self.spatial = gate.spatial
 
     def forward(self, feature_map: Tensor) -> Tensor:
         return self.gated(feature_map, self.fc1(feature_map.mean((2, 3), keepdim=True)))
@@ -101,31 +92,6 @@ class OneMlpCBAM(nn.Module):
         feature_map = feature_map * channel
         out: Tensor = feature_map * self.spatial(feature_map)
         return out
-
-
-class TiledSpatialGate(nn.Module):
-    """`SpatialGate` that computes the places of a tile as channels. See `tiled_spatial` above.
-
-    In tiles of the largest of `sides` that divides height and width; a map that none divides keeps the convolution.
-    """
-
-    sides = (4, 2)
-
-    def __init__(self, gate: SpatialGate) -> None:
-        super().__init__()
-        self.conv = gate.conv
-        self.tiled = nn.ModuleDict({str(side): _tiled(gate.conv, side) for side in self.sides})
-
-    def forward(self, feature_map: Tensor) -> Tensor:
-        mean = feature_map.mean(1, keepdim=True)
-        peak = feature_map.amax(1, keepdim=True)
-        both = torch.cat([mean, peak], 1)
-        height, width = both.shape[2:]
-        for side in self.sides:
-            if height % side == width % side == 0:
-                # The sigmoid before the places are set side by side: engines compute it with the convolution.
-                return pixel_shuffle(torch.sigmoid(self.tiled[str(side)](both)), side)
-        return torch.sigmoid(self.conv(both))
 
 
 class InnerMeanCBAM(nn.Module):
@@ -185,23 +151,6 @@ def _after(matrix: Tensor, conv: nn.Conv2d, bias: Tensor | None = None) -> nn.Co
     out = nn.Conv2d(weight.shape[1], weight.shape[0], 1)
     out.weight = nn.Parameter(weight[:, :, None, None].to(conv.weight), requires_grad=False)
     out.bias = nn.Parameter(offset.to(conv.weight), requires_grad=False)
-    return out
-
-
-def _tiled(conv: nn.Conv2d, side: int) -> nn.Conv2d:
-    """`conv` of one output, an odd size k and a padding of k // 2, at the side² places of tiles as that many channels.
-
-    The place (i, j) of a tile reads the window that begins i rows and j columns further on: its kernel is moved there
-    in one of k + side - 1 rows and columns that is 0 elsewhere.
-    """
-    size = conv.kernel_size[0]
-    reach = size + side - 1
-    out = nn.Conv2d(conv.in_channels, side**2, reach, stride=side, padding=size // 2, bias=False)
-    weight = conv.weight.new_zeros(side**2, conv.in_channels, reach, reach)
-    for place in range(side**2):
-        row, column = divmod(place, side)
-        weight[place, :, row : row + size, column : column + size] = conv.weight.detach()[0]
-    out.weight = nn.Parameter(weight, requires_grad=False)
     return out
 
 

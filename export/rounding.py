@@ -25,9 +25,8 @@ _GRAPHS = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
 # What they give is one of the values that they get, or zero: it has the type already.
 _SELECT = frozenset(
     {
-        *("Abs", "Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "GatherElements", "Identity", "MaxPool"),
-        *("Neg", "Pad", "ReduceMax", "ReduceMin", "Relu", "Reshape", "Slice", "Split", "Squeeze", "Transpose"),
-        *("Unsqueeze", "Where"),
+        *("Abs", "Concat", "Expand", "Flatten", "Gather", "GatherElements", "Identity", "MaxPool", "Neg", "Pad"),
+        *("ReduceMax", "ReduceMin", "Relu", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze", "Where"),
     }
 )
 

@@ -23,10 +23,8 @@ from mpmmu_rt.spec import MODALITIES, Array, Modality
 # Of a feature map, in shares of its largest value. FP32: float32 is rounded in another order, 1e-7 at each of some 50
 # layers. Where values have 8 bits, one that is rounded the other way is 1/256 off, and so is what follows from it.
 ROUNDING: Mapping[str, float] = {"fp32": 1e-4, "bf16": 2e-2, "int8": 2e-2}
-_WEIGHT = re.compile(
-    r"module\.(layer\d+\.\d+)\.attention\.(?:gate\.)?(fc2|inner|conv|spatial\.(?:conv|tiled\.\d+))\.weight"
-)
-_SPATIAL = "spatial."
+_WEIGHT = re.compile(r"module\.(layer\d+\.\d+)\.attention\.(?:gate\.)?(fc2|inner|conv|spatial\.conv)\.weight")
+_SPATIAL = "spatial.conv"
 _SAME_NUMBERS = ("QuantizeLinear", "DequantizeLinear", "Cast")
 
 
@@ -97,16 +95,14 @@ def blocks_of(model: bytes) -> tuple[Block, ...]:
     """`find_blocks` of the bytes of an ONNX file."""
     made = nodes(model)
     by_output = {name: node for node in made for name in node.outputs}
-    # A gate whose places are computed as channels: what sets them side by side is the map.
-    placed = {node.inputs[0]: node.outputs[0] for node in made if node.kind == "DepthToSpace"}
     gates: list[tuple[str, dict[bool, str]]] = []
     for node in made:
         if weight := _weight(node, by_output):
-            block, spatial = weight[0], weight[1].startswith(_SPATIAL)
+            block, spatial = weight[0], weight[1] == _SPATIAL
             # Twice the same gate: weights that were stored once for two blocks. Then these are two of one name.
             if not gates or gates[-1][0] != block or spatial in gates[-1][1]:
                 gates.append((block, {}))
-            gates[-1][1][spatial] = placed.get(node.outputs[0], node.outputs[0])
+            gates[-1][1][spatial] = node.outputs[0]
     return tuple(Block(name, of.get(False, ""), of.get(True)) for name, of in gates)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 
-import onnx
 import pytest
 import torch
 from torch import nn
@@ -16,10 +15,8 @@ from mpmmu_rt.export.rewrite import (
     InnerMeanECA,
     OneMlpCBAM,
     Rewrite,
-    TiledSpatialGate,
     rewrite,
 )
-from mpmmu_rt.model.attention import SpatialGate
 from mpmmu_rt.model.config import Arch, AttentionKind, EncoderConfig
 from mpmmu_rt.model.encoder import Encoder
 
@@ -31,7 +28,6 @@ SUBSETS: list[tuple[Rewrite, ...]] = [
     ("one_mlp",),
     ("batch_norms", "inner_mean"),
     ("batch_norms", "one_mlp"),
-    ("one_mlp", "tiled_spatial"),
     REWRITES,
 ]
 
@@ -77,25 +73,10 @@ def test_every_rewrite_is_at_work() -> None:
         return {type(module) for module in encoder.modules()}
 
     cbam, eca = rewrite(settled("resnet50", "cbam")), rewrite(settled("resnet50", "eca"))
-    assert {OneMlpCBAM, InnerMeanCBAM, TiledSpatialGate} <= kinds(cbam)
+    assert {OneMlpCBAM, InnerMeanCBAM} <= kinds(cbam)
     assert InnerMeanECA in kinds(eca)
     assert nn.BatchNorm2d not in kinds(cbam) | kinds(eca)
     assert isinstance(cbam.pool.attention, OneMlpCBAM)
-
-
-@pytest.mark.parametrize(("height", "width"), [(8, 12), (4, 4), (6, 8), (2, 2), (7, 7), (4, 5)])
-def test_a_map_in_tiles(height: int, width: int) -> None:
-    """In tiles of 4, of 2 and of none, higher and wider than one; a tile that is turned would be seen."""
-    torch.manual_seed(5)
-    gate = SpatialGate(7).double()
-    tiled = TiledSpatialGate(gate)
-    feature_map = torch.randn(3, 5, height, width, dtype=torch.float64)
-    with torch.inference_mode():
-        want, got = gate(feature_map), tiled(feature_map)
-        turned = tiled(feature_map.mT.contiguous()).mT
-    assert got.shape == want.shape == (3, 1, height, width)
-    assert float((got - want).abs().max()) < EXACT
-    assert float((turned - want).abs().max()) > 1e-3
 
 
 def test_the_original_is_left_alone() -> None:
@@ -120,8 +101,7 @@ def test_a_gate_that_is_wrong_by_one_channel_would_be_seen() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("attention", ["eca", "cbam"])
 def test_the_graph_has_the_rewritten_gates(attention: AttentionKind) -> None:
-    """In the traced graph every sigmoid follows a convolution, and CBAM's MLP ends once per block; at 64 x 64 the maps
-    of the first three stages have tiles of 4, those of the fourth of 2."""
+    """In the traced graph every sigmoid follows a convolution, and CBAM's MLP ends once per block."""
     encoder = settled("resnet50", attention)
     encoders = Encoders({"mammography": encoder, "ultrasound": encoder}, 64)
     graph = encoders.features_graph("mammography").graph
@@ -131,8 +111,6 @@ def test_the_graph_has_the_rewritten_gates(attention: AttentionKind) -> None:
     assert {made_by[node.input[0]].op_type for node in sigmoids} == {"Conv"}
     # 53 convolutions of the backbone; per block f₁ of mean and peak, f₂ and the spatial one; or ECA's one.
     assert sum(node.op_type == "Conv" for node in graph.node) == 53 + 16 * (4 if attention == "cbam" else 1)
-    tiles = [onnx.helper.get_node_attr_value(n, "blocksize") for n in graph.node if n.op_type == "DepthToSpace"]
-    assert Counter(tiles) == ({4: 13, 2: 3} if attention == "cbam" else {})
     means = [made_by[node.input[0]].op_type for node in graph.node if node.op_type == "ReduceMean"]
     # CBAM: of the inner tensor, and over the channels of the gated map. ECA: of the inner tensor where that has fewer
     # channels than the map has positions, which at 64 x 64 holds for the first 3 + 4 blocks.
