@@ -1,9 +1,9 @@
 """Two bundles, or two targets of one, against each other on this machine: is B slower?
 
-Every turn is a fresh process (`python -m mpmmu_rt.compare BUNDLE TARGET BATCH SECONDS`) that opens the bundle, warms
-up, times its calls and holds the answers to the golden ones. In the first rounds, as many as a tenth of the budget has
-room for, A has two turns: what they differ by is the noise floor. `gate.py` judges. Before the rounds `counts.py`
-counts what noise can't touch, of both sides.
+Every turn is a fresh process (`python -m mpmmu_rt.compare BUNDLE TARGET BATCH SECONDS [LEAST]`) that opens the bundle,
+warms up, times its calls and holds the answers to the golden ones. In the first rounds, as many as a tenth of the
+budget has room for, A has two turns: what they differ by is the noise floor. `gate.py` judges. Before the rounds
+`counts.py` counts what noise can't touch, of both sides.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ from .tiles import hold_to_golden, tile
 SCHEMA = "mpmmu-compare/1"
 FLOOR_ROUNDS, FLOOR_SHARE = 4, 0.1  # in which A has two turns, and how much of the budget the second ones may take
 TURN_S = 1.0
+LEAST_CALLS = 3  # of a turn
+LEAST_CALLS_BY_LOT = 2  # where both sides take turns: what a round says is judged by its sign
 MOST_ROUNDS = 200
 
 
@@ -149,13 +151,17 @@ def compare(
     return Comparison(a, b, batch, rule, verdict, turns, spent, bundles, (counts[0], counts[1]), differ)
 
 
-def take_turn(side: Side, batch: int, turn_s: float) -> list[float]:
-    """The ms of each call, of a fresh process. Raises `EngineError`."""
+def take_turn(side: Side, batch: int, turn_s: float, least: int = LEAST_CALLS) -> list[float]:
+    """The ms of each call, at least so many, of a fresh process. Raises `EngineError`."""
     command = [sys.executable, "-m", "mpmmu_rt.compare", str(side.path.resolve()), str(side.target), str(batch)]
     hint = f"`mpmmu-rt verify {side.path} --target {side.target}` says what is wrong"
-    said = run(str(side), [*command, str(turn_s)], hint)
+    said = run(str(side), [*command, str(turn_s), str(least)], hint)
     calls: list[float] = json.loads(said)
     return calls
+
+
+def _turn_by_lot(side: Side, batch: int, turn_s: float) -> list[float]:
+    return take_turn(side, batch, turn_s, LEAST_CALLS_BY_LOT)
 
 
 def race(
@@ -166,7 +172,7 @@ def race(
     budget_s: float,
     turn_s: float = TURN_S,
     progress: Progress = silent,
-    turn: Turn = take_turn,
+    turn: Turn = _turn_by_lot,
 ) -> tuple[Turns, Verdict]:
     """The rounds of `compare` alone. turn: how a turn is taken."""
     turns, drawn, started = Turns(), random.Random(), time.monotonic()
@@ -207,19 +213,19 @@ def _ratio(over: list[float], under: list[float]) -> dict[str, float]:
     return {name: math.log(above[name] / below[name]) for name in STATISTICS}
 
 
-def _measure(path: Path, target: Target, batch: int, seconds: float) -> list[float]:
+def _measure(path: Path, target: Target, batch: int, seconds: float, least: int) -> list[float]:
     bundle = Bundle.open(path)
     golden = bundle.golden()
     pixels, answers = tile(golden, batch), list[Array]()
     with Predictor(bundle, target) as predictor:
-        effort = Effort(warmup_ms=seconds * 300, measure_ms=seconds * 1e3, min_samples=2, max_warmup_ms=0)
+        effort = Effort(warmup_ms=seconds * 300, measure_ms=seconds * 1e3, min_samples=least, max_warmup_ms=0)
         calls = sample(lambda: answers.append(predictor.predict(pixels).probability), effort)
     hold_to_golden(target, answers, golden)
     return calls
 
 
-def _main(path: str, target: str, batch: str, seconds: str) -> None:
-    print(json.dumps(_measure(Path(path), Target.parse(target), int(batch), float(seconds))))
+def _main(path: str, target: str, batch: str, seconds: str, least: str = str(LEAST_CALLS)) -> None:
+    print(json.dumps(_measure(Path(path), Target.parse(target), int(batch), float(seconds), int(least))))
 
 
 if __name__ == "__main__":

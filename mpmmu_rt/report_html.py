@@ -58,7 +58,7 @@ def _bench(entry: Mapping[str, Any]) -> tuple[str, *tuple[Markup, ...]]:
             title,
             f"{entry['bundle']['name']}, {batch} {pairs} per call",
             pieces.badge(conditions["state"], stable),
-            warnings=[entry["warning"]] if entry["warning"] else [],
+            warnings=[entry.get("warning")],
         ),
         el(
             "section",

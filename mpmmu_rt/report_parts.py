@@ -21,10 +21,10 @@ def document(title: str, *sections: Markup) -> str:
     return f"<!DOCTYPE html>\n{el('html', head, el('body', el('main', *sections, foot)), lang='en')}\n"
 
 
-def header(kind: str, title: str, lead: str, badge: Markup, *, warnings: Sequence[str] = ()) -> Markup:
-    """warnings: `Bundle.warning` of each bundle that has one."""
+def header(kind: str, title: str, lead: str, badge: Markup, *, warnings: Sequence[str | None] = ()) -> Markup:
+    """warnings: `Bundle.warning` of each bundle."""
     top = el("p", f"mpmmu-rt · {kind}", class_="kicker")
-    banners = [el("p", sentence(one), class_="banner") for one in warnings]
+    banners = [el("p", sentence(one), class_="banner") for one in warnings if one]
     return el("header", top, el("h1", title), badge, el("p", lead, class_="lead"), *banners)
 
 

@@ -50,7 +50,7 @@ class Timed:
 def survey(bundle: Bundle, batch: int, *, seconds: float = 1.0, progress: Progress = silent) -> dict[str, Any]:
     """`targets` of `bench`'s JSON document: rows as `Timed`, fastest first, and what is recommended.
 
-    seconds: of the calls of each target, at least two a turn. A target that can't run, fails or says something else
+    seconds: of the calls of each target, at least three a turn. A target that can't run, fails or says something else
     than the golden answers is a row that says why.
     """
     targets = list(map(Target.parse, bundle.targets))

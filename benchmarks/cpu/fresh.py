@@ -1,11 +1,12 @@
 """The whole model on every CPU target of a bundle of the reference model, and torch eager, in fresh processes.
 
-    mpmmu-rt export -o reference.bundle --target openvino:bf16 --target openvino:int8 --calibrate-phantoms 16
+    mpmmu-rt export -o reference.bundle --calibrate-phantoms 16 \\
+        --target openvino:fp32 --target openvino:bf16 --target openvino:int8
     python -m benchmarks.cpu.fresh reference.bundle [--rounds 5] [--batches 1,32] [--seconds 2] > benchmarks/results/…
 
-Every turn is a process of its own that loads its model, warms up and calls it for so many seconds, at least twice; it
-has both cores to itself: engines that share a process spin against each other (`benchmarks.cpu.targets` races so, for
-what differs by little). A turn counts the median of its calls; a ratio is that of one round.
+Every turn is a process of its own that loads its model, warms up and calls it for so many seconds, at least three
+times: engines that share a process spin against each other (`benchmarks.cpu.targets` races so, for what differs by
+little). A turn counts the median of its calls; a ratio is that of one round.
 """
 
 from __future__ import annotations
@@ -21,9 +22,11 @@ from benchmarks import report
 from benchmarks.racing import Command, race_processes, ratio, spread
 from mpmmu_rt import machine
 from mpmmu_rt.bundle import Bundle
+from mpmmu_rt.compare import LEAST_CALLS
+from mpmmu_rt.engines import known_engine
 from mpmmu_rt.latency import Effort, sample
 from mpmmu_rt.progress import silent
-from mpmmu_rt.spec import MODALITIES, Target
+from mpmmu_rt.spec import Target
 from mpmmu_rt.tiles import tile
 
 TORCH, AGAINST = "torch eager + scikit-learn", "onnxruntime:fp32"
@@ -35,17 +38,10 @@ def commands(bundle: Bundle, checkpoint: Path, batch: int, seconds: float) -> di
     mine = [str(bundle.path), str(batch), str(seconds)]
     found = {TORCH: Command([*python, "benchmarks.cpu.fresh", "--torch", str(checkpoint), *mine])}
     for target in bundle.targets:
-        if target.startswith(("openvino:", "onnxruntime:")) and _runs(target):
-            arguments = [*python, "mpmmu_rt.compare", str(bundle.path), target, str(batch), str(seconds)]
-            found[target] = Command(arguments)
+        parsed = Target.parse(target)
+        if target.startswith(("openvino:", "onnxruntime:")) and not known_engine(parsed).problem(parsed.precision):
+            found[target] = Command([*python, "mpmmu_rt.compare", str(bundle.path), target, str(batch), str(seconds)])
     return found
-
-
-def _runs(target: str) -> bool:
-    from mpmmu_rt.engines import known_engine
-
-    parsed = Target.parse(target)
-    return known_engine(parsed).problem(parsed.precision) is None
 
 
 def torch_eager(checkpoint: Path, path: Path, batch: int, seconds: float) -> None:
@@ -59,8 +55,7 @@ def torch_eager(checkpoint: Path, path: Path, batch: int, seconds: float) -> Non
     bundle, kept = Bundle.open(path), checkpoints.load(checkpoint)
     original = encoders.Encoders(dict(kept.encoders), bundle.preprocessing.size)
     pixels = tile(bundle.golden(), batch)
-    assert set(pixels) == set(MODALITIES)
-    effort = Effort(warmup_ms=seconds * 300, measure_ms=seconds * 1e3, min_samples=2, max_warmup_ms=0)
+    effort = Effort(warmup_ms=seconds * 300, measure_ms=seconds * 1e3, min_samples=LEAST_CALLS, max_warmup_ms=0)
     print(json.dumps(sample(lambda: kept.head.predict_proba(original.run(pixels, batch=32)["embedding"]), effort)))
 
 

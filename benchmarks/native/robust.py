@@ -20,7 +20,7 @@ from pathlib import Path
 
 from benchmarks import report
 from tests.native.native import HOST, SOURCES, build, build_use, checked, engines, json_folder, tool
-from tests.native.test_robust import CORPUS, RUN, SANITIZERS, steady
+from tests.native.test_robust import CORPUS, NOT_THE_ENGINES, RUN, SANITIZERS, steady
 
 NAMES = {"thread": "ThreadSanitizer", "address": "AddressSanitizer, UBSan"}
 OPENS_TO_FIND_LEAKS = 20
@@ -59,7 +59,9 @@ def main(bundle: Path, seconds: int, calls: int, opens: int) -> None:
             place = build(folder / name, flags=flags, kind="Debug")
             program = build_use(place, place / "use", *flags.split())
             for target in ("onnxruntime:fp32", "openvino:int8"):
-                said = checked([str(program), "threads", str(bundle), target, str(calls)], **variables)
+                said = checked(
+                    [str(program), "threads", str(bundle), target, str(calls), "2"], **variables | NOT_THE_ENGINES
+                )
                 assert said == f"{2 * calls} calls, 0 wrong\n", said
                 print(report.row([f"two threads, {NAMES[name]}, {target}", said]), flush=True)
         leaks = [str(program), "opens", str(bundle), "onnxruntime:fp32", str(OPENS_TO_FIND_LEAKS)]

@@ -22,13 +22,7 @@ def body(entry: Mapping[str, Any]) -> tuple[str, *tuple[Markup, ...]]:
     warnings = f"{len(loud)} warning{'s' * (len(loud) > 1)}"
     badge = pieces.badge(warnings if loud else patients, not loud and not few)
     sections = [
-        pieces.header(
-            "Evaluation",
-            f"AUC {shown}",
-            text.title(entry),
-            badge,
-            warnings=[system["warning"]] if system.get("warning") else [],
-        ),
+        pieces.header("Evaluation", f"AUC {shown}", text.title(entry), badge, warnings=[system.get("warning")]),
         *(el("p", one, class_="verdict bad" if is_loud(one) else "verdict") for one in entry["remarks"]),
         el("section", *_keys(entry), class_="keys"),
     ]

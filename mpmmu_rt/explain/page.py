@@ -54,7 +54,7 @@ def document(entry: Mapping[str, Any], drawn: Iterable[Mapping[Modality, Picture
             bundle["name"],
             f"{count} on {entry['target']}; threshold {number(entry['threshold'])}",
             pieces.badge(entry["target"], good=True),
-            warnings=[entry["warning"]] if entry["warning"] else [],
+            warnings=[entry.get("warning")],
         ),
         el("p", entry["says"], class_="verdict"),
     ]

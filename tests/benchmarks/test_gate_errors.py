@@ -32,7 +32,7 @@ def test_the_slowdown_is_in_the_calls() -> None:
     plain, each, tenth = turn(0, 1), turn(2.0, 1), turn(1.0, 10)
     assert np.median(each) > 2 * np.median(plain)
     phases = sorted(float(np.median(tenth[first::10])) for first in range(10))
-    assert phases[-1] > 3 * np.median(phases)
+    assert phases[-1] > 5 * np.median(phases)
 
 
 def test_what_is_done_is_not_done_again() -> None:

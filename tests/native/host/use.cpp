@@ -26,11 +26,11 @@ void require(mpmmu_status status) {
   std::exit(1);
 }
 
-mpmmu_model *opened(const char *bundle, const char *target, std::uint32_t count = 1) {
+mpmmu_model *opened(const char *bundle, const char *target, std::uint32_t threads = 1) {
   mpmmu_options options{};
   options.size = sizeof options;
   options.target = target;
-  options.threads = count;
+  options.threads = threads;
   mpmmu_model *model = nullptr;
   require(mpmmu_open(bundle, &options, &model));
   return model;
@@ -70,8 +70,9 @@ long resident_kb() {
   return 0;
 }
 
-int threads(const char *bundle, const char *target, long calls) {
-  mpmmu_model *model = opened(bundle, target, 2);  // which loads its parts beside each other
+// of_model: with more than one it loads its parts beside each other.
+int threads(const char *bundle, const char *target, long calls, std::uint32_t of_model) {
+  mpmmu_model *model = opened(bundle, target, of_model);
   Answers want[kMostCases + 1];
   for (std::size_t cases = 1; cases <= kMostCases; ++cases) want[cases] = predicted(model, cases);
   std::atomic<long> wrong{0};
@@ -134,7 +135,9 @@ int repeated(long times, Do once) {
 
 int main(int count, char **given) {
   const std::string what = count > 1 ? given[1] : "";
-  if (what == "threads" && count == 5) return threads(given[2], given[3], std::atol(given[4]));
+  if (what == "threads" && count == 6) {
+    return threads(given[2], given[3], std::atol(given[4]), static_cast<std::uint32_t>(std::atol(given[5])));
+  }
   if (what == "opens" && count == 5) {
     return repeated(std::atol(given[4]), [&] {
       mpmmu_model *model = opened(given[2], given[3]);
