@@ -33,7 +33,7 @@ from mpmmu_rt.places import check_writable, require_room
 from mpmmu_rt.predictor import DEFAULT_TARGET
 from mpmmu_rt.progress import Progress, silent
 from mpmmu_rt.single_record import SingleHead
-from mpmmu_rt.spec import MODALITIES, Array, Modality, StrPath, TensorSpec
+from mpmmu_rt.spec import MODALITIES, Array, Modality, StrPath, Target, TensorSpec
 
 from . import calibration, graphs, head, npz, parity, reference, steadiness, targets
 from . import cases as all_cases
@@ -41,6 +41,7 @@ from .cases import Data
 from .draft import Draft, Wanted
 from .encoders import Encoders
 from .modules import resting
+from .openvino_graph import for_openvino
 from .parity import Original
 from .pool_weights import pool_weights, require_pools
 from .sigmoid import exact_sigmoids
@@ -285,6 +286,8 @@ def begin(folder: Path, model: Model, cases: Data | None, wanted: Wanted, progre
     pools = _write_pools(folder, encoders, original)
     entry = _entry(model, tensors) | {"head": lowered, "attention_pool": pools}
     entry["graphs"] |= {name: f"onnx/{name}.onnx" for name in map(single_record.graph_of, single)}
+    own = [bundles.own_graph(name, "openvino") for name in (*MODALITIES, "attention_pool")]
+    entry["graphs"] |= {name: f"onnx/{name}.onnx" for name in own}
     entry[single_record.KEY] = {modality: one.to_json() for modality, one in single.items()} or None
     draft = Draft(folder, entry, model.head, original, cases, wanted, progress, model.single_heads)
     draft.seal()
@@ -310,7 +313,7 @@ def finish(draft: Draft) -> None:
 def _calibration(draft: Draft) -> dict[str, Any] | None:
     """What INT8 was calibrated on; None where no target has it."""
     given = draft.wanted.calibration
-    if given is None or not any(name.endswith(":int8") for name in draft.entry["targets"]):
+    if given is None or not any(Target.parse(name).in_8_bits for name in draft.entry["targets"]):
         return None
     count = len(given.pixels["mammography"])
     return dict(draft.wanted.calibrated_on) or {"kind": "cases", "source": given.source, "cases": count}
@@ -388,7 +391,8 @@ def _write_graphs(
     progress("exporting graphs", 4, 5, "graphs")
     first: dict[str, onnx.ModelProto] = {**parts, "attention_pool": pool}
     exact = {f"{name}_onnxruntime": exact_sigmoids(graph) for name, graph in first.items()}
-    every = {**first, **exact, **heads, "model": whole}
+    tuned = {bundles.own_graph(name, "openvino"): for_openvino(graph) for name, graph in first.items()}
+    every = {**first, **exact, **tuned, **heads, "model": whole}
     for graph in every.values():
         graphs.say(graph, said)
     graphs.save_sharing_weights(every, folder)

@@ -5,9 +5,9 @@
                          embedding), `head` (embedding → probability, base_probability) and `model` (both pixels →
                          probability, base_probability, embedding); for ONNX Runtime's CPU provider the first four
                          again as `<name>_onnxruntime`, with gates that it computes exactly and with its own tree
-                         operator; dynamic batch; else standard operators; `head_mammography` and `head_ultrasound`
-                         (part of the embedding → probability, base_probability) where the model has heads for one
-                         modality alone; they share
+                         operator; for OpenVINO the first three again as `<name>_openvino`; dynamic batch; else standard
+                         operators; `head_mammography` and `head_ultrasound` (part of the embedding → probability,
+                         base_probability) where the model has heads for one modality alone; they share
     onnx/weights.bin     the weights, each stored once
     onnx/attention_pool.npz  the weights of both attention pools, for the CUDA kernel: arrays float32 named
                          `<modality>.attention.<name>` as in torch's state_dict (`mpmmu_rt.kernels.weights`)
@@ -28,7 +28,8 @@
     threshold      a probability at or above it is called malignant
     classes        ["benign", "malignant"]
     tensors        name → {dtype, shape}; shape counts cases as "N"
-    graphs         graph → path; `mammography.int8` and `ultrasound.int8` where the bundle was calibrated
+    graphs         graph → path; `mammography.int8` and `ultrasound.int8` where the bundle was calibrated, for
+                   openvino:int8-bf16 too unless there are `mammography.int8-bf16` and `ultrasound.int8-bf16`
     attention_pool {weights: path, kinds: {modality: "eca", "cbam" or "none"}}; null where only graphs can pool
     golden         path
     targets        the targets that the export has verified; `parity` and `precision` say how
@@ -72,7 +73,7 @@ from .modality_check import ModalityCheck
 from .single_record import SingleHead
 from .single_record import golden_of as of_single_head
 from .single_record import read as read_single_heads
-from .spec import MODALITIES, Array, Modality, StrPath, Target, TensorSpec
+from .spec import IN_8_BITS, MODALITIES, Array, Modality, StrPath, Target, TensorSpec, in_8_bits
 
 SCHEMA = "mpmmu-bundle/1"
 MANIFEST = "bundle.json"
@@ -112,6 +113,16 @@ GOLDEN = frozenset({f"{m}.{part}" for m in MODALITIES for part in ("pixels", "fe
 _LEFT_BY_SYSTEMS = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})
 _HINT = "export the bundle again with `mpmmu-rt export`"
 _ALTERED = "the bundle was altered or damaged: do not use it; copy or export it again"
+
+
+def quantized_graph(graph: str, precision: str) -> str:
+    """What the graph of an encoder in 8 bits is called."""
+    return f"{graph}.{precision}"
+
+
+def own_graph(graph: str, engine: str) -> str:
+    """What a graph is called that was rewritten for one engine: OpenVINO's, which bundles of before don't have."""
+    return f"{graph}_{engine}"
 
 
 @dataclass(frozen=True)
@@ -219,15 +230,19 @@ class Bundle:
             )
 
     def graph(self, graph: Graph, precision: str = "fp32") -> Path:
-        """The path of a graph; of an encoder also in `int8`, where the bundle was calibrated. Raises `BundleError`.
+        """The path of a graph; of an encoder also in 8 bits, where the bundle was calibrated. Raises `BundleError`.
 
-        Other precisions run the FP32 graph: their engines round while they compute.
+        Other precisions run the FP32 graph: their engines round while they compute. Both precisions in 8 bits may share
+        the graph of one.
         """
-        if precision != "int8":
-            return self.path / str(self.entry["graphs"][graph])
-        if (name := f"{graph}.int8") not in self.entry["graphs"]:
+        graphs = self.entry["graphs"]
+        if not in_8_bits(precision):
+            return self.path / str(graphs[graph])
+        names = [quantized_graph(graph, one) for one in (precision, *IN_8_BITS)]
+        name = next((one for one in names if one in graphs), names[0])
+        if name not in graphs:
             reasons = {key: found.get("reason") for key, found in self.entry["precision"].items()}
-            if reason := next((why for key, why in reasons.items() if key.endswith(":int8") and why), None):
+            if reason := next((why for key, why in reasons.items() if in_8_bits(key.partition(":")[2]) and why), None):
                 raise BundleError(
                     f"{self.path} holds no INT8 graph, expected one: it was left out when the bundle was exported "
                     f"({reason})",
@@ -237,7 +252,12 @@ class Bundle:
                 f"{self.path} holds no INT8 graph `{name}`, expected a bundle that was calibrated",
                 hint="export it again with --calibrate MANIFEST",
             )
-        return self.path / str(self.entry["graphs"][name])
+        return self.path / str(graphs[name])
+
+    def graph_for(self, engine: str, graph: Graph, precision: str = "fp32") -> Path:
+        """The path of a graph as it was rewritten for `engine`, where it was; else what `graph` says, and raises."""
+        own = self.entry["graphs"].get(own_graph(graph, engine))
+        return self.graph(graph, precision) if own is None or in_8_bits(precision) else self.path / str(own)
 
     def target_graph(self, target: Target, name: str) -> Path:
         """A graph that was written for one target, in the types of its precision. Raises `BundleError` for none."""

@@ -14,7 +14,7 @@ from typing import Any
 from .bundle import Bundle
 from .engines import engines
 from .errors import EngineError, MissingPackage, MpmmuError
-from .facts import FASTER_ENCODERS, FASTER_ON_GPU, X86, Fact
+from .facts import FASTER_ON_GPU, X86, Fact, faster_encoders
 from .machine import describe
 from .spec import StrPath, Target
 
@@ -71,7 +71,7 @@ def measured_on(cpu_features: Collection[str]) -> dict[Target, Fact]:
 
     Of processors only those with AVX2 were measured; where the system does not tell, nothing is known.
     """
-    of_processors: Mapping[Target, Fact] = FASTER_ENCODERS if X86 in cpu_features else {}
+    of_processors: Mapping[Target, Fact] = faster_encoders(cpu_features) if X86 in cpu_features else {}
     return {**FASTER_ON_GPU, **of_processors}
 
 

@@ -144,7 +144,8 @@ def graphs(bundle: Bundle, target: Target, head: Target) -> Counts:
     paths = {str(modality): runs.graph(bundle, modality, target.precision) for modality in MODALITIES}
     # Whoever runs the encoders in ONNX Runtime's form runs the attention pool in it.
     exact = paths[plain] == bundle.graph("mammography_onnxruntime")
-    paths["attention_pool"] = bundle.graph("attention_pool_onnxruntime" if exact else "attention_pool")
+    pool = bundle.graph_for(target.engine, "attention_pool")
+    paths["attention_pool"] = bundle.graph("attention_pool_onnxruntime") if exact else pool
     paths["head"] = bundle.graph(engines()[head.engine].head)
     if head.engine == target.engine:  # its own form of the head, where it has one
         own = f"{target_folder(target.engine, target.precision)}/head.onnx"

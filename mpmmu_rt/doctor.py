@@ -66,7 +66,7 @@ def advise(targets: list[Finding]) -> list[Advisory]:
         held = TOLERANCES[target.precision]
         limits = f"held to {figure(held.relative)} of the embedding and {figure(held.probability)} in probability"
         advisories.append(_advisory(str(target), held.fact, f"{limits}: {held.fact.says}"))
-    if any(target.precision == "int8" for target in usable):
+    if any(target.in_8_bits for target in usable):
         advisories.append(_advisory("int8", AS_PROVEN, AS_PROVEN.says))
         features = set(describe()["cpu_features"])  # unknown, and empty, on processors of other kinds
         if X86 in features and not features & set(VNNI):

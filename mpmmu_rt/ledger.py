@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from .engines import engines, head_target
-from .facts import FASTER_ENCODERS
+from .facts import faster_encoders
+from .machine import describe
 from .spec import MODALITIES, Target
 
 ENCODERS = (*MODALITIES, "encoders")
@@ -61,17 +62,18 @@ def advice(stages_ms: Mapping[str, float], total_ms: float, target: Target, held
 
 def _faster_encoders(target: Target, held: Sequence[str]) -> str:
     """The fastest target that is known to be faster than this one and can run here."""
-    order = list(FASTER_ENCODERS)
+    known = faster_encoders(describe()["cpu_features"])
+    order = list(known)
     # None of them is known to beat a GPU, nor what it is not listed with.
     plain = Target(target.engine, target.precision)
     faster = order[: order.index(plain)] if plain in order else []
     usable = [one for one in faster if engines()[one.engine].problem(one.precision) is None]
     for one in usable:
         if str(one) in held:
-            return f"try --target {one}, which this bundle has ({FASTER_ENCODERS[one].says})"
+            return f"try --target {one}, which this bundle has ({known[one].says})"
     if usable:
-        way = "--calibrate MANIFEST" if usable[0].precision == "int8" else f"--target {usable[0]}"
-        return f"export it again with {way} and try {usable[0]} ({FASTER_ENCODERS[usable[0]].says})"
+        way = "--calibrate MANIFEST" if usable[0].in_8_bits else f"--target {usable[0]}"
+        return f"export it again with {way} and try {usable[0]} ({known[usable[0]].says})"
     return "no target that runs here is known to be faster" if plain in order else ""
 
 

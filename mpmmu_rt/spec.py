@@ -57,12 +57,24 @@ class TensorSpec:
         return cls(str(entry["name"]), str(entry["dtype"]), tuple(entry["shape"]))
 
 
-_TARGET = re.compile(r"(?P<engine>[a-z][a-z0-9-]*):(?P<precision>[a-z]+[0-9]+)(@(?P<capabilities>\d{2,3}(,\d{2,3})*))?")
+_TARGET = re.compile(
+    r"(?P<engine>[a-z][a-z0-9-]*):(?P<precision>[a-z]+[0-9]+(-[a-z]+[0-9]+)?)(@(?P<capabilities>\d{2,3}(,\d{2,3})*))?"
+)
+
+
+IN_8_BITS = ("int8", "int8-bf16")
+
+
+def in_8_bits(precision: str) -> bool:
+    """Whether `precision` is INT8, whatever what is not quantized is computed in."""
+    return precision in IN_8_BITS
 
 
 @dataclass(frozen=True)
 class Target:
     """An engine at a precision, written `engine:precision`, for example `onnxruntime:fp32`.
+
+    A precision of two names first what layers are quantized to, then what the rest is computed in: `int8-bf16`.
 
     An export may name the compute capabilities to build for: `tensorrt-rtx:fp16@86,89,120`.
     """
@@ -79,6 +91,11 @@ class Target:
     def plain(self) -> str:
         """Without compute capabilities: what a bundle's reports are kept by."""
         return f"{self.engine}:{self.precision}"
+
+    @property
+    def in_8_bits(self) -> bool:
+        """Whether its encoders are quantized graphs, calibrated on images."""
+        return in_8_bits(self.precision)
 
     @classmethod
     def parse(cls, text: str) -> Target:

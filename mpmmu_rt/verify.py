@@ -182,7 +182,7 @@ def _head_checks(head: PortableHead | None, prediction: Prediction, golden: Mapp
 
 
 def _as_proven(predictor: Predictor, prediction: Prediction, golden: Mapping[str, Array]) -> list[Check]:
-    if predictor.target.precision != "int8":
+    if not predictor.target.in_8_bits:
         return []
     want = predictor.bundle.golden_of(predictor.target, golden)
     return [
@@ -259,13 +259,13 @@ def _precision_checks(predictor: Predictor) -> list[Check]:
     The numbers can't tell: a layer that stayed in float is nearer to the original than what was claimed.
     """
     target, found = predictor.target, known_engine(predictor.target)
-    if target.precision != "int8" or not isinstance(found, TellsPrecision):
+    if not target.in_8_bits or not isinstance(found, TellsPrecision):
         return []
     report = predictor.bundle.proof(target)
     if not isinstance(report.get("layers"), int):
         return []
     claimed = report["layers"] - len(report["kept_float"])
-    computed = found.layers_in_8_bits(predictor.bundle, predictor.threads)
+    computed = found.layers_in_8_bits(predictor.bundle, target.precision, predictor.threads)
     return [Check("layers that were to be 8 bits wide and are not", float(max(0, claimed - computed)), 0.0)]
 
 
@@ -290,7 +290,7 @@ def _steadiness(predictor: Predictor, prediction: Prediction, golden: Mapping[st
     if precision == "fp32" or known_engine(predictor.target).traits.case_by_case:
         return Steadiness()
     tolerance = TOLERANCES[precision]
-    own = predictor.bundle.golden_of(predictor.target, golden)["embedding"] if precision == "int8" else None
+    own = predictor.bundle.golden_of(predictor.target, golden)["embedding"] if predictor.target.in_8_bits else None
     here = relative_difference(prediction.embedding if own is None else own, golden["embedding"])
     stored = recorded(predictor.bundle, predictor.target)
     checks = {check["name"]: check["value"] for check in stored.get("checks", ())}

@@ -16,12 +16,13 @@ import pytest
 
 from mpmmu_rt import bundle as bundles
 from mpmmu_rt import load
-from mpmmu_rt.bundle import GOLDEN, GRAPHS, Bundle, seal
+from mpmmu_rt.bundle import GOLDEN, GRAPHS, Bundle, own_graph, seal
 from mpmmu_rt.errors import BundleError, DigestMismatch
 from mpmmu_rt.files import MAX_JSON_BYTES, sha256_file
 
 FILES = (
     *(f"onnx/{graph}.onnx" for graph in GRAPHS),
+    *(f"onnx/{own_graph(graph, 'openvino')}.onnx" for graph in GRAPHS[:3]),
     "onnx/weights.bin",
     "onnx/attention_pool.npz",
     "golden/golden.npz",

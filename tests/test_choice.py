@@ -23,13 +23,14 @@ from mpmmu_rt.choice import by_preference, choose_target, measured_on
 from mpmmu_rt.cli import app
 from mpmmu_rt.engines import engines
 from mpmmu_rt.errors import EngineError
-from mpmmu_rt.facts import FASTER_ENCODERS, FASTER_ON_GPU
+from mpmmu_rt.facts import AMX, FASTER_ENCODERS, FASTER_ON_GPU
 from mpmmu_rt.journal import place_of
 from mpmmu_rt.spec import Target
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks/results"
 ORT, OV, BF16, INT8 = "onnxruntime:fp32", "openvino:fp32", "openvino:bf16", "openvino:int8"
+MIXED = "openvino:int8-bf16"
 CUDA, HALF, RTX = "onnxruntime-cuda:fp32", "onnxruntime-cuda:fp16", "tensorrt-rtx:fp16"
 AVX2 = ["avx2"]
 
@@ -93,6 +94,8 @@ def test_the_order_is_that_of_the_stored_results() -> None:
         ({ORT: True, OV: False, BF16: None, INT8: True}, AVX2, [INT8, ORT]),
         ({ORT: True, OV: True, INT8: True}, [], [ORT, OV]),
         ({OV: True, ORT: True}, ["amx_tile"], [OV, ORT]),
+        ({ORT: True, OV: True, INT8: True, BF16: True, MIXED: True}, AVX2, [MIXED, INT8, BF16, OV, ORT]),
+        ({ORT: True, OV: True, INT8: True, BF16: True, MIXED: True}, [*AVX2, AMX], [MIXED, BF16, INT8, OV, ORT]),
         ({ORT: True, OV: True, CUDA: True, HALF: True}, AVX2, [HALF, CUDA, OV, ORT]),
         ({ORT: True, HALF: None, RTX: None}, AVX2, [ORT]),
         ({ORT: True, "tensorrt:fp32": True, "tensorrt:fp16": True}, AVX2, [ORT, "tensorrt:fp32"]),

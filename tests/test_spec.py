@@ -61,11 +61,18 @@ def test_the_order_of_the_modalities_is_that_of_the_embedding() -> None:
     assert MODALITIES == ("mammography", "ultrasound")
 
 
-@pytest.mark.parametrize("text", ["onnxruntime:fp32", "tensorrt-rtx:fp16", "openvino:bf16", "openvino:int8"])
+@pytest.mark.parametrize(
+    "text", ["onnxruntime:fp32", "tensorrt-rtx:fp16", "openvino:bf16", "openvino:int8", "openvino:int8-bf16"]
+)
 def test_target_round_trip(text: str) -> None:
     target = Target.parse(text)
     assert str(target) == text
     assert f"{target.engine}:{target.precision}" == text
+
+
+def test_what_is_in_8_bits() -> None:
+    said = {text: Target.parse(f"x:{text}").in_8_bits for text in ("int8", "int8-bf16", "fp32", "bf16", "fp8", "int88")}
+    assert [text for text, of in said.items() if of] == ["int8", "int8-bf16"]
 
 
 def test_a_target_may_name_compute_capabilities() -> None:
@@ -93,6 +100,9 @@ def test_a_target_may_name_compute_capabilities() -> None:
         " onnxruntime:fp32",
         "onnxruntime fp32",
         "onnxruntime:32",
+        "openvino:int8-",
+        "openvino:int8-bf",
+        "openvino:int8-bf16-fp32",
         "../x:fp32",
         "1a:fp32",
     ],

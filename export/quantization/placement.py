@@ -103,8 +103,9 @@ def candidates(model: onnx.ModelProto) -> tuple[str, ...]:
     known = layers(model)
     found = dict.fromkeys(_inputs_and_shared(known, wiring))
     outputs = {tensor for layer in known for tensor in layer.outputs}
+    convolved = {tensor for tensor, node in wiring.producer.items() if node.op_type == "Conv"}
     for operands, _ in _additions(model.graph, wiring):
-        if any(tensor in found or tensor in outputs for tensor in operands):
+        if any(tensor in found or tensor in outputs or tensor in convolved for tensor in operands):
             found |= dict.fromkeys(operands)
     return tuple(found)
 
@@ -122,18 +123,24 @@ def points(model: onnx.ModelProto, chosen: Iterable[Layer], *, products: bool = 
        to convert the others to float. So too where the layer is not chosen but the sum is quantized: OpenVINO 2026.4
        fails on a convolution in BF16 that adds a float tensor and writes INT8 ("object is not initialized").
 
-    Without `products` a sum that has one adds no point. OpenVINO multiplies, adds and quantizes in one pass, in float:
-    what is rounded between is work, and a product that CBAM's spatial gate reads as well is written three times, in
-    float for the sum and twice in 8 bits.
+    Without `products` a sum that has one adds no point, but where its other operand is a convolution in float, for the
+    reason above. OpenVINO multiplies, adds and quantizes in one pass, in float: what is rounded between is work,
+    and a product that CBAM's spatial gate reads as well is written three times, in float for the sum and twice in 8
+    bits.
     """
     wiring = Wiring(model.graph)
     known, chosen = {tensor for layer in layers(model) for tensor in layer.outputs}, tuple(chosen)
     found = dict.fromkeys(_inputs_and_shared(chosen, wiring, products=products))
     outputs = {tensor for layer in chosen for tensor in layer.outputs}
+    convolved = {tensor for tensor, node in wiring.producer.items() if node.op_type == "Conv"}
     for operands, result in _additions(model.graph, wiring):
-        fused = known if result in found else outputs
-        if not products and any(wiring.producer[tensor].op_type == "Mul" for tensor in operands):
-            continue
+        if products:
+            fused = known if result in found else outputs
+        else:
+            kinds = {wiring.producer[tensor].op_type for tensor in operands}
+            fused = convolved if result in found else outputs
+            if "Mul" in kinds and not (result in found and convolved.intersection(operands) - outputs):
+                continue
         if any(tensor in found or tensor in fused for tensor in operands):
             direct = [tensor for tensor in operands if tensor in fused and tensor not in found]
             found |= dict.fromkeys(tensor for tensor in operands if tensor not in direct[:1])

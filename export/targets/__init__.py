@@ -29,7 +29,7 @@ from mpmmu_rt.errors import EngineError, ParityError, UnfitTarget, UsageError
 from mpmmu_rt.export.cases import Data
 from mpmmu_rt.export.draft import FIRST, Draft, Wanted
 from mpmmu_rt.export.graphs import other_floats
-from mpmmu_rt.spec import Target
+from mpmmu_rt.spec import Target, in_8_bits
 
 MOST_NEEDED = 200  # cases, however small a limit: that of flips is never below one case of them
 
@@ -77,7 +77,7 @@ def resolve(wanted: Wanted) -> tuple[Target, ...]:
             for name, engine in engines().items()
             if not family(name).ONLY_WHEN_ASKED
             for precision in engine.precisions
-            if engine.problem(precision) is None and (precision != "int8" or wanted.calibration)
+            if engine.problem(precision) is None and (wanted.calibration or not in_8_bits(precision))
         ]
     else:
         asked = list(wanted.targets)
@@ -89,7 +89,7 @@ def resolve(wanted: Wanted) -> tuple[Target, ...]:
                 hint=f"one engine serves several GPUs: {_plain(target)}@86,89",
             )
         family(target.engine).check(target)
-        if target.precision == "int8" and wanted.calibration is None:
+        if target.in_8_bits and wanted.calibration is None:
             raise UsageError(
                 f"target `{target}` is asked for without images to calibrate on, expected both",
                 hint="add --calibrate MANIFEST: some hundred cases like those that it will see; or, to try it, "

@@ -1,4 +1,4 @@
-"""`openvino`: FP32 and BF16 run the bundle's own graphs; INT8 (`int8`) has its own encoders."""
+"""`openvino`: FP32 and BF16 run the bundle's own graphs; both targets of INT8 (`int8`) have encoders of their own."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def check(target: Target) -> None:
 
 
 def make(draft: Draft, target: Target) -> dict[str, Any]:
-    if target.precision == "int8":
+    if target.in_8_bits:
         return int8.make(draft, target)
     if target.precision == "bf16":
         _require_float(draft, target)
@@ -28,7 +28,7 @@ def make(draft: Draft, target: Target) -> dict[str, Any]:
 
 
 def prove(draft: Draft, target: Target) -> dict[str, Any]:
-    if target.precision == "int8":  # judged while it was made
+    if target.in_8_bits:  # judged while it was made
         keep_golden(draft, target)
         return {}
     return equal(draft, target) if target.precision == "fp32" else same_decisions(draft, target, target)
@@ -47,5 +47,5 @@ def _require_float(draft: Draft, target: Target) -> None:
 
 
 def forget(draft: Draft, target: Target) -> None:
-    if target.precision == "int8":
-        int8.forget(draft)
+    if target.in_8_bits:
+        int8.forget(draft, target)

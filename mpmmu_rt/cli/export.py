@@ -182,8 +182,8 @@ def _require_listed(bundle: Bundle, required: Sequence[Target], *, calibrated: s
             f"{why}",
             hint="the bundle was written without it; settle what the reason says, and export again with --overwrite",
         )
-    if calibrated and not any(name.endswith(":int8") for name in bundle.targets):
-        why = next((reason for name, reason in left_out.items() if name.endswith(":int8")), "no engine here runs it")
+    if calibrated and not any(Target.parse(name).in_8_bits for name in bundle.targets):
+        why = next((left_out[name] for name in left_out if Target.parse(name).in_8_bits), "no engine here runs it")
         note(f"warning: {calibrated} was given, and there is NO INT8 in {bundle.path}: {why}")
 
 

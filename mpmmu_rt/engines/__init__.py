@@ -115,8 +115,11 @@ class Engine(Protocol):
 class TellsPrecision(Protocol):
     """An engine that tells in what it computes: what an engine may have besides."""
 
-    def layers_in_8_bits(self, bundle: Bundle, threads: int) -> int:
-        """How many layers of both encoders it computes in 8 bits, by its own word. Raises `EngineError`."""
+    def layers_in_8_bits(self, bundle: Bundle, precision: str, threads: int) -> int:
+        """How many layers of both encoders it computes in 8 bits in `precision`, by its own word.
+
+        Raises `EngineError`.
+        """
         ...
 
 

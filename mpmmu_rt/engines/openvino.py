@@ -1,4 +1,4 @@
-"""OpenVINO on the CPU: FP32, BF16 and INT8.
+"""OpenVINO on the CPU: FP32, BF16, and INT8 with what is not quantized in FP32 or in BF16.
 
 Both encoders and the attention pool are joined to one model, and every case is one inference request of its own:
 a batch is spread over streams, so that each core works on its own case and the feature maps stay in its cache, and a
@@ -28,17 +28,18 @@ from mpmmu_rt import __version__, machine
 from mpmmu_rt._optional import require
 from mpmmu_rt.bundle import Bundle, HeadGraph
 from mpmmu_rt.errors import EngineError, MpmmuError
-from mpmmu_rt.spec import MODALITIES, Array, Modality, Target
+from mpmmu_rt.spec import MODALITIES, Array, Modality, Target, in_8_bits
 
 from . import Traits
 from .shared.blob_cache import BlobCache
 from .shared.host_head import HostHead
 
-_PURPOSE = "the targets openvino:fp32, openvino:bf16 and openvino:int8"
-# What is not 8 bits wide in an INT8 graph stays FP32, so that the graph alone decides the result, not the processor.
-INFERENCE_PRECISION = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
+_PURPOSE = "the targets openvino:fp32, openvino:bf16, openvino:int8 and openvino:int8-bf16"
+# What is not 8 bits wide in an INT8 graph stays FP32, so that the graph alone decides the result, not the processor:
+# but for `int8-bf16`, a target of its own, as matrix units (AMX) compute no FP32.
+INFERENCE_PRECISION = {"fp32": "f32", "bf16": "bf16", "int8": "f32", "int8-bf16": "bf16"}
 # Where a stored model is read faster than compiled: INT8 in half the time, FP32 and BF16 not (benchmarks/NOTES.md).
-_STORED = ("int8",)
+_STORED = ("int8", "int8-bf16")
 _MAX_ISA = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")  # by both names
 # Seen to fail with OpenVINO 2026.4.1; with AVX-512 and without its BF16 instructions it still computes in BF16.
 _WITHOUT_BF16 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2")
@@ -48,13 +49,16 @@ _LANES_PER_STREAM = 2  # one runs, one waits: a stream never idles while Python 
 class OpenVinoSession:
     """A graph in OpenVINO. Calls from several threads take turns."""
 
-    def __init__(self, compiled: Any, graph: Path) -> None:
+    def __init__(self, compiled: Any, graph: Path, shown: Sequence[str] = ()) -> None:
+        """shown: what outputs are to be called that have several names: OpenVINO drops operators that only reshape."""
         self._request = compiled.create_infer_request()
         self._graph = graph
         self._lock = threading.Lock()
         self._wanted = {item.any_name: (item.element_type.to_dtype(), item.partial_shape) for item in compiled.inputs}
         self.inputs = tuple(self._wanted)
-        self.outputs = tuple(item.any_name for item in compiled.outputs)
+        self.outputs = tuple(
+            next((name for name in shown if name in item.names), item.any_name) for item in compiled.outputs
+        )
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         try:
@@ -254,7 +258,7 @@ class OpenVinoEmbedder:
 
 class OpenVino:
     name = "openvino"
-    precisions = ("fp32", "bf16", "int8")
+    precisions = ("fp32", "bf16", "int8", "int8-bf16")
     head: HeadGraph = "head"
     traits = Traits(case_by_case=True)
 
@@ -266,13 +270,14 @@ class OpenVino:
         except MpmmuError as error:
             return error
         able = runtime.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        if precision == "bf16" and "BF16" not in able:
+        rounds = INFERENCE_PRECISION.get(precision) == "bf16"
+        if rounds and "BF16" not in able:
             return EngineError(
                 f"this processor computes {', '.join(able)}, expected BF16 (AVX-512 BF16 or AMX)",
                 hint="use openvino:fp32 or openvino:int8",
             )
         # What OpenVINO says it is able to do is the processor's word, whatever oneDNN was told to leave unused.
-        if precision == "bf16" and _held_to().upper() in _WITHOUT_BF16:
+        if rounds and _held_to().upper() in _WITHOUT_BF16:
             return EngineError(
                 f"{_MAX_ISA[0]} holds this processor to {_held_to()}, expected AVX512_CORE or later for BF16",
                 hint=f"unset {' and '.join(_MAX_ISA)}, or use openvino:fp32 or openvino:int8",
@@ -293,7 +298,7 @@ class OpenVino:
                 model.add_outputs(list(tensors))
         except RuntimeError as error:
             raise _cannot_load(graph.name, error) from error
-        return OpenVinoSession(_compile(core, model, precision, threads, 1, graph.name), graph)
+        return OpenVinoSession(_compile(core, model, precision, threads, 1, graph.name), graph, tensors)
 
     def pipeline(self, bundle: Bundle, precision: str, threads: int) -> HostHead:
         return HostHead.load(
@@ -301,17 +306,17 @@ class OpenVino:
         )
 
     def graph(self, bundle: Bundle, modality: Modality, precision: str) -> Path:
-        return bundle.graph(modality, precision)
+        return bundle.graph_for(self.name, modality, precision)
 
-    def layers_in_8_bits(self, bundle: Bundle, threads: int) -> int:
+    def layers_in_8_bits(self, bundle: Bundle, precision: str, threads: int) -> int:
         core, count = require("openvino", _PURPOSE).Core(), 0
         for modality in MODALITIES:
-            graph = bundle.graph(modality, "int8")
+            graph = bundle.graph(modality, precision)
             try:
                 model = core.read_model(str(graph))
             except RuntimeError as error:
                 raise _cannot_load(graph.name, error) from error
-            kinds = convolution_precisions(_compiled(core, model, "int8", threads, 1, graph.name))
+            kinds = convolution_precisions(_compiled(core, model, precision, threads, 1, graph.name))
             count += sum(kind in ("i8", "u8") for kind in kinds)
         return count
 
@@ -326,10 +331,10 @@ def _held_to() -> str:
 
 def _join(runtime: Any, core: Any, bundle: Bundle, precision: str) -> Any:
     """`mammography_pixels` and `ultrasound_pixels` [1, 1, S, S] to `embedding` [1, D]."""
-    pool = core.read_model(str(bundle.graph("attention_pool")))
+    pool = core.read_model(str(bundle.graph_for("openvino", "attention_pool")))
     inputs = []
     for modality in MODALITIES:
-        encoder = core.read_model(str(bundle.graph(modality, precision)))
+        encoder = core.read_model(str(bundle.graph_for("openvino", modality, precision)))
         pixels = encoder.input("pixels").get_node()
         pixels.output(0).set_names({f"{modality}_pixels"})
         feature_map = encoder.output("feature_map").get_node().input_value(0)
@@ -374,7 +379,7 @@ def _check_precision(compiled: Any, precision: str, name: str) -> None:
             hint="use openvino:fp32",
         )
     # Graphs without convolutions have nothing to prove.
-    found = convolution_precisions(compiled) if precision == "int8" else []
+    found = convolution_precisions(compiled) if in_8_bits(precision) else []
     if found and not {"i8", "u8"} & set(found):
         raise EngineError(
             f"OpenVINO computes no layer of {name} in 8 bits on this processor, expected most of them",

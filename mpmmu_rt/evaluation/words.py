@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mpmmu_rt.bundle import TRIED_INT8
+from mpmmu_rt.spec import Target
 
 # Vergouwe et al. 2005 (J Clin Epidemiol 58:475) and Collins et al. 2016 (Statistics in Medicine 35:214): a validation
 # needs at least 100 with and 100 without the event.
@@ -33,7 +34,7 @@ def _of_no_use(entry: Mapping[str, Any]) -> list[str]:
     ] + [
         f"{_LOUD}{one['path']} was asked on {one['target']}. {TRIED_INT8}."
         for one in systems
-        if TRIED_INT8 in (one.get("warning") or "") and one["target"].endswith(":int8")
+        if TRIED_INT8 in (one.get("warning") or "") and Target.parse(one["target"]).in_8_bits
     ]
 
 

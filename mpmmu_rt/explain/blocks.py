@@ -22,9 +22,10 @@ from mpmmu_rt.spec import MODALITIES, Array, Modality
 
 # Of a feature map, in shares of its largest value. FP32: float32 is rounded in another order, 1e-7 at each of some 50
 # layers. Where values have 8 bits, one that is rounded the other way is 1/256 off, and so is what follows from it.
-ROUNDING: Mapping[str, float] = {"fp32": 1e-4, "bf16": 2e-2, "int8": 2e-2}
+ROUNDING: Mapping[str, float] = {"fp32": 1e-4, "bf16": 2e-2, "int8": 2e-2, "int8-bf16": 2e-2}
 _WEIGHT = re.compile(r"module\.(layer\d+\.\d+)\.attention\.(?:gate\.)?(fc2|inner|conv|spatial\.conv)\.weight")
 _SPATIAL = "spatial.conv"
+_IN_ORDER = ("Transpose", "Reshape", "Unsqueeze", "DepthToSpace")
 _SAME_NUMBERS = ("QuantizeLinear", "DequantizeLinear", "Cast")
 
 
@@ -95,6 +96,10 @@ def blocks_of(model: bytes) -> tuple[Block, ...]:
     """`find_blocks` of the bytes of an ONNX file."""
     made = nodes(model)
     by_output = {name: node for node in made for name in node.outputs}
+    readers: dict[str, list[Node]] = {}
+    for node in made:
+        for name in dict.fromkeys(node.inputs):
+            readers.setdefault(name, []).append(node)
     gates: list[tuple[str, dict[bool, str]]] = []
     for node in made:
         if weight := _weight(node, by_output):
@@ -102,7 +107,7 @@ def blocks_of(model: bytes) -> tuple[Block, ...]:
             # Twice the same gate: weights that were stored once for two blocks. Then these are two of one name.
             if not gates or gates[-1][0] != block or spatial in gates[-1][1]:
                 gates.append((block, {}))
-            gates[-1][1][spatial] = node.outputs[0]
+            gates[-1][1][spatial] = _as_it_is_multiplied(node.outputs[0], readers)
     return tuple(Block(name, of.get(False, ""), of.get(True)) for name, of in gates)
 
 
@@ -121,6 +126,14 @@ def _weight(node: Node, by_output: Mapping[str, Node]) -> tuple[str, str] | None
         return None
     found = _WEIGHT.match(_maker(convolution.inputs[1], by_output)[0])
     return None if found is None else (found[1], found[2])
+
+
+def _as_it_is_multiplied(name: str, readers: Mapping[str, list[Node]]) -> str:
+    """The gate [1, C, 1, 1] or [1, 1, h, w] that a block is multiplied by: graphs for OpenVINO compute it in blocks of
+    channels or in tiles, and set these in order afterwards."""
+    while len(following := readers.get(name, [])) == 1 and following[0].kind in _IN_ORDER:
+        name = following[0].outputs[0]
+    return name
 
 
 def _maker(name: str, by_output: Mapping[str, Node]) -> tuple[str, Node | None]:

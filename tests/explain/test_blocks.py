@@ -22,6 +22,7 @@ from mpmmu_rt.explain.blocks import BlockGates, InnerGates, find_blocks, inner_g
 from mpmmu_rt.explain.occlusion import Box
 from mpmmu_rt.explain.study import blocks_json
 from mpmmu_rt.export.encoders import Features
+from mpmmu_rt.export.openvino_graph import for_openvino
 from mpmmu_rt.export.rewrite import rewrite
 from mpmmu_rt.export.sigmoid import exact_sigmoids
 from mpmmu_rt.export.tracing import trace
@@ -110,16 +111,16 @@ def test_eight_bits_have_gates_of_their_own(int8_folder: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["cbam", "eca"])
-@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("form", [lambda graph: graph, exact_sigmoids, for_openvino])
 @pytest.mark.slow
-def test_blocks_with_an_inner_mean(kind: Any, exact: bool) -> None:
+def test_blocks_with_an_inner_mean(kind: Any, form: Callable[[onnx.ModelProto], onnx.ModelProto]) -> None:
     """ResNet-50's blocks, whose first ones take the mean of the tensor before the last convolution."""
     torch.manual_seed(3)
     encoder = Encoder(EncoderConfig(arch="resnet50", width=4, attention=kind)).eval()
     fast = Features(rewrite(encoder), cut=True)
     graph = trace(fast, (torch.zeros(2, 1, 64, 64, dtype=torch.uint8),), ["pixels"], "feature_map")
     names = [f"layer{stage}.{index}" for stage, depth in enumerate((3, 4, 6, 3), 1) for index in range(depth)]
-    model = exact_sigmoids(graph) if exact else graph
+    model = form(graph)
     found = blocks.blocks_of(model.SerializeToString())
     assert [one.name for one in found] == names
     assert blocks.problem(found, kind) == ""

@@ -40,6 +40,7 @@ from mpmmu_rt.verify import verify
 Finish = Callable[[Wanted], Bundle]
 INT8 = Target("openvino", "int8")
 BF16 = Target("openvino", "bf16")
+MIXED = Target("openvino", "int8-bf16")
 # The model of the tests is untrained, and its cases lie close together: what is proven here is the way, not the model.
 WIDE = Limits(auc_loss=1, sensitivity_loss=1, flips=1, mean_difference=1)
 
@@ -81,6 +82,45 @@ def test_int8_runs_and_is_near_float_but_not_float(int8_folder: Path) -> None:
         assert [check.name for check in verify(predictor) if not check.passed] == []
     error = np.linalg.norm(got - golden["embedding"]) / np.linalg.norm(golden["embedding"])
     assert 1e-4 < error < 0.2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("order", [(INT8, MIXED), (MIXED, INT8)])
+def test_both_kinds_of_int8_run_the_same_graphs(
+    finished: Finish, calibration: tuple[Data, Data], order: tuple[Target, Target]
+) -> None:
+    """What is not quantized is FP32 in one and BF16 in the other, by the engine's own word; each is judged itself."""
+    if problem := ENGINE.problem(MIXED.precision):
+        pytest.skip(str(problem))
+    bundle = finished(Wanted(order, calibration=calibration[0], gate=calibration[1], limits=WIDE))
+    assert bundle.targets == ("onnxruntime:fp32", *map(str, order))
+    first, second = (bundle.proof(target) for target in order)
+    assert second["graphs_of"] == str(order[0])
+    assert all(second[name] == first[name] for name in ("layers", "kept_float", "calibration", "calibrated_on"))
+    assert second["gate"]["cases"] == 12
+    assert sum("kept in float" in line for line in describe_precision(bundle.entry)) == 2
+    said = {}
+    for target in order:
+        with load(bundle.path, str(target)) as predictor:
+            assert [check.name for check in verify(predictor) if not check.passed] == []
+            golden = bundle.golden()
+            said[target] = predictor.predict({m: golden[f"{m}.pixels"] for m in MODALITIES}).embedding
+            kinds = predictor.counts(1)["precision.convolutions"]
+        assert ("bf16" in str(kinds), "f32" in str(kinds)) == (target == MIXED, target == INT8), kinds
+        np.testing.assert_array_equal(said[target], golden[f"{target}.embedding"])
+    assert 0 < np.abs(said[INT8] - said[MIXED]).max() < 0.1 * np.abs(said[INT8]).max()
+
+
+@pytest.mark.slow
+def test_an_int8_that_is_left_out_leaves_the_graphs_of_the_other(
+    finished: Finish, calibration: tuple[Data, Data]
+) -> None:
+    bundle = finished(Wanted((INT8,), calibration=calibration[0], gate=calibration[1], limits=WIDE))
+    draft = Draft(bundle.path, dict(bundle.entry), None, Original({}), calibration[0], Wanted((INT8,)))
+    targets.family("openvino").forget(draft, MIXED)
+    assert bundle.graph("mammography", "int8").is_file()
+    targets.family("openvino").forget(draft, INT8)
+    assert not (bundle.path / "onnx/mammography.int8.onnx").exists()
 
 
 def test_int8_without_images_to_calibrate_on(checkpoint_folder: Path, tmp_path: Path) -> None:

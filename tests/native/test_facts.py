@@ -36,8 +36,10 @@ def test_tolerances() -> None:
         name: [float(one) for one in limits.split(", ")]
         for name, limits in re.findall(r'"(\w+)"\) return \{(.*?)\}', body)
     }
+    (of_8_bits,) = re.findall(r"in_8_bits\(precision\)\) return \{(.*?)\}", body)
+    said |= {name: [float(one) for one in of_8_bits.split(", ")] for name in ("int8", "int8-bf16")}
     said["fp32"] = [float(one) for one in re.findall(r"\n  return \{(.*?)\}", body)[0].split(", ")]
-    assert set(said) == {"fp32", "bf16", "int8"}
+    assert set(said) == {"fp32", "bf16", "int8", "int8-bf16"}
     for precision, limits in said.items():
         tolerance = facts.TOLERANCES[precision]
         assert limits == [tolerance.relative, tolerance.probability, tolerance.margin], precision

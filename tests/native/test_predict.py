@@ -18,6 +18,7 @@ import pytest
 from mpmmu_rt import load
 from mpmmu_rt.bundle import Bundle, seal
 from mpmmu_rt.engines import known_engine
+from mpmmu_rt.export import npz
 from mpmmu_rt.predictor import Predictor
 from mpmmu_rt.spec import MODALITIES, Array, Modality, Target
 
@@ -66,16 +67,20 @@ def test_a_bundle_of_now_on_onnxruntime(library: Library, bundle_folder: Path) -
 
 @pytest.fixture
 def with_bf16(tmp_path: Path) -> Path:
-    """The stored bundle as if openvino:bf16 had been proven: it runs the FP32 graphs."""
+    """The stored bundle as if openvino:bf16 and openvino:int8-bf16 had been proven: they run graphs that it has."""
     folder = Path(shutil.copytree(STORED, tmp_path / "bf16.bundle"))
     entry = json.loads((folder / "bundle.json").read_text())
-    seal(folder, entry | {"targets": [*entry["targets"], "openvino:bf16"]})
+    golden = Bundle.open(folder).golden()
+    said = {name: golden[f"openvino:int8.{name}"] for name in ("embedding", "probability")}
+    arrays = golden | {f"openvino:int8-bf16.{name}": array for name, array in said.items()}
+    npz.write(folder / entry["golden"], arrays, compressed=True)
+    seal(folder, entry | {"targets": [*entry["targets"], "openvino:bf16", "openvino:int8-bf16"]})
     return folder
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8", "int8-bf16"])
 def test_on_openvino(library: Library, with_bf16: Path, precision: str, threads: int) -> None:
     """More cases than there are lanes, so that streams are compiled anew and lanes wait for each other."""
     if problem := known_engine(Target("openvino", precision)).problem(precision):

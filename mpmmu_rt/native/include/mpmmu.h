@@ -54,7 +54,7 @@ typedef struct mpmmu_model mpmmu_model;
 
 typedef struct mpmmu_options {
   size_t size;               /* sizeof(mpmmu_options) */
-  const char *target;        /* `onnxruntime:fp32`, which NULL means, or `openvino:fp32`, `:bf16`, `:int8` */
+  const char *target;        /* `onnxruntime:fp32` or NULL; `openvino:fp32`, `:bf16`, `:int8`, `:int8-bf16` */
   const char *onnxruntime;   /* path of libonnxruntime.so; NULL: $MPMMU_ONNXRUNTIME, else where the loader looks */
   const char *openvino;      /* path of libopenvino_c.so; NULL: $MPMMU_OPENVINO, else where the loader looks */
   uint32_t threads;          /* 0: as many as this process may use (affinity, cgroup, OMP_NUM_THREADS) */

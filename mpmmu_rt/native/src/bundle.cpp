@@ -426,14 +426,27 @@ void Bundle::require_proven(const std::string &target) const {
                 "export it again with --target " + target + "; `mpmmu-rt inspect` says why a target was left out");
 }
 
-std::string Bundle::graph(const std::string &name, bool int8) const {
+std::string Bundle::graph(const std::string &name, const std::string &precision) const {
   const Json &graphs = entry->at("graphs");
-  const std::string full = int8 ? name + ".int8" : name;
-  if (!graphs.contains(full)) {
-    throw senseless(folder + " holds no INT8 graph `" + full + "`, expected a bundle that was calibrated",
-                    "export it again with --calibrate MANIFEST");
+  std::string full = name;
+  if (in_8_bits(precision)) {  // both precisions may share the graph of one
+    full = name + "." + precision;
+    for (const char *one : {".int8", ".int8-bf16"}) {
+      if (!graphs.contains(full)) full = name + one;
+    }
+    if (!graphs.contains(full)) {
+      throw senseless(folder + " holds no INT8 graph `" + name + "." + precision +
+                          "`, expected a bundle that was calibrated",
+                      "export it again with --calibrate MANIFEST");
+    }
   }
   return join_path(folder, graphs.at(full).get<std::string>());
+}
+
+std::string Bundle::openvino_graph(const std::string &name, const std::string &precision) const {
+  const std::string own = name + "_openvino";  // bundles of before don't have it
+  const bool rewritten = !in_8_bits(precision) && entry->at("graphs").contains(own);
+  return graph(rewritten ? own : name, precision);
 }
 
 Arrays Bundle::golden() const {

@@ -30,6 +30,9 @@ using Arrays = std::map<std::string, Array>;
 // The arrays of an .npz file that unpacks to at most `limit` bytes; throws std::runtime_error for anything else.
 Arrays parse_npz(const std::string &data, std::uint64_t limit);
 
+// Whether the encoders are quantized graphs, whatever what is not quantized is computed in: `int8`, `int8-bf16`.
+inline bool in_8_bits(const std::string &precision) { return precision.rfind("int8", 0) == 0; }
+
 struct Bundle {
   std::string folder;
   std::shared_ptr<const Json> entry;  // bundle.json
@@ -48,8 +51,10 @@ struct Bundle {
   // Throws MPMMU_USAGE_ERROR for a target that the export did not prove.
   void require_proven(const std::string &target) const;
 
-  // The path of a graph; throws MPMMU_BUNDLE_ERROR for one in INT8 of a bundle that was not calibrated.
-  std::string graph(const std::string &name, bool int8 = false) const;
+  // The path of a graph, of an encoder also in 8 bits; throws MPMMU_BUNDLE_ERROR for that of a bundle that was not
+  // calibrated. openvino_graph: as it was rewritten for OpenVINO, where it was.
+  std::string graph(const std::string &name, const std::string &precision = "fp32") const;
+  std::string openvino_graph(const std::string &name, const std::string &precision = "fp32") const;
 
   // The golden vectors, every one that there must be; throws MPMMU_BUNDLE_ERROR.
   Arrays golden() const;

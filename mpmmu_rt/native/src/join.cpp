@@ -240,15 +240,16 @@ class Joined {
 
 }  // namespace
 
-std::string joined_model(const Bundle &bundle, bool int8) {
+std::string joined_model(const Bundle &bundle, const std::string &precision) {
   Joined joined;
   std::map<std::string, std::string> pooled{{"embedding", "embedding"}};
   for (const std::string modality : kModalities) {
     const std::string map = modality + "_feature_map";
-    joined.add(bundle.graph(modality, int8), modality + "/", {{"pixels", modality + "_pixels"}, {"feature_map", map}});
+    joined.add(bundle.openvino_graph(modality, precision), modality + "/",
+               {{"pixels", modality + "_pixels"}, {"feature_map", map}});
     pooled[map] = map;
   }
-  joined.add(bundle.graph("attention_pool"), Joined::kPool, pooled);
+  joined.add(bundle.openvino_graph("attention_pool"), Joined::kPool, pooled);
   return joined.bytes();
 }
 

@@ -10,6 +10,6 @@ namespace mpmmu {
 
 // The bytes of a model `mammography_pixels`, `ultrasound_pixels` -> `embedding`, its weights inside. Throws
 // std::runtime_error for a graph that can't be joined.
-std::string joined_model(const Bundle &bundle, bool int8);
+std::string joined_model(const Bundle &bundle, const std::string &precision);
 
 }  // namespace mpmmu

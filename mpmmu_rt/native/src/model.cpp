@@ -15,7 +15,8 @@ namespace {
 
 constexpr unsigned kMostThreads = 1024;
 constexpr std::size_t kMostCases = 1 << 20;
-constexpr const char *kTargets[] = {"onnxruntime:fp32", "openvino:fp32", "openvino:bf16", "openvino:int8"};
+constexpr const char *kTargets[] = {"onnxruntime:fp32", "openvino:fp32", "openvino:bf16", "openvino:int8",
+                                    "openvino:int8-bf16"};
 
 std::string path_of(const char *given, const char *variable) {
   const char *named = given ? given : std::getenv(variable);
@@ -31,7 +32,8 @@ Choice::Choice(const mpmmu_options &given) {
   if (std::none_of(std::begin(kTargets), std::end(kTargets), [&](const char *one) { return target == one; })) {
     throw Failure(
         MPMMU_USAGE_ERROR,
-        "target is `" + target + "`, expected one of onnxruntime:fp32, openvino:fp32, openvino:bf16, openvino:int8",
+        "target is `" + target +
+            "`, expected one of onnxruntime:fp32, openvino:fp32, openvino:bf16, openvino:int8, openvino:int8-bf16",
         "TensorRT and GPUs are for the Python runtime: this library runs on the processor");
   }
   if (given.threads > kMostThreads) {
@@ -191,7 +193,7 @@ struct Limits {  // mpmmu_rt.facts.TOLERANCES
 
 Limits limits_of(const std::string &precision) {
   if (precision == "bf16") return {0.1, 0.35, 0.35};
-  if (precision == "int8") return {0.4, 0.5, 0.5};
+  if (in_8_bits(precision)) return {0.4, 0.5, 0.5};
   return {1e-4, 1e-4, 0.0};
 }
 
@@ -279,7 +281,7 @@ void Model::compare(mpmmu_self_test_result &result) {
     const bool want = static_cast<float>(probabilities[row]) >= limit;
     result.flipped += clear && ((probability[row] >= limit) != want || (alone[row] >= limit) != want);
   }
-  if (choice_.precision == "int8") {
+  if (in_8_bits(choice_.precision)) {
     const Array &proven = golden(arrays, choice_.target + ".embedding", false, {cases, width});
     const Array &said = golden(arrays, choice_.target + ".probability", false, {cases});
     result.proven_embedding = difference(embedding, proven.numbers(), true);

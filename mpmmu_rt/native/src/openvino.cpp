@@ -19,7 +19,7 @@
 namespace mpmmu {
 namespace {
 
-constexpr const char *kPurpose = "the targets openvino:fp32, openvino:bf16 and openvino:int8";
+constexpr const char *kPurpose = "the targets openvino:fp32, openvino:bf16, openvino:int8 and openvino:int8-bf16";
 constexpr const char *kInstall =
     "install OpenVINO 2025.0 or later, or name its C library: MPMMU_OPENVINO=/…/libopenvino_c.so";
 constexpr const char *kUseFp32 = "use openvino:fp32";
@@ -86,8 +86,11 @@ struct Runtime {
   }
 };
 
-// What is not 8 bits wide in an INT8 graph stays FP32, so that the graph alone decides the result, not the processor.
-const char *inference_precision(const std::string &precision) { return precision == "bf16" ? "bf16" : "f32"; }
+// Of what is not 8 bits wide. In INT8 it stays FP32, so that the graph alone decides the result, not the processor: but
+// for `int8-bf16`, a target of its own.
+const char *inference_precision(const std::string &precision) {
+  return precision == "bf16" || precision == "int8-bf16" ? "bf16" : "f32";
+}
 
 struct Compiled {
   const Runtime &runtime;
@@ -105,7 +108,7 @@ struct Compiled {
       runtime.check(runtime.api.core_compile_model(runtime.core, model, "CPU", 10, &made, "INFERENCE_PRECISION_HINT",
                                                    wanted.c_str(), "NUM_STREAMS", count.c_str(),
                                                    "INFERENCE_NUM_THREADS", most.c_str(), "ENABLE_CPU_PINNING", "NO",
-                                                   "PERF_COUNT", precision == "int8" ? "YES" : "NO"));
+                                                   "PERF_COUNT", in_8_bits(precision) ? "YES" : "NO"));
       Compiled compiled{runtime, {made, runtime.api.compiled_model_free}};
       char *value = nullptr;
       runtime.check(runtime.api.compiled_model_get_property(made, "INFERENCE_PRECISION_HINT", &value));
@@ -288,7 +291,7 @@ class OpenVinoEmbedder final : public Embedder {
         width_(bundle.width),
         model_(nullptr, runtime.api.model_free) {
     naming(cannot_load, kEngine, "the graphs of " + name_, [&] {
-      if (wanted.precision == "bf16") require_bf16(runtime);
+      if (inference_precision(wanted.precision) == std::string("bf16")) require_bf16(runtime);
       read(bundle);
     });
     streams_of(1);
@@ -301,7 +304,7 @@ class OpenVinoEmbedder final : public Embedder {
 
  private:
   void read(const Bundle &bundle) {
-    const std::string bytes = joined_model(bundle, wanted_.precision == "int8");
+    const std::string bytes = joined_model(bundle, wanted_.precision);
     ov::Model *model = nullptr;
     runtime_.check(
         runtime_.api.core_read_model_from_memory_buffer(runtime_.core, bytes.data(), bytes.size(), nullptr, &model));
@@ -323,7 +326,7 @@ class OpenVinoEmbedder final : public Embedder {
       auto compiled = Compiled::make(runtime_, model_.get(), wanted_.precision, wanted_.threads, count, name_);
       naming(cannot_load, kEngine, name_, [&] {
         auto made = std::make_unique<Streams>(std::move(compiled), count, image_, width_);
-        if (wanted_.precision == "int8") made->require_8_bits(name_);
+        if (in_8_bits(wanted_.precision)) made->require_8_bits(name_);
         found = std::move(made);
       });
     }

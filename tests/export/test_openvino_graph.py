@@ -1,0 +1,195 @@
+"""Graphs for OpenVINO compute what they were made from: equal in real arithmetic, found by what nodes compute."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import numpy_helper
+from torch import nn
+
+from mpmmu_rt.export import openvino_graph
+from mpmmu_rt.export.encoders import Encoders
+from mpmmu_rt.export.openvino_graph import BLOCK, for_openvino
+from mpmmu_rt.export.quantization import calibrate, quantize
+from mpmmu_rt.export.tracing import trace
+from mpmmu_rt.model.attention import CBAM, ECA
+from mpmmu_rt.model.config import EncoderConfig
+from mpmmu_rt.model.encoder import Encoder
+from mpmmu_rt.spec import MODALITIES, Array, Modality
+
+
+def traced(module: nn.Module, *shape: int) -> onnx.ModelProto:
+    return trace(module.eval(), (torch.zeros(2, *shape),), ["x"], "y")
+
+
+def said(model: onnx.ModelProto, feeds: Mapping[str, Array]) -> Array:
+    """Nothing fused: what the operators say."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    found: Array = session.run(None, dict(feeds))[0]
+    return found
+
+
+def kinds(model: onnx.ModelProto) -> Counter[str]:
+    return Counter(node.op_type for node in model.graph.node)
+
+
+def drawn(module: nn.Module) -> nn.Module:
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    return module
+
+
+@pytest.mark.parametrize("channels", [32, 64, 96, 512])
+@pytest.mark.parametrize("size", [1, 3, 5, 9, 31, 65])
+def test_eca_in_blocks(channels: int, size: int) -> None:
+    """Kernels that reach a whole block, and further than the map."""
+    torch.manual_seed(size)
+    gate = ECA(channels)
+    gate.conv = nn.Conv1d(1, 1, size, padding=size // 2, bias=False)
+    model = traced(drawn(gate), channels, 5, 4)
+    fast = for_openvino(model)
+    onnx.checker.check_model(fast, full_check=True)
+    assert kinds(fast)["AveragePool"] == 1
+    assert kinds(fast)["ReduceMean"] == kinds(fast)["Unsqueeze"] == 0
+    (conv,) = (node for node in fast.graph.node if node.op_type == "Conv")
+    weights = {tensor.name: tensor for tensor in fast.graph.initializer}
+    assert list(weights[conv.input[1]].dims) == [BLOCK, BLOCK, 1, 3]
+    for cases in (1, 3):
+        x = np.random.default_rng(cases).normal(size=(cases, channels, 5, 4)).astype(np.float32)
+        np.testing.assert_allclose(said(fast, {"x": x}), said(model, {"x": x}), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [3, 5, 7])
+def test_blocks_are_the_banded_matrix(size: int) -> None:
+    kernel, channels = np.random.default_rng(size).normal(size=size), 4 * BLOCK
+    weights = openvino_graph._blocks(kernel)[:, :, 0]
+    dense = np.zeros((channels, channels))
+    for to in range(channels):
+        for j, value in enumerate(kernel):
+            if 0 <= (source := to + j - size // 2) < channels:
+                dense[to, source] = value
+    mean = np.random.default_rng(0).normal(size=channels)
+    padded = np.pad(mean.reshape(-1, BLOCK), ((1, 1), (0, 0)))
+    got = sum(padded[tap : tap + channels // BLOCK] @ weights[:, :, tap].T for tap in range(3))
+    np.testing.assert_allclose(np.ravel(got), dense @ mean, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "side"), [(8, 12, 4), (56, 56, 4), (14, 14, 2), (6, 8, 2), (7, 7, 0), (4, 6, 2)]
+)
+@pytest.mark.parametrize("size", [3, 7])
+def test_cbam_in_tiles(height: int, width: int, side: int, size: int) -> None:
+    torch.manual_seed(height)
+    model = traced(drawn(CBAM(16, size=size)), 16, height, width)
+    fast = for_openvino(model)
+    onnx.checker.check_model(fast, full_check=True)
+    assert kinds(fast)["DepthToSpace"] == (side > 0)
+    assert (kinds(fast)["AveragePool"], kinds(fast)["MaxPool"]) == (1, 1)
+    assert (kinds(fast)["ReduceMean"], kinds(fast)["ReduceMax"]) == (1, 1), "those over channels stay"
+    if side:
+        (tile,) = (node for node in fast.graph.node if node.op_type == "DepthToSpace")
+        assert {one.name: one.i for one in tile.attribute}["blocksize"] == side
+    for cases in (1, 3):
+        x = np.random.default_rng(cases).normal(size=(cases, 16, height, width)).astype(np.float32)
+        np.testing.assert_allclose(said(fast, {"x": x}), said(model, {"x": x}), rtol=1e-4, atol=1e-6)
+
+
+class Kept(nn.Module):
+    """A convolution of one channel each way and its sigmoid, both of which something else reads too, or not."""
+
+    def __init__(self, conv: nn.Module, *, read_twice: bool = False) -> None:
+        super().__init__()
+        self.conv, self.read_twice = conv, read_twice
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        sums = self.conv(x)
+        gated = x * torch.sigmoid(sums)
+        return gated + sums if self.read_twice else gated
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        Kept(nn.Conv2d(1, 1, 3, padding=1)),  # a bias
+        Kept(nn.Conv2d(1, 1, 3, padding=1, bias=False), read_twice=True),
+        Kept(nn.Conv2d(1, 1, 3, padding=2, dilation=2, bias=False)),
+        Kept(nn.Conv2d(1, 1, 1, bias=False)),
+        Kept(nn.Conv2d(1, 8, 3, padding=1, bias=False)),
+    ],
+)
+def test_what_is_no_spatial_gate_stays(module: nn.Module) -> None:
+    model = traced(module, 1, 8, 8)
+    assert for_openvino(model).graph.node == model.graph.node
+
+
+class Mean(nn.Module):
+    def __init__(self, dims: tuple[int, ...], *, keepdim: bool) -> None:
+        super().__init__()
+        self.dims, self.keepdim = dims, keepdim
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mean(self.dims, keepdim=self.keepdim)
+
+
+@pytest.mark.parametrize(
+    "module", [Mean((1,), keepdim=True), Mean((2, 3), keepdim=False), Mean((1, 2, 3), keepdim=True)]
+)
+def test_other_means_stay(module: nn.Module) -> None:
+    model = traced(module, 4, 8, 8)
+    assert for_openvino(model).graph.node == model.graph.node
+
+
+@pytest.mark.parametrize("count", [8, 48])
+def test_eca_of_channels_that_make_no_blocks_stays(count: int) -> None:
+    model = traced(ECA(count), count, 4, 4)
+    assert for_openvino(model).graph.node == model.graph.node
+
+
+def whole(kind: Any, arch: Any) -> onnx.ModelProto:
+    torch.manual_seed(0)
+    config = EncoderConfig(arch=arch, width=16, attention=kind)
+    modules: dict[Modality, nn.Module] = {modality: Encoder(config).eval() for modality in MODALITIES}
+    return Encoders(modules, 64).features_graph("ultrasound")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ["resnet18", "resnet50"])
+@pytest.mark.parametrize("kind", ["cbam", "eca"])
+@pytest.mark.parametrize("form", [for_openvino, lambda model: for_openvino(for_openvino(model))])
+def test_whole_encoders(kind: str, arch: str, form: Callable[[onnx.ModelProto], onnx.ModelProto]) -> None:
+    """In float and quantized; a second time changes nothing more."""
+    graph = whole(kind, arch)
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 1, 64, 64), dtype=np.uint8)
+    ranges = calibrate(graph, pixels)
+    for model in (graph, quantize(graph, ranges, unsigned=True)):
+        before = model.SerializeToString()
+        fast = form(model)
+        assert model.SerializeToString() == before
+        assert kinds(fast)["AveragePool"] >= 6
+        assert fast.graph.node == for_openvino(fast).graph.node
+        want, got = said(model, {"pixels": pixels}), said(fast, {"pixels": pixels})
+        # A value next to a step of 8 bits may fall on its other side.
+        tolerance = 1e-5 if model is graph else 2e-2
+        assert np.linalg.norm(got - want) <= tolerance * np.linalg.norm(want)
+
+
+@pytest.mark.slow
+def test_weights_that_lie_in_a_file_stay_there(bundle_folder: Any) -> None:
+    path = bundle_folder / "onnx" / "mammography.onnx"
+    model = onnx.load(str(path), load_external_data=False)
+    fast = for_openvino(model)
+    external = [one.name for one in fast.graph.initializer if one.data_location == onnx.TensorProto.EXTERNAL]
+    assert external == [one.name for one in model.graph.initializer if one.data_location == onnx.TensorProto.EXTERNAL]
+    stored = onnx.load(str(bundle_folder / "onnx" / "mammography_openvino.onnx"), load_external_data=False)
+    assert kinds(stored) == kinds(fast)
+    for tensor in stored.graph.initializer:
+        assert tensor.data_location == onnx.TensorProto.EXTERNAL or numpy_helper.to_array(tensor).nbytes < 1024
