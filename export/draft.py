@@ -22,6 +22,7 @@ from mpmmu_rt.spec import MODALITIES, Array, Modality, Target
 from .cases import Data, Pixels
 from .parity import Original
 from .quantization import Limits, Ranges, calibrate, require_disjoint
+from .quantization.search import KeptLayer
 
 BATCH = 32
 FIRST = Target.parse(DEFAULT_TARGET)
@@ -50,6 +51,7 @@ class Draft:
 
     entry: what `bundle.json` will say; grows with every step, and is written by `seal`. head: the scikit-learn
     classifier; single_heads: those for one modality, or none. original: what it and the modules say of `cases`.
+    rankings: the layers that INT8 hurts, by whether its codes are unsigned: found once, for every INT8 target.
     """
 
     folder: Path
@@ -60,6 +62,7 @@ class Draft:
     wanted: Wanted
     progress: Progress = silent
     single_heads: Mapping[Modality, Any] = field(default_factory=dict)
+    rankings: dict[bool, list[KeptLayer]] = field(default_factory=dict, repr=False)
     _floats: dict[Target, Answers] = field(default_factory=dict, repr=False)
 
     def seal(self) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import sys
 import tracemalloc
 from collections.abc import Callable
@@ -10,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from onnx import helper, numpy_helper
 
 from mpmmu_rt import load
-from mpmmu_rt.bundle import Bundle
+from mpmmu_rt.bundle import Bundle, seal
 from mpmmu_rt.engines import engine, head_target
 from mpmmu_rt.engines.openvino import ENGINE
 from mpmmu_rt.errors import EngineError, MissingPackage
@@ -24,6 +28,7 @@ from mpmmu_rt.spec import MODALITIES, Array, Modality, Target
 from mpmmu_rt.verify import verify
 
 FP32 = "openvino:fp32"
+STORED = Path(__file__).parent / "data" / "bundle_613dfc9"
 Pixels = dict[Modality, Array]
 
 
@@ -74,6 +79,59 @@ def test_a_case_is_the_same_to_the_bit_in_every_batch(
         alone = np.concatenate([predictor.predict(rows(pixels, [row])).embedding for row in range(33)])
         for count in (2, 3, 7, 33):
             np.testing.assert_array_equal(predictor.predict(rows(pixels, slice(count))).embedding, alone[:count])
+
+
+@pytest.mark.parametrize(
+    ("threads", "cases", "parts"),
+    [
+        (1, 3, [(1, 0, 3)]),
+        (1, 4, [(4, 0, 4)]),
+        (1, 33, [(4, 0, 32), (1, 32, 33)]),
+        (2, 7, [(1, 0, 7)]),
+        (2, 8, [(4, 0, 8)]),
+        (2, 15, [(4, 0, 8), (1, 8, 15)]),
+        (2, 33, [(4, 0, 32), (1, 32, 33)]),
+    ],
+)
+def test_requests_hold_several_cases_where_that_keeps_all_streams_busy(
+    bundle_folder: Path, pixels: Pixels, threads: int, cases: int, parts: list[tuple[int, int, int]]
+) -> None:
+    with load(bundle_folder, FP32, threads=threads) as predictor:
+        embedder: Any = predictor._pipeline.embedder  # type: ignore[attr-defined]
+        found = [(streams.cases, of.start, of.stop) for streams, of in embedder._parts(cases)]
+        assert found == parts
+        assert predictor.counts(cases)["cases.of.a.request"] == parts[0][0]
+        assert predictor.remarks == ()
+
+
+def dependent(folder: Path) -> Path:
+    """The stored bundle with a mammography encoder that adds the mean of the cases of its batch."""
+    folder = Path(shutil.copytree(STORED, folder))
+    path = folder / "onnx/mammography.onnx"
+    model = onnx.load(str(path), load_external_data=False)
+    for node in model.graph.node:
+        for index, name in enumerate(node.output):
+            node.output[index] = "own" if name == "feature_map" else name
+        for index, name in enumerate(node.input):
+            node.input[index] = "own" if name == "feature_map" else name
+    model.graph.initializer.append(numpy_helper.from_array(np.array([0]), "cases"))
+    model.graph.node.append(helper.make_node("ReduceMean", ["own", "cases"], ["of_all"], keepdims=1))
+    model.graph.node.append(helper.make_node("Add", ["own", "of_all"], ["feature_map"]))
+    onnx.save(model, str(path))
+    seal(folder, json.loads((folder / "bundle.json").read_text()))
+    return folder
+
+
+def test_requests_hold_one_case_where_several_would_say_something_else(tmp_path: Path) -> None:
+    pixels = phantom_pixels(9, seed=1, preprocessing=Preprocessing(size=32))[0]
+    with load(dependent(tmp_path / "b.bundle"), FP32, threads=2) as predictor:
+        alone = np.concatenate([predictor.predict(rows(pixels, [row])).embedding for row in range(9)])
+        before = predictor.remarks
+        np.testing.assert_array_equal(predictor.predict(pixels).embedding, alone)
+        (remark,) = predictor.remarks
+        assert not before
+        assert "each is a request of its own" in remark
+        assert predictor.counts(9)["cases.of.a.request"] == 1
 
 
 def test_threads_may_share_a_predictor(bundle_folder: Path, pixels: Pixels) -> None:

@@ -6,7 +6,8 @@ The reference pair (ResNet-50 twice, 224 × 224, random weights). All contenders
 round, in one process (`benchmarks.racing`).
 
 attention tax: the pair with attention over the same pair without any, encoders alone, on the same engine. `as traced`
-is the graph without the rewrites of `mpmmu_rt.export.rewrite`, each of which is then added.
+is the graph without the rewrites of `mpmmu_rt.export.rewrite`, each of which is then added; `and for OpenVINO` with
+those of `mpmmu_rt.export.openvino_graph`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ from benchmarks import report
 from benchmarks.racing import Call, race, ratio
 from mpmmu_rt import machine
 from mpmmu_rt.engines import known_engine
+from mpmmu_rt.engines.openvino import INFERENCE_PRECISION
 from mpmmu_rt.export import Data, Limits, Wanted, encoders, export_bundle, reference, tracing
+from mpmmu_rt.export.openvino_graph import for_openvino
 from mpmmu_rt.export.quantization import calibrate, quantize
 from mpmmu_rt.export.rewrite import REWRITES, Rewrite, rewrite
 from mpmmu_rt.model.config import EncoderConfig
@@ -33,13 +36,13 @@ from mpmmu_rt.model.encoder import Encoder
 from mpmmu_rt.model.phantom import phantom_pixels
 from mpmmu_rt.predictor import load
 from mpmmu_rt.progress import silent
-from mpmmu_rt.spec import MODALITIES, Array, Modality, Target
+from mpmmu_rt.spec import MODALITIES, Array, Modality, Target, in_8_bits
 
 ROUNDS = {1: 15, 32: 5}
 # Without BF16 where the processor has none.
 TARGETS = tuple(
     text
-    for text in ("onnxruntime:fp32", "openvino:fp32", "openvino:bf16", "openvino:int8")
+    for text in ("onnxruntime:fp32", "openvino:fp32", "openvino:bf16", "openvino:int8", "openvino:int8-bf16")
     if known_engine(Target.parse(text)).problem(Target.parse(text).precision) is None
 )
 STEPS: dict[str, tuple[Rewrite, ...]] = {
@@ -48,6 +51,7 @@ STEPS: dict[str, tuple[Rewrite, ...]] = {
     "and one MLP": ("batch_norms", "one_mlp"),
     "and inner mean (all)": REWRITES,
 }
+OF_OPENVINO = "and for OpenVINO"
 Pixels = Mapping[Modality, Array]
 
 
@@ -99,20 +103,19 @@ def whole_model(folder: Path) -> None:
 
 
 def _overhead(predictor: Any, pixels: Pixels, rounds: int) -> None:
-    """The Predictor against the compiled model and the head alone: the same requests, without checks or copies out."""
-    batch = len(pixels["mammography"])
+    """The Predictor against its two halves alone: the same requests, without checks or copies out."""
     embedding = predictor.predict(pixels).embedding
-    streams = predictor._pipeline.embedder._for(batch)
+    embedder = predictor._pipeline.embedder
     into = np.empty_like(embedding)
 
     def raw() -> None:
-        streams.run(pixels, into)
+        embedder.embed(pixels, into)
         predictor._pipeline._head.run({"embedding": embedding})
 
     spent = race({"raw": raw, "predictor": lambda: predictor.predict(pixels)}, 4 * rounds)
     more = np.median(spent["predictor"] - spent["raw"])
     times = ratio(spent["predictor"], spent["raw"])
-    print(f"\n{predictor.target}, Predictor over its compiled model: {times}, {more:.3f} ms per call.")
+    print(f"\n{predictor.target}, Predictor over its halves: {times}, {more:.3f} ms per call.")
 
 
 def attention_tax(folder: Path) -> None:
@@ -123,25 +126,46 @@ def attention_tax(folder: Path) -> None:
     graphs = {"plain": _trace(rewrite(plain))}
     for step, rewrites in STEPS.items():
         graphs |= {f"{kind} {step}": _trace(rewrite(encoder, rewrites)) for kind, encoder in gated.items()}
-    for engine, precision in (("openvino", "f32"), ("openvino", "bf16"), ("openvino", "int8"), ("onnxruntime", "f32")):
-        if precision == "bf16" and "openvino:bf16" not in TARGETS:
+    last = list(STEPS)[-1]
+    tuned = {"plain": graphs["plain"]} | {f"{kind} {OF_OPENVINO}": graphs[f"{kind} {last}"] for kind in gated}
+    for engine, precision in (
+        *(("openvino", precision) for precision in ("fp32", "bf16", "int8", "int8-bf16")),
+        ("onnxruntime", "fp32"),
+    ):
+        if known_engine(Target(engine, precision)).problem(precision):
             continue
-        calls = {}
-        for name, graph in graphs.items():
-            if precision == "int8" and ("as traced" in name or "folded" in name or "one MLP" in name):
-                continue
-            path = folder / "encoder.onnx"
-            onnx.save(_quantized(graph) if precision == "int8" else graph, str(path))
-            calls[name] = _encoder_on(engine, path, precision)
-        spent = race(calls, ROUNDS[32])
-        print(f"\n### Attention tax, {engine} {precision}, batch 32\n")
-        print(report.columns("graph | pair, ms per pair | tax"))
-        print(report.row(["without attention", f"{2 * np.median(spent['plain']) / 32:.2f}", 1]))
-        for step in STEPS:
-            if f"cbam {step}" in spent:
-                both = spent[f"cbam {step}"] + spent[f"eca {step}"]
-                tax = ratio(both, 2 * spent["plain"])
-                print(report.row([step, f"{np.median(both) / 32:.2f}", tax]), flush=True)
+        quantized = in_8_bits(precision)
+        chosen = {name: graph for name, graph in graphs.items() if not quantized or name == "plain" or last in name}
+        made = {name: _quantized(graph) if quantized else graph for name, graph in chosen.items()}
+        if engine == "openvino":
+            made |= {
+                name: for_openvino(_quantized(graph) if quantized else graph)
+                for name, graph in tuned.items()
+                if name != "plain"
+            }
+        _table(folder, made, engine, precision, 1)
+        if engine == "openvino":
+            _table(folder, {name: made[name] for name in tuned}, engine, precision, 4)
+
+
+def _table(folder: Path, graphs: Mapping[str, onnx.ModelProto], engine: str, precision: str, cases: int) -> None:
+    """cases: of a request."""
+    calls = {}
+    for name, graph in graphs.items():
+        path = folder / "encoder.onnx"
+        onnx.save(graph, str(path))
+        calls[name] = _encoder_on(engine, path, precision, cases)
+    spent = race(calls, ROUNDS[32])
+    of = "" if cases == 1 else f", requests of {cases} cases"
+    print(f"\n### Attention tax, {engine}:{precision}, batch 32{of}\n")
+    print(report.columns("graph | pair, ms per pair | tax | ECA's, CBAM's"))
+    print(report.row(["without attention", f"{2 * np.median(spent['plain']) / 32:.2f}", 1, ""]))
+    for step in (*STEPS, OF_OPENVINO):
+        if f"cbam {step}" in spent:
+            both = spent[f"cbam {step}"] + spent[f"eca {step}"]
+            each = ", ".join(f"{np.median(spent[f'{kind} {step}'] / spent['plain']):.2f}" for kind in ("eca", "cbam"))
+            tax = ratio(both, 2 * spent["plain"])
+            print(report.row([step, f"{np.median(both) / 32:.2f}", tax, each]), flush=True)
 
 
 def _trace(encoder: Encoder) -> onnx.ModelProto:
@@ -153,7 +177,7 @@ def _quantized(graph: onnx.ModelProto) -> onnx.ModelProto:
     return quantize(graph, calibrate(graph, pair(8)["mammography"]), unsigned=True)
 
 
-def _encoder_on(engine: str, path: Path, precision: str) -> Call:
+def _encoder_on(engine: str, path: Path, precision: str, cases: int) -> Call:
     pixels = pair(32)["mammography"]
     if engine == "onnxruntime":
         import onnxruntime
@@ -166,18 +190,18 @@ def _encoder_on(engine: str, path: Path, precision: str) -> Call:
 
     core = openvino.Core()
     model = core.read_model(str(path))
-    model.reshape([1, 1, 224, 224])
+    model.reshape([cases, 1, 224, 224])
     threads = machine.usable_threads()
     settings = {
-        "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
+        "INFERENCE_PRECISION_HINT": INFERENCE_PRECISION[precision],
         "NUM_STREAMS": threads,
         "INFERENCE_NUM_THREADS": threads,
     }
     requests = openvino.AsyncInferQueue(core.compile_model(model, "CPU", settings), 2 * threads)
 
     def call() -> None:
-        for row in range(32):
-            requests.start_async({0: pixels[row : row + 1]}, share_inputs=True)
+        for row in range(0, 32, cases):
+            requests.start_async({0: pixels[row : row + cases]}, share_inputs=True)
         requests.wait_all()
 
     return call

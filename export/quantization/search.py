@@ -76,12 +76,14 @@ def search(
     limits: Limits | None = None,
     unsigned: bool = False,
     progress: Progress = silent,
+    ranking: list[KeptLayer] | None = None,
 ) -> tuple[dict[Modality, onnx.ModelProto], Report]:
     """Quantize both encoders so that decisions stay within `limits`; returns the graphs and how they were found.
 
     graphs: the float encoders. ranges: of `calibrate` on `calibration`. gate: other pixels, uint8 [N, 1, S, S], with
     labels int [N] or None. predict: probabilities [N] of the whole model with the given encoders, on the engine that
-    will run them; called once with `graphs`, then with every attempt. unsigned: see `quantize`.
+    will run them; called once with `graphs`, then with every attempt. unsigned: see `quantize`. ranking: what a search
+    of the same graphs, ranges and kind of codes has found before; an empty list is filled.
 
     If INT8 everywhere fails, the 1, 2, 4, 8 … layers that hurt most (`sensitivity`) stay in float. Raises `UsageError`
     if the two sets share an image, `ParityError` if the limits can't be kept, and what `predict` raises.
@@ -91,7 +93,7 @@ def search(
     names: dict[Modality, set[str]] = {m: {layer.name for layer in layers(graphs[m])} for m in MODALITIES}
     total = sum(map(len, names.values()))
     want = np.asarray(predict(graphs, gate))
-    ranking: list[KeptLayer] = []
+    ranking = [] if ranking is None else ranking
     attempts: list[tuple[int, Gate]] = []
     count = 0
     while True:
@@ -113,7 +115,7 @@ def search(
         count = max(1, 2 * count)
         if count > limits.float_share * total:
             raise _refusal(attempts, total)
-        ranking = ranking or _ranking(graphs, ranges, calibration, unsigned, progress)
+        ranking[:] = ranking or _ranking(graphs, ranges, calibration, unsigned, progress)
 
 
 def _check(

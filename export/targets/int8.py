@@ -83,6 +83,7 @@ def searched(
         limits=draft.wanted.limits,
         unsigned=unsigned,
         progress=draft.progress,
+        ranking=draft.rankings.setdefault(unsigned, []),
     )
 
 

@@ -1,9 +1,12 @@
 """OpenVINO on the CPU: FP32, BF16, and INT8 with what is not quantized in FP32 or in BF16.
 
-Both encoders and the attention pool are joined to one model, and every case is one inference request of its own:
-a batch is spread over streams, so that each core works on its own case and the feature maps stay in its cache, and a
-case's answer can't depend on what shares its batch. A batch smaller than the number of threads gets fewer streams
-with more threads each.
+Both encoders and the attention pool are joined to one model. A batch is spread over streams, so that each core works on
+its own cases and the feature maps stay in its cache. A batch smaller than the number of threads gets fewer streams with
+more threads each.
+
+A request holds one case, or, of a batch that fills all streams so, several, as the weights of the last layers are then
+read once for all of them. A case's answer must not depend on what shares its batch: such a model is used after it has
+said of noise what the model of one case says of it, to the bit.
 
 What was compiled for INT8 is kept on disk (`blob_cache`), and its precision is checked when it comes back: OpenVINO
 reads a stored FP32 model back in BF16, where the processor has it, unless it is told again what was asked for.
@@ -43,6 +46,8 @@ _STORED = ("int8", "int8-bf16")
 _MAX_ISA = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")  # by both names
 # Seen to fail with OpenVINO 2026.4.1; with AVX-512 and without its BF16 instructions it still computes in BF16.
 _WITHOUT_BF16 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2")
+# Cases of a request where there are enough. INT8 with the rest in FP32 gains nothing by more (benchmarks/NOTES.md).
+CASES_PER_REQUEST = {"fp32": 4, "bf16": 4, "int8": 1, "int8-bf16": 4}
 _LANES_PER_STREAM = 2  # one runs, one waits: a stream never idles while Python collects the other's result
 
 
@@ -91,35 +96,48 @@ class OpenVinoSession:
 
 @dataclass(frozen=True)
 class _Lane:
-    """An inference request and its own buffers: pixels uint8 [1, 1, S, S] per modality, embedding float32 [1, D]."""
+    """An inference request and its own buffers: pixels uint8 [cases, 1, S, S] per modality, embedding float32
+    [cases, D]."""
 
     request: Any
     pixels: Mapping[Modality, Array]
     embedding: Array
 
 
-class _Streams:
-    """The joined model, compiled for a number of streams, and the lanes that feed it."""
+@dataclass(frozen=True)
+class _Shape:
+    """What a model is compiled for. cases: of a request."""
 
-    def __init__(self, compiled: Any, streams: int, blob: Array | None = None) -> None:
+    streams: int
+    cases: int = 1
+
+
+class _Streams:
+    """The joined model, compiled for a number of streams and of cases in a request, and the lanes that feed it."""
+
+    def __init__(self, compiled: Any, shape: _Shape, blob: Array | None = None) -> None:
         """blob: the memory that `compiled` was read from, and goes on reading from."""
         self._blob = blob
         self.compiled = compiled
+        self.cases = shape.cases
         self._idle: queue.SimpleQueue[_Lane] = queue.SimpleQueue()
-        for _ in range(_LANES_PER_STREAM * streams):
+        for _ in range(_LANES_PER_STREAM * shape.streams):
             request = compiled.create_infer_request()
             pixels = {modality: request.get_tensor(f"{modality}_pixels").data for modality in MODALITIES}
             self._idle.put(_Lane(request, pixels, request.get_tensor("embedding").data))
 
     def run(self, pixels: Mapping[Modality, Array], embedding: Array) -> None:
-        """Fill `embedding` float32 [N, D]. Any number of threads may call it; they share the lanes."""
+        """Fill `embedding` float32 [N, D]; N is a multiple of the cases of a request.
+
+        Any number of threads may call it; they share the lanes.
+        """
         flying: deque[tuple[int, _Lane]] = deque()
         try:
-            for row in range(len(embedding)):
+            for row in range(0, len(embedding), self.cases):
                 lane = self._take(flying, embedding)
                 try:
                     for modality, buffer in lane.pixels.items():
-                        np.copyto(buffer[0], pixels[modality][row])
+                        np.copyto(buffer, pixels[modality][row : row + self.cases])
                     lane.request.start_async()
                 except BaseException:
                     self._idle.put(lane)
@@ -147,7 +165,7 @@ class _Streams:
     def _land(self, flying: deque[tuple[int, _Lane]], embedding: Array) -> None:
         row, lane = flying[0]
         lane.request.wait()
-        embedding[row] = lane.embedding[0]
+        embedding[row : row + self.cases] = lane.embedding
         flying.popleft()
         self._idle.put(lane)
 
@@ -162,42 +180,82 @@ class OpenVinoEmbedder:
         self._threads = threads
         self._name = bundle.name
         self._lock = threading.Lock()
-        self._streams: dict[int, _Streams] = {}
+        self._streams: dict[_Shape, _Streams] = {}
+        self._together = CASES_PER_REQUEST[precision]
+        self.remarks: tuple[str, ...] = ()
         self._core = runtime.Core()
         self._model: Any = None
         self._cache = BlobCache.default() if precision in _STORED else None
         # Streams are compiled when they are needed. What can't be read fails here, but for what has been read before.
-        if not any(self._cache.holds(self._facts(bundle, count)) for count in (1, self._count(threads)) if self._cache):
+        shapes = [_Shape(count) for count in (1, self._count(threads))]
+        if not any(self._cache.holds(self._facts(bundle, shape)) for shape in shapes if self._cache):
             self._model = self._read(bundle)
 
     def embed(self, pixels: Mapping[Modality, Array], embedding: Array) -> dict[str, float]:
         start = time.perf_counter()
-        streams = self._for(len(embedding))
         try:
-            streams.run(pixels, embedding)
+            for streams, rows in self._parts(len(embedding)):
+                streams.run({modality: array[rows] for modality, array in pixels.items()}, embedding[rows])
         except (RuntimeError, ValueError) as error:
             raise _failed(self._name, error) from error
         return {"encoders": (time.perf_counter() - start) * 1e3}
 
     def counts(self, cases: int) -> dict[str, int | str]:
         """What OpenVINO made of the graphs, by its own word: layers, after fusion, and what they are computed in."""
-        compiled = self._for(cases).compiled
+        parts = self._parts(cases)
+        compiled = parts[0][0].compiled
         kinds = Counter(convolution_precisions(compiled))
         return {
+            "cases.of.a.request": parts[0][0].cases,
             "layers": len(compiled.get_runtime_model().get_ops()),
             "precision.achieved": compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name(),
             "precision.convolutions": ", ".join(f"{kind} {count}" for kind, count in sorted(kinds.items())),
         }
 
-    def _for(self, cases: int) -> _Streams:
-        """Streams for so many cases, compiled on first use."""
-        count = self._count(cases)
+    def _parts(self, cases: int) -> list[tuple[_Streams, slice]]:
+        """What runs which rows of a batch of so many cases: requests of several, as far as they keep all streams busy,
+        and of one."""
+        count, parts = self._count(cases), []
         with self._lock:
             if self._bundle is None:
                 raise EngineError(f"{self._name} is closed, expected a loaded bundle", hint="load it again")
-            if count not in self._streams:
-                self._streams[count] = self._cached(self._bundle, count) or self._compiled(self._bundle, count)
-            return self._streams[count]
+            whole = cases - cases % (count * self._together) if self._together > 1 else 0
+            if whole and (several := self._of_several(self._bundle, _Shape(count, self._together))):
+                parts.append((several, slice(0, whole)))
+            else:
+                whole = 0
+            if whole < cases:
+                parts.append((self._for(self._bundle, _Shape(count)), slice(whole, cases)))
+        return parts
+
+    def _for(self, bundle: Bundle, shape: _Shape) -> _Streams:
+        """Compiled on first use."""
+        if shape not in self._streams:
+            self._streams[shape] = self._cached(bundle, shape) or self._compiled(bundle, shape)
+        return self._streams[shape]
+
+    def _of_several(self, bundle: Bundle, shape: _Shape) -> _Streams | None:
+        """Streams of requests of several cases; None where they say something else than requests of one."""
+        if shape in self._streams:
+            return self._streams[shape]
+        alone, several = self._for(bundle, _Shape(shape.streams)), self._for(bundle, shape)
+        size, drawn = bundle.preprocessing.size, np.random.default_rng(0)
+        noise: dict[Modality, Array] = {
+            modality: drawn.integers(0, 256, (shape.cases, 1, size, size), np.uint8) for modality in MODALITIES
+        }
+        width = int(bundle.tensors["embedding"].shape[1])
+        one_by_one, at_once = (np.empty((shape.cases, width), np.float32) for _ in range(2))
+        alone.run(noise, one_by_one)
+        several.run(noise, at_once)
+        if np.array_equal(one_by_one, at_once):
+            return several
+        del self._streams[shape]
+        self._together = 1
+        self.remarks = (
+            f"OpenVINO rounds {shape.cases} cases of a request otherwise than one, on this processor: each is a "
+            "request of its own",
+        )
+        return None
 
     def _count(self, cases: int) -> int:
         """Of streams. Powers of two: a process holds few, whatever batches it meets."""
@@ -212,30 +270,34 @@ class OpenVinoEmbedder:
             bundle.check_files()
         return model
 
-    def _compiled(self, bundle: Bundle, count: int) -> _Streams:
+    def _compiled(self, bundle: Bundle, shape: _Shape) -> _Streams:
         if self._model is None:
             self._model = self._read(bundle)
-        compiled = _compile(self._core, self._model, self._precision, self._threads, count, self._name)
+        model = self._model
+        if shape.cases > 1:
+            model = model.clone()
+            model.reshape({one.any_name: [shape.cases, *list(one.shape)[1:]] for one in model.inputs})
+        compiled = _compile(self._core, model, self._precision, self._threads, shape.streams, self._name)
         if self._cache:
             exported = compiled.export_model()
-            self._cache.store(self._facts(bundle, count), exported.getvalue())
-        return _Streams(compiled, count)
+            self._cache.store(self._facts(bundle, shape), exported.getvalue())
+        return _Streams(compiled, shape)
 
-    def _cached(self, bundle: Bundle, count: int) -> _Streams | None:
-        facts = self._facts(bundle, count)
+    def _cached(self, bundle: Bundle, shape: _Shape) -> _Streams | None:
+        facts = self._facts(bundle, shape)
         blob = self._cache.load(facts) if self._cache else None
         if self._cache is None or blob is None:
             return None
-        settings = _settings(self._precision, self._threads, count)
+        settings = _settings(self._precision, self._threads, shape.streams)
         try:
             compiled = self._core.import_model(self._runtime.Tensor(blob, shared_memory=True), "CPU", settings)
             _check_precision(compiled, self._precision, self._name)
         except (RuntimeError, EngineError) as error:
             self._cache.drop(facts, _reason(error))
             return None
-        return _Streams(compiled, count, blob)
+        return _Streams(compiled, shape, blob)
 
-    def _facts(self, bundle: Bundle, count: int) -> dict[str, str]:
+    def _facts(self, bundle: Bundle, shape: _Shape) -> dict[str, str]:
         """All that the compiled model depends on."""
         processor = machine.describe()
         return {
@@ -246,7 +308,8 @@ class OpenVinoEmbedder:
             "features": " ".join(processor["cpu_features"]),
             "capabilities": " ".join(self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")),
             "held to": _held_to(),
-            **{name: str(value) for name, value in _settings(self._precision, self._threads, count).items()},
+            **{name: str(value) for name, value in _settings(self._precision, self._threads, shape.streams).items()},
+            "cases": str(shape.cases),
             "precision": self._precision,
         }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Protocol, Self
+from typing import Protocol, Self, runtime_checkable
 
 import numpy as np
 
@@ -24,6 +24,14 @@ class Embedder(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class Remarking(Protocol):
+    """An embedder that tells what stands in for what was asked for, and why: a sentence each; more while it runs."""
+
+    @property
+    def remarks(self) -> tuple[str, ...]: ...
 
 
 class InSizes:
@@ -78,7 +86,7 @@ class HostHead:
     name = "head on the host"
 
     def __init__(self, embedder: Embedder, head: Session, head_target: Target, remarks: tuple[str, ...] = ()) -> None:
-        self.remarks = remarks
+        self._remarks = remarks
         self.embedder = embedder
         self.head_target = head_target
         self._head = head
@@ -97,6 +105,11 @@ class HostHead:
         heads = engine(chosen)
         head = heads.load(bundle.graph(heads.head), chosen.precision, threads)
         return cls(embedder(), head, chosen, remarks)
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        own = self.embedder.remarks if isinstance(self.embedder, Remarking) else ()
+        return (*self._remarks, *own)
 
     def run(self, pixels: Mapping[Modality, Array], embedding: Array) -> tuple[dict[str, Array], dict[str, float]]:
         stages_ms = self.embedder.embed(pixels, embedding)
