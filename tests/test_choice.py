@@ -241,7 +241,7 @@ def test_rounding_is_taken_where_it_is_allowed(int8_folder: Path, phantom_manife
 
 def test_what_is_chosen_and_fails_is_an_error(folder: Path, phantom_manifest: Path, tmp_path: Path) -> None:
     """The graph of OpenVINO's alone is broken: the other target of the bundle would still run."""
-    (folder / "onnx/mammography.onnx").write_bytes(b"no graph")
+    (folder / "onnx/mammography_openvino.onnx").write_bytes(b"no graph")
     seal(folder, json.loads((folder / "bundle.json").read_text()))
     out = tmp_path / "out.csv"
     result = call("run", folder, phantom_manifest, "-o", out)

@@ -173,6 +173,8 @@ def export(
 def _require_listed(bundle: Bundle, required: Sequence[Target], *, calibrated: str) -> None:
     """Warn of an INT8 that was calibrated for in vain, by the option `calibrated`. Raises `ParityError` for what had to
     be listed, and is not."""
+    from mpmmu_rt.spec import Target
+
     left_out = {name: report["reason"] for name, report in bundle.entry["precision"].items() if not _listed(report)}
     missing = [target.plain for target in required if str(target) not in bundle.targets]
     if missing:
