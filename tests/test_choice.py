@@ -23,7 +23,7 @@ from mpmmu_rt.choice import by_preference, choose_target, measured_on
 from mpmmu_rt.cli import app
 from mpmmu_rt.engines import engines
 from mpmmu_rt.errors import EngineError
-from mpmmu_rt.facts import AMX, FASTER_ENCODERS, FASTER_ON_GPU
+from mpmmu_rt.facts import AMX, FASTER_ENCODERS, FASTER_ON_GPU, FASTER_WITH_AMX
 from mpmmu_rt.journal import place_of
 from mpmmu_rt.spec import Target
 
@@ -83,6 +83,17 @@ def test_the_order_is_that_of_the_stored_results() -> None:
     for ms, fact in zip(took, FASTER_ON_GPU.values(), strict=True):
         assert fact.says.startswith(f"{ms / 32:.2g} ms a pair at batch 32")
         assert (ROOT / fact.source).is_file()
+
+
+def test_the_order_with_amx_is_that_of_the_stored_results() -> None:
+    """And each says how many times as fast as the slowest it was, in the rounds' median."""
+    (path,) = RESULTS.glob("cpu_fresh_*amx*.md")
+    assert AMX in path.read_text()
+    table = path.read_text().partition("### Whole model, batch 32")[2]
+    rows = re.findall(r"^\| (\S+:\S+) \| ([\d.]+) .*\| ([\d.]+) \([\d. to]+\) \|$", table, re.MULTILINE)
+    assert [name for name, _, _ in sorted(rows, key=lambda row: float(row[1]))] == [str(one) for one in FASTER_WITH_AMX]
+    for name, _, times in rows[1:]:
+        assert FASTER_WITH_AMX[Target.parse(name)].says.startswith(f"{float(times):.1f} times onnxruntime:fp32")
 
 
 @pytest.mark.parametrize(

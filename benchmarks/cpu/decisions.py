@@ -28,7 +28,7 @@ from mpmmu_rt.predictor import load
 from mpmmu_rt.spec import MODALITIES, Array, Modality
 
 Pixels = dict[Modality, Array]
-TARGETS = ("onnxruntime:fp32", "openvino:fp32", "openvino:bf16", "openvino:int8")
+TARGETS = ("onnxruntime:fp32", "openvino:fp32", "openvino:bf16", "openvino:int8", "openvino:int8-bf16")
 
 
 def read(manifest: Manifest, preprocessing: Preprocessing) -> tuple[Pixels, Array]:

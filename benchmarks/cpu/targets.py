@@ -127,25 +127,21 @@ def attention_tax(folder: Path) -> None:
     for step, rewrites in STEPS.items():
         graphs |= {f"{kind} {step}": _trace(rewrite(encoder, rewrites)) for kind, encoder in gated.items()}
     last = list(STEPS)[-1]
-    tuned = {"plain": graphs["plain"]} | {f"{kind} {OF_OPENVINO}": graphs[f"{kind} {last}"] for kind in gated}
+    kept = {name: graph for name, graph in graphs.items() if name == "plain" or name.endswith(last)}
+    forms = {False: graphs, True: {name: _quantized(graph) for name, graph in kept.items()}}
     for engine, precision in (
         *(("openvino", precision) for precision in ("fp32", "bf16", "int8", "int8-bf16")),
         ("onnxruntime", "fp32"),
     ):
         if known_engine(Target(engine, precision)).problem(precision):
             continue
-        quantized = in_8_bits(precision)
-        chosen = {name: graph for name, graph in graphs.items() if not quantized or name == "plain" or last in name}
-        made = {name: _quantized(graph) if quantized else graph for name, graph in chosen.items()}
-        if engine == "openvino":
-            made |= {
-                name: for_openvino(_quantized(graph) if quantized else graph)
-                for name, graph in tuned.items()
-                if name != "plain"
-            }
-        _table(folder, made, engine, precision, 1)
-        if engine == "openvino":
-            _table(folder, {name: made[name] for name in tuned}, engine, precision, 4)
+        made = forms[in_8_bits(precision)]
+        if engine != "openvino":
+            _table(folder, made, engine, precision, 1)
+            continue
+        tuned = {f"{kind} {OF_OPENVINO}": for_openvino(made[f"{kind} {last}"]) for kind in gated}
+        _table(folder, made | tuned, engine, precision, 1)
+        _table(folder, {"plain": made["plain"], **tuned}, engine, precision, 4)
 
 
 def _table(folder: Path, graphs: Mapping[str, onnx.ModelProto], engine: str, precision: str, cases: int) -> None:
