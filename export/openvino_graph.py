@@ -63,6 +63,8 @@ class _Rewriter:
             made = self._blocked(node) or self._tiled(node)
             if made:
                 nodes, old = made
+                for one in nodes:
+                    one.name = one.output[0]
                 self.instead[old[-1].output[0]] = nodes
                 self.gone |= {one.output[0] for one in old}
         for node in self.graph.node:
@@ -86,7 +88,8 @@ class _Rewriter:
             return None
         if self._axes(node) != [2, 3] or not _attribute(node, "keepdims", 1):
             return None
-        return helper.make_node(_POOLING[node.op_type], node.input[:1], node.output, kernel_shape=size[2:])
+        kind = _POOLING[node.op_type]
+        return helper.make_node(kind, node.input[:1], node.output, node.name, kernel_shape=size[2:])
 
     def _blocked(self, node: onnx.NodeProto) -> tuple[list[onnx.NodeProto], list[onnx.NodeProto]] | None:
         """Of ECA's convolution: what takes the place of all from the mean to the gate [N, C, 1, 1], and that all."""

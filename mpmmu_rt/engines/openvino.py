@@ -231,14 +231,17 @@ class OpenVinoEmbedder:
     def _for(self, bundle: Bundle, shape: _Shape) -> _Streams:
         """Compiled on first use."""
         if shape not in self._streams:
-            self._streams[shape] = self._cached(bundle, shape) or self._compiled(bundle, shape)
+            self._streams[shape] = self._made(bundle, shape)
         return self._streams[shape]
+
+    def _made(self, bundle: Bundle, shape: _Shape) -> _Streams:
+        return self._cached(bundle, shape) or self._compiled(bundle, shape)
 
     def _of_several(self, bundle: Bundle, shape: _Shape) -> _Streams | None:
         """Streams of requests of several cases; None where they say something else than requests of one."""
         if shape in self._streams:
             return self._streams[shape]
-        alone, several = self._for(bundle, _Shape(shape.streams)), self._for(bundle, shape)
+        alone, several = self._for(bundle, _Shape(shape.streams)), self._made(bundle, shape)
         size, drawn = bundle.preprocessing.size, np.random.default_rng(0)
         noise: dict[Modality, Array] = {
             modality: drawn.integers(0, 256, (shape.cases, 1, size, size), np.uint8) for modality in MODALITIES
@@ -248,8 +251,8 @@ class OpenVinoEmbedder:
         alone.run(noise, one_by_one)
         several.run(noise, at_once)
         if np.array_equal(one_by_one, at_once):
+            self._streams[shape] = several
             return several
-        del self._streams[shape]
         self._together = 1
         self.remarks = (
             f"OpenVINO rounds {shape.cases} cases of a request otherwise than one, on this processor: each is a "

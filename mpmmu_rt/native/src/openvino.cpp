@@ -5,12 +5,15 @@
 #include <dlfcn.h>
 
 #include <algorithm>
+#include <atomic>
 #include <condition_variable>
 #include <cstdlib>
 #include <cstring>
 #include <deque>
 #include <list>
 #include <map>
+#include <random>
+#include <set>
 
 #include "engine.h"
 #include "join.h"
@@ -23,6 +26,7 @@ constexpr const char *kPurpose = "the targets openvino:fp32, openvino:bf16, open
 constexpr const char *kInstall =
     "install OpenVINO 2025.0 or later, or name its C library: MPMMU_OPENVINO=/…/libopenvino_c.so";
 constexpr const char *kUseFp32 = "use openvino:fp32";
+constexpr std::size_t kCasesPerRequest = 4;  // mpmmu_rt.engines.openvino.CASES_PER_REQUEST
 constexpr int kLanesPerStream = 2;  // one runs, one waits
 constexpr const char *kWithoutBf16[] = {"SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2"};
 
@@ -143,7 +147,7 @@ void *memory(const Runtime &runtime, const ov::Request *request, const char *nam
   return data;
 }
 
-// An inference request and its own buffers, of one case. row: which of the batch it holds, while it runs.
+// An inference request and its own buffers. row: the first of the batch that it holds, while it runs.
 struct Lane {
   Owned<ov::Request> request;
   void *pixels[2];
@@ -151,28 +155,29 @@ struct Lane {
   std::size_t row;
 };
 
-// The joined model, compiled for a number of streams, and the lanes that feed it.
+// The joined model, compiled for a number of streams and of cases in a request, and the lanes that feed it.
 class Streams {
  public:
-  Streams(Compiled compiled, unsigned streams, std::size_t image, std::size_t width)
-      : compiled_(std::move(compiled)), image_(image), width_(width) {
+  // image, width: bytes of the pixels and values of the embedding of one case.
+  Streams(Compiled compiled, unsigned streams, std::size_t cases, std::size_t image, std::size_t width)
+      : compiled_(std::move(compiled)), cases_(cases), image_(cases * image), width_(cases * width) {
     for (unsigned i = 0; i < kLanesPerStream * streams; ++i) {
       auto request = compiled_.request();
       const auto *own = request.get();
       const Runtime &runtime = compiled_.runtime;
       lanes_.push_back(
           {std::move(request),
-           {memory(runtime, own, "mammography_pixels", image), memory(runtime, own, "ultrasound_pixels", image)},
-           static_cast<const float *>(memory(runtime, own, "embedding", width * sizeof(float))),
+           {memory(runtime, own, "mammography_pixels", image_), memory(runtime, own, "ultrasound_pixels", image_)},
+           static_cast<const float *>(memory(runtime, own, "embedding", width_ * sizeof(float))),
            0});
     }
     for (Lane &lane : lanes_) idle_.push_back(&lane);
   }
 
-  // Any number of threads may call it; they share the lanes.
+  // cases: a multiple of those of a request. Any number of threads may call it; they share the lanes.
   void run(const std::uint8_t *const (&pixels)[2], std::size_t cases, float *embedding) {
     Flying flying{*this, {}, embedding};
-    for (std::size_t row = 0; row < cases; ++row) {
+    for (std::size_t row = 0; row < cases / cases_; ++row) {
       Lane *lane = take(flying);
       lane->row = row;
       for (int m = 0; m < 2; ++m) std::memcpy(lane->pixels[m], pixels[m] + row * image_, image_);
@@ -250,7 +255,7 @@ class Streams {
   }
 
   Compiled compiled_;
-  std::size_t image_, width_;
+  std::size_t cases_, image_, width_;  // of a request
   std::deque<Lane> lanes_;
   std::mutex mutex_;
   std::condition_variable returned_;
@@ -294,12 +299,20 @@ class OpenVinoEmbedder final : public Embedder {
       if (inference_precision(wanted.precision) == std::string("bf16")) require_bf16(runtime);
       read(bundle);
     });
-    streams_of(1);
+    streams_of(1, 1);
   }
 
   void embed(const std::uint8_t *const (&pixels)[2], std::size_t cases, float *embedding) override {
-    Streams &streams = streams_of(cases);
-    naming(failed, kEngine, name_, [&] { streams.run(pixels, cases, embedding); });
+    unsigned count = 1;  // powers of two: a process holds few, whatever batches it meets
+    while (count * 2 <= std::min<std::size_t>(cases, wanted_.threads)) count *= 2;
+    std::size_t whole = cases - cases % (count * together());  // what requests of several keep all streams busy with
+    Streams *several = whole && together() > 1 ? of_several(count) : nullptr;
+    if (!several) whole = 0;
+    if (several) naming(failed, kEngine, name_, [&] { several->run(pixels, whole, embedding); });
+    if (whole == cases) return;
+    Streams &alone = streams_of(count, 1);
+    const std::uint8_t *const rest[] = {pixels[0] + whole * image_, pixels[1] + whole * image_};
+    naming(failed, kEngine, name_, [&] { alone.run(rest, cases - whole, embedding + whole * width_); });
   }
 
  private:
@@ -309,23 +322,48 @@ class OpenVinoEmbedder final : public Embedder {
     runtime_.check(
         runtime_.api.core_read_model_from_memory_buffer(runtime_.core, bytes.data(), bytes.size(), nullptr, &model));
     model_.reset(model);
-    const auto side = static_cast<std::int64_t>(bundle.preprocessing.side);
-    ov::Dimension dims[] = {{1, 1}, {1, 1}, {side, side}, {side, side}};
-    const ov::PartialShape shapes[] = {{{4, 4}, dims}, {{4, 4}, dims}};
-    const char *names[] = {"mammography_pixels", "ultrasound_pixels"};
-    runtime_.check(runtime_.api.model_reshape(model, names, shapes, 2));
+    side_ = static_cast<std::int64_t>(bundle.preprocessing.side);
   }
 
-  // Streams for so many cases, compiled on first use. Powers of two: a process holds few, whatever batches it meets.
-  Streams &streams_of(std::size_t cases) {
-    unsigned count = 1;
-    while (count * 2 <= std::min<std::size_t>(cases, wanted_.threads)) count *= 2;
+  void reshape(std::size_t cases) {
+    const auto count = static_cast<std::int64_t>(cases);
+    ov::Dimension dims[] = {{count, count}, {1, 1}, {side_, side_}, {side_, side_}};
+    const ov::PartialShape shapes[] = {{{4, 4}, dims}, {{4, 4}, dims}};
+    const char *names[] = {"mammography_pixels", "ultrasound_pixels"};
+    runtime_.check(runtime_.api.model_reshape(model_.get(), names, shapes, 2));
+  }
+
+  // Of a request; see `mpmmu_rt.engines.openvino.CASES_PER_REQUEST`.
+  std::size_t together() const { return apart_ || wanted_.precision == "int8" ? 1 : kCasesPerRequest; }
+
+  // Streams of requests of several cases; nothing where they say something else of noise than requests of one do.
+  Streams *of_several(unsigned count) {
+    Streams &alone = streams_of(count, 1), &several = streams_of(count, kCasesPerRequest);
+    const std::lock_guard<std::mutex> lock(agreement_);
+    if (agreed_.count(count)) return apart_ ? nullptr : &several;
+    std::vector<std::uint8_t> noise(2 * kCasesPerRequest * image_);
+    std::minstd_rand drawn;
+    for (std::uint8_t &pixel : noise) pixel = static_cast<std::uint8_t>(drawn() >> 8);
+    const std::uint8_t *const pixels[] = {noise.data(), noise.data() + kCasesPerRequest * image_};
+    std::vector<float> one_by_one(kCasesPerRequest * width_), at_once(one_by_one.size());
+    naming(failed, kEngine, name_, [&] {
+      alone.run(pixels, kCasesPerRequest, one_by_one.data());
+      several.run(pixels, kCasesPerRequest, at_once.data());
+    });
+    agreed_.insert(count);
+    if (one_by_one != at_once) apart_ = true;
+    return apart_ ? nullptr : &several;
+  }
+
+  // So many streams of so many cases a request, compiled on first use.
+  Streams &streams_of(unsigned count, std::size_t cases) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    auto &found = streams_[count];
+    auto &found = streams_[{count, cases}];
     if (!found) {
+      naming(cannot_load, kEngine, name_, [&] { reshape(cases); });
       auto compiled = Compiled::make(runtime_, model_.get(), wanted_.precision, wanted_.threads, count, name_);
       naming(cannot_load, kEngine, name_, [&] {
-        auto made = std::make_unique<Streams>(std::move(compiled), count, image_, width_);
+        auto made = std::make_unique<Streams>(std::move(compiled), count, cases, image_, width_);
         if (in_8_bits(wanted_.precision)) made->require_8_bits(name_);
         found = std::move(made);
       });
@@ -338,8 +376,11 @@ class OpenVinoEmbedder final : public Embedder {
   std::string name_;
   std::size_t image_, width_;
   Owned<ov::Model> model_;
-  std::mutex mutex_;
-  std::map<unsigned, std::unique_ptr<Streams>> streams_;
+  std::int64_t side_ = 0;
+  std::mutex mutex_, agreement_;
+  std::map<std::pair<unsigned, std::size_t>, std::unique_ptr<Streams>> streams_;
+  std::set<unsigned> agreed_;  // numbers of streams that were asked
+  std::atomic<bool> apart_{false};
 };
 
 constexpr const char *kHead = "head.onnx";

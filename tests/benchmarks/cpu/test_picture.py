@@ -14,7 +14,11 @@ from benchmarks.report import ROOT
 
 RESULTS = RESULT.parent
 TABLES = {
-    "docs/figures.md": ["cpu_targets_epyc-avx2-2cores.md", "cpu_targets_epyc-2cores.md"],
+    "docs/figures.md": [
+        "cpu_targets_epyc-avx2-2cores.md",
+        "cpu_targets_epyc-2cores.md",
+        "cpu_fresh_xeon-amx-2cores.md",
+    ],
 }
 ORIGINAL = {"torch eager FP32, scikit-learn head": "torch eager + scikit-learn"}
 
