@@ -25,7 +25,7 @@ from onnx import helper, numpy_helper
 
 from benchmarks import report
 from mpmmu_rt import verified
-from mpmmu_rt.bundle import Bundle, seal
+from mpmmu_rt.bundle import Bundle, own_graph, seal
 from mpmmu_rt.checks import Check
 from mpmmu_rt.engines import known_engine
 from mpmmu_rt.errors import MpmmuError
@@ -253,15 +253,14 @@ def faults(other: Path | None, targets: tuple[str, ...]) -> Iterator[Fault]:
         if precision == "fp16":
             yield Fault("other precision", f"{modality}: FP16 that claims FP32", half(name, precision))
         elif "openvino:fp32" in targets:
-            yield Fault(
-                "other precision", f"{modality}: BF16 that claims FP32", half(modality, precision), "openvino:fp32"
-            )
+            rounded = half(own_graph(modality, "openvino"), precision)
+            yield Fault("other precision", f"{modality}: BF16 that claims FP32", rounded, "openvino:fp32")
     if "openvino:int8" in targets:
         int8 = "openvino:int8"
         for modality in MODALITIES:
             name = f"{modality}.int8"
             yield Fault("other precision", f"{modality}: two float layers in INT8", graph(name, float_layers), int8)
-            copy = exchanged(f"onnx/{modality}.onnx", f"onnx/{name}.onnx")
+            copy = exchanged(f"onnx/{own_graph(modality, 'openvino')}.onnx", f"onnx/{name}.onnx")
             yield Fault("other precision", f"{modality}: the float encoder as INT8", copy, int8)
             yield Fault("other precision", f"{modality}: INT8 that claims FP32", copy, "openvino:fp32")
     names = [*(f"{modality}.feature_map" for modality in MODALITIES), "embedding", "probability"]

@@ -94,9 +94,9 @@ def _pixels(bundle: Path, manifest: Path) -> Any:
 @pytest.mark.parametrize(
     ("graph", "output", "by", "stage"),
     [
-        ("mammography", "feature_map", 0.9, "the mammography encoder"),
-        ("ultrasound", "feature_map", 0.9, "the ultrasound encoder"),
-        ("attention_pool", "embedding", 0.9, "the attention pool"),
+        ("mammography_openvino", "feature_map", 0.9, "the mammography encoder"),
+        ("ultrasound_openvino", "feature_map", 0.9, "the ultrasound encoder"),
+        ("attention_pool_openvino", "embedding", 0.9, "the attention pool"),
     ],
 )
 def test_the_stage_at_fault_is_named(

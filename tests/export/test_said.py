@@ -55,7 +55,7 @@ def test_every_graph_says_what_it_is(tmp_path: Path) -> None:
     assert (bundle.entry["card"]["auc"], bundle.entry["card"]["sizes"]) == (0.5, [0, 1])
     assert bundle.preprocessing == Preprocessing(size=32)
     found = {graph: props(bundle.path / path) for graph, path in bundle.entry["graphs"].items()}
-    assert len(found) == 9
+    assert len(found) == 12
     digests = set()
     for said in found.values():
         assert (said["model"], said["licence"]) == ("ours", "CC-BY-4.0")
