@@ -85,15 +85,15 @@ def test_a_case_is_the_same_to_the_bit_in_every_batch(
     ("threads", "cases", "parts"),
     [
         (1, 3, [(1, 0, 3)]),
-        (1, 4, [(4, 0, 4)]),
+        (1, 15, [(1, 0, 15)]),
+        (1, 16, [(4, 0, 16)]),
         (1, 33, [(4, 0, 32), (1, 32, 33)]),
-        (2, 7, [(1, 0, 7)]),
-        (2, 8, [(4, 0, 8)]),
-        (2, 15, [(4, 0, 8), (1, 8, 15)]),
+        (2, 31, [(1, 0, 31)]),
+        (2, 32, [(4, 0, 32)]),
         (2, 33, [(4, 0, 32), (1, 32, 33)]),
     ],
 )
-def test_requests_hold_several_cases_where_that_keeps_all_streams_busy(
+def test_requests_hold_several_cases_where_that_keeps_all_streams_busy_for_a_while(
     bundle_folder: Path, pixels: Pixels, threads: int, cases: int, parts: list[tuple[int, int, int]]
 ) -> None:
     with load(bundle_folder, FP32, threads=threads) as predictor:
@@ -123,15 +123,15 @@ def dependent(folder: Path) -> Path:
 
 
 def test_requests_hold_one_case_where_several_would_say_something_else(tmp_path: Path) -> None:
-    pixels = phantom_pixels(9, seed=1, preprocessing=Preprocessing(size=32))[0]
+    pixels = phantom_pixels(33, seed=1, preprocessing=Preprocessing(size=32))[0]
     with load(dependent(tmp_path / "b.bundle"), FP32, threads=2) as predictor:
-        alone = np.concatenate([predictor.predict(rows(pixels, [row])).embedding for row in range(9)])
+        alone = np.concatenate([predictor.predict(rows(pixels, [row])).embedding for row in range(33)])
         before = predictor.remarks
         np.testing.assert_array_equal(predictor.predict(pixels).embedding, alone)
         (remark,) = predictor.remarks
         assert not before
         assert "each is a request of its own" in remark
-        assert predictor.counts(9)["cases.of.a.request"] == 1
+        assert predictor.counts(33)["cases.of.a.request"] == 1
 
 
 def test_threads_may_share_a_predictor(bundle_folder: Path, pixels: Pixels) -> None:

@@ -4,8 +4,8 @@ Both encoders and the attention pool are joined to one model. A batch is spread 
 its own cases and the feature maps stay in its cache. A batch smaller than the number of threads gets fewer streams with
 more threads each.
 
-A request holds one case, or, of a batch that fills all streams so, several, as the weights of the last layers are then
-read once for all of them. A case's answer must not depend on what shares its batch: such a model is used after it has
+A request holds one case, or, of a large batch, several, as the weights of the last layers are then read once for all of
+them. A case's answer must not depend on what shares its batch: such a model is used after it has
 said of noise what the model of one case says of it, to the bit.
 
 What was compiled for INT8 is kept on disk (`blob_cache`), and its precision is checked when it comes back: OpenVINO
@@ -48,6 +48,7 @@ _MAX_ISA = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")  # by both names
 _WITHOUT_BF16 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2")
 # Cases of a request where there are enough. INT8 with the rest in FP32 gains nothing by more (benchmarks/NOTES.md).
 CASES_PER_REQUEST = {"fp32": 4, "bf16": 4, "int8": 1, "int8-bf16": 4}
+LEAST_REQUESTS = 4  # a stream gets of several cases, or else none: such a model has to be compiled, and asked, first
 _LANES_PER_STREAM = 2  # one runs, one waits: a stream never idles while Python collects the other's result
 
 
@@ -216,10 +217,11 @@ class OpenVinoEmbedder:
         """What runs which rows of a batch of so many cases: requests of several, as far as they keep all streams busy,
         and of one."""
         count, parts = self._count(cases), []
+        full = count * self._together
         with self._lock:
             if self._bundle is None:
                 raise EngineError(f"{self._name} is closed, expected a loaded bundle", hint="load it again")
-            whole = cases - cases % (count * self._together) if self._together > 1 else 0
+            whole = cases - cases % full if self._together > 1 and cases >= LEAST_REQUESTS * full else 0
             if whole and (several := self._of_several(self._bundle, _Shape(count, self._together))):
                 parts.append((several, slice(0, whole)))
             else:

@@ -52,6 +52,7 @@ def test_targets_are_those_of_processors() -> None:
     assert {Target.parse(one) for one in texts("kTargets", "model.cpp")} == set(facts.FASTER_ENCODERS)
     assert texts("kWithoutBf16", "openvino.cpp") == tuple(openvino._WITHOUT_BF16)
     several = int(value("kCasesPerRequest", "openvino.cpp"))
+    assert int(value("kLeastRequests", "openvino.cpp")) == openvino.LEAST_REQUESTS
     assert {"fp32": several, "bf16": several, "int8": 1, "int8-bf16": several} == openvino.CASES_PER_REQUEST
     assert facts.FASTER_HEAD["openvino"][0] == Target("onnxruntime", "fp32")
 

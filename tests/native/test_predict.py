@@ -87,7 +87,7 @@ def test_on_openvino(library: Library, with_bf16: Path, precision: str, threads:
         pytest.skip(str(problem))
     target = f"openvino:{precision}"
     with load(with_bf16, target, threads=threads) as predictor, library.open(with_bf16, target, threads) as model:
-        for cases in (1, 2, 9, 1):
+        for cases in (1, 2, 9, 35, 1):
             same(model, predictor, pixels(32, cases, cases))
         info = model.info
         assert (info.target.decode(), info.head_target.decode()) == (target, FIRST)

@@ -27,6 +27,7 @@ constexpr const char *kInstall =
     "install OpenVINO 2025.0 or later, or name its C library: MPMMU_OPENVINO=/…/libopenvino_c.so";
 constexpr const char *kUseFp32 = "use openvino:fp32";
 constexpr std::size_t kCasesPerRequest = 4;  // mpmmu_rt.engines.openvino.CASES_PER_REQUEST
+constexpr std::size_t kLeastRequests = 4;  // of several, for each stream
 constexpr int kLanesPerStream = 2;  // one runs, one waits
 constexpr const char *kWithoutBf16[] = {"SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2"};
 
@@ -305,9 +306,9 @@ class OpenVinoEmbedder final : public Embedder {
   void embed(const std::uint8_t *const (&pixels)[2], std::size_t cases, float *embedding) override {
     unsigned count = 1;  // powers of two: a process holds few, whatever batches it meets
     while (count * 2 <= std::min<std::size_t>(cases, wanted_.threads)) count *= 2;
-    std::size_t whole = cases - cases % (count * together());  // what requests of several keep all streams busy with
-    Streams *several = whole && together() > 1 ? of_several(count) : nullptr;
-    if (!several) whole = 0;
+    const std::size_t full = count * together();  // what keeps all streams busy with requests of several
+    Streams *several = together() > 1 && cases >= kLeastRequests * full ? of_several(count) : nullptr;
+    const std::size_t whole = several ? cases - cases % full : 0;
     if (several) naming(failed, kEngine, name_, [&] { several->run(pixels, whole, embedding); });
     if (whole == cases) return;
     Streams &alone = streams_of(count, 1);
