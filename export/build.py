@@ -390,7 +390,7 @@ def _write_graphs(
     whole = graphs.join(parts["mammography"], parts["ultrasound"], pool, heads["head"])
     progress("exporting graphs", 4, 5, "graphs")
     first: dict[str, onnx.ModelProto] = {**parts, "attention_pool": pool}
-    exact = {f"{name}_onnxruntime": exact_sigmoids(graph) for name, graph in first.items()}
+    exact = {bundles.own_graph(name, "onnxruntime"): exact_sigmoids(graph) for name, graph in first.items()}
     tuned = {bundles.own_graph(name, "openvino"): for_openvino(graph) for name, graph in first.items()}
     every = {**first, **exact, **tuned, **heads, "model": whole}
     for graph in every.values():

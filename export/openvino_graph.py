@@ -25,6 +25,9 @@ from onnx import helper, numpy_helper
 
 from mpmmu_rt.spec import Array
 
+from .quantization.placement import Wiring, shapes
+from .quantization.rewrite import replace
+
 BLOCK = 32
 SIDES = (4, 2)  # of a tile: the largest that divides height and width
 _FEW = 8  # input channels: a convolution of more fills what engines compute together
@@ -34,53 +37,32 @@ _POOLING = {"ReduceMean": "AveragePool", "ReduceMax": "MaxPool"}
 def for_openvino(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy of `model`, quantized or not, that computes the same. What it holds keeps its name; weights that lie in a
     file stay there."""
-    found = onnx.ModelProto.FromString(model.SerializeToString())
-    _Rewriter(found.graph, _sizes(model)).run()
+    found = onnx.ModelProto()
+    found.CopyFrom(model)
+    _Rewriter(found.graph, shapes(model)).run()
     return found
-
-
-def _sizes(model: onnx.ModelProto) -> dict[str, list[int]]:
-    """The dimensions of every tensor that is known; 0 for one that is not."""
-    graph = onnx.shape_inference.infer_shapes(model).graph
-    values = (*graph.value_info, *graph.input, *graph.output)
-    return {value.name: [one.dim_value for one in value.type.tensor_type.shape.dim] for value in values}
 
 
 class _Rewriter:
     def __init__(self, graph: onnx.GraphProto, sizes: Mapping[str, list[int]]) -> None:
-        self.graph, self.sizes = graph, sizes
+        self.graph, self.sizes, self.wiring = graph, sizes, Wiring(graph)
         self.weights = {tensor.name: tensor for tensor in graph.initializer}
-        self.maker = {name: node for node in graph.node for name in node.output}
-        self.readers: dict[str, list[onnx.NodeProto]] = {}
-        for node in graph.node:
-            for name in dict.fromkeys(node.input):
-                self.readers.setdefault(name, []).append(node)
-        self.gone: set[str] = set()  # by the first output
-        self.instead: dict[str, list[onnx.NodeProto]] = {}  # of the node with that first output
+        self.constants: list[onnx.TensorProto] = []
 
     def run(self) -> None:
+        instead: dict[str, list[onnx.NodeProto]] = {}  # of the node with that first output
         for node in self.graph.node:
-            made = self._blocked(node) or self._tiled(node)
-            if made:
+            if made := self._blocked(node) or self._tiled(node):
                 nodes, old = made
                 for one in nodes:
                     one.name = one.output[0]
-                self.instead[old[-1].output[0]] = nodes
-                self.gone |= {one.output[0] for one in old}
+                instead |= {one.output[0]: [] for one in old}
+                instead[old[-1].output[0]] = nodes
         for node in self.graph.node:
-            if node.output[0] not in self.gone and (pool := self._pooled(node)):
-                self.instead[node.output[0]] = [pool]
-                self.gone.add(node.output[0])
-        kept: list[onnx.NodeProto] = []
-        for node in self.graph.node:
-            name = node.output[0]
-            kept += self.instead.get(name, []) if name in self.gone else [node]
-        nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in kept]
-        read = {name for node in nodes for name in node.input}
-        tensors = [onnx.TensorProto.FromString(one.SerializeToString()) for one in self.graph.initializer]
-        del self.graph.node[:], self.graph.initializer[:], self.graph.value_info[:]
-        self.graph.node.extend(nodes)
-        self.graph.initializer.extend(tensor for tensor in tensors if tensor.name in read)
+            if node.output[0] not in instead and (pool := self._pooled(node)):
+                instead[node.output[0]] = [pool]
+        kept = [one for node in self.graph.node for one in instead.get(node.output[0], [node])]
+        replace(self.graph, kept, self.constants)
 
     def _pooled(self, node: onnx.NodeProto) -> onnx.NodeProto | None:
         size = self.sizes.get(node.input[0], []) if node.input else []
@@ -96,8 +78,8 @@ class _Rewriter:
         kernel = self._kernel(node, dimensions=3)
         if kernel is None or kernel.shape[:2] != (1, 1) or kernel.size // 2 > BLOCK:
             return None
-        unsqueezed = self.maker.get(node.input[0])
-        mean = self.maker.get(unsqueezed.input[0]) if unsqueezed is not None else None
+        unsqueezed = self.wiring.producer.get(node.input[0])
+        mean = self.wiring.producer.get(unsqueezed.input[0]) if unsqueezed is not None else None
         behind = self._chain(node, "Sigmoid", "Transpose", "Unsqueeze")
         if unsqueezed is None or mean is None or len(behind) != 3:
             return None
@@ -108,7 +90,7 @@ class _Rewriter:
             and all(size[1:])
             and size[1] % BLOCK == 0
             and unsqueezed.op_type == "Unsqueeze"
-            and all(len(self.readers.get(one.output[0], [])) == 1 for one in (mean, unsqueezed))
+            and all(len(self.wiring.consumers.get(one.output[0], [])) == 1 for one in (mean, unsqueezed))
             and (self._axes(mean), self._axes(unsqueezed), self._axes(gate)) == ([2, 3], [1], [3])
             and not _attribute(mean, "keepdims", 1)
             and list(_attribute(transposed, "perm", [])) == [0, 2, 1]
@@ -179,7 +161,7 @@ class _Rewriter:
         """What follows `node`, if it is of these `kinds`, each the only one to read what is before it; else []."""
         found: list[onnx.NodeProto] = []
         for kind in kinds:
-            readers = self.readers.get((found[-1] if found else node).output[0], [])
+            readers = self.wiring.consumers.get((found[-1] if found else node).output[0], [])
             if len(readers) != 1 or readers[0].op_type != kind:
                 return []
             found.append(readers[0])
@@ -193,7 +175,7 @@ class _Rewriter:
     def _constant(self, name: str, value: Array) -> str:
         if name not in self.weights:
             self.weights[name] = numpy_helper.from_array(value, name)
-            self.graph.initializer.append(self.weights[name])
+            self.constants.append(self.weights[name])
         return name
 
 

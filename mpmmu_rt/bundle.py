@@ -121,7 +121,7 @@ def quantized_graph(graph: str, precision: str) -> str:
 
 
 def own_graph(graph: str, engine: str) -> str:
-    """What a graph is called that was rewritten for one engine: OpenVINO's, which bundles of before don't have."""
+    """What a graph is called that was rewritten for one engine. Bundles of before have none for OpenVINO."""
     return f"{graph}_{engine}"
 
 

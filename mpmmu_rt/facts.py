@@ -54,7 +54,7 @@ _TARGETS = "benchmarks/results/cpu_targets_epyc-avx2-2cores.md"
 # Targets of processors by how fast their encoders are, the fastest first, the slowest last.
 FASTER_ENCODERS: Mapping[Target, Fact] = {
     Target("openvino", "int8-bf16"): Fact(
-        "1.04 to 1.1 times openvino:int8, with AVX-512 BF16",
+        "1.04 to 1.08 times openvino:int8, with AVX-512 BF16",
         "2026-11-25",
         "benchmarks/results/quantizers_epyc-2cores.md",
     ),
@@ -66,7 +66,7 @@ FASTER_ENCODERS: Mapping[Target, Fact] = {
     Target("onnxruntime", "fp32"): Fact("what the others are compared with", "2026-11-25", _TARGETS),
 }
 
-# With AMX, whose matrix units compute BF16 and INT8 alone: layers in FP32 cost there what all the others cost together.
+# With AMX, whose matrix units compute BF16 and INT8 alone: layers in FP32 are what is slow there.
 AMX = "amx_tile"
 _WITH_AMX = "benchmarks/results/cpu_fresh_xeon-amx-2cores.md"
 FASTER_WITH_AMX: Mapping[Target, Fact] = {

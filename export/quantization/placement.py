@@ -60,7 +60,7 @@ def layers(model: onnx.ModelProto) -> tuple[Layer, ...]:
     shape is unknown.
     """
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
-    shapes = _shapes(model)
+    sizes = shapes(model)
     found: dict[str, list[Any]] = {}
     refused = set()
     for node in model.graph.node:
@@ -68,7 +68,7 @@ def layers(model: onnx.ModelProto) -> tuple[Layer, ...]:
             weight = weights.get(name)
             if weight is None or len(weight.dims) != 4:
                 continue
-            if node.op_type == "Conv" and node.input[1] == name and _worth_it(node, weight, shapes):
+            if node.op_type == "Conv" and node.input[1] == name and _worth_it(node, weight, sizes):
                 found.setdefault(name, []).append(node)
             else:
                 refused.add(name)
@@ -79,10 +79,10 @@ def layers(model: onnx.ModelProto) -> tuple[Layer, ...]:
     )
 
 
-def _worth_it(node: Any, weight: onnx.TensorProto, shapes: Mapping[str, list[int]]) -> bool:
+def _worth_it(node: Any, weight: onnx.TensorProto, sizes: Mapping[str, list[int]]) -> bool:
     group = next((attribute.i for attribute in node.attribute if attribute.name == "group"), 1)
     strides = next((attribute.ints for attribute in node.attribute if attribute.name == "strides"), ())
-    shape = shapes.get(node.output[0], [])
+    shape = sizes.get(node.output[0], [])
     if max(weight.dims[2:]) == 1 < max(strides, default=1) and weight.dims[1] % _VECTOR:
         return False
     if weight.data_type != onnx.TensorProto.FLOAT or len(shape) != 4 or not all(shape[2:]):
@@ -90,7 +90,7 @@ def _worth_it(node: Any, weight: onnx.TensorProto, shapes: Mapping[str, list[int
     return min(weight.dims[0], weight.dims[1] * group) >= MIN_CHANNELS and shape[2] * shape[3] > 1
 
 
-def _shapes(model: onnx.ModelProto) -> dict[str, list[int]]:
+def shapes(model: onnx.ModelProto) -> dict[str, list[int]]:
     """The dimensions of every tensor that is known; 0 for a dimension that is not."""
     inferred = onnx.shape_inference.infer_shapes(model).graph
     values = (*inferred.value_info, *inferred.input, *inferred.output)

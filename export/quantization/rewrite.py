@@ -54,7 +54,7 @@ def quantize(
                 nodes += _round_trip(output, kinds[output])
     constants = [numpy_helper.from_array(scale, f"{tensor}/scale") for tensor, scale in scales.items()]
     constants += [numpy_helper.from_array(np.array(0, kind), f"zero/{kind}") for kind in sorted(set(kinds.values()))]
-    _replace(model.graph, nodes, constants)
+    replace(model.graph, nodes, constants)
     return clean(model)
 
 
@@ -98,7 +98,7 @@ def _round_trip(tensor: str, kind: str) -> list[Any]:
     ]
 
 
-def _replace(graph: onnx.GraphProto, nodes: list[Any], constants: list[Any]) -> None:
+def replace(graph: onnx.GraphProto, nodes: list[Any], constants: list[Any]) -> None:
     """Set the nodes, add the constants, drop what nothing reads any more."""
     kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
     read = {name for node in kept for name in node.input}
