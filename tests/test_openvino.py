@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 import sys
 import tracemalloc
 from collections.abc import Callable
@@ -12,12 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
-from onnx import helper, numpy_helper
 
 from mpmmu_rt import load
-from mpmmu_rt.bundle import Bundle, seal
+from mpmmu_rt.bundle import Bundle
 from mpmmu_rt.engines import engine, head_target
 from mpmmu_rt.engines.openvino import ENGINE
 from mpmmu_rt.errors import EngineError, MissingPackage
@@ -26,9 +22,9 @@ from mpmmu_rt.model.phantom import phantom_pixels
 from mpmmu_rt.predictor import Predictor
 from mpmmu_rt.spec import MODALITIES, Array, Modality, Target
 from mpmmu_rt.verify import verify
+from tests.changed import crossed, dependent, drawn
 
 FP32 = "openvino:fp32"
-STORED = Path(__file__).parent / "data" / "bundle_613dfc9"
 Pixels = dict[Modality, Array]
 
 
@@ -104,22 +100,41 @@ def test_requests_hold_several_cases_where_that_keeps_all_streams_busy_for_a_whi
         assert predictor.remarks == ()
 
 
-def dependent(folder: Path) -> Path:
-    """The stored bundle with a mammography encoder that adds the mean of the cases of its batch."""
-    folder = Path(shutil.copytree(STORED, folder))
-    path = folder / "onnx/mammography.onnx"
-    model = onnx.load(str(path), load_external_data=False)
-    for node in model.graph.node:
-        for index, name in enumerate(node.output):
-            node.output[index] = "own" if name == "feature_map" else name
-        for index, name in enumerate(node.input):
-            node.input[index] = "own" if name == "feature_map" else name
-    model.graph.initializer.append(numpy_helper.from_array(np.array([0]), "cases"))
-    model.graph.node.append(helper.make_node("ReduceMean", ["own", "cases"], ["of_all"], keepdims=1))
-    model.graph.node.append(helper.make_node("Add", ["own", "of_all"], ["feature_map"]))
-    onnx.save(model, str(path))
-    seal(folder, json.loads((folder / "bundle.json").read_text()))
-    return folder
+@pytest.mark.parametrize(
+    ("threads", "cases", "models"),
+    [(1, 1, 1), (2, 1, 2), (2, 2, 1), (3, 1, 2), (3, 2, 1), (4, 2, 2), (5, 3, 2), (4, 4, 1)],
+)
+def test_encoders_run_beside_each_other_where_a_stream_would_get_several_threads(
+    bundle_folder: Path, pixels: Pixels, threads: int, cases: int, models: int
+) -> None:
+    given = rows(pixels, slice(cases))
+    with load(bundle_folder, FP32, threads=threads) as predictor, load(bundle_folder, FP32, threads=1) as single:
+        assert predictor.counts(cases)["models.at.once"] == models
+        np.testing.assert_array_equal(predictor.predict(given).embedding, single.predict(given).embedding)
+        assert predictor.remarks == ()
+
+
+@pytest.mark.parametrize("first", [1, 2])
+def test_encoders_take_turns_where_beside_each_other_they_would_say_something_else(tmp_path: Path, first: int) -> None:
+    pixels = phantom_pixels(2, seed=1, preprocessing=Preprocessing(size=32))[0]
+    with load(drawn(tmp_path / "b.bundle"), FP32, threads=2) as predictor:
+        predictor.predict(rows(pixels, slice(first)))
+        before = predictor.counts(first)["models.at.once"], predictor.remarks
+        assert before == (3 - first, ())  # there is nothing yet that they could be compared with
+        predictor.predict(rows(pixels, slice(3 - first)))
+        assert [predictor.counts(cases)["models.at.once"] for cases in (1, 2)] == [1, 1]
+        (remark,) = predictor.remarks
+        assert "from here on they take turns" in remark
+
+
+def test_a_pool_that_looks_at_both_modalities_at_once_is_not_cut(tmp_path: Path) -> None:
+    folder = crossed(tmp_path / "b.bundle")
+    pixels = phantom_pixels(3, seed=1, preprocessing=Preprocessing(size=32))[0]
+    with load(folder, FP32, threads=2) as predictor, load(folder, FP32, threads=1) as single:
+        got = np.concatenate([predictor.predict(rows(pixels, [row])).embedding for row in range(3)])
+        np.testing.assert_array_equal(got, single.predict(pixels).embedding)
+        assert predictor.counts(1)["models.at.once"] == 1
+        assert predictor.remarks == ()
 
 
 def test_requests_hold_one_case_where_several_would_say_something_else(tmp_path: Path) -> None:

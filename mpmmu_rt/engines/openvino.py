@@ -1,8 +1,9 @@
 """OpenVINO on the CPU: FP32, BF16, and INT8 with what is not quantized in FP32 or in BF16.
 
 Both encoders and the attention pool are joined to one model. A batch is spread over streams, so that each core works on
-its own cases and the feature maps stay in its cache. A batch smaller than the number of threads gets fewer streams with
-more threads each.
+its own cases and the feature maps stay in its cache. For a batch so small that streams would get several threads each,
+the model is cut in two: the encoders run beside each other, for half of the threads on all of an encoder do more than
+all of them on a layer.
 
 A request holds one case, or, of a large batch, several, as the weights of the last layers are then read once for all of
 them. A case's answer must not depend on what shares its batch: such a model is used after it has
@@ -14,14 +15,12 @@ reads a stored FP32 model back in BF16, where the processor has it, unless it is
 
 from __future__ import annotations
 
-import contextlib
 import os
-import queue
 import threading
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +35,7 @@ from mpmmu_rt.spec import MODALITIES, Array, Modality, Target, in_8_bits
 from . import Traits
 from .shared.blob_cache import BlobCache
 from .shared.host_head import HostHead
+from .shared.openvino_streams import Shape, Streams, halves
 
 _PURPOSE = "the targets openvino:fp32, openvino:bf16, openvino:int8 and openvino:int8-bf16"
 # What is not 8 bits wide in an INT8 graph stays FP32, so that the graph alone decides the result, not the processor:
@@ -49,7 +49,9 @@ _WITHOUT_BF16 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2")
 # Cases of a request where there are enough. INT8 with the rest in FP32 gains nothing by more (benchmarks/NOTES.md).
 CASES_PER_REQUEST = {"fp32": 4, "bf16": 4, "int8": 1, "int8-bf16": 4}
 LEAST_REQUESTS = 4  # a stream gets of several cases, or else none: such a model has to be compiled, and asked, first
-_LANES_PER_STREAM = 2  # one runs, one waits: a stream never idles while Python collects the other's result
+
+
+_JOINED = "joined"  # beside the halves
 
 
 class OpenVinoSession:
@@ -95,82 +97,6 @@ class OpenVinoSession:
             self._request = None
 
 
-@dataclass(frozen=True)
-class _Lane:
-    """An inference request and its own buffers: pixels uint8 [cases, 1, S, S] per modality, embedding float32
-    [cases, D]."""
-
-    request: Any
-    pixels: Mapping[Modality, Array]
-    embedding: Array
-
-
-@dataclass(frozen=True)
-class _Shape:
-    """What a model is compiled for. cases: of a request."""
-
-    streams: int
-    cases: int = 1
-
-
-class _Streams:
-    """The joined model, compiled for a number of streams and of cases in a request, and the lanes that feed it."""
-
-    def __init__(self, compiled: Any, shape: _Shape, blob: Array | None = None) -> None:
-        """blob: the memory that `compiled` was read from, and goes on reading from."""
-        self._blob = blob
-        self.compiled = compiled
-        self.cases = shape.cases
-        self._idle: queue.SimpleQueue[_Lane] = queue.SimpleQueue()
-        for _ in range(_LANES_PER_STREAM * shape.streams):
-            request = compiled.create_infer_request()
-            pixels = {modality: request.get_tensor(f"{modality}_pixels").data for modality in MODALITIES}
-            self._idle.put(_Lane(request, pixels, request.get_tensor("embedding").data))
-
-    def run(self, pixels: Mapping[Modality, Array], embedding: Array) -> None:
-        """Fill `embedding` float32 [N, D]; N is a multiple of the cases of a request.
-
-        Any number of threads may call it; they share the lanes.
-        """
-        flying: deque[tuple[int, _Lane]] = deque()
-        try:
-            for row in range(0, len(embedding), self.cases):
-                lane = self._take(flying, embedding)
-                try:
-                    for modality, buffer in lane.pixels.items():
-                        np.copyto(buffer, pixels[modality][row : row + self.cases])
-                    lane.request.start_async()
-                except BaseException:
-                    self._idle.put(lane)
-                    raise
-                flying.append((row, lane))
-            while flying:
-                self._land(flying, embedding)
-        finally:
-            while flying:  # after a failure, which is on its way up: nobody may get a lane that still runs
-                _, lane = flying.popleft()
-                with contextlib.suppress(RuntimeError):
-                    lane.request.wait()
-                self._idle.put(lane)
-
-    def _take(self, flying: deque[tuple[int, _Lane]], embedding: Array) -> _Lane:
-        """An idle lane; where there is none, the oldest of our own, or else one that another thread returns."""
-        while True:
-            try:
-                return self._idle.get_nowait()
-            except queue.Empty:
-                if not flying:
-                    return self._idle.get()
-                self._land(flying, embedding)
-
-    def _land(self, flying: deque[tuple[int, _Lane]], embedding: Array) -> None:
-        row, lane = flying[0]
-        lane.request.wait()
-        embedding[row : row + self.cases] = lane.embedding
-        flying.popleft()
-        self._idle.put(lane)
-
-
 class OpenVinoEmbedder:
     """Both encoders and the attention pool. Any number of threads may share it."""
 
@@ -181,15 +107,17 @@ class OpenVinoEmbedder:
         self._threads = threads
         self._name = bundle.name
         self._lock = threading.Lock()
-        self._streams: dict[_Shape, _Streams] = {}
+        self._streams: dict[Shape, Streams] = {}
         self._together = CASES_PER_REQUEST[precision]
+        self._may_part = True  # until a model that can't be cut, or halves that say something else
+        self._compared: set[Shape] = set()
         self.remarks: tuple[str, ...] = ()
         self._core = runtime.Core()
         self._model: Any = None
         self._cache = BlobCache.default() if precision in _STORED else None
         # Streams are compiled when they are needed. What can't be read fails here, but for what has been read before.
-        shapes = [_Shape(count) for count in (1, self._count(threads))]
-        if not any(self._cache.holds(self._facts(bundle, shape)) for shape in shapes if self._cache):
+        shapes = [self._shape_of(1), self._shape_of(threads)]
+        if not any(self._is_stored(bundle, shape) for shape in shapes):
             self._model = self._read(bundle)
 
     def embed(self, pixels: Mapping[Modality, Array], embedding: Array) -> dict[str, float]:
@@ -203,68 +131,81 @@ class OpenVinoEmbedder:
 
     def counts(self, cases: int) -> dict[str, int | str]:
         """What OpenVINO made of the graphs, by its own word: layers, after fusion, and what they are computed in."""
-        parts = self._parts(cases)
-        compiled = parts[0][0].compiled
-        kinds = Counter(convolution_precisions(compiled))
+        streams = self._parts(cases)[0][0]
+        kinds = Counter(kind for model in streams.models for kind in convolution_precisions(model))
+        achieved = {model.get_property("INFERENCE_PRECISION_HINT").get_type_name() for model in streams.models}
         return {
-            "cases.of.a.request": parts[0][0].cases,
-            "layers": len(compiled.get_runtime_model().get_ops()),
-            "precision.achieved": compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name(),
+            "cases.of.a.request": streams.cases,
+            "models.at.once": len(streams.models),
+            "layers": sum(len(model.get_runtime_model().get_ops()) for model in streams.models),
+            "precision.achieved": ", ".join(sorted(achieved)),
             "precision.convolutions": ", ".join(f"{kind} {count}" for kind, count in sorted(kinds.items())),
         }
 
-    def _parts(self, cases: int) -> list[tuple[_Streams, slice]]:
+    def _parts(self, cases: int) -> list[tuple[Streams, slice]]:
         """What runs which rows of a batch of so many cases: requests of several, as far as they keep all streams busy,
         and of one."""
-        count, parts = self._count(cases), []
-        full = count * self._together
+        parts = []
         with self._lock:
             if self._bundle is None:
                 raise EngineError(f"{self._name} is closed, expected a loaded bundle", hint="load it again")
+            shape = self._shape_of(cases)
+            full = shape.streams * self._together
             whole = cases - cases % full if self._together > 1 and cases >= LEAST_REQUESTS * full else 0
-            if whole and (several := self._of_several(self._bundle, _Shape(count, self._together))):
+            if whole and (several := self._of_several(self._bundle, Shape(shape.streams, self._together))):
                 parts.append((several, slice(0, whole)))
             else:
                 whole = 0
             if whole < cases:
-                parts.append((self._for(self._bundle, _Shape(count)), slice(whole, cases)))
+                parts.append((self._of_one(self._bundle, shape), slice(whole, cases)))
         return parts
 
-    def _for(self, bundle: Bundle, shape: _Shape) -> _Streams:
-        """Compiled on first use."""
+    def _shape_of(self, cases: int) -> Shape:
+        """For requests of one case. Streams in powers of two: a process holds few, whatever batches it meets."""
+        streams = 1 << (min(cases, self._threads).bit_length() - 1)
+        return Shape(streams, apart=self._may_part and 2 * streams <= self._threads)
+
+    def _of_one(self, bundle: Bundle, shape: Shape) -> Streams:
+        """Compiled on first use. Halves, unless they can't be had, or say something else than the joined model where
+        that is there: to compile it for them alone would double the start."""
         if shape not in self._streams:
-            self._streams[shape] = self._made(bundle, shape)
-        return self._streams[shape]
+            made = self._made(bundle, shape)
+            if made is None:  # it can't be cut
+                self._may_part = False
+                return self._of_one(bundle, Shape(shape.streams))
+            self._streams[shape] = made
+            self._compare_halves(bundle)
+        return self._streams.get(shape) or self._of_one(bundle, Shape(shape.streams))
 
-    def _made(self, bundle: Bundle, shape: _Shape) -> _Streams:
-        return self._cached(bundle, shape) or self._compiled(bundle, shape)
+    def _compare_halves(self, bundle: Bundle) -> None:
+        joined = next((self._streams[shape] for shape in self._streams if shape == Shape(shape.streams)), None)
+        for shape in [shape for shape in self._streams if shape.apart and shape not in self._compared]:
+            if joined is None:
+                return
+            self._compared.add(shape)
+            if not _agree(bundle, joined, self._streams[shape], 1):
+                self._may_part = False
+                self._streams = {shape: streams for shape, streams in self._streams.items() if not shape.apart}
+                self.remarks += (
+                    "OpenVINO rounds an encoder that runs beside the other otherwise than after it, on this processor: "
+                    "from here on they take turns",
+                )
+                return
 
-    def _of_several(self, bundle: Bundle, shape: _Shape) -> _Streams | None:
+    def _of_several(self, bundle: Bundle, shape: Shape) -> Streams | None:
         """Streams of requests of several cases; None where they say something else than requests of one."""
         if shape in self._streams:
             return self._streams[shape]
-        alone, several = self._for(bundle, _Shape(shape.streams)), self._made(bundle, shape)
-        size, drawn = bundle.preprocessing.size, np.random.default_rng(0)
-        noise: dict[Modality, Array] = {
-            modality: drawn.integers(0, 256, (shape.cases, 1, size, size), np.uint8) for modality in MODALITIES
-        }
-        width = int(bundle.tensors["embedding"].shape[1])
-        one_by_one, at_once = (np.empty((shape.cases, width), np.float32) for _ in range(2))
-        alone.run(noise, one_by_one)
-        several.run(noise, at_once)
-        if np.array_equal(one_by_one, at_once):
+        alone, several = self._of_one(bundle, Shape(shape.streams)), self._made(bundle, shape)
+        if several is not None and _agree(bundle, alone, several, shape.cases):
             self._streams[shape] = several
             return several
         self._together = 1
-        self.remarks = (
+        self.remarks += (
             f"OpenVINO rounds {shape.cases} cases of a request otherwise than one, on this processor: each is a "
             "request of its own",
         )
         return None
-
-    def _count(self, cases: int) -> int:
-        """Of streams. Powers of two: a process holds few, whatever batches it meets."""
-        return 1 << (min(cases, self._threads).bit_length() - 1)
 
     def _read(self, bundle: Bundle) -> Any:
         try:
@@ -275,36 +216,66 @@ class OpenVinoEmbedder:
             bundle.check_files()
         return model
 
-    def _compiled(self, bundle: Bundle, shape: _Shape) -> _Streams:
-        if self._model is None:
-            self._model = self._read(bundle)
-        model = self._model
+    def _made(self, bundle: Bundle, shape: Shape) -> Streams | None:
+        """None for halves of a model that can't be cut."""
+        parts = self._threads_of(shape)
+        with ThreadPoolExecutor(len(parts)) as pool:  # to compile takes one thread, and so does to read what is stored
+            stored = [found for found in pool.map(lambda part: self._stored(bundle, shape, part), parts) if found]
+            if len(stored) == len(parts):
+                return Streams([model for model, _ in stored], shape, [blob for _, blob in stored])
+            if self._model is None:
+                self._model = self._read(bundle)
+            cut = halves(self._runtime, self._model) if shape.apart else {_JOINED: self._model}
+            if cut is None:
+                return None
+            compiled = pool.map(lambda part: self._compiled(bundle, shape, part, cut[part]), parts)
+            return Streams(list(compiled), shape)
+
+    def _threads_of(self, shape: Shape) -> dict[str, int]:
+        """What is compiled, and for how many threads: the joined model, or the half of each modality."""
+        less = self._threads // len(MODALITIES)
+        return (
+            dict(zip(MODALITIES, (self._threads - less, less), strict=True))
+            if shape.apart
+            else {_JOINED: self._threads}
+        )
+
+    def _compiled(self, bundle: Bundle, shape: Shape, part: str, model: Any) -> Any:
         if shape.cases > 1:
             model = model.clone()
             model.reshape({one.any_name: [shape.cases, *list(one.shape)[1:]] for one in model.inputs})
-        compiled = _compile(self._core, model, self._precision, self._threads, shape.streams, self._name)
+        threads = self._threads_of(shape)[part]
+        compiled = _compile(self._core, model, self._precision, threads, shape.streams, self._name)
         if self._cache:
             exported = compiled.export_model()
-            self._cache.store(self._facts(bundle, shape), exported.getvalue())
-        return _Streams(compiled, shape)
+            self._cache.store(self._facts(bundle, shape, part), exported.getvalue())
+        return compiled
 
-    def _cached(self, bundle: Bundle, shape: _Shape) -> _Streams | None:
-        facts = self._facts(bundle, shape)
+    def _is_stored(self, bundle: Bundle, shape: Shape) -> bool:
+        cache = self._cache
+        return cache is not None and all(
+            cache.holds(self._facts(bundle, shape, part)) for part in self._threads_of(shape)
+        )
+
+    def _stored(self, bundle: Bundle, shape: Shape, part: str) -> tuple[Any, Array] | None:
+        """What was compiled in another process, and the memory that it goes on reading from."""
+        facts = self._facts(bundle, shape, part)
         blob = self._cache.load(facts) if self._cache else None
         if self._cache is None or blob is None:
             return None
-        settings = _settings(self._precision, self._threads, shape.streams)
+        settings = _settings(self._precision, self._threads_of(shape)[part], shape.streams)
         try:
             compiled = self._core.import_model(self._runtime.Tensor(blob, shared_memory=True), "CPU", settings)
             _check_precision(compiled, self._precision, self._name)
         except (RuntimeError, EngineError) as error:
             self._cache.drop(facts, _reason(error))
             return None
-        return _Streams(compiled, shape, blob)
+        return compiled, blob
 
-    def _facts(self, bundle: Bundle, shape: _Shape) -> dict[str, str]:
+    def _facts(self, bundle: Bundle, shape: Shape, part: str) -> dict[str, str]:
         """All that the compiled model depends on."""
         processor = machine.describe()
+        settings = _settings(self._precision, self._threads_of(shape)[part], shape.streams)
         return {
             "bundle": bundle.digest,
             "mpmmu-rt": __version__,
@@ -313,8 +284,9 @@ class OpenVinoEmbedder:
             "features": " ".join(processor["cpu_features"]),
             "capabilities": " ".join(self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")),
             "held to": _held_to(),
-            **{name: str(value) for name, value in _settings(self._precision, self._threads, shape.streams).items()},
+            **{name: str(value) for name, value in settings.items()},
             "cases": str(shape.cases),
+            "part": part,
             "precision": self._precision,
         }
 
@@ -322,6 +294,19 @@ class OpenVinoEmbedder:
         with self._lock:
             self._streams = {}
             self._model = self._bundle = None
+
+
+def _agree(bundle: Bundle, alone: Streams, other: Streams, cases: int) -> bool:
+    """Whether two say the same of noise, to the bit."""
+    size, drawn = bundle.preprocessing.size, np.random.default_rng(0)
+    noise: dict[Modality, Array] = {
+        modality: drawn.integers(0, 256, (cases, 1, size, size), np.uint8) for modality in MODALITIES
+    }
+    width = int(bundle.tensors["embedding"].shape[1])
+    one, two = (np.empty((cases, width), np.float32) for _ in range(2))
+    alone.run(noise, one)
+    other.run(noise, two)
+    return np.array_equal(one, two)
 
 
 class OpenVino:

@@ -21,6 +21,7 @@ from mpmmu_rt.engines import known_engine
 from mpmmu_rt.export import npz
 from mpmmu_rt.predictor import Predictor
 from mpmmu_rt.spec import MODALITIES, Array, Modality, Target
+from tests.changed import crossed, drawn
 
 from .native import STATUSES, Info, Library, Model, NativeError, Options, Outputs, Said, SelfTest, checked
 
@@ -32,6 +33,11 @@ def pixels(side: int, cases: int, seed: int = 0) -> dict[Modality, Array]:
     """Noise: no two cases, and no two images of a case, are alike."""
     drawn = np.random.default_rng(seed)
     return {modality: drawn.integers(0, 256, (cases, 1, side, side), dtype=np.uint8) for modality in MODALITIES}
+
+
+def needs_openvino(precision: str = "fp32") -> None:
+    if problem := known_engine(Target("openvino", precision)).problem(precision):
+        pytest.skip(str(problem))
 
 
 def same(model: Model, predictor: Predictor, given: dict[Modality, Array]) -> None:
@@ -83,8 +89,7 @@ def with_bf16(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "int8", "int8-bf16"])
 def test_on_openvino(library: Library, with_bf16: Path, precision: str, threads: int) -> None:
     """More cases than there are lanes, so that streams are compiled anew and lanes wait for each other."""
-    if problem := known_engine(Target("openvino", precision)).problem(precision):
-        pytest.skip(str(problem))
+    needs_openvino(precision)
     target = f"openvino:{precision}"
     with load(with_bf16, target, threads=threads) as predictor, library.open(with_bf16, target, threads) as model:
         for cases in (1, 2, 9, 35, 1):
@@ -97,18 +102,40 @@ def test_on_openvino(library: Library, with_bf16: Path, precision: str, threads:
 
 
 @pytest.mark.slow
-def test_a_bundle_of_now_on_openvino(library: Library, bundle_folder: Path) -> None:
-    if problem := known_engine(Target("openvino", "fp32")).problem():
-        pytest.skip(str(problem))
+def test_a_pool_that_looks_at_both_modalities_at_once(library: Library, tmp_path: Path) -> None:
+    needs_openvino()
+    folder, target = crossed(tmp_path / "b.bundle"), "openvino:fp32"
+    with load(folder, target, threads=2) as predictor, library.open(folder, target, 2) as model:
+        for cases in (1, 2):
+            same(model, predictor, pixels(32, cases, cases))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", [1, 2])
+def test_encoders_that_say_something_else_beside_each_other(library: Library, tmp_path: Path, first: int) -> None:
+    """Nothing tells that they take turns from then on (Python's remarks do); it goes on answering."""
+    needs_openvino()
+    with library.open(drawn(tmp_path / "b.bundle"), "openvino:fp32", 2) as model:
+        for cases in (first, 3 - first, first):
+            assert np.isfinite(model.predict(pixels(32, cases)).embedding).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("threads", [1, 4, 5])
+def test_a_bundle_of_now_on_openvino(library: Library, bundle_folder: Path, threads: int) -> None:
+    needs_openvino()
     target = "openvino:fp32"
-    with load(bundle_folder, target, threads=1) as predictor, library.open(bundle_folder, target, 1) as model:
-        same(model, predictor, pixels(48, 3))
+    with (
+        load(bundle_folder, target, threads=threads) as predictor,
+        library.open(bundle_folder, target, threads) as model,
+    ):
+        for cases in (1, 2, 3, 4):
+            same(model, predictor, pixels(48, cases))
 
 
 @pytest.mark.slow
 def test_a_bundle_of_now_in_8_bits(library: Library, int8_folder: Path) -> None:
-    if problem := known_engine(Target("openvino", "int8")).problem("int8"):
-        pytest.skip(str(problem))
+    needs_openvino("int8")
     target = "openvino:int8"
     with load(int8_folder, target, threads=1) as predictor, library.open(int8_folder, target, 1) as model:
         same(model, predictor, pixels(48, 3))

@@ -1,9 +1,12 @@
 #include "join.h"
 
+#include <algorithm>
 #include <cstdint>
 #include <fstream>
 #include <functional>
+#include <iterator>
 #include <map>
+#include <set>
 #include <stdexcept>
 #include <string_view>
 
@@ -22,16 +25,16 @@ namespace graph {
 constexpr unsigned kNode = 1, kName = 2, kInitializer = 5, kInput = 11, kOutput = 12;
 }
 namespace node {
-constexpr unsigned kInput = 1, kOutput = 2, kName = 3, kAttribute = 5;
+constexpr unsigned kInput = 1, kOutput = 2, kName = 3, kType = 4, kAttribute = 5;
 }
 namespace attribute {
-constexpr unsigned kGraph = 6, kGraphs = 11;
+constexpr unsigned kName = 1, kInteger = 3, kGraph = 6, kGraphs = 11;
 }
 namespace tensor {
 constexpr unsigned kName = 8, kRawData = 9, kExternalData = 13, kLocation = 14;
 }
 namespace value {  // and the key of an external_data entry
-constexpr unsigned kName = 1, kType = 2;
+constexpr unsigned kName = 1, kType = 2, kTensorType = 1, kElementType = 1, kFloat = 1;
 }
 
 constexpr std::uint64_t kMaxGraphBytes = std::uint64_t{2} << 30;  // protobuf's own limit
@@ -85,20 +88,30 @@ void put(std::string &out, unsigned number, string_view content) {
   out += content;
 }
 
+std::string contents(const std::string &path) {
+  std::string problem;
+  auto data = read_file(path, kMaxGraphBytes, problem);
+  if (!data) throw std::runtime_error("it " + problem);
+  return std::move(*data);
+}
+
+using Names = std::set<std::string>;
+
 class Joined {
  public:
-  // Adds a graph, whose values get new names: those of `names`, else the prefix.
-  void add(const std::string &path, const std::string &prefix, std::map<std::string, std::string> names) {
-    std::string problem;
-    const auto data = read_file(path, kMaxGraphBytes, problem);
-    if (!data) throw std::runtime_error("it " + problem);
+  // Adds a graph, whose values get new names: those of `names`, else the prefix. only: the values to keep, unless NULL,
+  // with what makes them.
+  void add(const std::string &path, const std::string &prefix, std::map<std::string, std::string> names,
+           const Names *only = nullptr) {
+    const std::string data = contents(path);
     folder_ = path.substr(0, path.rfind('/'));
     prefix_ = prefix;
     names_ = std::move(names);
-    each(*data, [this](const Field &field) {
+    only_ = only;
+    each(data, [this](const Field &field) {
       if (field.number == model::kGraph) each(field.content, [this](const Field &part) { weigh(part); });
     });
-    each(*data, [this](const Field &field) {
+    each(data, [this](const Field &field) {
       if (field.number == model::kIrVersion) ir_version_ = std::max(ir_version_, field.number_value);
       if (field.number == model::kOpset) add_once(opsets_, field);
       if (field.number == model::kFunction) add_once(functions_, field);
@@ -131,12 +144,26 @@ class Joined {
     return name.empty() ? "" : prefix_ + std::string(name);  // an optional input that is not given has no name
   }
 
+  // Whether an output of a node, or the tensor, is to be kept.
+  bool wanted(const Field &part) const {
+    const unsigned named = part.number == graph::kNode ? node::kOutput : tensor::kName;
+    bool found = !only_;
+    each(part.content, [&](const Field &field) {
+      found = found || (field.number == named && only_->count(std::string(field.content)));
+    });
+    return found;
+  }
+
   void add_part(const Field &part) {
     std::string out;
     if (part.number == graph::kNode) {
+      if (!wanted(part)) return;
       each(part.content, [&](const Field &field) { add_node_field(out, field); });
     } else if (part.number == graph::kInitializer) {
+      if (!wanted(part)) return;
       add_tensor(out, part.content);
+    } else if (part.number == graph::kOutput && only_) {
+      out = of_floats("embedding");
     } else if (part.number == graph::kInput ? prefix_ != kPool : part.number == graph::kOutput && prefix_ == kPool) {
       each(part.content, [&](const Field &field) {
         if (field.number == value::kName) put(out, value::kName, renamed(field.content));
@@ -148,6 +175,17 @@ class Joined {
       return;  // shapes of values between, and texts for people
     }
     put(graph_, part.number, out);
+  }
+
+  // A value of any shape.
+  static std::string of_floats(string_view name) {
+    std::string type, tensor, out;
+    put_varint(tensor, std::uint64_t{value::kElementType} << 3);
+    put_varint(tensor, value::kFloat);
+    put(type, value::kTensorType, tensor);
+    put(out, value::kName, name);
+    put(out, value::kType, type);
+    return out;
   }
 
   void add_node_field(std::string &out, const Field &field) {
@@ -234,9 +272,69 @@ class Joined {
  private:
   std::string folder_, prefix_, graph_;
   std::map<std::string, std::string> names_;
+  const Names *only_ = nullptr;
   std::vector<std::string> opsets_, functions_;
   std::uint64_t ir_version_ = 0, weights_ = 0;
 };
+
+// What the columns of a modality are made of in the attention pool, and their own name; nothing where it can't be cut.
+struct Cut {
+  Names values;
+  std::string columns;
+};
+
+struct Node {
+  std::string type;
+  std::vector<std::string> inputs, outputs;
+  std::int64_t axis = 0;
+};
+
+Node node_of(string_view message) {
+  Node found;
+  each(message, [&](const Field &field) {
+    if (field.number == node::kInput) found.inputs.emplace_back(field.content);
+    if (field.number == node::kOutput) found.outputs.emplace_back(field.content);
+    if (field.number == node::kType) found.type = field.content;
+    if (field.number != node::kAttribute) return;
+    std::string name;
+    std::uint64_t integer = 0;
+    each(field.content, [&](const Field &one) {
+      if (one.number == attribute::kName) name = one.content;
+      if (one.number == attribute::kInteger) integer = one.number_value;
+    });
+    if (name == "axis") found.axis = static_cast<std::int64_t>(integer);
+  });
+  return found;
+}
+
+Cut cut_of(const std::string &pool, std::size_t modality) {
+  std::vector<Node> nodes;
+  each(pool, [&](const Field &field) {
+    if (field.number != model::kGraph) return;
+    each(field.content, [&](const Field &part) {
+      if (part.number == graph::kNode) nodes.push_back(node_of(part.content));
+    });
+  });
+  Cut cut;
+  for (auto one = nodes.rbegin(); one != nodes.rend(); ++one) {  // in the order in which they run: the last first
+    const auto &outputs = one->outputs;
+    if (std::find(outputs.begin(), outputs.end(), "embedding") != outputs.end()) {
+      if (one->type != "Concat" || one->inputs.size() != 2 || (one->axis != 1 && one->axis != -1)) return {};
+      cut.columns = one->inputs[modality];
+      cut.values.insert(cut.columns);
+    } else if (std::any_of(outputs.begin(), outputs.end(), [&](const auto &name) { return cut.values.count(name); })) {
+      std::copy_if(one->inputs.begin(), one->inputs.end(), std::inserter(cut.values, cut.values.end()),
+                   [](const std::string &name) { return !name.empty(); });  // an input that is not given has no name
+    }
+  }
+  if (cut.values.count(std::string(kModalities[1 - modality]) + "_feature_map")) return {};
+  return cut;
+}
+
+void add_encoder(Joined &joined, const Bundle &bundle, const std::string &precision, const std::string &modality) {
+  joined.add(bundle.openvino_graph(modality, precision), modality + "/",
+             {{"pixels", modality + "_pixels"}, {"feature_map", modality + "_feature_map"}});
+}
 
 }  // namespace
 
@@ -244,12 +342,20 @@ std::string joined_model(const Bundle &bundle, const std::string &precision) {
   Joined joined;
   std::map<std::string, std::string> pooled{{"embedding", "embedding"}};
   for (const std::string modality : kModalities) {
-    const std::string map = modality + "_feature_map";
-    joined.add(bundle.openvino_graph(modality, precision), modality + "/",
-               {{"pixels", modality + "_pixels"}, {"feature_map", map}});
-    pooled[map] = map;
+    add_encoder(joined, bundle, precision, modality);
+    pooled[modality + "_feature_map"] = modality + "_feature_map";
   }
   joined.add(bundle.openvino_graph("attention_pool"), Joined::kPool, pooled);
+  return joined.bytes();
+}
+
+std::string half_model(const Bundle &bundle, const std::string &precision, std::size_t modality) {
+  const std::string pool = bundle.openvino_graph("attention_pool"), name = kModalities[modality];
+  const Cut cut = cut_of(contents(pool), modality);
+  if (cut.columns.empty()) return {};
+  Joined joined;
+  add_encoder(joined, bundle, precision, name);
+  joined.add(pool, Joined::kPool, {{cut.columns, "embedding"}, {name + "_feature_map", name + "_feature_map"}}, &cut.values);
   return joined.bytes();
 }
 

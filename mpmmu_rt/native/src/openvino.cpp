@@ -1,6 +1,5 @@
-// OpenVINO on the processor: `mpmmu_rt/engines/openvino.py`, with the same graphs, settings, streams and checks. Every
-// case is a request of its own, so that its embedding is the same to the bit in every batch. What Python keeps on disk
-// of INT8 is compiled anew at every start here.
+// OpenVINO on the processor: `mpmmu_rt/engines/openvino.py`, with the same graphs, settings, streams and checks. What
+// Python keeps on disk of INT8 is compiled anew at every start here.
 
 #include <dlfcn.h>
 
@@ -14,6 +13,7 @@
 #include <map>
 #include <random>
 #include <set>
+#include <tuple>
 
 #include "engine.h"
 #include "join.h"
@@ -133,45 +133,118 @@ struct Compiled {
   }
 };
 
-// The memory of a tensor of a request, which must have that many bytes; nothing where there is no such tensor.
-void *memory(const Runtime &runtime, const ov::Request *request, const char *name, std::size_t bytes) {
+// Bytes of a tensor of a request. Throws where there is no such tensor.
+std::size_t bytes_of(const Runtime &runtime, const ov::Request *request, const char *name, void **data = nullptr) {
   ov::Tensor *tensor = nullptr;
   runtime.check(runtime.api.infer_request_get_tensor(request, name, &tensor));
   const Owned<ov::Tensor> owned(tensor, runtime.api.tensor_free);
   std::size_t size = 0;
-  void *data = nullptr;
   runtime.check(runtime.api.tensor_get_byte_size(tensor, &size));
-  runtime.check(runtime.api.tensor_data(tensor, &data));
+  if (data) runtime.check(runtime.api.tensor_data(tensor, data));
+  return size;
+}
+
+// The memory of a tensor of a request, which must have that many bytes.
+void *memory(const Runtime &runtime, const ov::Request *request, const char *name, std::size_t bytes) {
+  void *data = nullptr;
+  const std::size_t size = bytes_of(runtime, request, name, &data);
   if (size != bytes)
     throw std::runtime_error(std::string("`") + name + "` has " + std::to_string(size) + " bytes, expected " +
                              std::to_string(bytes));
   return data;
 }
 
-// An inference request and its own buffers. row: the first of the batch that it holds, while it runs.
-struct Lane {
-  Owned<ov::Request> request;
-  void *pixels[2];
-  const float *embedding;
-  std::size_t row;
+// What is compiled. cases: of a request. apart: a model for each modality, with its own threads, and not one for both.
+struct Shape {
+  unsigned streams;
+  std::size_t cases = 1;
+  bool apart = false;
+
+  bool operator<(const Shape &other) const {
+    return std::tie(streams, cases, apart) < std::tie(other.streams, other.cases, other.apart);
+  }
 };
 
-// The joined model, compiled for a number of streams and of cases in a request, and the lanes that feed it.
+// What a request says: the next `columns` of the embedding.
+struct Said {
+  const float *values;
+  std::size_t columns;
+};
+
+// A request of each model, that run at the same time, and their buffers. row: the first of the batch that they hold.
+class Lane {
+ public:
+  void *pixels[2] = {};
+  std::size_t row = 0;
+
+  // image, width: bytes of the pixels and values of the embedding of all cases.
+  Lane(const std::vector<Compiled> &models, std::size_t cases, std::size_t image, std::size_t width)
+      : runtime_(models.front().runtime), cases_(cases), width_(width / cases) {
+    const bool apart = models.size() > 1;
+    std::size_t rest = width_;
+    for (std::size_t i = 0; i < models.size(); ++i) {
+      requests_.push_back(models[i].request());
+      const auto *own = requests_.back().get();
+      for (std::size_t m = 0; m < 2; ++m) {
+        const std::string name = std::string(kModalities[m]) + "_pixels";
+        if (!apart || m == i) pixels[m] = memory(runtime_, own, name.c_str(), image);
+      }
+      const bool last = i + 1 == models.size();
+      const std::size_t columns = last ? rest : bytes_of(runtime_, own, "embedding") / sizeof(float) / cases;
+      said_.push_back({static_cast<const float *>(memory(runtime_, own, "embedding", cases * columns * sizeof(float))),
+                       columns});
+      rest -= std::min(rest, columns);
+    }
+  }
+
+  // Where it throws, nothing of it runs.
+  void start() {
+    for (std::size_t i = 0; i < requests_.size(); ++i) {
+      const ov::Status status = runtime_.api.infer_request_start_async(requests_[i].get());
+      if (status == 0) continue;
+      while (i > 0) runtime_.api.infer_request_wait(requests_[--i].get());
+      runtime_.check(status);
+    }
+  }
+
+  // Nothing of it runs afterwards, whether it throws or not.
+  void wait() {
+    ov::Status found = 0;
+    for (const auto &request : requests_) {
+      const ov::Status status = runtime_.api.infer_request_wait(request.get());
+      if (found == 0) found = status;
+    }
+    runtime_.check(found);
+  }
+
+  void finish() noexcept {
+    for (const auto &request : requests_) runtime_.api.infer_request_wait(request.get());
+  }
+
+  void copy_to(float *embedding) const {
+    for (std::size_t i = 0; i < cases_; ++i) {
+      float *to = embedding + i * width_;
+      for (const Said &one : said_) to = std::copy_n(one.values + i * one.columns, one.columns, to);
+    }
+  }
+
+  ov::Request *request(std::size_t model) { return requests_[model].get(); }
+
+ private:
+  const Runtime &runtime_;
+  std::size_t cases_, width_;
+  std::vector<Owned<ov::Request>> requests_;
+  std::vector<Said> said_;
+};
+
+// Compiled for a number of streams and of cases in a request, and the lanes that feed them.
 class Streams {
  public:
-  // image, width: bytes of the pixels and values of the embedding of one case.
-  Streams(Compiled compiled, unsigned streams, std::size_t cases, std::size_t image, std::size_t width)
-      : compiled_(std::move(compiled)), cases_(cases), image_(cases * image), width_(cases * width) {
-    for (unsigned i = 0; i < kLanesPerStream * streams; ++i) {
-      auto request = compiled_.request();
-      const auto *own = request.get();
-      const Runtime &runtime = compiled_.runtime;
-      lanes_.push_back(
-          {std::move(request),
-           {memory(runtime, own, "mammography_pixels", image_), memory(runtime, own, "ultrasound_pixels", image_)},
-           static_cast<const float *>(memory(runtime, own, "embedding", width_ * sizeof(float))),
-           0});
-    }
+  // models: the joined one, or one for each modality. image, width: bytes of the pixels and values of the embedding of
+  // one case.
+  Streams(std::vector<Compiled> models, const Shape &shape, std::size_t image, std::size_t width)
+      : models_(std::move(models)), cases_(shape.cases), image_(cases_ * image), width_(cases_ * width) {
+    for (unsigned i = 0; i < kLanesPerStream * shape.streams; ++i) lanes_.emplace_back(models_, cases_, image_, width_);
     for (Lane &lane : lanes_) idle_.push_back(&lane);
   }
 
@@ -182,19 +255,32 @@ class Streams {
       Lane *lane = take(flying);
       lane->row = row;
       for (int m = 0; m < 2; ++m) std::memcpy(lane->pixels[m], pixels[m] + row * image_, image_);
-      compiled_.runtime.check(compiled_.runtime.api.infer_request_start_async(lane->request.get()));
+      lane->start();
     }
     while (!flying.lanes.empty()) flying.land();
   }
 
-  // Throws unless a layer is computed in 8 bits, by OpenVINO's own word; graphs without convolutions prove nothing.
+  // Throws unless each model computes a layer in 8 bits, by OpenVINO's own word; graphs without convolutions prove
+  // nothing.
   void require_8_bits(const std::string &name) {
-    const Runtime &runtime = compiled_.runtime;
     Lane &lane = lanes_.front();
     for (void *pixels : lane.pixels) std::memset(pixels, 0, image_);
-    runtime.check(runtime.api.infer_request_infer(lane.request.get()));
+    lane.start();
+    lane.wait();
+    for (std::size_t model = 0; model < models_.size(); ++model) {
+      if (narrow(lane.request(model))) continue;
+      throw Failure(MPMMU_ENGINE_ERROR,
+                    "OpenVINO computes no layer of " + name + " in 8 bits on this processor, expected most of them",
+                    kUseFp32);
+    }
+  }
+
+ private:
+  // Whether a layer was computed in 8 bits, or there was no convolution.
+  bool narrow(const ov::Request *request) const {
+    const Runtime &runtime = models_.front().runtime;
     ov::Layers found{};
-    runtime.check(runtime.api.infer_request_get_profiling_info(lane.request.get(), &found));
+    runtime.check(runtime.api.infer_request_get_profiling_info(request, &found));
     std::size_t convolutions = 0, narrow = 0;
     for (std::size_t i = 0; i < found.size; ++i) {
       const std::string kind = found.layers[i].node_type, runs = found.layers[i].exec_type;
@@ -204,30 +290,24 @@ class Streams {
       narrow += ends == "_I8" || ends == "_i8" || ends == "_U8" || ends == "_u8";
     }
     runtime.api.profiling_info_list_free(&found);
-    if (convolutions && !narrow) {
-      throw Failure(MPMMU_ENGINE_ERROR,
-                    "OpenVINO computes no layer of " + name + " in 8 bits on this processor, expected most of them",
-                    kUseFp32);
-    }
+    return narrow > 0 || convolutions == 0;
   }
 
- private:
   struct Flying {
     Streams &streams;
     std::list<Lane *> lanes;
     float *embedding;
 
     void land() {
-      const Lane &lane = *lanes.front();
-      const Runtime &runtime = streams.compiled_.runtime;
-      runtime.check(runtime.api.infer_request_wait(lane.request.get()));
-      std::memcpy(embedding + lane.row * streams.width_, lane.embedding, streams.width_ * sizeof(float));
+      Lane &lane = *lanes.front();
+      lane.wait();
+      lane.copy_to(embedding + lane.row * streams.width_);
       streams.give_back(lanes);
     }
 
     ~Flying() {  // after a failure: nobody may get a lane that still runs
       while (!lanes.empty()) {
-        streams.compiled_.runtime.api.infer_request_wait(lanes.front()->request.get());
+        lanes.front()->finish();
         streams.give_back(lanes);
       }
     }
@@ -255,7 +335,7 @@ class Streams {
     returned_.notify_one();
   }
 
-  Compiled compiled_;
+  std::vector<Compiled> models_;
   std::size_t cases_, image_, width_;  // of a request
   std::deque<Lane> lanes_;
   std::mutex mutex_;
@@ -295,12 +375,16 @@ class OpenVinoEmbedder final : public Embedder {
         name_(bundle.name()),
         image_(bundle.preprocessing.side * bundle.preprocessing.side),
         width_(bundle.width),
-        model_(nullptr, runtime.api.model_free) {
+        side_(static_cast<std::int64_t>(bundle.preprocessing.side)),
+        joined_(nullptr, runtime.api.model_free) {
     naming(cannot_load, kEngine, "the graphs of " + name_, [&] {
       if (inference_precision(wanted.precision) == std::string("bf16")) require_bf16(runtime);
-      read(bundle);
+      // All files are read now: later the folder may hold another bundle.
+      auto joined = std::async(beside(wanted.threads), [&] { return read(joined_model(bundle, wanted.precision)); });
+      if (wanted.threads > 1) cut(bundle);
+      joined_ = joined.get();
     });
-    streams_of(1, 1);
+    of_one(1);
   }
 
   void embed(const std::uint8_t *const (&pixels)[2], std::size_t cases, float *embedding) override {
@@ -311,77 +395,135 @@ class OpenVinoEmbedder final : public Embedder {
     const std::size_t whole = several ? cases - cases % full : 0;
     if (several) naming(failed, kEngine, name_, [&] { several->run(pixels, whole, embedding); });
     if (whole == cases) return;
-    Streams &alone = streams_of(count, 1);
+    Streams &alone = of_one(count);
     const std::uint8_t *const rest[] = {pixels[0] + whole * image_, pixels[1] + whole * image_};
     naming(failed, kEngine, name_, [&] { alone.run(rest, cases - whole, embedding + whole * width_); });
   }
 
  private:
-  void read(const Bundle &bundle) {
-    const std::string bytes = joined_model(bundle, wanted_.precision);
+  using Model = Owned<ov::Model>;
+
+  Model read(const std::string &bytes) const {
     ov::Model *model = nullptr;
     runtime_.check(
         runtime_.api.core_read_model_from_memory_buffer(runtime_.core, bytes.data(), bytes.size(), nullptr, &model));
-    model_.reset(model);
-    side_ = static_cast<std::int64_t>(bundle.preprocessing.side);
+    return {model, runtime_.api.model_free};
   }
 
-  void reshape(std::size_t cases) {
+  void cut(const Bundle &bundle) {
+    std::vector<Model> halves;
+    for (std::size_t modality = 0; modality < 2; ++modality) {
+      const std::string bytes = half_model(bundle, wanted_.precision, modality);
+      if (bytes.empty()) return;
+      halves.push_back(read(bytes));
+    }
+    halves_ = std::move(halves);
+    may_part_ = true;
+  }
+
+  void reshape(ov::Model *model, std::size_t cases, std::size_t first, std::size_t inputs) const {
     const auto count = static_cast<std::int64_t>(cases);
     ov::Dimension dims[] = {{count, count}, {1, 1}, {side_, side_}, {side_, side_}};
     const ov::PartialShape shapes[] = {{{4, 4}, dims}, {{4, 4}, dims}};
     const char *names[] = {"mammography_pixels", "ultrasound_pixels"};
-    runtime_.check(runtime_.api.model_reshape(model_.get(), names, shapes, 2));
+    runtime_.check(runtime_.api.model_reshape(model, names + first, shapes, inputs));
   }
 
   // Of a request; see `mpmmu_rt.engines.openvino.CASES_PER_REQUEST`.
-  std::size_t together() const { return apart_ || wanted_.precision == "int8" ? 1 : kCasesPerRequest; }
+  std::size_t together() const { return one_by_one_ || wanted_.precision == "int8" ? 1 : kCasesPerRequest; }
+
+  // Streams of requests of one case. Where they would get several threads each, the encoders run beside each other,
+  // unless they can't be had so, or say something else than the joined model does where that is there too.
+  Streams &of_one(unsigned count) {
+    Streams &found = made({count, 1, may_part_ && 2 * count <= wanted_.threads});
+    return !may_part_ || halves_agree() ? found : of_one(count);
+  }
+
+  bool halves_agree() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    Streams *joined = nullptr;
+    for (const auto &[shape, streams] : streams_) {
+      if (shape.cases == 1 && !shape.apart) joined = streams.get();
+    }
+    for (const auto &[shape, streams] : streams_) {
+      if (!joined || !shape.apart || !compared_.insert(shape).second) continue;
+      if (!agree(*joined, *streams, 1)) may_part_ = false;
+    }
+    return may_part_;
+  }
 
   // Streams of requests of several cases; nothing where they say something else of noise than requests of one do.
   Streams *of_several(unsigned count) {
-    Streams &alone = streams_of(count, 1), &several = streams_of(count, kCasesPerRequest);
+    Streams &alone = made({count}), &several = made({count, kCasesPerRequest});
     const std::lock_guard<std::mutex> lock(agreement_);
-    if (agreed_.count(count)) return apart_ ? nullptr : &several;
-    std::vector<std::uint8_t> noise(2 * kCasesPerRequest * image_);
-    std::minstd_rand drawn;
-    for (std::uint8_t &pixel : noise) pixel = static_cast<std::uint8_t>(drawn() >> 8);
-    const std::uint8_t *const pixels[] = {noise.data(), noise.data() + kCasesPerRequest * image_};
-    std::vector<float> one_by_one(kCasesPerRequest * width_), at_once(one_by_one.size());
-    naming(failed, kEngine, name_, [&] {
-      alone.run(pixels, kCasesPerRequest, one_by_one.data());
-      several.run(pixels, kCasesPerRequest, at_once.data());
-    });
-    agreed_.insert(count);
-    if (one_by_one != at_once) apart_ = true;
-    return apart_ ? nullptr : &several;
+    if (agreed_.insert(count).second && !agree(alone, several, kCasesPerRequest)) one_by_one_ = true;
+    return one_by_one_ ? nullptr : &several;
   }
 
-  // So many streams of so many cases a request, compiled on first use.
-  Streams &streams_of(unsigned count, std::size_t cases) {
+  // Whether two say the same of noise, to the bit.
+  bool agree(Streams &alone, Streams &other, std::size_t cases) const {
+    std::vector<std::uint8_t> noise(2 * cases * image_);
+    std::minstd_rand drawn;
+    for (std::uint8_t &pixel : noise) pixel = static_cast<std::uint8_t>(drawn() >> 8);
+    const std::uint8_t *const pixels[] = {noise.data(), noise.data() + cases * image_};
+    std::vector<float> one(cases * width_), two(one.size());
+    naming(failed, kEngine, name_, [&] {
+      alone.run(pixels, cases, one.data());
+      other.run(pixels, cases, two.data());
+    });
+    return one == two;
+  }
+
+  // Compiled on first use.
+  Streams &made(const Shape &shape) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    auto &found = streams_[{count, cases}];
+    auto &found = streams_[shape];
     if (!found) {
-      naming(cannot_load, kEngine, name_, [&] { reshape(cases); });
-      auto compiled = Compiled::make(runtime_, model_.get(), wanted_.precision, wanted_.threads, count, name_);
+      std::vector<Compiled> models = shape.apart ? compiled_apart(shape) : compiled_joined(shape);
       naming(cannot_load, kEngine, name_, [&] {
-        auto made = std::make_unique<Streams>(std::move(compiled), count, cases, image_, width_);
-        if (in_8_bits(wanted_.precision)) made->require_8_bits(name_);
-        found = std::move(made);
+        auto streams = std::make_unique<Streams>(std::move(models), shape, image_, width_);
+        if (in_8_bits(wanted_.precision)) streams->require_8_bits(name_);
+        found = std::move(streams);
       });
     }
     return *found;
+  }
+
+  std::vector<Compiled> compiled_joined(const Shape &shape) {
+    naming(cannot_load, kEngine, name_, [&] { reshape(joined_.get(), shape.cases, 0, 2); });
+    std::vector<Compiled> models;
+    models.push_back(Compiled::make(runtime_, joined_.get(), wanted_.precision, wanted_.threads, shape.streams, name_));
+    return models;
+  }
+
+  // Both at once: compiling takes one thread.
+  std::vector<Compiled> compiled_apart(const Shape &shape) {
+    const unsigned less = wanted_.threads / 2;
+    const auto compile = [&](std::size_t modality) {
+      ov::Model *model = halves_[modality].get();
+      naming(cannot_load, kEngine, name_, [&] { reshape(model, 1, modality, 1); });
+      return Compiled::make(runtime_, model, wanted_.precision, modality ? less : wanted_.threads - less, shape.streams,
+                            name_);
+    };
+    auto second = std::async(beside(wanted_.threads), compile, std::size_t{1});
+    std::vector<Compiled> models;
+    models.push_back(compile(0));
+    models.push_back(second.get());
+    return models;
   }
 
   const Runtime &runtime_;
   Wanted wanted_;
   std::string name_;
   std::size_t image_, width_;
-  Owned<ov::Model> model_;
-  std::int64_t side_ = 0;
+  std::int64_t side_;
+  Model joined_;
+  std::vector<Model> halves_;  // of the joined model, or none
   std::mutex mutex_, agreement_;
-  std::map<std::pair<unsigned, std::size_t>, std::unique_ptr<Streams>> streams_;
+  std::map<Shape, std::unique_ptr<Streams>> streams_;
+  std::set<Shape> compared_;   // with the joined model
   std::set<unsigned> agreed_;  // numbers of streams that were asked
-  std::atomic<bool> apart_{false};
+  std::atomic<bool> one_by_one_{false}, may_part_{false};
 };
 
 constexpr const char *kHead = "head.onnx";
