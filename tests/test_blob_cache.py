@@ -243,7 +243,7 @@ def test_a_bundle_that_is_replaced_meanwhile_is_not_mixed_with_the_old_one(
         with pytest.raises(BundleError):
             predictor.predict(cases)
         np.testing.assert_array_equal(predictor.predict(one).probability, want)
-    assert len(cache.entries()) == 2  # of `answer`, and of one case on two threads
+    assert len(cache.entries()) == 3  # of `answer`, and both halves, of one case on two threads
 
 
 def test_a_folder_that_takes_nothing_more_is_a_warning(cache: BlobCache, monkeypatch: pytest.MonkeyPatch) -> None:

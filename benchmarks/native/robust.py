@@ -1,7 +1,7 @@
 """The native library for long: fuzzed, under sanitizers, opened again and again.
 
     python -m benchmarks.native.robust BUNDLE [--seconds 600] [--calls 10000] [--opens 100000] \\
-        > benchmarks/results/native_robust_<machine>.md
+        [--parts fuzz threads memory] > benchmarks/results/native_robust_<machine>.md
 
 libFuzzer, of clang, reads JSON, .npz files and sealed bundles for so many seconds, from the corpus in tests/native; two
 threads share a model under ThreadSanitizer and under AddressSanitizer with UndefinedBehaviorSanitizer, so many calls
@@ -12,6 +12,7 @@ and corpus are those of tests/native/test_robust.py.
 
 from __future__ import annotations
 
+import argparse
 import re
 import subprocess
 import tempfile
@@ -48,38 +49,53 @@ def fuzzed(folder: Path, seconds: int) -> str:
     return f"{said}s, nothing found"
 
 
-def main(bundle: Path, seconds: int, calls: int, opens: int) -> None:
+def fuzz(folder: Path, given: argparse.Namespace) -> None:
+    print(report.row(["libFuzzer: JSON, .npz, sealed bundles", fuzzed(folder, given.seconds)]), flush=True)
+
+
+def threads(folder: Path, given: argparse.Namespace) -> None:
+    for name, flags in SANITIZERS.items():
+        place = build(folder / name, flags=flags, kind="Debug")
+        program = build_use(place, place / "use", *flags.split())
+        for target in ("onnxruntime:fp32", "openvino:int8"):
+            command = [str(program), "threads", str(given.bundle), target, str(given.calls), "2"]
+            said = checked(command, **_variables() | NOT_THE_ENGINES)
+            assert said == f"{2 * given.calls} calls, 0 wrong\n", said
+            print(report.row([f"two threads, {NAMES[name]}, {target}", said]), flush=True)
+    leaks = [str(program), "opens", str(given.bundle), "onnxruntime:fp32", str(OPENS_TO_FIND_LEAKS)]
+    checked(leaks, **_variables() | {"ASAN_OPTIONS": "detect_leaks=1"})
+    print(report.row([f"LeakSanitizer, {OPENS_TO_FIND_LEAKS} opens, onnxruntime:fp32", "nothing left"]), flush=True)
+
+
+def memory(folder: Path, given: argparse.Namespace) -> None:
+    place = build(folder / "plain")
+    program = build_use(place, place / "use")
+    for arguments in (("opens", str(given.bundle), "onnxruntime:fp32"), ("checks", str(given.bundle))):
+        said = steady(checked([str(program), *arguments, str(given.opens)], **_variables()))
+        print(report.row([f"resident memory, {arguments[0]}", said]), flush=True)
+
+
+def _variables() -> dict[str, str]:
+    return RUN | {f"MPMMU_{name.upper()}": str(path) for name, path in engines().items()}
+
+
+PARTS = {part.__name__: part for part in (fuzz, threads, memory)}
+
+
+def main(given: argparse.Namespace) -> None:
     print(report.heading("The native library for long"))
     print(report.columns("what | found"))
-    variables = RUN | {f"MPMMU_{name.upper()}": str(path) for name, path in engines().items()}
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        print(report.row(["libFuzzer: JSON, .npz, sealed bundles", fuzzed(folder, seconds)]), flush=True)
-        for name, flags in SANITIZERS.items():
-            place = build(folder / name, flags=flags, kind="Debug")
-            program = build_use(place, place / "use", *flags.split())
-            for target in ("onnxruntime:fp32", "openvino:int8"):
-                said = checked(
-                    [str(program), "threads", str(bundle), target, str(calls), "2"], **variables | NOT_THE_ENGINES
-                )
-                assert said == f"{2 * calls} calls, 0 wrong\n", said
-                print(report.row([f"two threads, {NAMES[name]}, {target}", said]), flush=True)
-        leaks = [str(program), "opens", str(bundle), "onnxruntime:fp32", str(OPENS_TO_FIND_LEAKS)]
-        checked(leaks, **variables | {"ASAN_OPTIONS": "detect_leaks=1"})
-        print(report.row([f"LeakSanitizer, {OPENS_TO_FIND_LEAKS} opens, onnxruntime:fp32", "nothing left"]), flush=True)
-        place = build(folder / "plain")
-        program = build_use(place, place / "use")
-        for arguments in (("opens", str(bundle), "onnxruntime:fp32"), ("checks", str(bundle))):
-            said = steady(checked([str(program), *arguments, str(opens)], **variables))
-            print(report.row([f"resident memory, {arguments[0]}", said]), flush=True)
+        for name in given.parts:
+            PARTS[name](Path(temporary), given)
     print(f"\n{report.load('at the end')}")
 
 
 if __name__ == "__main__":
     parser = report.parser(__doc__)
     parser.add_argument("bundle", type=Path)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--seconds", type=int, default=600)
     parser.add_argument("--calls", type=int, default=10_000)
     parser.add_argument("--opens", type=int, default=100_000)
-    given = parser.parse_args()
-    main(given.bundle, given.seconds, given.calls, given.opens)
+    main(parser.parse_args())

@@ -174,6 +174,7 @@ class OpenVinoEmbedder:
                 self._may_part = False
                 return self._of_one(bundle, Shape(shape.streams))
             self._streams[shape] = made
+        if self._may_part:
             self._compare_halves(bundle)
         return self._streams.get(shape) or self._of_one(bundle, Shape(shape.streams))
 
@@ -182,7 +183,6 @@ class OpenVinoEmbedder:
         for shape in [shape for shape in self._streams if shape.apart and shape not in self._compared]:
             if joined is None:
                 return
-            self._compared.add(shape)
             if not _agree(bundle, joined, self._streams[shape], 1):
                 self._may_part = False
                 self._streams = {shape: streams for shape, streams in self._streams.items() if not shape.apart}
@@ -191,6 +191,7 @@ class OpenVinoEmbedder:
                     "from here on they take turns",
                 )
                 return
+            self._compared.add(shape)
 
     def _of_several(self, bundle: Bundle, shape: Shape) -> Streams | None:
         """Streams of requests of several cases; None where they say something else than requests of one."""

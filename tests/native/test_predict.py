@@ -111,6 +111,28 @@ def test_a_pool_that_looks_at_both_modalities_at_once(library: Library, tmp_path
 
 
 @pytest.mark.slow
+def test_a_bundle_that_is_replaced_meanwhile_is_not_mixed_with_the_old_one(library: Library, tmp_path: Path) -> None:
+    """What a larger batch runs is read when the first one comes."""
+    needs_openvino()
+    folder, old = tmp_path / "served.bundle", tmp_path / "old.bundle"
+    shutil.copytree(STORED, folder)
+    one, two = pixels(32, 1, 1), pixels(32, 2, 2)
+    with library.open(folder, "openvino:fp32", 2) as model:
+        want = model.predict(one).probability
+        folder.rename(old)
+        drawn(folder)
+        for _ in range(2):
+            with pytest.raises(NativeError, match="another SHA-256 than bundle.json says") as caught:
+                model.predict(two)
+            assert caught.value.status == "DIGEST_MISMATCH"
+            np.testing.assert_array_equal(model.predict(one).probability, want)
+        shutil.rmtree(folder)
+        old.rename(folder)
+        with load(folder, "openvino:fp32", threads=2) as predictor:
+            same(model, predictor, two)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("first", [1, 2])
 def test_encoders_that_say_something_else_beside_each_other(library: Library, tmp_path: Path, first: int) -> None:
     """Nothing tells that they take turns from then on (Python's remarks do); it goes on answering."""

@@ -82,9 +82,13 @@ void put_varint(std::string &out, std::uint64_t value) {
   out += static_cast<char>(value);
 }
 
-void put(std::string &out, unsigned number, string_view content) {
+void put_header(std::string &out, unsigned number, std::uint64_t size) {
   put_varint(out, std::uint64_t{number} << 3 | 2);
-  put_varint(out, content.size());
+  put_varint(out, size);
+}
+
+void put(std::string &out, unsigned number, string_view content) {
+  put_header(out, number, content.size());
   out += content;
 }
 
@@ -95,19 +99,21 @@ std::string contents(const std::string &path) {
   return std::move(*data);
 }
 
-using Names = std::set<std::string>;
+// Bytes of a message, and after them weights that still lie in a file: they are read straight to where they belong, as
+// there may be hundreds of megabytes of them.
+struct Piece {
+  std::string text, path;
+  std::uint64_t offset = 0, length = 0;
+};
 
 class Joined {
  public:
-  // Adds a graph, whose values get new names: those of `names`, else the prefix. only: the values to keep, unless NULL,
-  // with what makes them.
-  void add(const std::string &path, const std::string &prefix, std::map<std::string, std::string> names,
-           const Names *only = nullptr) {
+  // Adds a graph, whose values get new names: those of `names`, else the prefix.
+  void add(const std::string &path, const std::string &prefix, std::map<std::string, std::string> names) {
     const std::string data = contents(path);
     folder_ = path.substr(0, path.rfind('/'));
     prefix_ = prefix;
     names_ = std::move(names);
-    only_ = only;
     each(data, [this](const Field &field) {
       if (field.number == model::kGraph) each(field.content, [this](const Field &part) { weigh(part); });
     });
@@ -119,13 +125,25 @@ class Joined {
     });
   }
 
-  std::string bytes() const {
-    std::string out;
-    put_varint(out, std::uint64_t{model::kIrVersion} << 3);
-    put_varint(out, ir_version_);
-    for (const auto &opset : opsets_) out += opset;
-    for (const auto &function : functions_) out += function;
-    put(out, model::kGraph, graph_);
+  Buffer bytes() const {
+    std::string head;
+    put_varint(head, std::uint64_t{model::kIrVersion} << 3);
+    put_varint(head, ir_version_);
+    for (const auto &opset : opsets_) head += opset;
+    for (const auto &function : functions_) head += function;
+    std::size_t size = 0;
+    for (const Piece &piece : graph_) size += piece.text.size() + piece.length;
+    put_header(head, model::kGraph, size);
+    Buffer out(head.size() + size);
+    char *to = std::copy(head.begin(), head.end(), out.data.get());
+    for (const Piece &piece : graph_) {
+      to = std::copy(piece.text.begin(), piece.text.end(), to);
+      if (!piece.length) continue;
+      std::ifstream file(piece.path, std::ios::binary);
+      file.seekg(static_cast<std::streamoff>(piece.offset));
+      if (!file.read(to, static_cast<std::streamsize>(piece.length))) throw std::runtime_error(kNotThere);
+      to += piece.length;
+    }
     return out;
   }
 
@@ -144,26 +162,13 @@ class Joined {
     return name.empty() ? "" : prefix_ + std::string(name);  // an optional input that is not given has no name
   }
 
-  // Whether an output of a node, or the tensor, is to be kept.
-  bool wanted(const Field &part) const {
-    const unsigned named = part.number == graph::kNode ? node::kOutput : tensor::kName;
-    bool found = !only_;
-    each(part.content, [&](const Field &field) {
-      found = found || (field.number == named && only_->count(std::string(field.content)));
-    });
-    return found;
-  }
-
   void add_part(const Field &part) {
     std::string out;
+    Piece weights;
     if (part.number == graph::kNode) {
-      if (!wanted(part)) return;
       each(part.content, [&](const Field &field) { add_node_field(out, field); });
     } else if (part.number == graph::kInitializer) {
-      if (!wanted(part)) return;
-      add_tensor(out, part.content);
-    } else if (part.number == graph::kOutput && only_) {
-      out = of_floats("embedding");
+      weights = add_tensor(out, part.content);
     } else if (part.number == graph::kInput ? prefix_ != kPool : part.number == graph::kOutput && prefix_ == kPool) {
       each(part.content, [&](const Field &field) {
         if (field.number == value::kName) put(out, value::kName, renamed(field.content));
@@ -174,18 +179,9 @@ class Joined {
     } else {
       return;  // shapes of values between, and texts for people
     }
-    put(graph_, part.number, out);
-  }
-
-  // A value of any shape.
-  static std::string of_floats(string_view name) {
-    std::string type, tensor, out;
-    put_varint(tensor, std::uint64_t{value::kElementType} << 3);
-    put_varint(tensor, value::kFloat);
-    put(type, value::kTensorType, tensor);
-    put(out, value::kName, name);
-    put(out, value::kType, type);
-    return out;
+    put_header(weights.text, part.number, out.size() + weights.length);
+    weights.text += out;
+    graph_.push_back(std::move(weights));
   }
 
   void add_node_field(std::string &out, const Field &field) {
@@ -234,8 +230,8 @@ class Joined {
     }
   }
 
-  // Weights that lie in a file of their own are put inside: a model in memory has no folder.
-  void add_tensor(std::string &out, string_view message) {
+  // Weights that lie in a file of their own are put inside, at the end: a model in memory has no folder.
+  Piece add_tensor(std::string &out, string_view message) {
     std::map<std::string, std::string> external;
     each(message, [&](const Field &field) {
       if (field.number == tensor::kExternalData) {
@@ -246,10 +242,13 @@ class Joined {
         out += field.whole;
       }
     });
-    if (!external.empty()) put(out, tensor::kRawData, slice(external));
+    if (external.empty()) return {};
+    Piece weights = slice(external);
+    put_header(out, tensor::kRawData, weights.length);
+    return weights;
   }
 
-  std::string slice(const std::map<std::string, std::string> &external) const {
+  Piece slice(const std::map<std::string, std::string> &external) const {
     const auto location = external.find("location");
     const std::string name = location == external.end() ? "" : location->second;
     const std::uint64_t offset = stated(external, "offset"), length = stated(external, "length");
@@ -259,28 +258,18 @@ class Joined {
         length > size - offset) {
       throw std::runtime_error(kNotThere);
     }
-    std::ifstream file(path, std::ios::binary);
-    file.seekg(static_cast<std::streamoff>(offset));
-    std::string data(static_cast<std::size_t>(length), '\0');
-    if (!file.read(data.data(), static_cast<std::streamsize>(length))) throw std::runtime_error(kNotThere);
-    return data;
+    return {{}, path, offset, length};
   }
 
  public:
   static constexpr const char *kPool = "attention_pool/";
 
  private:
-  std::string folder_, prefix_, graph_;
+  std::string folder_, prefix_;
+  std::vector<Piece> graph_;
   std::map<std::string, std::string> names_;
-  const Names *only_ = nullptr;
   std::vector<std::string> opsets_, functions_;
   std::uint64_t ir_version_ = 0, weights_ = 0;
-};
-
-// What the columns of a modality are made of in the attention pool, and their own name; nothing where it can't be cut.
-struct Cut {
-  Names values;
-  std::string columns;
 };
 
 struct Node {
@@ -307,56 +296,99 @@ Node node_of(string_view message) {
   return found;
 }
 
-Cut cut_of(const std::string &pool, std::size_t modality) {
-  std::vector<Node> nodes;
-  each(pool, [&](const Field &field) {
-    if (field.number != model::kGraph) return;
-    each(field.content, [&](const Field &part) {
-      if (part.number == graph::kNode) nodes.push_back(node_of(part.content));
-    });
-  });
-  Cut cut;
+// What one input of the last concatenation is made of, and its own name; nothing where the embedding is made otherwise.
+struct Part {
+  std::set<std::string> values;
+  std::string columns;
+};
+
+Part part_of(const std::vector<Node> &nodes, std::size_t input) {
+  Part part;
   for (auto one = nodes.rbegin(); one != nodes.rend(); ++one) {  // in the order in which they run: the last first
     const auto &outputs = one->outputs;
     if (std::find(outputs.begin(), outputs.end(), "embedding") != outputs.end()) {
       if (one->type != "Concat" || one->inputs.size() != 2 || (one->axis != 1 && one->axis != -1)) return {};
-      cut.columns = one->inputs[modality];
-      cut.values.insert(cut.columns);
-    } else if (std::any_of(outputs.begin(), outputs.end(), [&](const auto &name) { return cut.values.count(name); })) {
-      std::copy_if(one->inputs.begin(), one->inputs.end(), std::inserter(cut.values, cut.values.end()),
+      part.columns = one->inputs[input];
+      part.values.insert(part.columns);
+    } else if (std::any_of(outputs.begin(), outputs.end(), [&](const auto &name) { return part.values.count(name); })) {
+      std::copy_if(one->inputs.begin(), one->inputs.end(), std::inserter(part.values, part.values.end()),
                    [](const std::string &name) { return !name.empty(); });  // an input that is not given has no name
     }
   }
-  if (cut.values.count(std::string(kModalities[1 - modality]) + "_feature_map")) return {};
-  return cut;
+  return part;
 }
 
-void add_encoder(Joined &joined, const Bundle &bundle, const std::string &precision, const std::string &modality) {
-  joined.add(bundle.openvino_graph(modality, precision), modality + "/",
-             {{"pixels", modality + "_pixels"}, {"feature_map", modality + "_feature_map"}});
+// `embedding`: floats of any shape, as which `columns` are given out.
+std::string output_of(const std::string &columns) {
+  std::string type, tensor, output, identity, out;
+  put_varint(tensor, std::uint64_t{value::kElementType} << 3);
+  put_varint(tensor, value::kFloat);
+  put(type, value::kTensorType, tensor);
+  put(output, value::kName, "embedding");
+  put(output, value::kType, type);
+  put(identity, node::kInput, columns);
+  put(identity, node::kOutput, "embedding");
+  put(identity, node::kType, "Identity");
+  put(out, graph::kNode, identity);
+  put(out, graph::kOutput, output);
+  return out;
+}
+
+// Whether a part of a graph belongs to what `values` are made of.
+bool belongs(const Field &field, const std::set<std::string> &values) {
+  if (field.number == graph::kName) return true;
+  if (field.number != graph::kNode && field.number != graph::kInitializer && field.number != graph::kInput) return false;
+  const unsigned named = field.number == graph::kNode          ? node::kOutput
+                         : field.number == graph::kInitializer ? tensor::kName
+                                                               : value::kName;
+  bool found = false;
+  each(field.content, [&](const Field &one) {
+    found = found || (one.number == named && values.count(std::string(one.content)));
+  });
+  return found;
 }
 
 }  // namespace
 
-std::string joined_model(const Bundle &bundle, const std::string &precision) {
+Buffer joined_model(const Bundle &bundle, const std::string &precision) {
   Joined joined;
   std::map<std::string, std::string> pooled{{"embedding", "embedding"}};
   for (const std::string modality : kModalities) {
-    add_encoder(joined, bundle, precision, modality);
-    pooled[modality + "_feature_map"] = modality + "_feature_map";
+    const std::string map = modality + "_feature_map";
+    joined.add(bundle.openvino_graph(modality, precision), modality + "/",
+               {{"pixels", modality + "_pixels"}, {"feature_map", map}});
+    pooled[map] = map;
   }
   joined.add(bundle.openvino_graph("attention_pool"), Joined::kPool, pooled);
   return joined.bytes();
 }
 
-std::string half_model(const Bundle &bundle, const std::string &precision, std::size_t modality) {
-  const std::string pool = bundle.openvino_graph("attention_pool"), name = kModalities[modality];
-  const Cut cut = cut_of(contents(pool), modality);
-  if (cut.columns.empty()) return {};
-  Joined joined;
-  add_encoder(joined, bundle, precision, name);
-  joined.add(pool, Joined::kPool, {{cut.columns, "embedding"}, {name + "_feature_map", name + "_feature_map"}}, &cut.values);
-  return joined.bytes();
+Buffer half_model(const Buffer &joined, std::size_t modality) {
+  std::string head;
+  string_view whole;
+  each({joined.data.get(), joined.size}, [&](const Field &field) {
+    if (field.number == model::kGraph) whole = field.content;
+    else head += field.whole;
+  });
+  std::vector<Node> nodes;
+  each(whole, [&](const Field &field) {
+    if (field.number == graph::kNode) nodes.push_back(node_of(field.content));
+  });
+  const Part part = part_of(nodes, modality);
+  const std::string other = std::string(kModalities[1 - modality]) + "_pixels";
+  if (part.columns.empty() || part.values.count(other)) return Buffer(0);
+  std::vector<string_view> kept;
+  std::size_t size = 0;
+  each(whole, [&](const Field &field) {
+    if (belongs(field, part.values)) kept.push_back(field.whole), size += field.whole.size();
+  });
+  const std::string output = output_of(part.columns);
+  put_header(head, model::kGraph, size + output.size());
+  Buffer out(head.size() + size + output.size());
+  char *to = std::copy(head.begin(), head.end(), out.data.get());
+  for (const string_view one : kept) to = std::copy(one.begin(), one.end(), to);
+  std::copy(output.begin(), output.end(), to);
+  return out;
 }
 
 }  // namespace mpmmu

@@ -11,6 +11,7 @@
 #include <deque>
 #include <list>
 #include <map>
+#include <optional>
 #include <random>
 #include <set>
 #include <tuple>
@@ -376,15 +377,15 @@ class OpenVinoEmbedder final : public Embedder {
         image_(bundle.preprocessing.side * bundle.preprocessing.side),
         width_(bundle.width),
         side_(static_cast<std::int64_t>(bundle.preprocessing.side)),
-        joined_(nullptr, runtime.api.model_free) {
+        bundle_(bundle),
+        models_{{nullptr, runtime.api.model_free}, {nullptr, runtime.api.model_free}, {nullptr, runtime.api.model_free}},
+        may_part_(wanted.threads > 1) {
     naming(cannot_load, kEngine, "the graphs of " + name_, [&] {
       if (inference_precision(wanted.precision) == std::string("bf16")) require_bf16(runtime);
-      // All files are read now: later the folder may hold another bundle.
-      auto joined = std::async(beside(wanted.threads), [&] { return read(joined_model(bundle, wanted.precision)); });
-      if (wanted.threads > 1) cut(bundle);
-      joined_ = joined.get();
+      bytes_ = joined_model(bundle, wanted.precision);
     });
     of_one(1);
+    bytes_ = Buffer(0);
   }
 
   void embed(const std::uint8_t *const (&pixels)[2], std::size_t cases, float *embedding) override {
@@ -403,24 +404,6 @@ class OpenVinoEmbedder final : public Embedder {
  private:
   using Model = Owned<ov::Model>;
 
-  Model read(const std::string &bytes) const {
-    ov::Model *model = nullptr;
-    runtime_.check(
-        runtime_.api.core_read_model_from_memory_buffer(runtime_.core, bytes.data(), bytes.size(), nullptr, &model));
-    return {model, runtime_.api.model_free};
-  }
-
-  void cut(const Bundle &bundle) {
-    std::vector<Model> halves;
-    for (std::size_t modality = 0; modality < 2; ++modality) {
-      const std::string bytes = half_model(bundle, wanted_.precision, modality);
-      if (bytes.empty()) return;
-      halves.push_back(read(bytes));
-    }
-    halves_ = std::move(halves);
-    may_part_ = true;
-  }
-
   void reshape(ov::Model *model, std::size_t cases, std::size_t first, std::size_t inputs) const {
     const auto count = static_cast<std::int64_t>(cases);
     ov::Dimension dims[] = {{count, count}, {1, 1}, {side_, side_}, {side_, side_}};
@@ -435,8 +418,10 @@ class OpenVinoEmbedder final : public Embedder {
   // Streams of requests of one case. Where they would get several threads each, the encoders run beside each other,
   // unless they can't be had so, or say something else than the joined model does where that is there too.
   Streams &of_one(unsigned count) {
-    Streams &found = made({count, 1, may_part_ && 2 * count <= wanted_.threads});
-    return !may_part_ || halves_agree() ? found : of_one(count);
+    Streams *found = made({count, 1, may_part_ && 2 * count <= wanted_.threads});
+    if (found && (!may_part_ || halves_agree())) return *found;
+    may_part_ = false;
+    return of_one(count);
   }
 
   bool halves_agree() {
@@ -446,17 +431,21 @@ class OpenVinoEmbedder final : public Embedder {
       if (shape.cases == 1 && !shape.apart) joined = streams.get();
     }
     for (const auto &[shape, streams] : streams_) {
-      if (!joined || !shape.apart || !compared_.insert(shape).second) continue;
+      if (!joined || !shape.apart || compared_.count(shape)) continue;
       if (!agree(*joined, *streams, 1)) may_part_ = false;
+      compared_.insert(shape);
     }
     return may_part_;
   }
 
   // Streams of requests of several cases; nothing where they say something else of noise than requests of one do.
   Streams *of_several(unsigned count) {
-    Streams &alone = made({count}), &several = made({count, kCasesPerRequest});
+    Streams &alone = *made({count}), &several = *made({count, kCasesPerRequest});
     const std::lock_guard<std::mutex> lock(agreement_);
-    if (agreed_.insert(count).second && !agree(alone, several, kCasesPerRequest)) one_by_one_ = true;
+    if (!agreed_.count(count)) {
+      if (!agree(alone, several, kCasesPerRequest)) one_by_one_ = true;
+      agreed_.insert(count);
+    }
     return one_by_one_ ? nullptr : &several;
   }
 
@@ -474,42 +463,66 @@ class OpenVinoEmbedder final : public Embedder {
     return one == two;
   }
 
-  // Compiled on first use.
-  Streams &made(const Shape &shape) {
+  // Compiled on first use; nothing for halves of a model that can't be cut.
+  Streams *made(const Shape &shape) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    auto &found = streams_[shape];
-    if (!found) {
-      std::vector<Compiled> models = shape.apart ? compiled_apart(shape) : compiled_joined(shape);
-      naming(cannot_load, kEngine, name_, [&] {
-        auto streams = std::make_unique<Streams>(std::move(models), shape, image_, width_);
-        if (in_8_bits(wanted_.precision)) streams->require_8_bits(name_);
-        found = std::move(streams);
-      });
+    if (const auto found = streams_.find(shape); found != streams_.end()) return found->second.get();
+    if (!naming(cannot_load, kEngine, "the graphs of " + name_, [&] { return read(shape.apart); })) return nullptr;
+    std::vector<Compiled> models;
+    if (shape.apart) {  // both at once: to compile a model takes one thread
+      const unsigned less = wanted_.threads / 2;
+      auto second = std::async(beside(wanted_.threads), [&] { return compiled(shape, kSecond, less); });
+      models.push_back(compiled(shape, kFirst, wanted_.threads - less));
+      models.push_back(second.get());
+    } else {
+      models.push_back(compiled(shape, kJoined, wanted_.threads));
     }
-    return *found;
+    return naming(cannot_load, kEngine, name_, [&] {
+      auto streams = std::make_unique<Streams>(std::move(models), shape, image_, width_);
+      if (in_8_bits(wanted_.precision)) streams->require_8_bits(name_);
+      return (streams_[shape] = std::move(streams)).get();
+    });
   }
 
-  std::vector<Compiled> compiled_joined(const Shape &shape) {
-    naming(cannot_load, kEngine, name_, [&] { reshape(joined_.get(), shape.cases, 0, 2); });
-    std::vector<Compiled> models;
-    models.push_back(Compiled::make(runtime_, joined_.get(), wanted_.precision, wanted_.threads, shape.streams, name_));
-    return models;
+  enum Part : std::size_t { kFirst, kSecond, kJoined };  // of a modality, or of both
+
+  // Has the models, which share their weights with what is compiled of them. Whether there are halves.
+  bool read(bool apart) {
+    if (models_[apart ? kFirst : kJoined]) return true;
+    if (!bytes_.size) {  // long after the bundle was opened
+      Buffer again = joined_model(bundle_, wanted_.precision);
+      bundle_.check_files();
+      bytes_ = std::move(again);
+    }
+    if (!apart) {
+      models_[kJoined] = parsed(bytes_);
+    } else {
+      const auto half = [&](Part part) {
+        const Buffer bytes = half_model(bytes_, part);
+        return bytes.size ? parsed(bytes) : Model(nullptr, runtime_.api.model_free);
+      };
+      auto second = std::async(beside(wanted_.threads), half, kSecond);
+      Model first = half(kFirst);
+      models_[kSecond] = second.get();
+      if (!first || !models_[kSecond]) return false;
+      models_[kFirst] = std::move(first);
+    }
+    bytes_ = Buffer(0);
+    return true;
   }
 
-  // Both at once: compiling takes one thread.
-  std::vector<Compiled> compiled_apart(const Shape &shape) {
-    const unsigned less = wanted_.threads / 2;
-    const auto compile = [&](std::size_t modality) {
-      ov::Model *model = halves_[modality].get();
-      naming(cannot_load, kEngine, name_, [&] { reshape(model, 1, modality, 1); });
-      return Compiled::make(runtime_, model, wanted_.precision, modality ? less : wanted_.threads - less, shape.streams,
-                            name_);
-    };
-    auto second = std::async(beside(wanted_.threads), compile, std::size_t{1});
-    std::vector<Compiled> models;
-    models.push_back(compile(0));
-    models.push_back(second.get());
-    return models;
+  Model parsed(const Buffer &bytes) const {
+    ov::Model *model = nullptr;
+    runtime_.check(runtime_.api.core_read_model_from_memory_buffer(runtime_.core, bytes.data.get(), bytes.size, nullptr,
+                                                                   &model));
+    return {model, runtime_.api.model_free};
+  }
+
+  Compiled compiled(const Shape &shape, Part part, unsigned threads) const {
+    ov::Model *model = models_[part].get();
+    const std::size_t first = part == kSecond, inputs = part == kJoined ? 2 : 1;
+    naming(cannot_load, kEngine, name_, [&] { reshape(model, shape.cases, first, inputs); });
+    return Compiled::make(runtime_, model, wanted_.precision, threads, shape.streams, name_);
   }
 
   const Runtime &runtime_;
@@ -517,13 +530,14 @@ class OpenVinoEmbedder final : public Embedder {
   std::string name_;
   std::size_t image_, width_;
   std::int64_t side_;
-  Model joined_;
-  std::vector<Model> halves_;  // of the joined model, or none
+  Bundle bundle_;
+  Buffer bytes_{0};  // of the joined model, until what is made of it is there
+  Model models_[3];  // by `Part`, made when needed
   std::mutex mutex_, agreement_;
   std::map<Shape, std::unique_ptr<Streams>> streams_;
   std::set<Shape> compared_;   // with the joined model
   std::set<unsigned> agreed_;  // numbers of streams that were asked
-  std::atomic<bool> one_by_one_{false}, may_part_{false};
+  std::atomic<bool> one_by_one_{false}, may_part_;
 };
 
 constexpr const char *kHead = "head.onnx";
