@@ -122,7 +122,7 @@ def test_a_bundle_that_is_replaced_meanwhile_is_not_mixed_with_the_old_one(libra
         folder.rename(old)
         drawn(folder)
         for _ in range(2):
-            with pytest.raises(NativeError, match="another SHA-256 than bundle.json says") as caught:
+            with pytest.raises(NativeError, match=r"another SHA-256 than bundle\.json says") as caught:
                 model.predict(two)
             assert caught.value.status == "DIGEST_MISMATCH"
             np.testing.assert_array_equal(model.predict(one).probability, want)
