@@ -13,9 +13,9 @@ Run as a module (`python -m mpmmu_rt.counts BUNDLE TARGET BATCH`) it is the fres
 Each is the same to the unit in every process (tests/test_counts.py). Memory is counted in what is *kept*: Python's by
 `tracemalloc`, which sees NumPy's arrays, the rest by glibc's `mallinfo2`; the least growth per call of several windows,
 so that a free list that fills up is none. Python's is rounded down: for as long as objects of before the tracing give
-way to traced ones, up to 0.7 KiB a call more are seen, never less. The rest is rounded to the nearest: a quarter of a
-KiB a call comes and goes. What is allocated and given back within a call is left out: neither Python nor glibc counts
-it, and peaks were not the same in the next process.
+way to traced ones, up to 0.7 KiB a call more are seen, never less. The rest is rounded to the nearest: of 200 processes
+under load it came out up to 0.18 KiB a call too high or too low. What is allocated and given back within a call is
+left out: neither Python nor glibc counts it, and peaks were not the same in the next process.
 """
 
 from __future__ import annotations

@@ -179,7 +179,7 @@ class OpenVinoEmbedder:
         return self._streams.get(shape) or self._of_one(bundle, Shape(shape.streams))
 
     def _compare_halves(self, bundle: Bundle) -> None:
-        joined = next((self._streams[shape] for shape in self._streams if shape == Shape(shape.streams)), None)
+        joined = next((streams for shape, streams in self._streams.items() if shape == Shape(shape.streams)), None)
         for shape in [shape for shape in self._streams if shape.apart and shape not in self._compared]:
             if joined is None:
                 return
@@ -234,12 +234,10 @@ class OpenVinoEmbedder:
 
     def _threads_of(self, shape: Shape) -> dict[str, int]:
         """What is compiled, and for how many threads: the joined model, or the half of each modality."""
+        if not shape.apart:
+            return {_JOINED: self._threads}
         less = self._threads // len(MODALITIES)
-        return (
-            dict(zip(MODALITIES, (self._threads - less, less), strict=True))
-            if shape.apart
-            else {_JOINED: self._threads}
-        )
+        return dict(zip(MODALITIES, (self._threads - less, less), strict=True))
 
     def _compiled(self, bundle: Bundle, shape: Shape, part: str, model: Any) -> Any:
         if shape.cases > 1:
