@@ -21,6 +21,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -273,20 +274,26 @@ class OpenVinoEmbedder:
 
     def _facts(self, bundle: Bundle, shape: Shape, part: str) -> dict[str, str]:
         """All that the compiled model depends on."""
-        processor = machine.describe()
         settings = _settings(self._precision, self._threads_of(shape)[part], shape.streams)
         return {
             "bundle": bundle.digest,
-            "mpmmu-rt": __version__,
-            "openvino": str(self._runtime.get_version()),
-            "processor": str(self._core.get_property("CPU", "FULL_DEVICE_NAME")),
-            "features": " ".join(processor["cpu_features"]),
-            "capabilities": " ".join(self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")),
-            "held to": _held_to(),
+            **self._machine,
             **{name: str(value) for name, value in settings.items()},
             "cases": str(shape.cases),
             "part": part,
             "precision": self._precision,
+        }
+
+    @cached_property
+    def _machine(self) -> dict[str, str]:
+        """What compiles, and for which processor."""
+        return {
+            "mpmmu-rt": __version__,
+            "openvino": str(self._runtime.get_version()),
+            "processor": str(self._core.get_property("CPU", "FULL_DEVICE_NAME")),
+            "features": " ".join(machine.describe()["cpu_features"]),
+            "capabilities": " ".join(self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")),
+            "held to": _held_to(),
         }
 
     def close(self) -> None:
