@@ -63,6 +63,7 @@ class Draft:
     progress: Progress = silent
     single_heads: Mapping[Modality, Any] = field(default_factory=dict)
     rankings: dict[bool, list[KeptLayer]] = field(default_factory=dict, repr=False)
+    exact: set[Target] = field(default_factory=set, repr=False)  # held to torch and scikit-learn, beside the first
     _floats: dict[Target, Answers] = field(default_factory=dict, repr=False)
 
     def seal(self) -> None:
@@ -72,7 +73,7 @@ class Draft:
 
     def open(self, target: Target) -> Predictor:
         """Load the sealed folder on `target`, as a device would."""
-        return Predictor(Bundle.open(self.folder), target)
+        return Predictor(Bundle.open(self.folder), target, unproven=True)
 
     def graph(self, name: str) -> onnx.ModelProto:
         """A graph of the bundle, with its weights."""

@@ -139,7 +139,9 @@ def finished(begun: Draft, tmp_path_factory: pytest.TempPathFactory) -> Callable
 
     def finish(wanted: Wanted) -> Bundle:
         folder = Path(shutil.copytree(begun.folder, tmp_path_factory.mktemp("finished") / "small.bundle"))
-        draft = replace(begun, folder=folder, entry=copy.deepcopy(begun.entry), wanted=wanted, rankings={}, _floats={})
+        draft = replace(
+            begun, folder=folder, entry=copy.deepcopy(begun.entry), wanted=wanted, rankings={}, exact=set(), _floats={}
+        )
         draft.seal()
         build.finish(draft)
         return Bundle.open(folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, get_args
 
 import onnx
@@ -30,12 +31,27 @@ def equal(draft: Draft, target: Target) -> dict[str, Any]:
             predictor, draft.original, draft.head, draft.cases.pixels, draft.cases.labels, draft.progress
         )
     measured.require()
+    draft.exact.add(target)
     return measured.to_json(str(target)) | {"source": draft.cases.source}
+
+
+def floats(draft: Draft, target: Target) -> Answers:
+    """What FP32 on the engine of `target` says of the judged cases, which is held to torch and scikit-learn first: what
+    rounds would else be held to something wrong, and agree with it. Raises `ParityError`."""
+    exact = replace(target, precision="fp32", capabilities=())
+    if exact != FIRST and exact not in draft.exact:
+        try:
+            equal(draft, exact)
+        except ParityError as error:
+            raise ParityError(
+                f"{exact}, which {target} is held to, is not the model: {error}", hint=error.hint
+            ) from error
+    return draft.floats(exact)
 
 
 def same_decisions(draft: Draft, target: Target, exact: Target) -> dict[str, Any]:
     """Hold the decisions of a target that rounds to those of `exact` in FP32. Raises `ParityError`."""
-    want = draft.floats(exact)["probability"]
+    want = floats(draft, exact)["probability"]
     with draft.open(target) as predictor:
         got = in_batches(lambda few: answers_of(predictor, few), draft.judged.pixels, silent, "")["probability"]
     gate = compare(want, got, draft.judged.labels, draft.threshold, draft.wanted.limits)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from collections.abc import Callable
@@ -24,7 +25,7 @@ from mpmmu_rt.engines.shared.gpu import gpu
 from mpmmu_rt.engines.tensorrt import RTX, TENSORRT, TensorRt
 from mpmmu_rt.engines.tensorrt.sidecar import Profile, Sidecar, read_profile
 from mpmmu_rt.errors import EngineError, ManifestError, MissingPackage, ParityError, UnfitTarget, UsageError
-from mpmmu_rt.export import Data, Limits, Wanted, export_checkpoint, targets
+from mpmmu_rt.export import Data, Limits, Wanted, build, export_checkpoint, targets
 from mpmmu_rt.export.calibration import of_manifest
 from mpmmu_rt.export.cases import halves
 from mpmmu_rt.export.draft import Draft
@@ -174,11 +175,11 @@ def test_bf16_is_judged_against_fp32_on_its_own_engine(
 
     def noted(draft: Draft, target: Target) -> Predictor:
         opened.append(str(target))
-        return Predictor(Bundle.open(draft.folder), target)
+        return Predictor(Bundle.open(draft.folder), target, unproven=True)
 
     monkeypatch.setattr(Draft, "open", noted)
     finished(Wanted((BF16,), gate=few, limits=WIDE))
-    assert opened == ["onnxruntime:fp32", "openvino:fp32", "openvino:bf16"]
+    assert opened == ["onnxruntime:fp32", *["openvino:fp32"] * 2, "openvino:bf16"]  # proven, and asked
 
 
 def test_an_unknown_target_is_refused_before_the_work(checkpoint_folder: Path, tmp_path: Path) -> None:
@@ -409,3 +410,37 @@ def test_bf16_of_encoders_that_are_quantized_is_refused(int8_folder: Path, tmp_p
         targets.family("openvino").make(draft, BF16)
     assert "openvino:fp32" in caught.value.hint
     assert targets.family("openvino").make(draft, Target("openvino", "fp32")) == {}
+
+
+@pytest.mark.slow
+def test_what_rounds_is_not_held_to_an_fp32_that_is_not_the_model(
+    begun: Draft, calibration: tuple[Data, Data], tmp_path: Path
+) -> None:
+    """An encoder is wrong by 8 % in all of OpenVINO, as by a wrong rewrite: its precisions agree with each other."""
+    folder = Path(shutil.copytree(begun.folder, tmp_path / "b"))
+    path = folder / "onnx/mammography_openvino.onnx"
+    model = onnx.load(str(path), load_external_data=False)
+    for node in model.graph.node:
+        node.output[:] = ["own" if name == "feature_map" else name for name in node.output]
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(1.08, np.float32), "scale"))
+    model.graph.node.append(onnx.helper.make_node("Mul", ["own", "scale"], ["feature_map"]))
+    onnx.save(model, str(path))
+
+    def made(wanted: Wanted) -> Bundle:
+        draft = replace(
+            begun, folder=folder, entry=copy.deepcopy(begun.entry), wanted=wanted, rankings={}, exact=set(), _floats={}
+        )
+        draft.seal()
+        build.finish(draft)
+        return Bundle.open(folder)
+
+    wanted = Wanted(calibration=calibration[0], gate=calibration[1], limits=WIDE)
+    opened = made(wanted)
+    assert [name for name in opened.targets if name.startswith("openvino:")] == []
+    said = {name: one["reason"] for name, one in opened.entry["precision"].items() if name.startswith("openvino:")}
+    assert set(said) == {f"openvino:{one}" for one in ENGINE.precisions if ENGINE.problem(one) is None}
+    for name in set(said) - {"openvino:fp32"}:
+        assert said[name].startswith(f"openvino:fp32, which {name} is held to, is not the model: ")
+        assert "mammography feature map" in said[name]
+    with pytest.raises(ParityError, match="openvino:fp32, which openvino:int8 is held to, is not the model"):
+        made(replace(wanted, targets=(INT8,)))
