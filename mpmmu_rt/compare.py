@@ -83,6 +83,11 @@ class Comparison:
     moved: list[Moved]  # counts that differ
 
     @property
+    def cut_short(self) -> bool:
+        """Whether it ended because the budget did, and a larger one would bring more rounds."""
+        return self.verdict.rounds < MOST_ROUNDS and judge(self.turns.logs(), self.rule) is None
+
+    @property
     def more(self) -> list[Moved]:
         """The counts that grew beyond what is allowed: B is refused for them, however long it takes."""
         return [one for one in self.moved if one.worse]
@@ -217,7 +222,7 @@ def _measure(path: Path, target: Target, batch: int, seconds: float, least: int)
     bundle = Bundle.open(path)
     golden = bundle.golden()
     pixels, answers = tile(golden, batch), list[Array]()
-    with Predictor(bundle, target) as predictor:
+    with Predictor(bundle, target, unproven=True) as predictor:
         effort = Effort(warmup_ms=seconds * 300, measure_ms=seconds * 1e3, min_samples=least, max_warmup_ms=0)
         calls = sample(lambda: answers.append(predictor.predict(pixels).probability), effort)
     hold_to_golden(target, answers, golden)

@@ -35,6 +35,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -106,24 +107,37 @@ def evidence(above: int, rounds: int) -> float:
 
 def above(logs: Sequence[float], slowdown: float, alpha: float) -> bool:
     """Is "B is slower by `slowdown` at the most" rejected by the rounds' log(B / A)? Equal rounds don't count."""
-    edge = math.log1p(slowdown)
-    signs = [value > edge for value in logs if value != edge]
-    return bool(signs) and evidence(sum(signs), len(signs)) >= 1 / alpha
+    return _rejects_at_most(logs, math.log1p(slowdown), alpha)
 
 
 def below(logs: Sequence[float], slowdown: float, alpha: float) -> bool:
     """Is "B is slower by `slowdown` at the least" rejected?"""
-    return above([-value for value in logs], 1 / (1 + slowdown) - 1, alpha)
+    return _rejects_at_least(logs, math.log1p(slowdown), alpha)
+
+
+def _rejects_at_most(logs: Sequence[float], edge: float, alpha: float) -> bool:
+    signs = [value > edge for value in logs if value != edge]
+    return bool(signs) and evidence(sum(signs), len(signs)) >= 1 / alpha
+
+
+def _rejects_at_least(logs: Sequence[float], edge: float, alpha: float) -> bool:
+    return _rejects_at_most([-value for value in logs], -edge, alpha)
 
 
 def estimate(logs: Sequence[float], alpha: float) -> Estimate:
     """The median, and all slowdowns that neither `above` nor `below` rejects."""
-    ordered = sorted(logs)
-    kept = [x for x in ordered if not above(ordered, math.expm1(x), alpha) and not below(ordered, math.expm1(x), alpha)]
-    # Between two rounds nothing changes: the ends are rounds themselves, or there is none.
-    low = kept[0] if kept and kept[0] != ordered[0] else -math.inf
-    high = kept[-1] if kept and kept[-1] != ordered[-1] else math.inf
-    return Estimate(*(math.expm1(x) if math.isfinite(x) else x for x in (float(np.median(ordered)), low, high)))
+    rounds = sorted(set(logs))
+    # What is rejected is the same everywhere between two rounds; at a round itself it is not, as that counts as a tie.
+    edges = [-math.inf, *rounds, math.inf]
+    spans = [(x, x, x) for x in rounds]
+    for low, high in pairwise(edges):
+        inside = rounds[0] - 1 if low == -math.inf else rounds[-1] + 1 if high == math.inf else (low + high) / 2
+        spans.append((low, inside, high))
+    kept = [
+        one for one in spans if not any(test(logs, one[1], alpha) for test in (_rejects_at_most, _rejects_at_least))
+    ]
+    ends = min(low for low, _, _ in kept), max(high for _, _, high in kept)
+    return Estimate(*(math.expm1(x) if math.isfinite(x) else x for x in (float(np.median(logs)), *ends)))
 
 
 def judge(rounds: Sequence[dict[str, float]], rule: Rule) -> Verdict | None:

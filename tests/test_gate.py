@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from itertools import product
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
@@ -158,6 +158,37 @@ def test_an_interval_holds_what_is_not_rejected() -> None:
     assert gate.below(logs, found.high + 0.011, 0.05)
     few = gate.estimate([0.1, 0.2], 0.05)
     assert (few.low, few.high) == (-math.inf, math.inf)
+
+
+@pytest.mark.parametrize("alpha", [0.05, 0.2])
+@pytest.mark.parametrize("seed", range(40))
+def test_an_interval_is_all_that_is_not_rejected(seed: int, alpha: float) -> None:
+    """At rounds, between them and beyond; with rounds that are equal."""
+    drawn = np.random.default_rng(seed)
+    logs = [float(one) for one in drawn.normal(0.02, 0.02, int(drawn.integers(1, 40))).round(int(drawn.integers(2, 6)))]
+    found = gate.estimate(logs, alpha)
+    low, high = (math.log1p(x) if math.isfinite(x) else x for x in (found.low, found.high))
+    edges = sorted(set(logs))
+    places = [edges[0] - 1, *edges, *((a + b) / 2 for a, b in pairwise(edges)), edges[-1] + 1]
+    for place in places:
+        kept = not gate.above(logs, math.expm1(place), alpha) and not gate.below(logs, math.expm1(place), alpha)
+        if kept:
+            assert low - 1e-12 <= place <= high + 1e-12
+        elif place not in edges:
+            assert not low + 1e-12 < place < high - 1e-12
+
+
+def test_the_interval_of_seven_rounds_reaches_to_the_outer_ones() -> None:
+    """It was cut off at the second and the last but one."""
+    for rounds, low, high in ((6, 0.01, 0.06), (7, 0.01, 0.07), (12, 0.02, 0.11)):
+        found = gate.estimate([0.01 * i for i in range(1, rounds + 1)], 0.05)
+        assert (math.log1p(found.low), math.log1p(found.high)) == pytest.approx((low, high))
+
+
+def test_an_interval_misses_the_median_no_more_often_than_it_says() -> None:
+    drawn = np.random.default_rng(3).normal(size=(4000, 7))
+    missed = sum(not one.low <= 0 <= one.high for one in (gate.estimate(list(row), 0.05) for row in drawn))
+    assert missed / 4000 < 0.1  # it was 0.125
 
 
 def rounds_of(*slowdowns: float) -> list[dict[str, float]]:

@@ -51,9 +51,9 @@ def compare(
     seconds, may_grow = duration(budget), allowances(allow_counts or [])
     for one in {first, second}:
         engine(one)
-    check_json(json_to)
+    check_json(json_to, a, b, html_to)
     if html_to:
-        check_output(html_to, stdout=False)
+        check_output(html_to, a, b, stdout=False)
     with bars() as progress:
         found = race(*sides, batch, rule=rule, allow_counts=may_grow, budget_s=seconds, progress=progress)
     entry = rounded(found.to_json())
@@ -64,7 +64,8 @@ def compare(
     for warning in warnings_of_sides(entry):
         note(f"warning: {warning}")
     if found.verdict.answer == "cannot tell":
-        note(f"note: cannot tell: {found.verdict.reason}; --budget {2 * seconds:.0f}s gives it more rounds")
+        more = f"; --budget {math.ceil(2 * seconds)}s gives it more rounds" if found.cut_short else ""
+        note(f"note: cannot tell: {found.verdict.reason}{more}")
     note_counts(found.more)
     raise typer.Exit(EXIT_CODES["slower" if found.more else found.verdict.answer])
 

@@ -56,8 +56,8 @@ def share(hits: Array, groups: Sequence[str]) -> Figure:
     """The share of True in hits bool [N], and its interval: Clopper and Pearson 1934 (Biometrika 26:404).
 
     Where patients have several rows, of an effective number of rows, N over the design effect, as Korn and Graubard
-    1998 (Survey Methodology 24:193) have it; where all rows say the same, so that there is no variance to take it from,
-    of the number of patients. A bootstrap would give such a share an interval without any width.
+    1998 (Survey Methodology 24:193) have it; where all patients say the same, so that there is no variance to take it
+    from, of the number of patients. A bootstrap would give such a share an interval without any width.
     """
     count, total = int(hits.sum()), len(hits)
     if not total:
@@ -77,9 +77,11 @@ def effective_rows(hits: Array, groups: Sequence[str]) -> float:
         return float(patients)
     of_row = np.array([names[group] for group in groups])
     residual = np.bincount(of_row, hits - value, minlength=patients)
+    if np.abs(residual).max() < 0.5 / total:  # rows of whole numbers: what is less is rounding
+        return float(patients)
     variance = patients / (patients - 1) * float(residual @ residual) / total**2
     t = require("scipy.stats", "an interval of a share", "evaluate").t.ppf
-    size = value * (1 - value) / variance if variance else float(patients)
+    size = value * (1 - value) / variance
     size *= (float(t(1 - TAIL, total - 1)) / float(t(1 - TAIL, patients - 1))) ** 2
     return float(min(max(size, 1.0), total))
 

@@ -276,3 +276,10 @@ def test_copies_of_a_discordant_row_prove_nothing_more() -> None:
 def test_no_decision_differs() -> None:
     found = mcnemar(*right(5, 0, 0, 5))
     assert (found.p, found.test) == (None, "no decision differs")
+
+
+@pytest.mark.parametrize(("patients", "hits"), [(6, [1, 0, 1, 0]), (7, [1, 0, 0]), (2, [1, 0]), (11, [1, 1, 0])])
+def test_patients_who_all_say_the_same_count_as_one_row_each(patients: int, hits: list[int]) -> None:
+    """Whether the variance between them is rounded to zero, or to 1e-33, made it 4 rows of 24, or all of 21."""
+    names = [str(patient) for patient in range(patients) for _ in hits]
+    assert figures.effective_rows(np.array(hits * patients, bool), names) == patients
