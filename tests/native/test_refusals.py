@@ -537,3 +537,14 @@ def test_a_target_that_was_left_out_says_why(library: Library, folder: Path, sai
         library.open(folder, "openvino:bf16")
     assert (ours.value.status, str(ours.value)) == ("USAGE_ERROR", str(theirs.value))
     assert ours.value.hint == re.sub("^--target", "use", theirs.value.hint)
+
+
+def test_what_is_not_listed_is_found_wherever_the_folder_is_named_from(
+    library: Library, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    for named in ("", ".", "./", str(folder)):
+        library.check(named)
+    (folder / "onnx/own.bin").write_bytes(b"x")
+    for named in ("", ".", "./", str(folder)):
+        assert refusal(lambda named=named: library.check(named))[0] == "DIGEST_MISMATCH"  # type: ignore[misc]

@@ -148,6 +148,8 @@ void check_facts(const Json &entry) {
   for (const char *key : {"model", "card", "provenance", "parity", "precision", "head"}) mapping(entry, key);
   const auto pool = entry.find("attention_pool");
   if (pool != entry.end() && !pool->is_null()) check_pool(mapping(entry, "attention_pool"));
+  const auto calibrated = entry.find("calibration");
+  if (calibrated != entry.end() && !calibrated->is_null()) mapping(entry, "calibration");
 }
 
 mpmmu_preprocessing preprocessing(const Json &entry) {
@@ -315,7 +317,8 @@ using Parts = std::vector<std::string>;
 // Everything below the folder, links not followed.
 void walk(const std::string &folder, const Parts &above, std::vector<std::pair<Parts, Kind>> &found) {
   std::unique_ptr<DIR, int (*)(DIR *)> open(::opendir(folder.c_str()), ::closedir);
-  while (const dirent *one = open ? ::readdir(open.get()) : nullptr) {
+  if (!open) throw altered(folder + " can't be listed, expected a folder of the bundle", "check its permissions");
+  while (const dirent *one = ::readdir(open.get())) {
     const std::string name = one->d_name;
     if (name == "." || name == "..") continue;
     Parts parts = above;
@@ -330,7 +333,7 @@ void walk(const std::string &folder, const Parts &above, std::vector<std::pair<P
 }  // namespace
 
 Bundle Bundle::open(const std::string &given) {
-  std::string folder = given;
+  std::string folder = given.empty() ? "." : given;
   while (folder.size() > 1 && folder.back() == '/') folder.pop_back();
   const std::string manifest = join_path(folder, kManifest);
   std::string data;

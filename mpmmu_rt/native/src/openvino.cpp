@@ -418,8 +418,11 @@ class OpenVinoEmbedder final : public Embedder {
   // Streams of requests of one case. Where they would get several threads each, the encoders run beside each other,
   // unless they can't be had so, or say something else than the joined model does where that is there too.
   Streams &of_one(unsigned count) {
-    Streams *found = made({count, 1, may_part_ && 2 * count <= wanted_.threads});
-    if (found && (!may_part_ || halves_agree())) return *found;
+    const bool apart = may_part_ && 2 * count <= wanted_.threads;  // asked once: another thread may forbid it meanwhile
+    Streams *found = made({count, 1, apart});
+    const bool agree = !may_part_ || halves_agree();
+    if (!apart) return *found;
+    if (found && agree && may_part_) return *found;
     may_part_ = false;
     return of_one(count);
   }
