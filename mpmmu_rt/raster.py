@@ -43,6 +43,8 @@ def read_raster(plugin: str, stream: BinaryIO, frame: int | None) -> GreyImage:
         check_sides(*image.size)
         layout = str(image.tile)  # in BMP, ";16" is 16 bits for all three channels
         deep_colour = ";16" in layout and not image.mode.startswith("I") and plugin != "Bmp"
+        if plugin == "Bmp":
+            _require_whole(image, stream)
         if plugin == "Png":
             _scale_transparency(image, data, deep_colour)
         aspect = _aspect(image)
@@ -57,6 +59,16 @@ def read_raster(plugin: str, stream: BinaryIO, frame: int | None) -> GreyImage:
     if deep_colour:
         check_depth(grey)
     return GreyImage(grey, aspect)
+
+
+def _require_whole(image: ImageFile, stream: BinaryIO) -> None:
+    """Refuse a BMP that ends before its rows do: where anybody set `ImageFile.LOAD_TRUNCATED_IMAGES`, Pillow would make
+    them black. Rows that are run-length coded it always refuses."""
+    end = stream.seek(0, io.SEEK_END)
+    for decoder, _, offset, details in image.tile:
+        # Pillow's raw decoder is told the layout, the bytes of a row, and where rows begin.
+        if decoder == "raw" and isinstance(details, tuple) and end < (need := offset + image.height * int(details[1])):
+            raise OSError(f"truncated: {end} bytes of {need}")
 
 
 def _jpeg_image(data: bytes, coded: jpeg_header.Jpeg) -> Image:

@@ -43,7 +43,7 @@ def read_tiff(stream: BinaryIO, frame: int | None) -> GreyImage:
     stream.seek(0)
     pages = tags.pages(stream, file_bytes)
     index = choose_frame(len(pages), frame)
-    layout = tags.layout(pages[index], file_bytes)
+    layout = tags.layout(stream, pages[index], file_bytes)
     grey = _TURNS[layout.orientation](_grey(layout, _samples(stream, layout)))
     return GreyImage(np.ascontiguousarray(grey), layout.aspect)
 

@@ -46,8 +46,21 @@ _KINDS = {1: "u", 2: "i", 3: "f"}
 _UNSUPPORTED = "save it as 8-bit or 16-bit grey, TIFF or PNG, without loss"
 _DAMAGED = "the file is damaged or was written wrongly: export it again from its source"
 MAX_PAGES = 10_000
+MAX_EXTRA = 4  # samples of a pixel that are no colours: what is allocated is for all of them
+_LISTS = {STRIP_OFFSETS, STRIP_BYTES, TILE_OFFSETS, TILE_BYTES, COLOUR_MAP, JPEG_TABLES}
+_MAX_LIST, _MAX_VALUES = 2**20, 64  # values of those tags, and of the others
 
 Tags = dict[int, tuple[Any, ...]]
+
+
+@dataclass(frozen=True)
+class Page:
+    """A directory: where it begins and ends, and the type, the number and the field of each tag that is used."""
+
+    order: str
+    begin: int
+    end: int
+    entries: dict[int, tuple[int, int, bytes]]
 
 
 @dataclass(frozen=True)
@@ -83,27 +96,26 @@ class Layout:
         return self.colours + len(self.extra)
 
 
-def pages(stream: BinaryIO, file_bytes: int) -> list[tuple[Tags, str, int, int]]:
-    """Of every page: the tags that are used, the byte order, and where its directory begins and ends."""
+def pages(stream: BinaryIO, file_bytes: int) -> list[Page]:
+    """Every page. The values of tags are not read yet: all may point at the same bytes, and multiply them."""
     head = stream.read(16)
     order = "<" if head[:2] == b"II" else ">"
     big = struct.unpack(f"{order}H", head[2:4])[0] == 43
     if big and struct.unpack(f"{order}HH", head[4:8]) != (8, 0):
         raise ImageError("is a BigTIFF with offsets of another size than 8, expected 8", hint=_DAMAGED)
     (offset,) = struct.unpack(f"{order}Q" if big else f"{order}I", head[8:16] if big else head[4:8])
-    found: dict[int, tuple[Tags, str, int, int]] = {}
+    found: dict[int, Page] = {}
     while offset:
         if offset in found or len(found) == MAX_PAGES or offset >= file_bytes:
             raise ImageError("has a chain of pages that does not end inside the file", hint=_DAMAGED)
-        tags, end, following = _directory(stream, offset, order, big, file_bytes)
-        found[offset] = tags, order, offset, end
-        offset = following
+        found[offset], offset = _directory(stream, offset, order, big, file_bytes)
     if not found:
         raise ImageError("holds no page, expected one image", hint=_DAMAGED)
     return list(found.values())
 
 
-def _directory(stream: BinaryIO, offset: int, order: str, big: bool, file_bytes: int) -> tuple[Tags, int, int]:
+def _directory(stream: BinaryIO, offset: int, order: str, big: bool, file_bytes: int) -> tuple[Page, int]:
+    """A page, and where the next one begins."""
     count_format, entry, field = ("Q", 20, 8) if big else ("H", 12, 4)
     count_bytes = struct.calcsize(f"{order}{count_format}")
     stream.seek(offset)
@@ -113,25 +125,40 @@ def _directory(stream: BinaryIO, offset: int, order: str, big: bool, file_bytes:
         raise ImageError(f"has {count} tags of which some lie beyond its end, expected them inside", hint=_DAMAGED)
     data = _exactly(stream, count * entry)
     (following,) = struct.unpack(f"{order}{'Q' if big else 'I'}", _exactly(stream, field))
-    tags: Tags = {}
+    entries: dict[int, tuple[int, int, bytes]] = {}
     for at in range(0, len(data), entry):
         tag, kind = struct.unpack_from(f"{order}HH", data, at)
         (values,) = struct.unpack_from(f"{order}{'Q' if big else 'I'}", data, at + 4)
         if tag not in _USED:
             continue
-        if kind not in _TYPES or tag in tags or values == 0:
+        if kind not in _TYPES or tag in entries or values == 0:
             raise ImageError(f"has the tag {tag} twice, empty or of a type that it can't have", hint=_DAMAGED)
-        tags[tag] = _values(stream, order, kind, values, data[at + entry - field : at + entry], file_bytes)
-    return tags, end, following
-
-
-def _values(stream: BinaryIO, order: str, kind: int, count: int, field: bytes, file_bytes: int) -> tuple[Any, ...]:
-    size = struct.calcsize(f"{order}{_TYPES[kind]}") * count
-    if size > len(field):
-        (offset,) = struct.unpack(f"{order}{'Q' if len(field) == 8 else 'I'}", field)
-        if offset + size > file_bytes:
+        if values > (most := _MAX_LIST if tag in _LISTS else _MAX_VALUES):
+            raise ImageError(f"has the tag {tag} with {values} values, expected at most {most}", hint=_DAMAGED)
+        stored = data[at + entry - field : at + entry]
+        size, at_offset = _bytes(order, kind, values), _offset(order, stored)
+        if size > len(stored) and at_offset + size > file_bytes:
             raise ImageError("has tags whose values lie beyond its end, expected them inside", hint=_DAMAGED)
-        stream.seek(offset)
+        entries[tag] = kind, values, stored
+    return Page(order, offset, end, entries), following
+
+
+def _bytes(order: str, kind: int, count: int) -> int:
+    return struct.calcsize(f"{order}{_TYPES[kind]}") * count
+
+
+def _offset(order: str, field: bytes) -> int:
+    return int(struct.unpack(f"{order}{'Q' if len(field) == 8 else 'I'}", field)[0])
+
+
+def read_tags(stream: BinaryIO, page: Page) -> Tags:
+    return {tag: _values(stream, page.order, *entry) for tag, entry in page.entries.items()}
+
+
+def _values(stream: BinaryIO, order: str, kind: int, count: int, field: bytes) -> tuple[Any, ...]:
+    size = _bytes(order, kind, count)
+    if size > len(field):
+        stream.seek(_offset(order, field))
         field = _exactly(stream, size)
     numbers = struct.unpack(f"{order}{count * len(_TYPES[kind])}{_TYPES[kind][0]}", field[:size])
     if kind != 5:
@@ -146,9 +173,9 @@ def _exactly(stream: BinaryIO, size: int) -> bytes:
     return data
 
 
-def layout(page: tuple[Tags, str, int, int], file_bytes: int) -> Layout:
+def layout(stream: BinaryIO, page: Page, file_bytes: int) -> Layout:
     """The layout of a page, whole and known. Raises `ImageError`."""
-    tags, order, *directory = page
+    tags = read_tags(stream, page)
     one = {tag: _one(tags, tag, default) for tag, default in _ONE_VALUE.items()}
     check_sides(one[WIDTH], one[LENGTH])
     _check_known(one)
@@ -157,11 +184,11 @@ def layout(page: tuple[Tags, str, int, int], file_bytes: int) -> Layout:
     _check_sample(one, kind, bits, extra)
     planar = one[PLANAR] == 2 and one[SAMPLES] > 1
     tiled = TILE_OFFSETS in tags
-    chunks = _chunks(tags, one, one[SAMPLES] if planar else 1, directory, file_bytes)
+    chunks = _chunks(tags, one, one[SAMPLES] if planar else 1, page, file_bytes)
     strip = one[WIDTH], min(one[ROWS_PER_STRIP], one[LENGTH])
     chunk_width, chunk_height = (one[TILE_WIDTH], one[TILE_LENGTH]) if tiled else strip
     return Layout(
-        order, one[WIDTH], one[LENGTH], kind, bits, one[PHOTOMETRIC], colours, extra, planar, one[COMPRESSION],
+        page.order, one[WIDTH], one[LENGTH], kind, bits, one[PHOTOMETRIC], colours, extra, planar, one[COMPRESSION],
         one[PREDICTOR], one[FILL_ORDER], one[ORIENTATION], chunks, tiled, chunk_width, chunk_height,
         _aspect(tags, one[ORIENTATION]), tags.get(COLOUR_MAP, ()), bytes(tags.get(JPEG_TABLES, ())),
     )  # fmt: skip
@@ -230,6 +257,8 @@ def _samples(tags: Tags, one: dict[int, int]) -> tuple[str, int, tuple[int, ...]
             "expected to be told what each of the others is",
             hint="save it without alpha and without extra channels",
         )
+    if len(extra) > MAX_EXTRA:
+        raise ImageError(f"has {len(extra)} extra samples per pixel, expected at most {MAX_EXTRA}", hint=_UNSUPPORTED)
     return _KINDS[formats[0]], bits[0], extra
 
 
@@ -257,9 +286,7 @@ def _check_sample(one: dict[int, int], kind: str, bits: int, extra: tuple[int, .
         )
 
 
-def _chunks(
-    tags: Tags, one: dict[int, int], planes: int, directory: list[int], file_bytes: int
-) -> tuple[tuple[int, int], ...]:
+def _chunks(tags: Tags, one: dict[int, int], planes: int, page: Page, file_bytes: int) -> tuple[tuple[int, int], ...]:
     """Offset and bytes of every strip or tile: all of them there, inside the file, each in a place of its own."""
     tiled = TILE_OFFSETS in tags
     if tiled == (STRIP_OFFSETS in tags) or (tiled and not (one[TILE_WIDTH] and one[TILE_LENGTH])):
@@ -282,7 +309,7 @@ def _chunks(
         raise ImageError(
             "has strips or tiles that are absent or lie beyond its end, expected all of them", hint=_DAMAGED
         )
-    spans = sorted([(offset, offset + size) for offset, size in chunks] + [(directory[0], directory[1])])
+    spans = sorted([(offset, offset + size) for offset, size in chunks] + [(page.begin, page.end)])
     if any(end > start for (_, end), (start, _) in pairwise(spans)):
         raise ImageError("has strips or tiles that overlap, expected each in a place of its own", hint=_DAMAGED)
     return chunks

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from mpmmu_rt.errors import ImageError
 from mpmmu_rt.images import Preprocessing, preprocess, read_grey, read_image, read_pixels
@@ -243,3 +243,21 @@ def test_what_is_not_supported_is_not_called_damaged(tmp_path: Path, name: str) 
         read_grey(tmp_path / "a.bmp")
     assert caught.value.hint == "save it as 8-bit or 16-bit grey PNG, without loss"
     assert caught.value.__cause__ is not None
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "1"])
+def test_a_bmp_that_ends_early_is_refused_whatever_pillow_was_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    """Other libraries in the process set this, and Pillow then makes the rest black."""
+    grey = np.random.default_rng(1).integers(0, 256, (64, 64), np.uint8)
+    path = tmp_path / "a.bmp"
+    Image.fromarray(grey).convert(mode).save(path)
+    whole = read_grey(path)
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    np.testing.assert_array_equal(read_grey(path), whole)
+    data = path.read_bytes()
+    for cut in (1, 64, len(data) // 3):
+        path.write_bytes(data[:-cut])
+        with pytest.raises(ImageError, match="it ends before its image does"):
+            read_grey(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import tracemalloc
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from PIL import Image
 from mpmmu_rt.errors import ImageError
 from mpmmu_rt.images import Preprocessing, read_grey, read_image, read_pixels
 from mpmmu_rt.spec import Array
+from mpmmu_rt.tiff_layout import MAX_EXTRA
 from mpmmu_rt.tiff_lzw import decoded_bytes
 
 H, W = 40, 52
@@ -394,6 +396,25 @@ def test_deflate_that_goes_on_is_refused(write: Write) -> None:
     data = zlib.compress(np.pad(pattern(), ((0, 3), (0, 0))).tobytes())
     refused(write(tiff([data], {259: (SHORT, [8])})), "has a strip or tile that inflates to more than")
     refused(write(tiff([zlib.compress(pattern().tobytes())[:-2] + b"xx"], {259: (SHORT, [8])})), "can't be inflated")
+
+
+def test_what_is_allocated_is_bounded_by_what_the_header_may_say(write: Write) -> None:
+    """A file of 71 kB took 82 MB with 10,000 extra samples, and a page of tags 100 times its bytes, for every page."""
+    samples = 1 + MAX_EXTRA + 1
+    tags: Tags = {
+        258: (SHORT, [8] * samples), 262: (SHORT, [1]), 277: (SHORT, [samples]), 338: (SHORT, [0] * (samples - 1)),
+    }  # fmt: skip
+    data = np.repeat(pattern()[..., None], samples, axis=2).tobytes()
+    refused(write(tiff([data], tags)), f"has {samples - 1} extra samples per pixel, expected at most {MAX_EXTRA}")
+    refused(write(tiff(ROWS, {278: (LONG, [8]), 258: (SHORT, [8] * 100)})), "has the tag 258 with 100 values")
+    many = [1] * 200_000
+    path = write(tiff([pattern().tobytes()] * 1, {320: (SHORT, many)}, pages=20))
+    tracemalloc.start()
+    try:
+        refused(path, "holds 20 frames")
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
 
 
 # pages, orientation, resolution ────────────────────────────────────────────────────────────────────
