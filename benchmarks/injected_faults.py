@@ -327,7 +327,7 @@ def catch(fault: Fault, source: Path, place: Path) -> Caught:
         if fault.reseal:
             seal(folder, json.loads((folder / "bundle.json").read_text(encoding="utf-8")))
         try:
-            with load(folder, fault.target) as predictor:
+            with load(folder, fault.target, unproven=True) as predictor:
                 checks = verify(predictor)
         except MpmmuError as error:
             return Caught(fault, (f"{type(error).__name__}: {str(error).replace(f'{folder}', '…')}",))

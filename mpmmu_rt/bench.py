@@ -67,7 +67,7 @@ def bench(
     cold = cold_start.measure(path, target, batch)
     progress("cold start", 1, 1)
     golden = bundle.golden()
-    with Predictor(bundle, target) as predictor:
+    with Predictor(bundle, target, unproven=True) as predictor:
         calls = _Calls(predictor, golden)
         before: list[Snapshot] = []
 

@@ -56,9 +56,11 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
+import time
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -82,6 +84,7 @@ MAX_GOLDEN_BYTES = 2**28
 ENGINES = "engines"
 POOL_WEIGHTS = "onnx/attention_pool.npz"
 MAX_POOL_BYTES = 2**28
+MAX_WIDTH = 2**20  # of the embedding
 CLASSES = ("benign", "malignant")
 EMBEDDING_MEAN = "training.embedding_mean"
 UNTRAINED = "UNTRAINED model: its probabilities mean nothing"
@@ -112,6 +115,8 @@ GOLDEN = frozenset({f"{m}.{part}" for m in MODALITIES for part in ("pixels", "fe
 # What systems leave in folders that are looked at: not a person's doing, and never read.
 _LEFT_BY_SYSTEMS = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})
 _HINT = "export the bundle again with `mpmmu-rt export`"
+# What was written so shortly before it was hashed may be written again within the same tick of the file system's clock.
+_TICKS_NS = 2_000_000_000
 _ALTERED = "the bundle was altered or damaged: do not use it; copy or export it again"
 
 
@@ -135,6 +140,8 @@ class Bundle:
     tensors: Mapping[str, TensorSpec]
     preprocessing: Preprocessing
     threshold: float
+    # Of every file what `_seen` said of it when it was hashed.
+    _hashed: dict[str, tuple[int, ...]] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def open(cls, path: StrPath) -> Bundle:
@@ -273,6 +280,7 @@ class Bundle:
         """The golden vectors: `<modality>.pixels`, `<modality>.feature_map`, `embedding`, `probability`."""
         path = self.path / self.entry["golden"]
         found = _read_arrays(path, MAX_GOLDEN_BYTES)
+        self.require_unchanged()
         wanted = GOLDEN | {of_single_head(modality) for modality in self.single_heads}
         if missing := wanted.difference(found):
             raise BundleError(f"{path} lacks `{min(missing)}`, expected {', '.join(sorted(wanted))}", hint=_HINT)
@@ -319,8 +327,12 @@ class Bundle:
         absent += [graph for graph in GRAPHS if graph not in self.entry["graphs"]]
         if absent:
             raise BundleError(f"{self.path / MANIFEST} does not list {absent[0]}, expected its digest", hint=_HINT)
+        self._hashed.clear()
         for name, facts in files.items():
-            _check_file(self.path, name, int(facts["bytes"]), str(facts["sha256"]))
+            seen, now = _seen(self.path / name), time.time_ns()  # before it is read
+            _check_file(self.path, name, _count(facts["bytes"]), str(facts["sha256"]))
+            if seen and max(seen[-2:]) < now - _TICKS_NS:
+                self._hashed[name] = seen
         # An engine is code, and is looked for beside its graph; and what nobody listed, nobody has looked at.
         for path in sorted(self.path.rglob("*")):
             name = path.relative_to(self.path).as_posix()
@@ -332,6 +344,24 @@ class Bundle:
                     "exported",
                     hint="remove it, if you put it there; else do not use the bundle: copy or export it again",
                 )
+
+    def require_unchanged(self) -> None:
+        """Of what is loaded from the bundle later than it was opened: raise `DigestMismatch`, or whatever `check_files`
+        raises, where it is not what was opened any more, as one that was exported to the same place meanwhile.
+
+        Asked after the file was read. Only files that were touched are hashed again.
+        """
+        if any(_seen(self.path / name) != self._hashed.get(name) for name in self.entry["files"]):
+            self.check_files()
+
+
+def _seen(path: Path) -> tuple[int, ...] | None:
+    """What changes when a file is written or replaced; None where there is none."""
+    try:
+        found = os.lstat(path)
+    except (OSError, ValueError):
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def warnings_of(entry: Mapping[str, Any]) -> list[str]:
@@ -417,6 +447,12 @@ def _mapping(entry: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     return value
 
 
+def _count(value: object) -> int:
+    if type(value) is not int:
+        raise TypeError(f"`files` has {value!r} bytes, expected an integer")
+    return value
+
+
 def _tensors(entry: Mapping[str, Any]) -> dict[str, TensorSpec]:
     return {name: TensorSpec.from_json({"name": name} | spec) for name, spec in _mapping(entry, "tensors").items()}
 
@@ -425,7 +461,7 @@ def _threshold(entry: Mapping[str, Any]) -> float:
     threshold = entry["threshold"]
     if not isinstance(threshold, float) or not 0 < threshold < 1:
         raise ValueError(f"`threshold` is {threshold!r}, expected a number in 0..1")
-    if tuple(entry["classes"]) != CLASSES:
+    if entry["classes"] != list(CLASSES):
         raise ValueError(f"`classes` is {entry['classes']!r}, expected {list(CLASSES)}")
     return threshold
 
@@ -463,7 +499,8 @@ def _check_pixels(bundle: Bundle) -> None:
         if (spec.dtype, spec.shape) != ("uint8", ("N", 1, size, size)):
             raise ValueError(f"`tensors` has {spec}, expected uint8[N, 1, {size}, {size}] as `preprocessing` makes")
     embedding = bundle.tensors["embedding"]
-    if embedding.dtype != "float32" or [type(length) for length in embedding.shape] != [str, int]:
+    kinds, width = [type(length) for length in embedding.shape], embedding.shape[-1:]
+    if embedding.dtype != "float32" or kinds != [str, int] or not 1 <= int(width[0]) <= MAX_WIDTH:
         raise ValueError(f"`tensors` has {embedding}, expected float32[N, D]")
 
 

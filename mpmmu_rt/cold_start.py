@@ -85,7 +85,7 @@ def _predict(began: int, path: Path, target: Target, batch: int) -> None:
     ends.append(time.monotonic_ns())
     bundle = Bundle.open(path)
     ends.append(time.monotonic_ns())
-    with Predictor(bundle, target) as predictor:
+    with Predictor(bundle, target, unproven=True) as predictor:
         ends.append(time.monotonic_ns())
         golden = bundle.golden()
         pixels = tile(golden, 1)

@@ -16,8 +16,8 @@ import numpy as np
 from .bundle import CLASSES, Bundle, Graph
 from .checks import decide
 from .engines import Counted, ShowsTensors, engine
-from .errors import AnswerError, EngineError, PixelsError, UsageError
-from .images import read_with_warnings
+from .errors import AnswerError, EngineError, MpmmuError, PixelsError, UsageError
+from .images import read_with_warnings, require_two
 from .machine import usable_threads
 from .modality_check import SAYS
 from .single import SingleHeads, require_single
@@ -76,9 +76,13 @@ class Predictor:
     Use it as a context manager, or call `close`.
     """
 
-    def __init__(self, bundle: Bundle, target: Target, *, threads: int | None = None) -> None:
-        """Load every stage. Raises `EngineError`, `MissingPackage`, or `BundleError` if the bundle was not exported
-        for `target`; nothing falls back to another engine or precision."""
+    def __init__(self, bundle: Bundle, target: Target, *, threads: int | None = None, unproven: bool = False) -> None:
+        """Load every stage; nothing falls back to another engine or precision.
+
+        unproven: also on a target that the export did not prove, or left out as it changes decisions: to measure it,
+        and decide nothing by it. Raises `UsageError` for such a target otherwise, `BundleError` where the bundle has no
+        graphs for it, `DigestMismatch` for one that was changed since it was opened, `EngineError`, `MissingPackage`.
+        """
         if threads is not None and threads < 1:
             raise UsageError(f"threads is {threads}, expected at least 1", hint="leave it out to use all that may be")
         self.bundle = bundle
@@ -86,9 +90,16 @@ class Predictor:
         self.threads = threads or usable_threads()
         self._process = os.getpid()
         self._engine = engine(target)
+        if not unproven:
+            bundle.require_proven(target)
         self._pipeline = self._engine.pipeline(bundle, target.precision, self.threads)
         self.head_target = self._pipeline.head_target
         self._single = SingleHeads(bundle, self.head_target, self.threads)
+        try:
+            bundle.require_unchanged()
+        except MpmmuError:
+            self._pipeline.close()
+            raise
 
     def predict(self, pixels: Mapping[Modality, Array], *, embedding: Array | None = None) -> Prediction:
         """Pixels uint8 [N, 1, S, S] per modality (`{"mammography": …, "ultrasound": …}`) to a `Prediction`.
@@ -175,6 +186,8 @@ class Predictor:
                 for one in said:
                     warnings.warn(f"{path}: {one}", HeaderWarning, stacklevel=2)
             pixels[modality] = np.stack(found)
+        for case in range(counts[0]):
+            require_two({name: array[case] for name, array in pixels.items()})
         check = self.bundle.modality_check
         for row in np.flatnonzero(check.swapped(pixels)) if check else ():
             warnings.warn(
@@ -224,6 +237,7 @@ class Predictor:
                 self.encoder_graph(modality), wanted, self.target.precision, self.threads
             )
             try:
+                self.bundle.require_unchanged()
                 said = session.run({"pixels": checked[modality]})
             finally:
                 session.close()
@@ -248,6 +262,7 @@ class Predictor:
     def _run_once(self, graph: Path, feeds: Mapping[str, Array]) -> dict[str, Array]:
         session = self._engine.load(graph, self.target.precision, self.threads)
         try:
+            self.bundle.require_unchanged()
             return session.run(feeds)
         finally:
             session.close()
@@ -312,6 +327,8 @@ def listed(paths: Paths) -> list[Path]:
     return [Path(paths)] if isinstance(paths, str | os.PathLike) else [Path(one) for one in paths]
 
 
-def load(path: StrPath, target: str = DEFAULT_TARGET, *, threads: int | None = None) -> Predictor:
-    """Open the bundle at `path`, check its digests, and load it on `target`."""
-    return Predictor(Bundle.open(Path(path)), Target.parse(target), threads=threads)
+def load(
+    path: StrPath, target: str = DEFAULT_TARGET, *, threads: int | None = None, unproven: bool = False
+) -> Predictor:
+    """Open the bundle at `path`, check its digests, and load it on `target`. Raises as these two do."""
+    return Predictor(Bundle.open(Path(path)), Target.parse(target), threads=threads, unproven=unproven)

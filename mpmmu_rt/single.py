@@ -53,7 +53,9 @@ class SingleHeads:
         with self._lock:
             if modality not in self._sessions:
                 path = self._bundle.path / str(self._bundle.entry["graphs"][graph_of(modality)])
-                self._sessions[modality] = engine(self._target).load(path, self._target.precision, self._threads)
+                session = engine(self._target).load(path, self._target.precision, self._threads)
+                self._bundle.require_unchanged()
+                self._sessions[modality] = session
             session = self._sessions[modality]
         return session.run({"embedding": part})
 

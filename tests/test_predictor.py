@@ -181,7 +181,7 @@ def test_a_closed_predictor_does_not_answer(bundle_folder: Path, pixels: Pixels)
         ("abacus:fp32", EngineError, "names the engine `abacus`"),
         ("onnxruntime:int8", EngineError, "asks for int8"),
         ("openvino:fp16", EngineError, "asks for fp16, expected one of fp32, bf16, int8"),
-        ("openvino:int8", BundleError, r"holds no INT8 graph `mammography\.int8`"),
+        ("openvino:int8", UsageError, "openvino:int8 was not proven when"),
     ],
 )
 def test_a_target_is_taken_as_asked_or_not_at_all(

@@ -28,7 +28,7 @@ def folder(bundle_folder: Path, tmp_path: Path) -> Path:
 
 
 def failed(folder: Path, target: str = "onnxruntime:fp32") -> set[str]:
-    with load(folder, target) as predictor:
+    with load(folder, target, unproven=True) as predictor:
         return {check.name for check in verify.verify(predictor) if not check.passed}
 
 
@@ -228,7 +228,7 @@ def test_the_stage_at_fault_is_named(folder: Path, graph: str, output: str, stag
 
 def test_in_batches_too(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wicked(folder, "array[::-1] if len(array) == 7 else array", monkeypatch)
-    with load(folder, "wicked:fp32") as predictor:
+    with load(folder, "wicked:fp32", unproven=True) as predictor:
         assert verify.stage_at_fault(verify.verify(predictor)) == "the stacking head, in some batches"
 
 

@@ -63,13 +63,12 @@ def explain(
     from mpmmu_rt.places import claimed
     from mpmmu_rt.predictor import load
 
-    check_json(json_to)
+    check_json(json_to, bundle, manifest, mammography, ultrasound, output)
     check_replaceable(output, marker=REPORT, overwrite=overwrite)
     sampling = _sampling(method, orders, seed)
     cases = _cases(manifest, case or [], mammography, ultrasound)
     kept = going_on(output, lambda: "nothing was kept")
     with claimed(output), kept, bars() as progress, load(bundle, target) as predictor:
-        predictor.bundle.require_proven(predictor.target)
         with atomic_folder(output, marker=REPORT, overwrite=overwrite) as folder:
             found, drawn, failed = _explained(predictor, cases, (frame, sampling), folder, progress)
             entry = rounded(_entry(predictor, found, failed) | {"method": str(method)})

@@ -46,7 +46,7 @@ def verify(
     from mpmmu_rt.cases import read_manifest
     from mpmmu_rt.predictor import Predictor
 
-    check_json(json_to)
+    check_json(json_to, bundle, manifest)
     wanted = None if target == AUTO else target
     try:
         opened = Bundle.open(bundle)
@@ -54,7 +54,7 @@ def verify(
         wanted = str(found)
         second = _second(bundle, manifest, wanted, against)
         cases = read_manifest(manifest) if manifest else None
-        with Predictor(opened, found) as predictor:
+        with Predictor(opened, found, unproven=True) as predictor:
             _verify(predictor, choice, cases, second, frame, record=record, json_to=json_to)
     except UsageError:
         raise

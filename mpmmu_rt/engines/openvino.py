@@ -113,7 +113,7 @@ class OpenVinoEmbedder:
         self._may_part = True  # until a model that can't be cut, or halves that say something else
         self._compared: set[Shape] = set()
         self.remarks: tuple[str, ...] = ()
-        self._core = runtime.Core()
+        self._core = _core(runtime)
         self._model: Any = None
         self._cache = BlobCache.default() if precision in _STORED else None
         # Streams are compiled when they are needed. What can't be read fails here, but for what has been read before.
@@ -214,8 +214,7 @@ class OpenVinoEmbedder:
             model = _join(self._runtime, self._core, bundle, self._precision)
         except (RuntimeError, KeyError) as error:
             raise _cannot_load(f"the graphs of {bundle.name}", error) from error
-        if self._cache:  # this may be long after the bundle was opened, and what is made of it is kept
-            bundle.check_files()
+        bundle.require_unchanged()  # this may be long after the bundle was opened
         return model
 
     def _made(self, bundle: Bundle, shape: Shape) -> Streams | None:
@@ -350,7 +349,7 @@ class OpenVino:
         return self.load_showing(graph, (), precision, threads)
 
     def load_showing(self, graph: Path, tensors: Sequence[str], precision: str, threads: int) -> OpenVinoSession:
-        core = require("openvino", _PURPOSE).Core()
+        core = _core(require("openvino", _PURPOSE))
         try:
             model = core.read_model(str(graph))
             if tensors:
@@ -368,7 +367,7 @@ class OpenVino:
         return bundle.graph_for(self.name, modality, precision)
 
     def layers_in_8_bits(self, bundle: Bundle, precision: str, threads: int) -> int:
-        core, count = require("openvino", _PURPOSE).Core(), 0
+        core, count = _core(require("openvino", _PURPOSE)), 0
         for modality in MODALITIES:
             graph = bundle.graph(modality, precision)
             try:
@@ -381,6 +380,13 @@ class OpenVino:
 
     def _embedder(self, bundle: Bundle, precision: str, threads: int) -> OpenVinoEmbedder:
         return OpenVinoEmbedder(require("openvino", _PURPOSE), bundle, precision, threads)
+
+
+def _core(runtime: Any) -> Any:
+    """A core that reads weights into memory: of a file that it maps, it would see what is written there later."""
+    core = runtime.Core()
+    core.set_property({runtime.properties.enable_mmap(): False})
+    return core
 
 
 def _held_to() -> str:

@@ -115,7 +115,7 @@ def test_the_predictor_says_what_it_says_on_onnx_runtime(plug: Plug, target: Any
     bundle, few = machine.target.bundle, cases(7)
     with (
         Predictor(bundle, TargetName("onnxruntime", "fp32")) as host,
-        Predictor(bundle, TargetName("tensorrt-rtx", "fp32")) as device,
+        Predictor(bundle, TargetName("tensorrt-rtx", "fp32"), unproven=True) as device,
     ):
         want, got = host.predict(few.pixels), device.predict(few.pixels)
         assert host.remarks == device.remarks == ()
@@ -134,7 +134,7 @@ def test_feature_maps_in_bfloat16_come_back_as_float32(plug: Plug, target: Any, 
     """NumPy has no bfloat16: what it holds them in must not be taken for numbers."""
     machine = plug(target("tensorrt-rtx", "bf16"))
     few = cases(3, machine.target)
-    with Predictor(machine.target.bundle, TargetName("tensorrt-rtx", "bf16")) as predictor:
+    with Predictor(machine.target.bundle, TargetName("tensorrt-rtx", "bf16"), unproven=True) as predictor:
         got = predictor.feature_maps(few.pixels)
     with Predictor(machine.target.bundle, TargetName("onnxruntime", "fp32")) as predictor:
         want = predictor.feature_maps(few.pixels)
@@ -489,7 +489,7 @@ def test_what_is_left_of_the_last_patient_is_never_an_answer(plug: Plug, cases: 
     machine, few = plug(cupy=idle != "model"), cases(count)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", WholeGraphInstead)
-        predictor = Predictor(machine.target.bundle, TargetName("tensorrt-rtx", "fp32"))
+        predictor = Predictor(machine.target.bundle, TargetName("tensorrt-rtx", "fp32"), unproven=True)
     with predictor:
         predictor.predict(few.pixels)
         machine.trt.idle.add(idle)
@@ -688,7 +688,7 @@ def test_what_was_built_here_is_not_built_again_at_the_next_start(
     bare_name = TargetName("tensorrt", "fp32")
     for how in ("built anew", "built here before, and kept"):
         machine = starts.again()
-        with Predictor(bare.bundle, bare_name) as predictor:
+        with Predictor(bare.bundle, bare_name, unproven=True) as predictor:
             got = predictor.predict(few.pixels)
             assert predictor.remarks == tuple(
                 f"the engine of {name} was {how}: {NO_ENGINE.format(name)}" for name in (*MODALITIES, "head")
@@ -804,7 +804,7 @@ def test_a_graph_that_no_engine_belongs_to_is_built_without_a_warning(
     """As the export runs the head on its own: nothing is missing there. Under `suspended` nothing is kept either."""
     starts, few = Starts(plug, target(), monkeypatch), cases(3)
     starts.again()
-    with Predictor(target().bundle, TargetName("tensorrt-rtx", "fp32")) as predictor:
+    with Predictor(target().bundle, TargetName("tensorrt-rtx", "fp32"), unproven=True) as predictor:
         with blob_cache.suspended():
             said = predictor.run_graph("head", {"embedding": few.embedding})
         assert predictor.remarks == ()

@@ -266,7 +266,7 @@ def test_a_predictor_says_what_runs(cuda_ort: Any, cases: Any, monkeypatch: pyte
     few = cases(2)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        predictor = Predictor(machine.target.bundle, FP32)
+        predictor = Predictor(machine.target.bundle, FP32, unproven=True)
     with predictor:
         np.testing.assert_allclose(predictor.predict(few.pixels).probability, few.probability, atol=TOLERANCE)
         assert str(predictor.head_target) == "onnxruntime-cuda:fp32"
