@@ -107,6 +107,9 @@ def luma(rgb: Array, bits: int) -> Array:
 
 
 def choose_frame(frames: int, frame: int | None) -> int:
+    """Which of so many. A file that holds one image is that image, whatever is to be taken of others."""
+    if frames == 1 and (frame or 0) >= 0:
+        return 0
     if frame is None and frames > 1:
         raise ImageError(
             f"holds {frames} frames, expected one image",

@@ -137,6 +137,22 @@ def _pixels(image: GreyImage, preprocessing: Preprocessing) -> tuple[Array, tupl
     return preprocess(image.grey, preprocessing, pixel_aspect=image.pixel_aspect), warnings
 
 
+def require_two(pixels: Mapping[Modality, Array]) -> None:
+    """Raise `ImageError` where the images of a case are one and the same, whatever their files are called.
+
+    pixels: uint8 of any one shape, by modality.
+    """
+    if np.array_equal(pixels["mammography"], pixels["ultrasound"]):
+        raise same_image()
+
+
+def same_image() -> ImageError:
+    return ImageError(
+        "the mammogram and the ultrasound image are the same, pixel by pixel, expected an image of each",
+        hint="name the patient's two images",
+    )
+
+
 def preprocess(grey: Array, preprocessing: Preprocessing, *, pixel_aspect: float = 1.0) -> Array:
     """Fit grey, uint8 [H, W], into the model's square: pixels, uint8 [1, S, S], C-contiguous.
 

@@ -15,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -28,7 +29,7 @@ from .bundle import Bundle
 from .cases import Case, Manifest
 from .errors import AnswerError, ImageError, OutputError, UsageError
 from .files import sha256_file
-from .images import Preprocessing, read_with_warnings
+from .images import Preprocessing, read_with_warnings, require_two
 from .journal import COLUMNS as COLUMNS
 from .journal import SCHEMA, Layout, Row, open_journal
 from .latency import Latency, summarise
@@ -395,6 +396,8 @@ def decode(
             path = _path(case, modality)
             pixels[modality], found = read_with_warnings(path, preprocessing, modality=modality, frame=frame)
             warnings += [f"{modality}: {warning}" for warning in found]
+        if not one:
+            require_two(pixels)
     except ImageError as cause:
         error = _one_line(f"{cause}; {cause.hint}")
     if one:
@@ -407,8 +410,13 @@ def decode(
 
 
 def _digests(case: Case) -> dict[Modality, str]:
-    paths = {modality: case.image(modality) for modality in MODALITIES}
-    return {modality: sha256_file(path) for modality, path in paths.items() if path is not None and path.is_file()}
+    found: dict[Modality, str] = {}
+    for modality in MODALITIES:
+        path = case.image(modality)
+        with suppress(OSError, ValueError):  # what can't be read says so in its row, and what is no path
+            if path is not None and path.is_file():
+                found[modality] = sha256_file(path)
+    return found
 
 
 def _one_line(text: str) -> str:

@@ -282,10 +282,11 @@ def test_frames_need_a_choice(tmp_path: Path, name: str) -> None:
         refused(tmp_path / name, rf"holds 3 frame\(s\), expected `frame` from 0 to 2, got {index}", frame=index)
 
 
-def test_a_single_image_has_the_frame_0_only(tmp_path: Path) -> None:
+def test_a_single_image_is_it_whichever_frame_is_taken_of_others(tmp_path: Path) -> None:
     Image.fromarray(grey8()).save(tmp_path / "a.jpg")
-    np.testing.assert_array_equal(read_grey(tmp_path / "a.jpg", frame=0), read_grey(tmp_path / "a.jpg"))
-    refused(tmp_path / "a.jpg", r"holds 1 frame\(s\), expected `frame` from 0 to 0, got 1", frame=1)
+    for frame in (0, 1, 7):
+        np.testing.assert_array_equal(read_grey(tmp_path / "a.jpg", frame=frame), read_grey(tmp_path / "a.jpg"))
+    refused(tmp_path / "a.jpg", r"holds 1 frame\(s\), expected `frame` from 0 to 0, got -1", frame=-1)
 
 
 # borders ───────────────────────────────────────────────────────────────────────────────────────────

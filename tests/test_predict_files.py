@@ -82,7 +82,7 @@ def test_what_a_header_says_is_a_warning(bundle_folder: Path, save_dicom: Callab
     """Pixels that are twice as high as wide, for a model that takes them as they are stored."""
     grey = np.random.default_rng(0).integers(0, 255, (60, 40)).astype(np.uint8)
     mammogram = save_dicom(grey, PixelAspectRatio=[2, 1])
-    sonogram = save_dicom(grey, name="b.dcm", Modality="US")
+    sonogram = save_dicom(grey[::-1], name="b.dcm", Modality="US")
     with load(bundle_folder) as predictor:
         predictor.bundle = replace(predictor.bundle, preprocessing=Preprocessing(48, "pad", "stored"))
         with pytest.warns(HeaderWarning, match=r"a\.dcm: its pixels are not square \(2:1\)"):

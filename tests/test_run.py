@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,8 +19,9 @@ from PIL import Image
 from mpmmu_rt import Predictor, load
 from mpmmu_rt.bundle import Bundle
 from mpmmu_rt.cases import Manifest, read_manifest
-from mpmmu_rt.errors import EngineError, OutputError
-from mpmmu_rt.images import Preprocessing, read_pixels
+from mpmmu_rt.errors import EngineError, ImageError, OutputError
+from mpmmu_rt.files import sha256_file
+from mpmmu_rt.images import Preprocessing, read_grey, read_pixels
 from mpmmu_rt.journal import decision_of
 from mpmmu_rt.run import COLUMNS, Decoder, run
 from mpmmu_rt.spec import MODALITIES
@@ -417,3 +419,63 @@ def test_one_file_for_both_modalities_is_an_error_row(
         summary = run(predictor, read_manifest(tmp_path / "m.csv"), tmp_path / "out.csv")
     assert summary.failed == 1
     assert "is given for both modalities" in (tmp_path / "out.csv").read_text()
+
+
+@pytest.mark.parametrize("kind", ["another spelling", "link", "copy", "another format"])
+def test_one_image_for_both_modalities_under_another_name(
+    bundle_folder: Path, phantom_manifest: Path, tmp_path: Path, kind: str
+) -> None:
+    image, other = next(phantom_manifest.parent.glob("ultrasound/*.png")), tmp_path / "other.png"
+    if kind == "another spelling":
+        other = image.parent / ".." / image.parent.name / image.name
+    elif kind == "link":
+        other.symlink_to(image)
+    elif kind == "copy":
+        shutil.copy(image, other)
+    else:
+        other = tmp_path / "other.bmp"
+        Image.fromarray(read_grey(image)).save(other)
+    (tmp_path / "m.csv").write_text(f"case_id,mammography,ultrasound\na,{image},{other}\n")
+    with load(bundle_folder) as predictor:
+        summary = run(predictor, read_manifest(tmp_path / "m.csv"), tmp_path / "out.csv")
+        with pytest.raises(ImageError, match="are the same, pixel by pixel, expected an image of each"):
+            predictor.predict_files(image, other)
+    assert summary.failed == 1
+    assert "are the same, pixel by pixel" in (tmp_path / "out.csv").read_text()
+
+
+def test_an_image_that_can_not_be_hashed_costs_its_row(
+    predictor: Predictor, phantom_manifest: Path, tmp_path: Path
+) -> None:
+    one, two = read_manifest(phantom_manifest).cases[:2]
+    assert one.mammography is not None
+    assert two.mammography is not None
+    assert two.ultrasound is not None
+    rows = f"a,{one.mammography},{'x' * 300}.png\nb,{two.mammography},{two.ultrasound}\n"
+    (tmp_path / "m.csv").write_text(f"case_id,mammography,ultrasound\n{rows}")
+    summary = run(predictor, read_manifest(tmp_path / "m.csv"), tmp_path / "out.csv", columns=["files"])
+    assert (summary.failed, summary.predicted) == (1, 1)
+    first, second = (tmp_path / "out.csv").read_text().splitlines()[1:]
+    assert "File name too long" in first
+    assert first.endswith(f",{sha256_file(one.mammography)},")
+    assert second.endswith(f",{sha256_file(two.mammography)},{sha256_file(two.ultrasound)}")
+
+
+def test_a_frame_is_chosen_of_those_that_have_several(
+    bundle_folder: Path, phantom_manifest: Path, tmp_path: Path
+) -> None:
+    case = read_manifest(phantom_manifest).cases[0]
+    assert case.mammography is not None
+    assert case.ultrasound is not None
+    grey = read_grey(case.ultrasound)
+    frames = [Image.fromarray(one) for one in (grey[::-1], grey, grey[:, ::-1])]
+    frames[0].save(tmp_path / "clip.tif", save_all=True, append_images=frames[1:])
+    with load(bundle_folder) as predictor:
+        with pytest.raises(ImageError, match="holds 3 frames"):
+            predictor.predict_files(case.mammography, tmp_path / "clip.tif")
+        chosen = predictor.predict_files(case.mammography, tmp_path / "clip.tif", frame=1)
+        np.testing.assert_array_equal(
+            chosen.probability, predictor.predict_files(case.mammography, case.ultrasound).probability
+        )
+        with pytest.raises(ImageError, match="expected `frame` from 0 to 2, got 3"):
+            predictor.predict_files(case.mammography, tmp_path / "clip.tif", frame=3)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mpmmu_rt.errors import AnswerError, EngineError, ImageError, MpmmuError, PixelsError
-from mpmmu_rt.images import Preprocessing, decode_with_warnings
+from mpmmu_rt.errors import AnswerError, EngineError, MpmmuError, PixelsError
+from mpmmu_rt.images import Preprocessing, decode_with_warnings, require_two, same_image
 from mpmmu_rt.modality_check import SAYS, ModalityCheck
 from mpmmu_rt.predictor import Predictor
 from mpmmu_rt.spec import MODALITIES, Array, Modality
@@ -104,11 +104,8 @@ def read_pair(
 ) -> tuple[dict[Modality, Array], tuple[str, ...]]:
     """The files of one case, as they were sent, to pixels uint8 [1, 1, S, S] each; and what is to be said against them,
     as `mpmmu-rt run` says it: what headers say, and a pair that looks swapped. Raises `ImageError`."""
-    if files["mammography"] == files["ultrasound"]:
-        raise ImageError(
-            "the same file was sent as mammogram and as ultrasound image, expected an image of each",
-            hint="send the patient's two images",
-        )
+    if files["mammography"] == files["ultrasound"]:  # before one of them is called what it is not
+        raise same_image()
     pixels: dict[Modality, Array] = {}
     warnings: list[str] = []
     for modality in MODALITIES:
@@ -117,6 +114,7 @@ def read_pair(
         )
         pixels[modality] = array[None]
         warnings += [f"{modality}: {one}" for one in said]
+    require_two(pixels)
     if check is not None and check.swapped(pixels)[0]:
         warnings.append(SAYS)
     return pixels, tuple(warnings)

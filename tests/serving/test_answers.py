@@ -118,7 +118,7 @@ def test_what_a_header_says_comes_with_the_pixels(save_dicom: Callable[..., Path
 @pytest.mark.parametrize(
     ("mammography", "ultrasound", "says"),
     [
-        (PNG, PNG, "the same file was sent"),
+        (PNG, PNG, "are the same, pixel by pixel"),
         (b"", JPEG, "`mammography` is empty"),
         (PNG, b"hello, world", "`ultrasound` begins with"),
         (PNG[:-20], JPEG, "`mammography` "),
