@@ -39,7 +39,7 @@ from .compare import TURN_S, Side, Turn, take_turn
 from .conditions import conditions, control_ms, differences
 from .counts import Counts, Moved, count, moved
 from .errors import MpmmuError, UsageError
-from .files import MAX_JSON_BYTES, atomic_file, parse_json_object, read_bounded
+from .files import MAX_JSON_BYTES, parse_json_object, read_bounded, result_file
 from .gate import STATISTICS, Estimate, Rule, Verdict, statistics
 from .machine import now
 from .progress import Progress, silent
@@ -107,8 +107,8 @@ class Baseline:
             ) from error
 
     def write(self, path: Path) -> None:
-        with atomic_file(path) as partial:
-            partial.write_text(json.dumps(self.to_json(), allow_nan=False) + "\n", encoding="utf-8")
+        with result_file(path) as place:
+            place.write_text(json.dumps(self.to_json(), allow_nan=False) + "\n", encoding="utf-8")
 
     def floor(self, control_ms: list[float]) -> dict[str, float]:
         """Of each statistic, how far the machine is known to move on its own, in log; control_ms: of today's turns."""

@@ -91,10 +91,32 @@ def atomic_file(path: Path, *, private: bool = False) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def is_fed(path: Path) -> bool:
+    """Whether what is written to `path` goes on from there: a device, a pipe, what stands for an open file. Nothing can
+    be renamed onto it: as root that would put a file into the place of `/dev/null`."""
+    return path.exists() and (not path.is_file() or os.path.abspath(path).startswith(("/dev/", "/proc/")))
+
+
+@contextmanager
+def result_file(path: Path) -> Iterator[Path]:
+    """Where to write a result that a person named the place of: as `atomic_file`, through a link to what it names; or
+    `path` itself where it `is_fed`."""
+    if is_fed(path):
+        yield path
+        return
+    with atomic_file(path.resolve()) as partial:
+        yield partial
+
+
+def as_json(entry: object) -> str:
+    """`entry` as a document for people too; NaN is no JSON."""
+    return json.dumps(entry, indent=2, allow_nan=False) + "\n"
+
+
 def write_json(path: Path, entry: object) -> None:
-    """`entry` as a document for people too, whole or not at all; NaN is no JSON."""
+    """`entry` as a document for people too, whole or not at all."""
     with atomic_file(path) as partial:
-        partial.write_text(json.dumps(entry, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        partial.write_text(as_json(entry), encoding="utf-8")
 
 
 def rounded(entry: Any, name: str = "") -> Any:

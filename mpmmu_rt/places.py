@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import re
+import shlex
 import shutil
 import sys
 import tempfile
@@ -36,6 +37,10 @@ def claimed(output: Path) -> Iterator[None]:
     written: so it stands before the work.
     """
     place = output.parent.resolve() / output.name
+    if output.exists() and not (output.is_file() or output.is_dir()):
+        raise OutputError(
+            f"{output} is a device or a pipe, expected a free path, a file or a folder", hint="choose another -o"
+        )
     me = (os.getpid(), threading.get_ident())
     with _entering:
         if _held.get(place) == me:
@@ -153,7 +158,7 @@ def unwritable(output: Path, error: OSError) -> OutputError:
     if not folder.is_dir():
         return OutputError(
             f"the folder {folder} does not exist, expected the place to write {output.name} into",
-            hint=f"mkdir -p {folder}",
+            hint=f"mkdir -p {shlex.quote(str(folder))}",
         )
     if is_full(error):
         return full(output, "nothing was begun", "try again")

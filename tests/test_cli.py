@@ -21,7 +21,9 @@ from typer.testing import CliRunner, Result
 
 from mpmmu_rt import __version__
 from mpmmu_rt.bundle import Bundle, seal
+from mpmmu_rt.cases import read_manifest
 from mpmmu_rt.cli import _report, app, general_first
+from mpmmu_rt.errors import Interrupted
 
 COMMANDS = (
     "train",
@@ -271,9 +273,8 @@ def test_run_with_a_case_that_fails(bundle_folder: Path, phantom_manifest: Path,
     assert (entry["cases"], entry["predicted"], entry["failed"]) == (4, 3, 1)
     error, hint = result.stderr.splitlines()[-2:]
     assert error.startswith("error: 1 of 4 cases could not be read, expected none; the first is `bad`: ")
-    assert (
-        hint == f"hint: the column `error` of {out} says why for each; once repaired, --retry-failed makes these again"
-    )
+    wanted = "says why for each; once the files are repaired, --retry-failed makes these again"
+    assert hint == f"hint: the column `error` of {out} {wanted}"
     with out.open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [bool(row["error"]) for row in rows] == [False, False, False, True]
@@ -519,3 +520,50 @@ def test_a_reader_that_goes_away_changes_no_exit_code(bundle_folder: Path, tmp_p
         shell = f"{command} {how} | true; echo ${{PIPESTATUS[0]}}"
         said = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, check=True)
         assert said.stdout == f"{code}\n", said.stderr
+
+
+@pytest.mark.parametrize("name", ["out.csv", "m.csv", "link.csv", "b/x.json", "out.csv.json"])
+def test_json_never_goes_over_what_the_command_reads_or_writes(
+    bundle_folder: Path, phantom_manifest: Path, tmp_path: Path, name: str
+) -> None:
+    shutil.copytree(bundle_folder, tmp_path / "b")
+    shutil.copytree(phantom_manifest.parent, tmp_path / "cases")
+    manifest, out = tmp_path / "cases/manifest.csv", tmp_path / "out.csv"
+    (tmp_path / "m.csv").symlink_to(manifest)
+    (tmp_path / "link.csv").symlink_to(out)
+    before = manifest.read_bytes()
+    error, _ = two_lines(call("run", tmp_path / "b", manifest, "-o", out, "--json", tmp_path / name))
+    assert re.search(r"(belongs to this command already|lies in the bundle .*b), expected a file of its own", error)
+    assert manifest.read_bytes() == before
+    assert not out.exists()
+    Bundle.open(tmp_path / "b")
+
+
+@pytest.mark.slow
+def test_rows_on_stdout_are_those_of_a_file_in_any_encoding(
+    bundle_folder: Path, phantom_manifest: Path, tmp_path: Path
+) -> None:
+    case = read_manifest(phantom_manifest).cases[0]
+    rows = f"case_id,mammography,ultrasound\nKo\u015bciuszko,{case.mammography},{case.ultrasound}\n"
+    (tmp_path / "m.csv").write_text(rows, encoding="utf-8")
+    command = [sys.executable, "-m", "mpmmu_rt", "run", str(bundle_folder), str(tmp_path / "m.csv"), "-o"]
+    given = os.environ | {"PYTHONIOENCODING": "latin-1"}
+    subprocess.run([*command, str(tmp_path / "out.csv")], env=given, check=True, capture_output=True)
+    done = subprocess.run([*command, "-"], env=given, capture_output=True, check=True)
+    assert done.stdout == (tmp_path / "out.csv").read_bytes()
+    assert "Ko\u015bciuszko".encode() in done.stdout
+
+
+def test_what_was_not_begun_is_begun_again_and_not_gone_on_with(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["mpmmu-rt", "run", "b", "m.csv", "-o", "o.csv", "--overwrite"])
+    hints = []
+    for begun in (False, True):
+        with (
+            pytest.raises(Interrupted) as caught,
+            _report.going_on(tmp_path / "o.csv", str, "--resume", begun=lambda begun=begun: begun),  # type: ignore[misc]
+        ):
+            raise KeyboardInterrupt
+        hints.append(caught.value.hint.removeprefix("to go on: "))
+    assert hints == ["mpmmu-rt run b m.csv -o o.csv --overwrite", "mpmmu-rt run b m.csv -o o.csv --resume"]

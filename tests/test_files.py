@@ -14,11 +14,14 @@ from mpmmu_rt.files import (
     atomic_file,
     atomic_folder,
     check_replaceable,
+    is_fed,
     parse_json_object,
     read_bounded,
+    result_file,
     sha256_file,
     sha256_of,
 )
+from mpmmu_rt.places import claimed
 
 
 class Cut(Exception):
@@ -237,3 +240,30 @@ def test_the_digest_of_a_folder_is_what_sha256sum_says(tmp_path: Path) -> None:
     assert sha256_of(folder) == before
     (folder / "more").write_text("")
     assert sha256_of(folder) != before
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes with a name here")
+def test_a_result_goes_into_a_pipe_and_never_takes_its_place(tmp_path: Path) -> None:
+    """As root, a rename onto /dev/null would put a file into its place."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = subprocess.Popen(["cat", pipe], stdout=subprocess.PIPE, text=True)
+    with result_file(pipe) as place:
+        place.write_text("a result")
+    assert reader.communicate(timeout=20)[0] == "a result"
+    assert stat.S_ISFIFO(pipe.lstat().st_mode)
+    assert listing(tmp_path) == ["pipe"]
+    with pytest.raises(OutputError, match="pipe is a device or a pipe, expected a free path"), claimed(pipe):
+        pytest.fail("the block must not run")
+
+
+def test_a_result_goes_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "there/result")
+    for text in ("first", "second"):
+        with result_file(tmp_path / "link") as place:
+            place.write_text(text)
+        assert (tmp_path / "there/result").read_text() == text
+    assert (tmp_path / "link").is_symlink()
+    assert is_fed(Path("/dev/null"))
+    assert not is_fed(tmp_path / "link")

@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 import re
+import shlex
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -134,7 +135,8 @@ class Parts:
 
 def _damaged(path: Path) -> OutputError:
     return OutputError(
-        f"{path} is damaged, expected the rows that this run has written", hint=f"rm {path}, then pass --resume"
+        f"{path} is damaged, expected the rows that this run has written",
+        hint=f"rm {shlex.quote(str(path))}, then pass --resume",
     )
 
 

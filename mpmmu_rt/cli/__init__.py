@@ -6,6 +6,7 @@ failed, 4 slower and 5 cannot tell (`compare`, `bench --baseline`), 130 interrup
 
 from __future__ import annotations
 
+import io
 import signal
 import sys
 from collections.abc import Sequence
@@ -112,6 +113,9 @@ for _command in (
 
 def main() -> None:
     signal.signal(signal.SIGTERM, _terminate)  # so that half-written outputs are put away
+    for stream in (sys.stdout, sys.stderr):  # what an encoding has no letter for must not end a command
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     app()
 
 

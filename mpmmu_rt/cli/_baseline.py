@@ -21,7 +21,7 @@ from .compare import describe_counts, estimate_row, note_counts
 def save_baseline(path: Path, bundle: Path, target: Target, batch: int, *, budget: str) -> None:
     """Write the baseline, and say what it holds."""
     seconds = duration(budget)
-    check_output(path)
+    check_output(path, bundle, stdout=False)
     with bars() as progress:
         found = save(path, Side(bundle, target), batch, budget_s=seconds, progress=progress)
     held = found.sessions

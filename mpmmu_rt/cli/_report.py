@@ -17,7 +17,7 @@ from typing import Annotated, Any, ParamSpec
 
 import typer
 
-from mpmmu_rt import places
+from mpmmu_rt import files, places
 from mpmmu_rt.errors import Interrupted, MpmmuError, OutputError
 from mpmmu_rt.files import rounded
 from mpmmu_rt.progress import Lines, Progress, counted, silent
@@ -86,19 +86,22 @@ def _interrupted(error: KeyboardInterrupt, kept: str, then: str) -> tuple[str, s
 
 
 @contextmanager
-def going_on(output: Path, kept: Callable[[], str], *added: str) -> Iterator[None]:
+def going_on(
+    output: Path, kept: Callable[[], str], *added: str, begun: Callable[[], bool] = lambda: True
+) -> Iterator[None]:
     """Of long work that ends half-way, by Ctrl-C, a signal or a full disk, say what it kept and the command that goes
-    on: this one, with the options `added`."""
+    on: this one, with the options `added` if it has `begun` what these go on with."""
     try:
         yield
     except KeyboardInterrupt as error:
-        message, hint, code = _interrupted(error, kept(), f"to go on: {command(*added)}")
+        then = command(*(added if begun() else ()))
+        message, hint, code = _interrupted(error, kept(), f"to go on: {then}")
         found = Interrupted(message, hint=hint)
         found.exit_code = code
         raise found from error
     except Exception as error:
         if places.is_full(error):
-            raise places.full(output, kept(), command(*added)) from error
+            raise places.full(output, kept(), command(*(added if begun() else ()))) from error
         raise
 
 
@@ -147,6 +150,15 @@ def say(text: str, *, end: str = "\n", err: bool = False) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
+def put_file(path: Path) -> None:
+    """A file to stdout, to the byte, whatever encoding the terminal has. Raises `OSError` where it does not fit."""
+    try:
+        typer.echo(path.read_bytes(), nl=False)
+        sys.stdout.flush()
+    except BrokenPipeError:  # as in `say`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def note(text: str) -> None:
     """A line for the person at the terminal: stderr. Broken between words there, and one line in a file."""
     say(wrapped(text) if sys.stderr.isatty() else text, err=True)
@@ -170,10 +182,13 @@ JsonTo = Annotated[
 ]
 
 
-def check_json(to: str | None) -> None:
-    """Before the work: raise `OutputError` where `put_json` could not write."""
+Taken = Path | str | None  # what a command reads, or writes besides
+
+
+def check_json(to: str | None, *taken: Taken) -> None:
+    """Before the work: raise `OutputError` where `put_json` could not write, or would write over what is `taken`."""
     if to and to != "-":
-        check_output(Path(to))
+        check_output(Path(to), *taken)
 
 
 def put_json(to: str | None, entry: Any, *, exact: bool = False) -> bool:
@@ -190,28 +205,33 @@ def put_json(to: str | None, entry: Any, *, exact: bool = False) -> bool:
 
 
 def write_json(path: Path, entry: Any) -> None:
-    from mpmmu_rt import files
-
-    files.write_json(path, entry)
+    with files.result_file(path) as place:
+        place.write_text(files.as_json(entry), encoding="utf-8")
     note(f"wrote {path}")
 
 
 def write_html(path: Path, entry: Any) -> None:
     """The report of a result that `bench` or `compare` writes as JSON."""
-    from mpmmu_rt.files import atomic_file
     from mpmmu_rt.report_html import page
 
-    with atomic_file(path) as partial:
-        partial.write_text(page(entry), encoding="utf-8")
+    with files.result_file(path) as place:
+        place.write_text(page(entry), encoding="utf-8")
     note(f"wrote {path}: open it in a browser")
 
 
-def check_output(path: Path, *, stdout: bool = True) -> None:
-    """Before minutes of work whose result could not be stored. stdout: may be named instead. Raises `OutputError`."""
+def check_output(path: Path, *taken: Taken, stdout: bool = True) -> None:
+    """Before minutes of work whose result could not be stored, or would be stored over what is `taken`: a file, or a
+    bundle, which holds no other file. stdout: may be named instead. Raises `OutputError`."""
+    hint = "name a file, or - for stdout" if stdout else "name a file"
     if path.is_dir():
-        hint = "name a file, or - for stdout" if stdout else "name a file"
         raise OutputError(f"{path} is a folder, expected a file to write", hint=hint)
-    places.check_writable(path)
+    place = path.resolve()
+    for one in (Path(one).resolve() for one in taken if one not in (None, "", "-", Path("-"))):
+        if place == one or (one in place.parents and (one / "bundle.json").is_file()):
+            what = "belongs to this command already" if place == one else f"lies in the bundle {one}"
+            raise OutputError(f"{path} {what}, expected a file of its own", hint=f"another name, or {hint[5:]}")
+    if not files.is_fed(path):
+        places.check_writable(path)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

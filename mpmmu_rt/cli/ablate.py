@@ -47,7 +47,7 @@ def ablate(
     from mpmmu_rt.places import claimed
 
     require_one(manifest, phantom, "ablate")
-    check_json(json_to)
+    check_json(json_to, manifest, output)
     config = configured(PRESETS[preset.value](), arch, size, Attention.paper)
     training = TRAINING_PRESETS[preset.value]
     if epochs is not None:

@@ -78,9 +78,9 @@ def bench(
     check_gaps(silences)
     if named:
         engine(named)  # before a long export
-    check_json(json_to)
+    check_json(json_to, bundle, html_to, baseline)
     if html_to:
-        check_output(html_to, stdout=False)
+        check_output(html_to, bundle, stdout=False)
     if bundle is None:
         bundle = _reference()
     if named and (save or baseline):

@@ -86,7 +86,7 @@ def evaluate(
         )
     other_system = against or (system if against_target is not None else None)
     _check_systems((system, target), (other_system, against_target), trust_pickle)
-    check_json(json_to)
+    check_json(json_to, system, manifest, choose_on, against, output)
     check_replaceable(output, marker=REPORT, overwrite=overwrite)
     cases, other = read_manifest(manifest), read_manifest(choose_on) if choose_on else None
     for remark in (*cases.remarks, *(other.remarks if other else ())):

@@ -85,7 +85,7 @@ def export(
     from mpmmu_rt.engines.tensorrt.sidecar import Profile
     from mpmmu_rt.spec import Target
 
-    check_json(json_to)
+    check_json(json_to, checkpoint, output, parity, calibrate)
     targets = tuple(map(Target.parse, target)) if target else None
     required = tuple(map(Target.parse, require_target or ()))
     for one in required:

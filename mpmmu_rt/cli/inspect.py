@@ -28,7 +28,7 @@ def inspect(
     from mpmmu_rt.single_record import graph_of
     from mpmmu_rt.spec import Target
 
-    check_json(json_to)
+    check_json(json_to, bundle)
     opened = Bundle.open(bundle)
     entry = opened.entry
     if put_json(json_to, entry, exact=True):

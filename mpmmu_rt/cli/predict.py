@@ -30,7 +30,7 @@ def predict(
     from mpmmu_rt.engines import engine
     from mpmmu_rt.predictor import HeaderWarning, Predictor
 
-    check_json(json_to)
+    check_json(json_to, bundle, mammography, ultrasound)
     opened = Bundle.open(bundle)
     wanted, choice = taken(opened, target, allow_rounding=allow_rounding)
     engine(wanted)

@@ -20,7 +20,7 @@ def report(
     from mpmmu_rt.files import parse_json_object, read_bounded
 
     hint = "name a file that `bench --json` or `compare --json` wrote, or the report.json of `evaluate`"
-    check_output(output, stdout=False)
+    check_output(output, result, stdout=False)
     entry = parse_json_object(result, read_bounded(result, MAX_BYTES, UsageError, hint), UsageError, hint)
     try:
         write_html(output, entry)

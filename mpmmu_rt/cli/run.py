@@ -12,7 +12,7 @@ from mpmmu_rt.errors import ImageError, UsageError
 
 from . import _ray
 from ._proven import looked_up, note_verdict, warn_never_run
-from ._report import JsonTo, bars, check_json, count, going_on, milliseconds, next_command, note, put_json, say
+from ._report import JsonTo, bars, check_json, count, going_on, milliseconds, next_command, note, put_file, put_json
 from ._target import AUTO, RoundingOption, TargetOption, taken
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def run(
     _check(output, json_to, going_on=resume or retry_failed, overwrite=overwrite)
     on_ray = _ray.asked(ray, ray_workers, ray_cpus, output)
     listed = _ray.place(manifest, output, on_ray=on_ray is not None)
-    check_json(json_to)
+    check_json(json_to, bundle, manifest, output, run_record.place_of(output))
     started = now()
     opened = Bundle.open(bundle)
     wanted, choice = taken(opened, target, allow_rounding=allow_rounding)
@@ -98,7 +98,7 @@ def run(
         summary = made.summary
         entry = run_record.record(made, output, verdict, started, choice)
         if output == Path("-"):
-            say(path.read_text(encoding="utf-8"), end="")
+            put_file(path)
         else:
             place = run_record.keep(path, entry)
     put_json(json_to, entry)
@@ -131,7 +131,10 @@ def run(
         raise ImageError(
             f"{summary.failed} of {summary.cases} cases could not be read, expected none; the first is "
             f"{summary.first_error}",
-            hint=f"the column `error` of {output} says why for each; once repaired, --retry-failed makes these again",
+            hint="the column `error` says why for each"
+            if output == Path("-")
+            else f"the column `error` of {output} says why for each; once the files are repaired, --retry-failed makes "
+            "these again",
         )
 
 
@@ -145,17 +148,21 @@ def _here(asked: Asked, manifest: Path, output: Path, allowed: Allowed, *, keeps
 
     cases = read_manifest(manifest)
 
+    rows = place_of(output)
+
+    def begun() -> bool:
+        return rows.exists() and rows.stat().st_size > 0
+
     def kept() -> str:
-        rows = place_of(output)
         if not keeps:
             return "rows for stdout are not kept"
-        if not rows.exists():
+        if not begun():
             return "no row was finished"
         finished = sum(1 for line in rows.read_bytes().split(b"\n")[1:] if line)
         return f"{count(finished, 'row')} kept in {rows}"
 
     with (
-        going_on(output, kept, *(["--resume"] if keeps else [])),
+        going_on(output, kept, *(["--resume"] if keeps else []), begun=begun),
         Predictor(asked.bundle, asked.target) as predictor,
         bars() as progress,
     ):

@@ -57,7 +57,7 @@ def serve(
     verdict = looked_up(opened, asked.target, require=require_verified)
     warn_never_run(opened, asked.target, bundle)
     if log:
-        check_output(log, stdout=False)
+        check_output(log, bundle, stdout=False)
     addresses = Addresses(host, http_port, grpc_port, metrics_port)
     with tempfile.TemporaryDirectory(prefix="mpmmu-rt-models-") as folder:
         write_beside(opened, Path(folder), asked)

@@ -98,7 +98,7 @@ def train(
     from mpmmu_rt.places import claimed, require_room
 
     require_one(manifest, phantom, "train")
-    check_json(json_to)
+    check_json(json_to, manifest, output)
     if preview is None:  # which writes no checkpoint
         check_replaceable(output, marker=checkpoint.CONFIG, overwrite=overwrite)
     started = now()

@@ -131,5 +131,5 @@ def configurations(bundle: Bundle, asked: Served, tensors: Mapping[Graph, Signat
         ),
         (f"{asked.name}_head", {"embedding": "embedding"}, {one.name: one.name for one in said}),
     ]
-    facts = {"bundle_digest": bundle.digest, "threshold": f"{bundle.threshold:g}", "warning": bundle.warning or ""}
+    facts = {"bundle_digest": bundle.digest, "threshold": repr(bundle.threshold), "warning": bundle.warning or ""}
     return {asked.name: config.ensemble(asked.name, (given, said), batch.most, steps, facts), **texts}

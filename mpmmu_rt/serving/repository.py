@@ -112,7 +112,7 @@ def configurations(bundle: Bundle, asked: Served, *, place: str | None = None) -
     facts = {
         "target": str(asked.target),
         "bundle_digest": bundle.digest,
-        "threshold": f"{bundle.threshold:g}",
+        "threshold": repr(bundle.threshold),
         "learners": ",".join(bundle.learners or ()),
     }
     pixels = config.model(

@@ -163,7 +163,7 @@ def test_files(
         for path, data in zip(paths, pair, strict=True):
             path.write_bytes(data)
         check(clients[protocol].ask("mpmmu_files", as_sent(*pair)), predictor.predict_files(*paths), predictor.bundle)
-    for pair, says in zip(sent[2:], ("`mammography` ", "`ultrasound` ", "the same file was sent"), strict=True):
+    for pair, says in zip(sent[2:], ("`mammography` ", "`ultrasound` ", "are the same, pixel by pixel"), strict=True):
         with pytest.raises(refused(), match=says) as caught:
             clients[protocol].ask("mpmmu_files", as_sent(*pair))
         assert "\nhint: " in str(caught.value)
@@ -354,3 +354,13 @@ def test_without_the_wheel(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(MissingPackage, match="`nvidia-pytriton`") as caught:
         servers.installed()
     assert "mpmmu-rt[serve]" in caught.value.hint
+
+
+def test_a_proxy_is_not_asked_whether_the_server_is_ready(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing listens there, and what did would answer anything."""
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    asked = servers.Server(server.process, Path(), server.addresses, Path(), 1)  # type: ignore[arg-type]
+    asked.wait_ready(("mpmmu", "mpmmu_files"))
