@@ -1,7 +1,7 @@
 """The native library for long: fuzzed, under sanitizers, opened again and again.
 
     python -m benchmarks.native.robust BUNDLE [--seconds 600] [--calls 10000] [--opens 100000] \\
-        [--parts fuzz threads memory] > benchmarks/results/native_robust_<machine>.md
+        [--parts fuzz threads opens checks] > benchmarks/results/native_robust_<machine>.md
 
 libFuzzer, of clang, reads JSON, .npz files and sealed bundles for so many seconds, from the corpus in tests/native; two
 threads share a model under ThreadSanitizer and under AddressSanitizer with UndefinedBehaviorSanitizer, so many calls
@@ -67,19 +67,26 @@ def threads(folder: Path, given: argparse.Namespace) -> None:
     print(report.row([f"LeakSanitizer, {OPENS_TO_FIND_LEAKS} opens, onnxruntime:fp32", "nothing left"]), flush=True)
 
 
-def memory(folder: Path, given: argparse.Namespace) -> None:
-    place = build(folder / "plain")
+def opens(folder: Path, given: argparse.Namespace) -> None:
+    _resident(folder, "opens", str(given.bundle), "onnxruntime:fp32", str(given.opens))
+
+
+def checks(folder: Path, given: argparse.Namespace) -> None:
+    _resident(folder, "checks", str(given.bundle), str(given.opens))
+
+
+def _resident(folder: Path, *arguments: str) -> None:
+    place = build(folder / f"plain-{arguments[0]}")
     program = build_use(place, place / "use")
-    for arguments in (("opens", str(given.bundle), "onnxruntime:fp32"), ("checks", str(given.bundle))):
-        said = steady(checked([str(program), *arguments, str(given.opens)], **_variables()))
-        print(report.row([f"resident memory, {arguments[0]}", said]), flush=True)
+    said = steady(checked([str(program), *arguments], **_variables()))
+    print(report.row([f"resident memory, {arguments[0]}", said]), flush=True)
 
 
 def _variables() -> dict[str, str]:
     return RUN | {f"MPMMU_{name.upper()}": str(path) for name, path in engines().items()}
 
 
-PARTS = {part.__name__: part for part in (fuzz, threads, memory)}
+PARTS = {part.__name__: part for part in (fuzz, threads, opens, checks)}
 
 
 def main(given: argparse.Namespace) -> None:
