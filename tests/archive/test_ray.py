@@ -179,49 +179,6 @@ def test_what_is_killed_is_made_again_and_nothing_twice(cluster: Cluster, manife
     assert not work(out).exists()
 
 
-def test_rows_that_failed_are_made_again_and_no_others(
-    cluster: Cluster, phantom_manifest: Path, tmp_path: Path
-) -> None:
-    """As `run --retry-failed` does, to the bit; of a folder of Parquet too; killed half-way it goes on."""
-    folder = Path(shutil.copytree(phantom_manifest.parent, tmp_path / "cases"))
-    pairs = [(case.mammography, case.ultrasound) for case in read_manifest(folder / "manifest.csv").cases]
-    rows: list[tuple[str, object, object]] = [(f"case-{i}", *pairs[i % len(pairs)]) for i in range(100)]
-    away = {3: "a.png", 4: "b.png", 61: "c.png"}
-    for at, name in away.items():
-        rows[at] = (f"case-{at}", folder / name, rows[at][2])
-    manifest = write_manifest(folder / "m.csv", rows)
-    arrow = importlib.util.find_spec("pyarrow") is not None
-    outs = [tmp_path / "alone.csv", tmp_path / "ray.csv", *([tmp_path / "ray.parquet"] if arrow else [])]
-    options = ("--batch", "4", "--columns", "embedding")
-    for out in outs:
-        said = cluster.run(manifest, out, *options, *(["--ray"] if out.stem == "ray" else []), code=1)
-        assert "--retry-failed makes these again" in said
-    for at in (3, 61):
-        shutil.copy(str(pairs[at % len(pairs)][0]), folder / away[at])
-    before = outs[1].read_text().splitlines()
-    for out in outs:
-        said = cluster.run(manifest, out, *options, "--retry-failed", *(["--ray"] if out.stem == "ray" else []), code=1)
-        assert "99 predictions, 1 error (97 rows there already)" in said
-        assert not work(out).exists()
-    assert outs[1].read_bytes() == outs[0].read_bytes()
-    after = outs[1].read_text().splitlines()
-    assert [at - 1 for at, (one, other) in enumerate(zip(after, before, strict=True)) if one != other] == [3, 61]
-
-    # What `run` wrote, gone on from with --ray; and nothing of it is changed where it is not what was written.
-    shutil.copy(str(pairs[4][0]), folder / away[4])
-    for out in (outs[0], *outs[2:]):
-        part = sorted(out.iterdir())[1] if out.is_dir() else out
-        data = part.read_bytes()
-        part.write_bytes(data[:-2] + b"\n\n")
-        assert "that its run wrote" in cluster.run(manifest, out, *options, "--ray", "--retry-failed", code=1)
-        assert part.read_bytes() == data[:-2] + b"\n\n"
-        part.write_bytes(data)
-        assert not work(out).exists()
-        assert "(99 rows there already)" in cluster.run(manifest, out, *options, "--ray", "--retry-failed")
-    assert "(99 rows there already)" in cluster.run(manifest, outs[1], *options, "--retry-failed")
-    assert outs[0].read_bytes() == outs[1].read_bytes()
-
-
 def test_retrying_that_was_killed_goes_on(cluster: Cluster, manifest: Path, tmp_path: Path) -> None:
     out, options = tmp_path / "ray.csv", ("--batch", "1", "--ray", "--ray-workers", "1")
     cluster.run(manifest, out, *options, code=1)
