@@ -1,6 +1,7 @@
 """Triton on this machine, by its real client: what batching across clients gives, and what is lost.
 
-    python -m benchmarks.serving BUNDLE TARGET PART [--seconds S] [--requests N] > benchmarks/results/triton_<part>.md
+    python -m benchmarks.serving BUNDLE TARGET PART [--instances I] [--seconds S] [--requests N] \\
+        > benchmarks/results/triton_<part>.md
 
 saturation  pairs per second with 64 requests of one case always on the way, beside the Predictor's own at batch 32,
             before and after
@@ -124,12 +125,21 @@ class Client:
         self._client.close()
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What is served. instances: processes of the model, which share the processor's threads."""
+
+    bundle: Path
+    target: str
+    instances: int = 1
+
+
 @contextmanager
-def serving(bundle: Path, target: str, *, batched: bool = True) -> Iterator[tuple[Server, Client]]:
+def serving(what: Asked, *, batched: bool = True) -> Iterator[tuple[Server, Client]]:
     addresses = Addresses("127.0.0.1", *(free_port() for _ in range(3)))
-    asked = Served(Target.parse(target), most=None if batched else 1)
+    asked = Served(Target.parse(what.target), instances=what.instances, most=None if batched else 1)
     with tempfile.TemporaryDirectory() as folder:
-        write_beside(Bundle.open(bundle), Path(folder), asked)
+        write_beside(Bundle.open(what.bundle), Path(folder), asked)
         with started(Path(folder), addresses) as server:
             server.wait_ready((asked.name, asked.files_name))
             client = Client(addresses.url(addresses.grpc))
@@ -176,9 +186,9 @@ def open_loop(client: Client, known: Known, rate: float, seconds: float) -> Hear
     return heard
 
 
-def in_process(bundle: Path, target: str, seconds: float) -> float:
+def in_process(what: Asked, seconds: float) -> float:
     """The Predictor's pairs per second at batch 32."""
-    with load(bundle, target) as predictor:
+    with load(what.bundle, what.target) as predictor:
         pixels = tile(predictor.bundle.golden(), 32)
         predictor.predict(pixels)
         count, start = 0, time.perf_counter()
@@ -204,28 +214,28 @@ def tally(heard: Heard) -> list[object]:
     return [heard.counts[name] for name in ("answered", "refused", "moved", "wrong")]
 
 
-def saturation(bundle: Path, target: str, known: Known, seconds: float, requests: int) -> None:
+def saturation(what: Asked, known: Known, seconds: float, requests: int) -> None:
     print(report.columns("round | in process, pairs/s | Triton, pairs/s | ratio | answered | refused | moved | wrong"))
-    before = in_process(bundle, target, seconds)
+    before = in_process(what, seconds)
     for number in (1, 2, 3):
-        with serving(bundle, target) as (_, client):
+        with serving(what) as (_, client):
             closed_loop(client, known, min(5.0, seconds))
             heard, rate = closed_loop(client, known, seconds)
-        after = in_process(bundle, target, seconds)
+        after = in_process(what, seconds)
         beside = (before + after) / 2
         print(report.row([number, f"{beside:.1f}", f"{rate:.1f}", f"{rate / beside:.3f}", *tally(heard)]), flush=True)
         before = after
 
 
-def arrivals(bundle: Path, target: str, known: Known, seconds: float, requests: int) -> None:
-    with serving(bundle, target) as (_, client):
+def arrivals(what: Asked, known: Known, seconds: float, requests: int) -> None:
+    with serving(what) as (_, client):
         closed_loop(client, known, min(5.0, seconds))
         full = closed_loop(client, known, seconds)[1]
     print(f"Saturation {full:.1f} pairs/s.\n")
     titles = "batching | of saturation | due, pairs/s | p50 ms | p90 ms | p99 ms | answered | refused | moved | wrong"
     print(report.columns(titles))
     for batched in (True, False):
-        with serving(bundle, target, batched=batched) as (_, client):
+        with serving(what, batched=batched) as (_, client):
             closed_loop(client, known, min(5.0, seconds))
             for share in SHARES:
                 heard = open_loop(client, known, share * full, seconds)
@@ -233,8 +243,8 @@ def arrivals(bundle: Path, target: str, known: Known, seconds: float, requests: 
                 print(report.row([*cells, *tally(heard)]), flush=True)
 
 
-def steady(bundle: Path, target: str, known: Known, seconds: float, requests: int) -> None:
-    with serving(bundle, target) as (server, client):
+def steady(what: Asked, known: Known, seconds: float, requests: int) -> None:
+    with serving(what) as (server, client):
         full = closed_loop(client, known, min(30.0, seconds))[1]
         print(f"Saturation {full:.1f} pairs/s; {0.75 * full:.1f} pairs/s for {seconds:.0f} s.\n")
         print(report.columns("part | p50 ms | p90 ms | p99 ms | resident MB | answered | refused | moved | wrong"))
@@ -243,11 +253,11 @@ def steady(bundle: Path, target: str, known: Known, seconds: float, requests: in
             print(report.row([part, *heard.percentiles(), f"{resident_mb(server):.1f}", *tally(heard)]), flush=True)
 
 
-def malformed(bundle: Path, target: str, known: Known, seconds: float, requests: int) -> None:
+def malformed(what: Asked, known: Known, seconds: float, requests: int) -> None:
     rng = np.random.default_rng(24)
     bad = set(rng.choice(requests, requests // 20, replace=False).tolist())
     good_heard, bad_heard, free = Heard(known), Heard(known), threading.Semaphore(OUTSTANDING)
-    with serving(bundle, target) as (_, client):
+    with serving(what) as (_, client):
         for index in range(requests):
             free.acquire()
             rows = rng.integers(0, CASES, int(rng.integers(1, 5)))
@@ -281,10 +291,10 @@ def _spoilt(pixels: Pixels, kind: int) -> Pixels:
     return {MODALITIES[0]: pixels[MODALITIES[0]]}
 
 
-def stop(bundle: Path, target: str, known: Known, seconds: float, requests: int) -> None:
+def stop(what: Asked, known: Known, seconds: float, requests: int) -> None:
     print(report.columns("round | sent | answered | after the signal | refused | lost | moved | wrong | in time"))
     for number in range(1, STOPS + 1):
-        with serving(bundle, target) as (server, client):
+        with serving(what) as (server, client):
             closed_loop(client, known, min(5.0, seconds))
             print(report.row([number, *stopped(server, client, known, min(3.0, seconds))]), flush=True)
 
@@ -327,6 +337,7 @@ def main() -> None:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("target")
     parser.add_argument("part", choices=PARTS)
+    parser.add_argument("--instances", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=30.0)
     parser.add_argument("--requests", type=int, default=10_000)
     given = parser.parse_args()
@@ -334,7 +345,8 @@ def main() -> None:
     print(report.heading(f"Triton, {given.part}: {given.target}", packages), flush=True)
     with load(given.bundle, given.target) as predictor:
         known = Known.of(predictor)
-    PARTS[given.part](given.bundle, given.target, known, given.seconds, given.requests)
+    what = Asked(given.bundle, given.target, given.instances)
+    PARTS[given.part](what, known, given.seconds, given.requests)
     print(f"\n{report.load('at the end')}")
 
 
