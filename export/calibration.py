@@ -66,6 +66,21 @@ def of_manifest(
     return Calibration(data, gate, facts)
 
 
+def require_other_patients(path: StrPath, judged: StrPath, card: Mapping[str, Any]) -> None:
+    """Raise `UsageError` where a patient whom the manifest at `path` calibrates on judges in the manifest `judged`, as
+    far as these name their patients."""
+    manifest, other = read_manifest(path), read_manifest(judged)
+    parts = read_parts(manifest, card).of_row
+    judging = {case.patient for case in other.cases if case.patient}
+    shared = [case.patient for case, part in zip(manifest.cases, parts, strict=True) if part != "test"]
+    if both := [patient for patient in dict.fromkeys(shared) if patient in judging]:
+        raise UsageError(
+            f"{len(both)} patients are in {manifest.path} and in {other.path}, the first is `{both[0]}`, expected "
+            "others to judge INT8 than those that it is calibrated on",
+            hint="leave them out of one of the two, or name one manifest with --calibrate alone",
+        )
+
+
 def of_phantoms(count: int, preprocessing: Preprocessing, progress: Progress) -> Calibration:
     """For trying it: the bundle says so wherever it is used."""
     if not 2 <= count <= MOST_CASES:

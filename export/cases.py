@@ -12,7 +12,7 @@ import numpy as np
 from mpmmu_rt.cases import Case, Manifest, read_manifest, require_complete
 from mpmmu_rt.errors import UsageError
 from mpmmu_rt.image_warnings import ImageWarning, warnings_of
-from mpmmu_rt.images import Preprocessing, read_with_warnings
+from mpmmu_rt.images import Preprocessing, read_with_warnings, require_two_in
 from mpmmu_rt.model.phantom import phantom_pixels
 from mpmmu_rt.progress import Progress
 from mpmmu_rt.spec import MODALITIES, Array, Modality, StrPath
@@ -70,11 +70,14 @@ def of_cases(
     warnings: list[tuple[ImageWarning, ...]] = []
     for done, (row, case) in enumerate(zip(rows, cases, strict=True), 1):
         of_case: tuple[ImageWarning, ...] = ()
+        pair: dict[Modality, Array] = {}
         for modality in MODALITIES:
             path_of_image = cast("Path", case.image(modality))
             image, texts = read_with_warnings(path_of_image, preprocessing, modality=modality)
             images[modality].append(image)
+            pair[modality] = image
             of_case += warnings_of(path.name, row + 1, modality, texts)
+        require_two_in(path, row, pair)
         warnings.append(of_case)
         progress(f"reading {path.name}", done, len(cases), "cases")
     pixels = {modality: np.stack(arrays) for modality, arrays in images.items()}

@@ -36,7 +36,7 @@ from typing import Any, BinaryIO, Literal, get_args
 import numpy as np
 
 from .dicom import read_dicom
-from .errors import ImageError, PixelsError, UsageError
+from .errors import ImageError, ManifestError, PixelsError, UsageError
 from .grey import GreyImage, check_content
 from .raster import read_raster
 from .spec import Array, Modality, StrPath
@@ -144,6 +144,14 @@ def require_two(pixels: Mapping[Modality, Array]) -> None:
     """
     if np.array_equal(pixels["mammography"], pixels["ultrasound"]):
         raise same_image()
+
+
+def require_two_in(manifest: Path, row: int, pixels: Mapping[Modality, Array]) -> None:
+    """`require_two` of a row of a manifest, counted from 0; raises `ManifestError`."""
+    try:
+        require_two(pixels)
+    except ImageError as error:
+        raise ManifestError(f"{manifest}, row {row + 1}: {error}", hint="correct the manifest") from error
 
 
 def same_image() -> ImageError:

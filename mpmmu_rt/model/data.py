@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from mpmmu_rt.cases import Manifest, read_manifest, require_complete, require_people
-from mpmmu_rt.errors import ImageError, ManifestError
+from mpmmu_rt.errors import ManifestError
 from mpmmu_rt.image_warnings import ImageWarning, warnings_of
-from mpmmu_rt.images import Preprocessing, read_with_warnings, require_two
+from mpmmu_rt.images import Preprocessing, read_with_warnings, require_two_in
 from mpmmu_rt.progress import Progress, silent
 from mpmmu_rt.spec import MODALITIES, Array, Modality, StrPath
 
@@ -90,7 +90,8 @@ def data_from_manifest(manifest: Manifest, preprocessing: Preprocessing, progres
         files[name] = {path: index for index, path in enumerate(dict.fromkeys(paths))}
         image_of_row[name] = np.array([files[name][path] for path in paths], np.int64)
     pixels, warned = _decode(files, preprocessing, progress)
-    _check_pairs(manifest.path, pixels, image_of_row)
+    for row in range(len(groups)):
+        require_two_in(manifest.path, row, {name: pixels[name][image_of_row[name][row]] for name in MODALITIES})
     return TrainingData(
         pixels,
         image_of_row,
@@ -129,14 +130,6 @@ def _check_owners(manifest: Path, paths: list[Path], groups: tuple[str, ...]) ->
                 f"{manifest}: {path.name} belongs to the patients `{owners[path]}` and `{group}`, expected one",
                 hint="group the rows of one person by the `patient` column",
             )
-
-
-def _check_pairs(manifest: Path, pixels: dict[Modality, Array], image_of_row: dict[Modality, Array]) -> None:
-    for row in range(len(image_of_row["mammography"])):
-        try:
-            require_two({name: pixels[name][image_of_row[name][row]] for name in MODALITIES})
-        except ImageError as error:
-            raise ManifestError(f"{manifest}, row {row + 1}: {error}", hint="correct the manifest") from error
 
 
 def _first_rows(image_of_row: Array) -> tuple[list[int], list[int]]:

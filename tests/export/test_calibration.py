@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,11 @@ from mpmmu_rt.engines import engines
 from mpmmu_rt.errors import ManifestError, UsageError
 from mpmmu_rt.export import Limits, Wanted, calibration, export_checkpoint, export_reference, reference
 from mpmmu_rt.export.calibration import MOST_CASES, of_manifest, of_phantoms, spread
-from mpmmu_rt.export.cases import phantoms
+from mpmmu_rt.export.cases import of_cases, phantoms
 from mpmmu_rt.files import sha256_file
 from mpmmu_rt.images import Preprocessing
 from mpmmu_rt.model.checkpoint import Checkpoint
+from mpmmu_rt.model.data import data_from_manifest
 from mpmmu_rt.progress import silent
 from mpmmu_rt.spec import MODALITIES, Target
 from mpmmu_rt.split_record import digest
@@ -232,3 +234,27 @@ def test_a_bundle_of_before_holds_no_such_key(bundle_folder: Path) -> None:
     entry = dict(Bundle.open(bundle_folder).entry)
     del entry["calibration"]
     assert bundles.warnings_of(entry) == []
+
+
+def test_patients_who_calibrate_do_not_judge_in_another_manifest(tmp_path: Path) -> None:
+    """Their images may be others: the digests of images do not tell."""
+    header = "case_id,mammography,ultrasound,patient,split\n"
+    for name, rows in (("a.csv", "1,a,b,ann,train\n2,c,d,bea,test\n"), ("b.csv", "9,e,f,bea,\n8,g,h,,\n")):
+        (tmp_path / name).write_text(header + rows)
+    calibration.require_other_patients(tmp_path / "a.csv", tmp_path / "b.csv", {})  # bea tests, and calibrates nothing
+    (tmp_path / "b.csv").write_text(f"{header}9,e,f,ann,\n")
+    with pytest.raises(UsageError, match=r"1 patients are in .*a\.csv and in .*b\.csv, the first is `ann`"):
+        calibration.require_other_patients(tmp_path / "a.csv", tmp_path / "b.csv", {})
+
+
+def test_one_image_for_both_modalities_neither_proves_nor_trains(phantom_manifest: Path, tmp_path: Path) -> None:
+    first, second = read_manifest(phantom_manifest).cases[:2]
+    copied = Path(shutil.copy(str(second.ultrasound), tmp_path / "copy.png"))
+    rows = [f"1,{first.mammography},{first.ultrasound},0,ann", f"2,{copied},{second.ultrasound},1,bea"]
+    (tmp_path / "m.csv").write_text("\n".join(["case_id,mammography,ultrasound,label,patient", *rows]))
+    manifest = read_manifest(tmp_path / "m.csv")
+    says = r"m\.csv, row 2: the mammogram and the ultrasound image are the same"
+    with pytest.raises(ManifestError, match=says):
+        of_cases(manifest, range(2), SIZE, silent)
+    with pytest.raises(ManifestError, match=says):
+        data_from_manifest(manifest, SIZE)
