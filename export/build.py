@@ -323,9 +323,11 @@ def _calibration(draft: Draft) -> dict[str, Any] | None:
 
 def _check(model: Model, wanted: Wanted) -> None:
     targets.resolve(wanted)
-    if not 0 < model.threshold < 1:
+    # As decisions compare it: in float32, of which 1e-60 is 0 and 1 - 1e-12 is 1.
+    number = isinstance(model.threshold, float | int | np.number) and not isinstance(model.threshold, bool)
+    if not number or not 0 < np.float32(model.threshold) < 1:
         raise ExportError(
-            f"the operating threshold is {model.threshold}, expected a probability between 0 and 1",
+            f"the operating threshold is {model.threshold!r}, expected a probability between 0 and 1",
             hint="0.5, if unsure",
         )
 

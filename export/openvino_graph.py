@@ -125,7 +125,7 @@ class _Rewriter:
             return None
         gate = behind[0].output[0]
         tiles = _tiles(kernel[0], side)
-        weight, pad = self._constant(f"{node.input[1]}/tiles", tiles), kernel.shape[2] // 2
+        weight, pad = self._constant(f"{node.input[1]}/tiles{side}", tiles), kernel.shape[2] // 2
         made = [
             helper.make_node(
                 "Conv",

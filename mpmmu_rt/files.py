@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import MpmmuError, OutputError
-from .places import claimed, unwritable
+from .places import claimed, is_fed, unwritable
 
 MAX_JSON_BYTES = 16 * 2**20
 
@@ -89,12 +89,6 @@ def atomic_file(path: Path, *, private: bool = False) -> Iterator[Path]:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
-
-
-def is_fed(path: Path) -> bool:
-    """Whether what is written to `path` goes on from there: a device, a pipe, what stands for an open file. Nothing can
-    be renamed onto it: as root that would put a file into the place of `/dev/null`."""
-    return path.exists() and (not path.is_file() or os.path.abspath(path).startswith(("/dev/", "/proc/")))
 
 
 @contextmanager

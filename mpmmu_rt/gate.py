@@ -136,7 +136,9 @@ def estimate(logs: Sequence[float], alpha: float) -> Estimate:
     kept = [
         one for one in spans if not any(test(logs, one[1], alpha) for test in (_rejects_at_most, _rejects_at_least))
     ]
-    ends = min(low for low, _, _ in kept), max(high for _, _, high in kept)
+    ends = -math.inf, math.inf
+    if kept:  # of many rounds that are equal to the bit, both tests may reject all there is
+        ends = min(low for low, _, _ in kept), max(high for _, _, high in kept)
     return Estimate(*(math.expm1(x) if math.isfinite(x) else x for x in (float(np.median(logs)), *ends)))
 
 

@@ -228,6 +228,11 @@ def _named(name: object) -> Iterator[None]:
         yield
     except ImageError as error:
         raise ImageError(f"{name} {error}", hint=error.hint) from error
+    except MemoryError as error:
+        raise ImageError(
+            f"{name} does not fit into this machine's memory, expected an image that does",
+            hint="export it with fewer pixels, or read it on a machine with more",
+        ) from error
     except _foreign_errors() as error:
         reason, hint = _reason(error)
         raise ImageError(f"{name} can't be read ({reason}), expected a whole image file", hint=hint) from error

@@ -16,7 +16,7 @@ import re
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TextIO, cast
 
 import numpy as np
 
@@ -86,19 +86,18 @@ class Journal:
     """The finished rows, in memory (`rows`, by case) and on disk."""
 
     def __init__(self, path: Path, layout: Layout, rows: dict[str, Row], *, fresh: bool) -> None:
-        """fresh: what lies at `path` is replaced by `rows`; else these are its own."""
+        """fresh: what lies at `path` is replaced by `rows`, whole or not at all; else these are its own."""
         self.path = path
         self.rows = dict(rows)
         self._columns = layout.columns
-        self._file = path.open("a", encoding="utf-8", newline="")
         if fresh:
-            self._file.truncate(0)
-            self._file.write(json.dumps(layout.header) + "\n")
-            self.add(list(rows.values()))
+            with atomic_file(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+                file.write(json.dumps(layout.header) + "\n")
+                _write(file, list(rows.values()))
+        self._file = path.open("a", encoding="utf-8", newline="")
 
     def add(self, rows: Sequence[Row]) -> None:
-        csv.writer(self._file, lineterminator="\n").writerows(rows)
-        self._file.write("\n")
+        _write(self._file, rows)
         self._file.flush()
         os.fsync(self._file.fileno())
         self.rows.update({row[0]: row for row in rows})
@@ -119,6 +118,12 @@ class Journal:
         self._file.close()
         if not self.rows:
             self.path.unlink(missing_ok=True)
+
+
+def _write(file: TextIO, rows: Sequence[Row]) -> None:
+    """A batch, and the empty line that says that it is whole."""
+    csv.writer(file, lineterminator="\n").writerows(rows)
+    file.write("\n")
 
 
 def place_of(output: Path) -> Path:
@@ -245,5 +250,11 @@ def _read_output(output: Path, layout: Layout) -> dict[str, Row]:
     require_same_rows(output, entry, layout.header)
     require_unchanged(output, entry, sha256_file(output) if output.stat().st_size <= MAX_OUTPUT_BYTES else "")
     reader = csv.reader(io.StringIO(output.read_text(encoding="utf-8"), newline=""))
-    rows = [layout.row(cells) for cells in list(reader)[1:]]
+    try:
+        rows = [layout.row(cells) for cells in list(reader)[1:]]
+    except csv.Error as error:
+        raise OutputError(
+            f"{output} is no CSV that can be read ({error}), expected the file as it was written",
+            hint="pass --overwrite instead of --retry-failed to start again",
+        ) from error
     return {row[0]: row for row in rows if row is not None}

@@ -8,7 +8,7 @@ the same person's, it can't tell. By chance one of 10⁵ images is taken for one
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -58,6 +58,10 @@ class KnownImages:
     def shows(self, images: Iterable[Array]) -> bool:
         """The same of one case: whether any of its images, uint8 [1, S, S], was learnt."""
         return bool(self._learnt) and any(digest(image) in self._learnt for image in images)
+
+    def among(self, digests: Set[str]) -> bool:
+        """The same of digests that are known already."""
+        return not self._learnt.isdisjoint(digests)
 
     @cached_property
     def _learnt(self) -> frozenset[str]:

@@ -21,6 +21,7 @@ _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _BUSY = frozenset({errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES, errno.EDEADLK})
 # How libraries that don't raise OSError pass on what the system told them.
 _FULL_TEXT = re.compile(r"no space left|disk quota exceeded|file too large|os error (28|122|27)\b", re.IGNORECASE)
+_MOST_BYTES = 255  # of a name, on most file systems
 _LOCKED_BYTE = 2**30  # beyond what is written: Windows lets nobody read a byte that is locked
 
 # Output → process and thread that hold it. A fork inherits it, and holds nothing.
@@ -37,10 +38,12 @@ def claimed(output: Path) -> Iterator[None]:
     written: so it stands before the work.
     """
     place = output.parent.resolve() / output.name
-    if output.exists() and not (output.is_file() or output.is_dir()):
+    if is_fed(output) and not output.is_dir():
         raise OutputError(
-            f"{output} is a device or a pipe, expected a free path, a file or a folder", hint="choose another -o"
+            f"{output} is a device or a pipe, expected a free path, a file or a folder",
+            hint="choose another -o; `run -o -` writes rows to stdout",
         )
+    _require_name(output)
     me = (os.getpid(), threading.get_ident())
     with _entering:
         if _held.get(place) == me:
@@ -59,6 +62,23 @@ def claimed(output: Path) -> Iterator[None]:
     finally:
         if os.getpid() == me[0]:  # a fork that leaves by this way lets go of nothing
             _let_go(place, handle)
+
+
+def is_fed(path: Path) -> bool:
+    """Whether what is written to `path` goes on from there: a device, a pipe, what stands for an open file. Nothing can
+    be renamed onto it: as root that would put a file into the place of `/dev/null`."""
+    return path.exists() and (not path.is_file() or os.path.abspath(path).startswith(("/dev/", "/proc/")))
+
+
+def _require_name(output: Path) -> None:
+    """Raise `OutputError` for a name that has no room for what stands before and behind it while it is written."""
+    longest = len(os.fsencode(f".{output.name}.12345678.partial"))
+    if not output.name or longest > _MOST_BYTES:
+        got = f"has a name of {len(os.fsencode(output.name))} bytes" if output.name else "is a folder without a name"
+        raise OutputError(
+            f"{output} {got}, expected one of 1 to {_MOST_BYTES - longest + len(os.fsencode(output.name))}",
+            hint="choose another -o",
+        )
 
 
 def _let_go(place: Path, handle: int) -> None:

@@ -17,6 +17,7 @@ from .bundle import CLASSES, Bundle, Graph
 from .checks import decide
 from .engines import Counted, ShowsTensors, engine
 from .errors import AnswerError, EngineError, MpmmuError, PixelsError, UsageError
+from .held import Held
 from .images import read_with_warnings, require_two
 from .machine import usable_threads
 from .modality_check import SAYS
@@ -92,6 +93,7 @@ class Predictor:
         self._engine = engine(target)
         if not unproven:
             bundle.require_proven(target)
+        self._held = Held(bundle)  # before an engine reads them
         self._pipeline = self._engine.pipeline(bundle, target.precision, self.threads)
         self.head_target = self._pipeline.head_target
         self._single = SingleHeads(bundle, self.head_target, self.threads)
@@ -106,8 +108,9 @@ class Predictor:
 
         The two are named and not positional, so that they can't be swapped unseen. embedding: float32 [N, D] to write
         the embedding to, and to return; a new array if None. Raises `PixelsError` for pixels that the model was not
-        made for, `UsageError` for another `embedding`, `EngineError` if the engine fails, and `AnswerError`, with the
-        rows, if any probability is not a number in 0..1 or any embedding is not finite.
+        made for, `UsageError` for another `embedding`, `EngineError` if the engine fails, `AnswerError`, with the rows,
+        if any probability is not a number in 0..1 or any embedding is not finite, and `DigestMismatch` if the weights
+        were written over while they were in use.
         """
         start = time.perf_counter()
         checked = self._check(pixels)
@@ -121,6 +124,7 @@ class Predictor:
                 hint="leave it out to get a new array",
             )
         checks_ms = (time.perf_counter() - start) * 1e3
+        self._held.require_untouched()
         said, stages_ms = self._pipeline.run(checked, embedding)
         return self._answer(said, embedding, stages_ms | {"checks": checks_ms}, self.bundle.threshold)
 
@@ -140,6 +144,7 @@ class Predictor:
         checked = self._check({name: pixels if name == modality else blank for name in MODALITIES})
         embedding = np.empty((len(checked[modality]), self._width), np.float32)
         checks_ms = (time.perf_counter() - start) * 1e3
+        self._held.require_untouched()
         _, stages_ms = self._pipeline.run(checked, embedding)
         start = time.perf_counter()
         head = self.bundle.single_heads[modality]
@@ -151,8 +156,9 @@ class Predictor:
     def _answer(
         self, said: Mapping[str, Array], embedding: Array, stages_ms: Mapping[str, float], threshold: float
     ) -> Prediction:
-        """What heads say of embeddings float32 [N, D], if it is an answer. Raises `AnswerError`."""
+        """What heads say of embeddings float32 [N, D], if it is an answer. Raises `AnswerError`, `DigestMismatch`."""
         start = time.perf_counter()
+        self._held.require_untouched()
         probability = said["probability"]
         # Trees send NaN left or right and give a number that looks right: the embedding is checked on its own.
         count = len(embedding)
@@ -312,6 +318,7 @@ class Predictor:
     def close(self) -> None:
         self._single.close()
         self._pipeline.close()
+        self._held.close()
 
     def __enter__(self) -> Self:
         return self

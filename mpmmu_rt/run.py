@@ -40,6 +40,7 @@ from .predictor import Prediction, Predictor
 from .progress import Progress, silent
 from .spec import MODALITIES, Array, Modality, StrPath, Target
 
+MOST_LETTERS = 4000  # of a cell
 EXTRAS = ("base", "embedding", "files")  # columns that can be asked for
 
 
@@ -420,8 +421,10 @@ def _digests(case: Case) -> dict[Modality, str]:
 
 
 def _one_line(text: str) -> str:
-    """A path or a header may hold a line break, a line of the journal may not."""
-    return " ".join(text.split())
+    """For a cell. A path or a header may hold a line break, or what UTF-8 has no code for, and a header more letters
+    than the 131,072 that Python's reader of CSV takes."""
+    line = " ".join(text.encode("utf-8", "backslashreplace").decode().split())
+    return line if len(line) <= MOST_LETTERS else f"{line[:MOST_LETTERS]} …"
 
 
 def _path(case: Case, modality: Modality) -> Path:

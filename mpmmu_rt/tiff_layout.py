@@ -46,6 +46,7 @@ _KINDS = {1: "u", 2: "i", 3: "f"}
 _UNSUPPORTED = "save it as 8-bit or 16-bit grey, TIFF or PNG, without loss"
 _DAMAGED = "the file is damaged or was written wrongly: export it again from its source"
 MAX_PAGES = 10_000
+MAX_TAGS = 1000  # of a page; a writer has some ten to fifty
 MAX_EXTRA = 4  # samples of a pixel that are no colours: what is allocated is for all of them
 _LISTS = {STRIP_OFFSETS, STRIP_BYTES, TILE_OFFSETS, TILE_BYTES, COLOUR_MAP, JPEG_TABLES}
 _MAX_LIST, _MAX_VALUES = 2**20, 64  # values of those tags, and of the others
@@ -109,6 +110,9 @@ def pages(stream: BinaryIO, file_bytes: int) -> list[Page]:
         if offset in found or len(found) == MAX_PAGES or offset >= file_bytes:
             raise ImageError("has a chain of pages that does not end inside the file", hint=_DAMAGED)
         found[offset], offset = _directory(stream, offset, order, big, file_bytes)
+    begins = sorted((page.begin, page.end) for page in found.values())
+    if any(end > begin for (_, end), (begin, _) in pairwise(begins)):
+        raise ImageError("has pages that overlap, expected each in a place of its own", hint=_DAMAGED)
     if not found:
         raise ImageError("holds no page, expected one image", hint=_DAMAGED)
     return list(found.values())
@@ -121,6 +125,8 @@ def _directory(stream: BinaryIO, offset: int, order: str, big: bool, file_bytes:
     stream.seek(offset)
     (count,) = struct.unpack(f"{order}{count_format}", _exactly(stream, count_bytes))
     end = offset + count_bytes + count * entry + field
+    if count > MAX_TAGS:
+        raise ImageError(f"has a page of {count} tags, expected at most {MAX_TAGS}", hint=_DAMAGED)
     if end > file_bytes:
         raise ImageError(f"has {count} tags of which some lie beyond its end, expected them inside", hint=_DAMAGED)
     data = _exactly(stream, count * entry)

@@ -533,7 +533,7 @@ def test_json_never_goes_over_what_the_command_reads_or_writes(
     (tmp_path / "link.csv").symlink_to(out)
     before = manifest.read_bytes()
     error, _ = two_lines(call("run", tmp_path / "b", manifest, "-o", out, "--json", tmp_path / name))
-    assert re.search(r"(belongs to this command already|lies in the bundle .*b), expected a file of its own", error)
+    assert re.search(r"(belongs to this command already|lies in .*b, which this command has already), expected a file of its own", error)
     assert manifest.read_bytes() == before
     assert not out.exists()
     Bundle.open(tmp_path / "b")
@@ -567,3 +567,25 @@ def test_what_was_not_begun_is_begun_again_and_not_gone_on_with(
             raise KeyboardInterrupt
         hints.append(caught.value.hint.removeprefix("to go on: "))
     assert hints == ["mpmmu-rt run b m.csv -o o.csv --overwrite", "mpmmu-rt run b m.csv -o o.csv --resume"]
+
+
+def test_json_never_goes_into_a_checkpoint_or_an_output_folder(checkpoint_folder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(checkpoint_folder, tmp_path / "ck"))
+    before = (folder / "config.json").read_bytes()
+    for to in (folder / "config.json", folder / "new.json"):
+        error, _ = two_lines(call("export", folder, "-o", tmp_path / "b", "--json", to))
+        assert "expected a file of its own" in error
+    assert (folder / "config.json").read_bytes() == before
+    assert not (folder / "new.json").exists()
+    error, _ = two_lines(call("evaluate", folder, tmp_path / "m.csv", "-o", tmp_path / "e", "--json", tmp_path / "e/x"))
+    assert "lies in" in error
+    (tmp_path / "link").symlink_to(tmp_path / "no/where.json")
+    error, hint = two_lines(call("inspect", folder, "--json", tmp_path / "link"))
+    assert "does not exist" in error
+    assert hint == f"hint: mkdir -p {shlex.quote(str(tmp_path / 'no'))}"
+
+
+@pytest.mark.parametrize("out", [".", "/", ""])
+def test_an_output_without_a_name_is_a_folder(bundle_folder: Path, phantom_manifest: Path, out: str) -> None:
+    error, _ = two_lines(call("run", bundle_folder, phantom_manifest, "-o", out))
+    assert "is a folder, expected a file to write" in error

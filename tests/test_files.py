@@ -14,14 +14,13 @@ from mpmmu_rt.files import (
     atomic_file,
     atomic_folder,
     check_replaceable,
-    is_fed,
     parse_json_object,
     read_bounded,
     result_file,
     sha256_file,
     sha256_of,
 )
-from mpmmu_rt.places import claimed
+from mpmmu_rt.places import claimed, is_fed
 
 
 class Cut(Exception):

@@ -233,3 +233,9 @@ def test_turns_without_times_are_refused(calls: list[float]) -> None:
 def test_statistics_of_a_turn() -> None:
     assert gate.statistics([3.0, 1.0, 2.0]) == {"typical": 2.0, "tail": 3.0}
     assert gate.statistics([*range(1, 21)]) == {"typical": 10.5, "tail": 19.5}
+
+
+def test_an_interval_of_rounds_that_are_equal_is_no_error() -> None:
+    """Both tests may reject every span: a tie does not count, and just beside it it does."""
+    found = gate.estimate([0.0] * 100 + [0.1] * 30, 0.0025)
+    assert (found.low, found.high) == (-math.inf, math.inf)

@@ -16,13 +16,13 @@ from typing import NoReturn
 import pytest
 
 from mpmmu_rt.errors import OutputError
-from mpmmu_rt.files import atomic_folder
+from mpmmu_rt.files import atomic_file, atomic_folder
 from mpmmu_rt.places import check_writable, claimed, is_full, require_room
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from mpmmu_rt.files import atomic_folder
+from mpmmu_rt.files import atomic_file, atomic_folder
 from mpmmu_rt.places import claimed
 out = Path(sys.argv[1])
 with claimed(out):
@@ -276,3 +276,15 @@ def test_an_interrupted_training_says_how_to_go_on(tmp_path: Path, number: int, 
     assert "kept in" in error
     assert hint == f"hint: to go on: mpmmu-rt {' '.join(arguments)}"
     assert names(tmp_path) == ["checkpoint.training"]
+
+
+def test_a_name_without_room_for_what_stands_around_it_is_refused_before_the_work(tmp_path: Path) -> None:
+    longest = tmp_path / ("a" * 237)
+    with claimed(longest), atomic_file(longest) as partial:
+        partial.write_text("fits")
+    for name in ("a" * 238, "ä" * 119):
+        with pytest.raises(OutputError, match="bytes, expected one of 1 to 237"), claimed(tmp_path / name):
+            pytest.fail("the block must not run")
+    for place in (Path("."), Path("/"), Path("/dev/stdout")):
+        with pytest.raises(OutputError), claimed(place):
+            pytest.fail("the block must not run")

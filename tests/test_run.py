@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from mpmmu_rt import Predictor, load
+from mpmmu_rt import Predictor, images, load
 from mpmmu_rt.bundle import Bundle
 from mpmmu_rt.cases import Manifest, read_manifest
 from mpmmu_rt.errors import EngineError, ImageError, OutputError
 from mpmmu_rt.files import sha256_file
+from mpmmu_rt.grey import GreyImage
 from mpmmu_rt.images import Preprocessing, read_grey, read_pixels
 from mpmmu_rt.journal import decision_of
-from mpmmu_rt.run import COLUMNS, Decoder, run
+from mpmmu_rt.run import COLUMNS, Decoder, decode, run
 from mpmmu_rt.spec import MODALITIES
 
 
@@ -479,3 +483,29 @@ def test_a_frame_is_chosen_of_those_that_have_several(
         )
         with pytest.raises(ImageError, match="expected `frame` from 0 to 2, got 3"):
             predictor.predict_files(case.mammography, tmp_path / "clip.tif", frame=3)
+
+
+def test_what_a_cell_can_not_hold_is_written_otherwise(predictor: Predictor, phantom_manifest: Path) -> None:
+    """A header of 140,000 letters made an output that Python's reader of CSV refuses, a name that is no UTF-8 none."""
+    case = replace(read_manifest(phantom_manifest).cases[0], mammography=Path(os.fsdecode(b"no-\xff.png")))
+    said = decode(case, predictor.bundle.preprocessing, None).error
+    said.encode()
+    assert "no-\\udcff.png" in said
+    long = replace(case, mammography=Path("x" * 140_000))
+    assert len(decode(long, predictor.bundle.preprocessing, None).error) < 4100
+
+
+def test_an_image_that_memory_does_not_hold_costs_its_row(
+    predictor: Predictor, phantom_manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = images._decoded
+
+    def full(stream: BinaryIO, *options: Any) -> GreyImage:
+        if Path(stream.name).name.endswith("0003.png"):
+            raise MemoryError
+        return read(stream, *options)
+
+    monkeypatch.setattr(images, "_decoded", full)
+    summary = run(predictor, read_manifest(phantom_manifest), tmp_path / "out.csv")
+    assert (summary.failed, summary.predicted) == (1, 11)
+    assert "does not fit into this machine's memory" in (tmp_path / "out.csv").read_text()

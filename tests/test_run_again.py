@@ -8,15 +8,15 @@ import itertools
 import json
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
-from mpmmu_rt import load
+from mpmmu_rt import journal, load
 from mpmmu_rt.bundle import Bundle
 from mpmmu_rt.cases import read_manifest
 from mpmmu_rt.cli import app
@@ -210,3 +210,29 @@ def test_json_needs_a_place(run: Callable[..., Result], cases: Path) -> None:
     done = run(cases, "--json")
     assert done.exit_code == 2
     assert "hint: --json - for stdout, or --json FILE" in done.stderr
+
+
+def test_a_retry_that_is_killed_while_it_takes_rows_over_loses_none(
+    run: Callable[..., Result], cases: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The journal of the second try had the first rows and no mark that they were whole: all were made again."""
+    assert run(cases).exit_code == 1
+    before = rows(tmp_path / "p.csv")
+    repair(cases)
+
+    def half(file: TextIO, those: Sequence[journal.Row]) -> None:
+        csv.writer(file, lineterminator="\n").writerows(those[: len(those) // 2])
+        file.flush()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(journal, "_write", half)
+        assert run(cases, "--retry-failed").exit_code == 130
+    gone = read_manifest(cases).cases[7].mammography
+    assert gone is not None
+    gone.rename(gone.with_suffix(".gone"))  # a row that is there needs no image
+    again = run(cases, "--retry-failed")
+    assert again.exit_code == 0, again.stderr
+    assert "(11 rows there already)" in again.stderr
+    after = rows(tmp_path / "p.csv")
+    assert [at for at, (one, two) in enumerate(zip(before, after, strict=True)) if one != two] == [2]

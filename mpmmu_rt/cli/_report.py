@@ -215,23 +215,25 @@ def write_html(path: Path, entry: Any) -> None:
     from mpmmu_rt.report_html import page
 
     with files.result_file(path) as place:
-        place.write_text(page(entry), encoding="utf-8")
+        place.write_text(page(entry), encoding="utf-8", errors="backslashreplace")
     note(f"wrote {path}: open it in a browser")
 
 
 def check_output(path: Path, *taken: Taken, stdout: bool = True) -> None:
-    """Before minutes of work whose result could not be stored, or would be stored over what is `taken`: a file, or a
-    bundle, which holds no other file. stdout: may be named instead. Raises `OutputError`."""
+    """Before minutes of work whose result could not be stored, or would be stored over what is `taken`, or in it: a
+    bundle holds no other file. stdout: may be named instead. Raises `OutputError`."""
     hint = "name a file, or - for stdout" if stdout else "name a file"
     if path.is_dir():
         raise OutputError(f"{path} is a folder, expected a file to write", hint=hint)
     place = path.resolve()
     for one in (Path(one).resolve() for one in taken if one not in (None, "", "-", Path("-"))):
-        if place == one or (one in place.parents and (one / "bundle.json").is_file()):
-            what = "belongs to this command already" if place == one else f"lies in the bundle {one}"
-            raise OutputError(f"{path} {what}, expected a file of its own", hint=f"another name, or {hint[5:]}")
-    if not files.is_fed(path):
-        places.check_writable(path)
+        if place == one or one in place.parents:
+            what = (
+                "belongs to this command already" if place == one else f"lies in {one}, which this command has already"
+            )
+            raise OutputError(f"{path} {what}, expected a file of its own", hint="name another one")
+    if not places.is_fed(path):
+        places.check_writable(place)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -177,9 +177,9 @@ def write(output: Path, found: Evaluation, *, overwrite: bool) -> None:
     entry = found.entry
     with atomic_folder(output, marker=REPORT, overwrite=overwrite) as folder:
         write_json(folder / REPORT, entry)
-        (folder / "report.md").write_text(text.markdown(entry), encoding="utf-8")
-        (folder / "report.html").write_text(page(entry), encoding="utf-8")
-        with (folder / "cases.csv").open("w", encoding="utf-8", newline="") as file:
+        (folder / "report.md").write_text(text.markdown(entry), encoding="utf-8", errors="backslashreplace")
+        (folder / "report.html").write_text(page(entry), encoding="utf-8", errors="backslashreplace")
+        with (folder / "cases.csv").open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
             writer = csv.DictWriter(file, list(found.rows[0]), lineterminator="\n")
             writer.writeheader()
             writer.writerows(found.rows)

@@ -72,7 +72,9 @@ def explain(
         with atomic_folder(output, marker=REPORT, overwrite=overwrite) as folder:
             found, drawn, failed = _explained(predictor, cases, (frame, sampling), folder, progress)
             entry = rounded(_entry(predictor, found, failed) | {"method": str(method)})
-            (folder / "explanation.html").write_text(document(entry, map(_read, drawn)), encoding="utf-8")
+            (folder / "explanation.html").write_text(
+                document(entry, map(_read, drawn)), encoding="utf-8", errors="backslashreplace"
+            )
             write_json(folder / REPORT, entry)
         remarks = predictor.remarks
     if not put_json(json_to, entry):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mpmmu_rt.errors import ImageError, UsageError
+from mpmmu_rt.errors import ImageError, OutputError, UsageError
 
 from . import _ray
 from ._proven import looked_up, note_verdict, warn_never_run
@@ -183,7 +183,9 @@ def _here(asked: Asked, manifest: Path, output: Path, allowed: Allowed, *, keeps
 
 
 def _check(output: Path, json_to: str | None, *, going_on: bool, overwrite: bool) -> None:
-    """Raise `UsageError` for options that contradict each other."""
+    """Raise `UsageError` for options that contradict each other, `OutputError` for no file."""
+    if not output.name:
+        raise OutputError(f"{output} is a folder, expected a file to write", hint="name a file, or - for stdout")
     if going_on and overwrite:
         raise UsageError(
             "--overwrite is given with --resume or --retry-failed, expected one of them",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,12 +35,28 @@ class Wanted:
 @dataclass(frozen=True)
 class Chooser:
     """Cases with both classes to choose thresholds on. source: which, in words. learnt: how many of their patients the
-    model has learnt from."""
+    model has learnt from. images: digests of theirs. kept: by the training, and not asked."""
 
     label: Array
     probability: Array
     source: str
     learnt: int
+    images: frozenset[str]
+    kept: bool = False
+
+
+def apart(chooser: Chooser | None, judged: Set[str], wanted: Wanted) -> Chooser | None:
+    """`chooser`, if none of its images is judged under another name; None where the training kept it for nobody who
+    asked. judged: digests. Raises `UsageError` otherwise."""
+    if chooser is None or chooser.images.isdisjoint(judged):
+        return chooser
+    if chooser.kept and wanted.sensitivity is None:
+        return None
+    raise UsageError(
+        f"{len(chooser.images & judged)} images of {chooser.source} are judged, too, under this name or another, "
+        "expected other images to choose a threshold on",
+        hint="choose on patients that are not judged: a threshold that has seen its judges looks too good",
+    )
 
 
 def choose(
@@ -87,7 +103,8 @@ def _asked(
         return None, lost
     known = parts_of(system.card)
     learnt = sum(is_learnt(known.get(digest(group), "")) for group in set(found.groups))
-    return Chooser(found.label, found.probability, source, learnt), lost
+    images = frozenset[str]().union(*(one.images for one in said))
+    return Chooser(found.label, found.probability, source, learnt, images), lost
 
 
 def _kept_by_training(system: System) -> Chooser | None:
@@ -101,4 +118,5 @@ def _kept_by_training(system: System) -> Chooser | None:
     if not ((probability >= 0) & (probability <= 1)).all():
         return None
     source = "the training's validation part, by heads that had not seen it"
-    return Chooser(label.astype(np.int64), probability.astype(np.float32), source, 0)
+    images = system.known_images.parts["validation"]
+    return Chooser(label.astype(np.int64), probability.astype(np.float32), source, 0, images, kept=True)

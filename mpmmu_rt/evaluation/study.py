@@ -20,7 +20,7 @@ from mpmmu_rt.spec import Array
 from . import parts as of_parts
 from . import words
 from .auc import compare_auc, estimate_auc
-from .choosing import Chooser, Wanted, choose
+from .choosing import Chooser, Wanted, apart, choose
 from .curves import curves
 from .figures import WITHOUT_THRESHOLD, Answers, at_threshold, bootstrap, share
 from .paired import mcnemar
@@ -59,6 +59,7 @@ def evaluate(
             f"none of the {len(asked)} cases of {manifest.path} could be read and has a label, expected some; {first}",
             hint="the columns `mammography` and `ultrasound` name images, `label` is 0 or 1",
         )
+    chooser = apart(chooser, frozenset[str]().union(*(one.images for one in asked)), wanted)
     entry = _facts(system, manifest, parts, rows, asked, answers)
     entry |= _figures(answers, progress)
     entry["thresholds"] = _thresholds(system, answers, chooser, wanted, progress)
@@ -107,6 +108,7 @@ def _facts(
             "left_out": dict(_counted(others)),
         },
         "learnt_from": dict(_counted(part for part in learnt if of_parts.is_learnt(part))),
+        "learnt_images": sum(system.known_images.among(one.images) for one in asked),
         "cases": {
             "asked": len(asked),
             "judged": len(answers.label),
@@ -225,6 +227,7 @@ def _against(
         "cases": len(truth),
         "unanswered": int((~both).sum()),
         "learnt_from": dict(_counted(learnt[row] for row in rows if of_parts.is_learnt(learnt[row]))),
+        "learnt_images": sum(other.known_images.among(one.images) for one in said),
         "auc": asdict(estimate_auc(ours.label, theirs, groups)),
         "difference": asdict(compare_auc(ours.label, theirs, ours.probability, groups)),
         "decisions_differ": int((decided["other"] != decided["judged"]).sum()),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from mpmmu_rt.bundle import Bundle
 from mpmmu_rt.cases import Case
 from mpmmu_rt.errors import AnswerError
 from mpmmu_rt.images import Preprocessing
+from mpmmu_rt.known_images import KnownImages, digest
 from mpmmu_rt.predictor import Predictor
 from mpmmu_rt.progress import Progress, silent
 from mpmmu_rt.run import Decoded, Decoder
@@ -42,6 +43,7 @@ class System:
     predict: Predict
     remarks: tuple[str, ...] = ()
     warning: str | None = None
+    known_images: KnownImages = field(default_factory=lambda: KnownImages.from_json(None))
 
     def to_json(self) -> dict[str, Any]:
         names = ("path", "kind", "name", "target", "digest", "trained", "threshold", "warning")
@@ -67,17 +69,20 @@ def bundle_system(path: StrPath, target: str) -> Iterator[System]:
             predict=lambda pixels: predictor.predict(pixels).probability,
             remarks=predictor.remarks,
             warning=bundle.warning,
+            known_images=bundle.known_images,
         )
 
 
 @dataclass(frozen=True)
 class Answer:
-    """probability: None where there is none, and then `error` says why. warnings: of the images' headers."""
+    """probability: None where there is none, and then `error` says why. warnings: of the images' headers. images:
+    `known_images.digest` of each, as the system sees it."""
 
     case: Case
     probability: float | None
     error: str
     warnings: str
+    images: frozenset[str] = frozenset()
 
 
 def ask(
@@ -114,9 +119,10 @@ def _answers(system: System, items: Sequence[Decoded]) -> dict[str, Answer]:
         bad = {items[row].case.case_id: Answer(items[row].case, None, text, items[row].warnings) for row in error.rows}
         others = [item for row, item in enumerate(items) if row not in error.rows]
         return bad | (_answers(system, others) if others else {})
+    shown = [frozenset(map(digest, item.pixels.values())) for item in items]
     return {
-        item.case.case_id: Answer(item.case, float(value), "", item.warnings)
-        for item, value in zip(items, said, strict=True)
+        item.case.case_id: Answer(item.case, float(value), "", item.warnings, images)
+        for item, value, images in zip(items, said, shown, strict=True)
     }
 
 

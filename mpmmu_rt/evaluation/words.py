@@ -40,18 +40,21 @@ def _of_no_use(entry: Mapping[str, Any]) -> list[str]:
 
 def _learnt(entry: Mapping[str, Any]) -> list[str]:
     found = []
-    for whose, seen in (
-        ("the model", entry["learnt_from"]),
-        ("the other system", (entry["against"] or {}).get("learnt_from")),
-    ):
-        if seen:
+    for whose, one in (("the model", entry), ("the other system", entry["against"] or {})):
+        seen, images = one.get("learnt_from") or {}, one.get("learnt_images", 0)
+        if images > sum(seen.values()):
+            found.append(
+                f"{_LOUD}{whose} was trained on images of {images} of the {entry['cases']['asked']} cases that are "
+                "judged, whatever their ids say. Their figures are too good, and say nothing about new patients."
+            )
+        elif seen:
             counts = " and ".join(f"{count} in its {part} part" for part, count in seen.items())
             found.append(
                 f"{_LOUD}{whose} has learnt from {sum(seen.values())} of the {entry['cases']['asked']} cases that are "
                 f"judged ({counts}). Their figures are too good, and say nothing about new patients."
             )
     strangers = entry["parts"]["judged"].get("in no part", 0)
-    if entry["parts"]["source"] and strangers and not entry["learnt_from"]:
+    if entry["parts"]["source"] and strangers and not entry["learnt_from"] and not entry.get("learnt_images"):
         found.append(
             f"By their ids the model has not learnt from the patients of {strangers} cases: they are not among those "
             "that its card records. Ids that are written otherwise there would not be found."
@@ -89,8 +92,8 @@ def _chosen(entry: Mapping[str, Any]) -> list[str]:
     on = next((one for one in entry["thresholds"] if one["chosen_on"]), None)
     if on is None:
         found.append(
-            "Only the stored threshold is judged: there are no validation cases to choose another on. Name some with "
-            "--choose-on, or add a column `split` to the manifest."
+            "Only the stored threshold is judged: there are no validation cases to choose another on that are not "
+            "judged themselves. Name some with --choose-on, or in a column `split` of the manifest, without --part all."
         )
     elif min(on["chosen_on_malignant"], on["chosen_on_cases"] - on["chosen_on_malignant"]) < FEW:
         found.append(

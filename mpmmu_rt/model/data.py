@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,11 +20,13 @@ from mpmmu_rt.cases import Manifest, read_manifest, require_complete, require_pe
 from mpmmu_rt.errors import ManifestError
 from mpmmu_rt.image_warnings import ImageWarning, warnings_of
 from mpmmu_rt.images import Preprocessing, read_with_warnings, require_two_in
+from mpmmu_rt.known_images import digest
 from mpmmu_rt.progress import Progress, silent
 from mpmmu_rt.spec import MODALITIES, Array, Modality, StrPath
 
 from .phantom import patient, phantom_pixels
 
+SHARED = "a row of another patient has the same image: it may be learned from and tested on"
 MAX_DECODERS = 8  # threads; each may hold one decoded image of up to 200 million pixels
 
 
@@ -104,6 +107,11 @@ def data_from_manifest(manifest: Manifest, preprocessing: Preprocessing, progres
             for name in MODALITIES
             for row, index in zip(*_first_rows(image_of_row[name]), strict=True)
             for one in warnings_of(manifest.path.name, row + 1, name, warned[name][index])
+        )
+        + tuple(
+            one
+            for row, name in _of_several(pixels, image_of_row, groups)
+            for one in warnings_of(manifest.path.name, row + 1, name, (SHARED,))
         ),
     )
 
@@ -130,6 +138,19 @@ def _check_owners(manifest: Path, paths: list[Path], groups: tuple[str, ...]) ->
                 f"{manifest}: {path.name} belongs to the patients `{owners[path]}` and `{group}`, expected one",
                 hint="group the rows of one person by the `patient` column",
             )
+
+
+def _of_several(
+    pixels: Mapping[Modality, Array], image_of_row: Mapping[Modality, Array], groups: Sequence[str]
+) -> Iterator[tuple[int, Modality]]:
+    """The rows, and in them the modalities, whose image an earlier row has of another patient: as the model sees it,
+    whatever its file is called."""
+    digests = {name: [digest(image) for image in pixels[name]] for name in MODALITIES}
+    owners: dict[str, str] = {}
+    for row, group in enumerate(groups):
+        for name in MODALITIES:
+            if owners.setdefault(digests[name][image_of_row[name][row]], group) != group:
+                yield row, name
 
 
 def _first_rows(image_of_row: Array) -> tuple[list[int], list[int]]:

@@ -10,6 +10,7 @@ import numpy as np
 from mpmmu_rt.errors import AnswerError
 from mpmmu_rt.evaluation.systems import System
 from mpmmu_rt.files import sha256_file
+from mpmmu_rt.known_images import KnownImages
 from mpmmu_rt.spec import Array, Modality, StrPath
 
 from . import checkpoint as checkpoints
@@ -45,4 +46,5 @@ def checkpoint_system(folder: StrPath, *, trust_pickle: StrPath | None = None) -
         card=loaded.card,
         preprocessing=loaded.config.preprocessing,
         predict=predict,
+        known_images=KnownImages.from_json(loaded.known_images),
     )

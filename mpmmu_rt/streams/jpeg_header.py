@@ -150,6 +150,7 @@ def check_8_bits(jpeg: Jpeg) -> None:
         unsupported(f"has a {jpeg.name} stream of {jpeg.bits} bits", "a lossy one of 8 bits", CONVERT)
 
 
+MAX_SCANS, MAX_SCANNED = 100, 10**11  # encoders write some ten; and scans squared times pixels
 CONVERT = "save it as baseline JPEG, or without loss as PNG; export DICOM uncompressed"
 
 
@@ -313,6 +314,13 @@ def _check_scans(jpeg: Jpeg) -> None:
         if sorted(index for scan in jpeg.scans for index in scan.components) != list(range(len(jpeg.components))):
             damaged("has a JPEG stream that codes a component twice or not at all", "each once")
         return
+    # Each is proven to end where it should by a decoding without its last byte, which decodes all the others, too.
+    if len(jpeg.scans) > MAX_SCANS or len(jpeg.scans) ** 2 * jpeg.width * jpeg.height > MAX_SCANNED:
+        unsupported(
+            f"has a progressive JPEG stream of {len(jpeg.scans)} scans of {jpeg.width} x {jpeg.height} pixels",
+            f"at most {MAX_SCANS}, and fewer of a large picture",
+            CONVERT,
+        )
     missing = [[-1] * 64 for _ in jpeg.components]  # bits that are still to come, -1: no scan yet
     for scan in jpeg.scans:
         (first, last), (high, low) = scan.spectral, scan.approximation

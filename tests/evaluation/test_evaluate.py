@@ -7,6 +7,7 @@ import json
 import shutil
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,14 @@ from mpmmu_rt.cli import app
 from mpmmu_rt.errors import BundleError, DigestMismatch, ManifestError
 from mpmmu_rt.evaluation.parts import read_parts
 from mpmmu_rt.evaluation.systems import ask, bundle_system
+from mpmmu_rt.export.cases import of_manifest
+from mpmmu_rt.known_images import listing
+from mpmmu_rt.model import checkpoint as checkpoints
 from mpmmu_rt.model.checkpoint import Checkpoint
 from mpmmu_rt.model.phantom import write_phantoms
 from mpmmu_rt.model.system import checkpoint_system
 from mpmmu_rt.places import claimed
+from mpmmu_rt.progress import silent
 
 pytestmark = pytest.mark.slow
 Cells = Callable[[int, dict[str, str]], dict[str, str]]
@@ -411,3 +416,32 @@ def test_a_record_tells_parts_and_no_names() -> None:
         *("train", "validation", "test", None)
     ]
     assert split_record.parts_of({}) == split_record.parts_of({split_record.KEY: 3}) == {}
+
+
+def test_images_are_known_under_other_ids(small_model: Checkpoint, phantoms: Path, tmp_path: Path) -> None:
+    """Another pseudonymisation, or none: by ids alone the model would not have learnt from anybody."""
+    data = of_manifest(phantoms, small_model.config.preprocessing, silent)
+    known = {"train": listing(data.pixels["mammography"][:12]), "validation": listing(data.pixels["ultrasound"][12:15])}
+    trained = replace(small_model, known_images=known)
+    folder = tmp_path / "checkpoint"
+    checkpoints.save(trained, folder)
+    renamed = manifest(phantoms, "renamed.csv", lambda _, row: row | {"case_id": f"X{row['case_id']}", "patient": ""})
+    done = call(folder, renamed, "-o", tmp_path / "out")
+    assert done.exit_code == 0, done.stderr
+    said = "the model was trained on images of 15 of the 40 cases that are judged, whatever their ids say"
+    assert said in (tmp_path / "out/report.md").read_text(encoding="utf-8")
+    assert report(tmp_path / "out")["learnt_images"] == 15
+
+
+def test_thresholds_are_not_chosen_on_copies_of_what_is_judged(
+    bundle_folder: Path, phantoms: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(phantoms.parent, tmp_path / "copies")
+    copies = manifest(
+        tmp_path / "copies" / phantoms.name,
+        "z.csv",
+        lambda _, row: row | {"case_id": f"Z{row['case_id']}", "patient": f"Z{row.get('patient', '')}"},
+    )
+    refused = call(bundle_folder, phantoms, "-o", tmp_path / "out", "--choose-on", copies)
+    assert "images of " in two_lines(refused)
+    assert "are judged, too, under this name or another" in refused.stderr

@@ -258,3 +258,14 @@ def test_one_image_for_both_modalities_neither_proves_nor_trains(phantom_manifes
         of_cases(manifest, range(2), SIZE, silent)
     with pytest.raises(ManifestError, match=says):
         data_from_manifest(manifest, SIZE)
+
+
+def test_an_image_of_two_patients_is_told_before_it_is_learnt_from_and_tested_on(
+    phantom_manifest: Path, tmp_path: Path
+) -> None:
+    first, second = read_manifest(phantom_manifest).cases[:2]
+    copied = Path(shutil.copy(str(first.mammography), tmp_path / "copy.png"))
+    rows = [f"1,{first.mammography},{first.ultrasound},0,ann", f"2,{copied},{second.ultrasound},1,bea"]
+    (tmp_path / "m.csv").write_text("\n".join(["case_id,mammography,ultrasound,label,patient", *rows]))
+    (told,) = data_from_manifest(read_manifest(tmp_path / "m.csv"), SIZE).warnings
+    assert "a row of another patient has the same image" in str(told)

@@ -193,3 +193,26 @@ def test_weights_that_lie_in_a_file_stay_there(bundle_folder: Any) -> None:
     assert kinds(stored) == kinds(fast)
     for tensor in stored.graph.initializer:
         assert tensor.data_location == onnx.TensorProto.EXTERNAL or numpy_helper.to_array(tensor).nbytes < 1024
+
+
+class Shared(nn.Module):
+    """One gate for maps of two sizes, of which one is cut into tiles of 4 and the other of 2."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = nn.Conv2d(2, 1, 3, padding=1, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for _ in range(2):
+            both = torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], 1)
+            x = nn.functional.avg_pool2d(x * torch.sigmoid(self.gate(both)), 2)[..., :6, :6]
+        return x
+
+
+def test_a_gate_for_maps_of_two_sizes_has_tiles_of_both() -> None:
+    model = traced(drawn(Shared()), 4, 16, 16)
+    fast = for_openvino(model)
+    onnx.checker.check_model(fast, full_check=True)
+    assert kinds(fast)["DepthToSpace"] == 2
+    x = np.random.default_rng(1).normal(size=(2, 4, 16, 16)).astype(np.float32)
+    np.testing.assert_allclose(said(fast, {"x": x}), said(model, {"x": x}), rtol=1e-4, atol=1e-6)

@@ -548,3 +548,27 @@ def test_what_is_not_listed_is_found_wherever_the_folder_is_named_from(
     (folder / "onnx/own.bin").write_bytes(b"x")
     for named in ("", ".", "./", str(folder)):
         assert refusal(lambda named=named: library.check(named))[0] == "DIGEST_MISMATCH"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("target", ["onnxruntime:fp32", "openvino:fp32"])
+@pytest.mark.parametrize("renamed", [True, False])
+def test_weights_that_are_written_over_in_use_end_the_answers(
+    library: Library, folder: Path, target: str, renamed: bool
+) -> None:
+    """As `tests/test_exchanged.py` holds Python to it."""
+    if target.partition(":")[0] not in library.engines:
+        pytest.skip("openvino is not installed")
+    pixels = {name: Bundle.open(folder).golden()[f"{name}.pixels"] for name in MODALITIES}
+    model = library.open(folder, target)
+    want = model.predict(pixels).probability
+    weights = folder / "onnx/weights.bin"
+    noise = np.random.default_rng(0).normal(0, 0.05, weights.stat().st_size // 4).astype("<f4").tobytes()
+    (folder.parent / "noise").write_bytes(noise)
+    if renamed:
+        (folder.parent / "noise").replace(weights)
+        np.testing.assert_array_equal(model.predict(pixels).probability, want)
+    else:
+        shutil.copyfile(folder.parent / "noise", weights)
+        with pytest.raises(NativeError, match=r"weights\.bin was written to while it was in use") as caught:
+            model.predict(pixels)
+        assert caught.value.status == "DIGEST_MISMATCH"

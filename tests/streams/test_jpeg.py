@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mpmmu_rt.errors import ImageError
 from mpmmu_rt.images import read_grey
 from mpmmu_rt.spec import Array
 from mpmmu_rt.streams import jpeg_header
@@ -328,3 +330,18 @@ def test_more_after_the_end_of_a_frame(wrap: Wrap, refused: Refused, picture: Ar
     right = read_grey(wrap(data, picture, BASELINE))
     np.testing.assert_array_equal(read_grey(wrap(data + bytes(20), picture, BASELINE)), right)
     refused(wrap(data + data, picture, BASELINE), r"holds \d+ bytes after the end of its JPEG \(baseline\) stream")
+
+
+def test_scans_that_would_take_minutes_are_refused_before_any_is_decoded() -> None:
+    """A grey file of 13 kB and 253 scans took a minute: each scan is proven by a decoding of all of them."""
+    stream = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64), np.uint8)).save(
+        stream, "JPEG", progressive=True
+    )
+    parsed = jpeg_header.parse(stream.getvalue())
+    jpeg_header._check_scans(parsed)
+    many = replace(parsed, scans=parsed.scans * 40)
+    large = replace(parsed, width=60_000, height=60_000)
+    for one in (many, large):
+        with pytest.raises(ImageError, match=r"has a progressive JPEG stream of \d+ scans of \d+ x \d+ pixels"):
+            jpeg_header._check_scans(one)

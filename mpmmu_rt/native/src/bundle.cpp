@@ -1,12 +1,15 @@
 #include "bundle.h"
 
 #include <dirent.h>
+#include <fcntl.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cmath>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <set>
+#include <utility>
 
 #include "failure.h"
 #include "files.h"
@@ -331,6 +334,38 @@ void walk(const std::string &folder, const Parts &above, std::vector<std::pair<P
 }
 
 }  // namespace
+
+HeldFile::HeldFile(std::string path) : path_(std::move(path)), handle_(::open(path_.c_str(), O_RDONLY | O_CLOEXEC)) {
+  if (handle_ < 0 || ::fstat(handle_, &seen_) != 0) throw altered(path_ + " can't be read, expected a file");
+}
+
+HeldFile::HeldFile(HeldFile &&other) noexcept
+    : path_(std::move(other.path_)), handle_(std::exchange(other.handle_, -1)), seen_(other.seen_) {}
+
+HeldFile::~HeldFile() {
+  if (handle_ >= 0) ::close(handle_);
+}
+
+void HeldFile::require_untouched() const {
+  struct stat now;
+  if (::fstat(handle_, &now) == 0 && now.st_size == seen_.st_size && now.st_mtim.tv_sec == seen_.st_mtim.tv_sec &&
+      now.st_mtim.tv_nsec == seen_.st_mtim.tv_nsec) {
+    return;
+  }
+  throw altered(path_ + " was written to while it was in use, expected the file as it was loaded",
+                "load the bundle again; to replace one that is in use, rename another into its place");
+}
+
+std::vector<HeldFile> Bundle::weights() const {
+  const std::string last = "/weights.bin";
+  std::vector<HeldFile> found;
+  for (const auto &item : entry->at("files").items()) {
+    const std::string &name = item.key();
+    if (name.size() < last.size() || name.compare(name.size() - last.size(), last.size(), last) != 0) continue;
+    found.emplace_back(join_path(folder, name));
+  }
+  return found;
+}
 
 Bundle Bundle::open(const std::string &given) {
   std::string folder = given.empty() ? "." : given;

@@ -1,6 +1,8 @@
 // An opened bundle: `mpmmu_rt/bundle.py` specifies the format, and is what this follows line by line.
 #pragma once
 
+#include <sys/stat.h>
+
 #include <cstddef>
 #include <map>
 #include <memory>
@@ -33,6 +35,24 @@ Arrays parse_npz(const std::string &data, std::uint64_t limit);
 // Whether the encoders are quantized graphs, whatever what is not quantized is computed in: `int8`, `int8-bf16`.
 inline bool in_8_bits(const std::string &precision) { return precision.rfind("int8", 0) == 0; }
 
+// A file that an engine goes on reading while it is loaded, as ONNX Runtime does of weights that it does not pack:
+// `mpmmu_rt.held`. Throws MPMMU_DIGEST_MISMATCH for one that is not there.
+class HeldFile {
+ public:
+  explicit HeldFile(std::string path);
+  HeldFile(HeldFile &&other) noexcept;
+  HeldFile(const HeldFile &) = delete;
+  ~HeldFile();
+
+  // Throws MPMMU_DIGEST_MISMATCH where it was written to since. Asked before a call and behind it.
+  void require_untouched() const;
+
+ private:
+  std::string path_;
+  int handle_;
+  struct stat seen_;
+};
+
 struct Bundle {
   std::string folder;
   std::shared_ptr<const Json> entry;  // bundle.json
@@ -50,6 +70,9 @@ struct Bundle {
 
   // Throws MPMMU_USAGE_ERROR for a target that the export did not prove.
   void require_proven(const std::string &target) const;
+
+  // The files of weights, to be held.
+  std::vector<HeldFile> weights() const;
 
   // The path of a graph, of an encoder also in 8 bits; throws MPMMU_BUNDLE_ERROR for that of a bundle that was not
   // calibrated. openvino_graph: as it was rewritten for OpenVINO, where it was.

@@ -68,6 +68,7 @@ Bundle open_beside_the_engine(const char *folder, const mpmmu_options &options) 
 Model::Model(const char *folder, const mpmmu_options &options)
     : process_(::getpid()),
       bundle_(open_beside_the_engine(folder, options)),
+      weights_(bundle_.weights()),
       choice_(options),
       name_(bundle_.name()) {
   bundle_.require_proven(choice_.target);
@@ -75,6 +76,7 @@ Model::Model(const char *folder, const mpmmu_options &options)
   const Wanted wanted{choice_.precision, choice_.engine == "openvino" ? choice_.openvino : choice_.onnxruntime,
                       choice_.threads};
   embedder_ = choice_.engine == "openvino" ? openvino_embedder(bundle_, wanted) : onnxruntime_embedder(bundle_, wanted);
+  require_untouched();
   ::malloc_trim(0);  // what weights were copied through: a fifth of what a loaded model would keep
 }
 
@@ -93,6 +95,10 @@ void Model::load_head() {
   }
   head_ = head_target_ == "openvino:fp32" ? openvino_head(bundle_, {"fp32", choice_.openvino, choice_.threads})
                                           : onnxruntime_head(bundle_, {"fp32", choice_.onnxruntime, choice_.threads});
+}
+
+void Model::require_untouched() const {
+  for (const HeldFile &one : weights_) one.require_untouched();
 }
 
 // Threads of engines don't come along into a fork: a call would wait for them without end.
@@ -115,8 +121,10 @@ Failure Model::unanswered(std::size_t bad, std::size_t cases, const std::string 
 
 void Model::answer(const std::uint8_t *const (&pixels)[2], std::size_t cases, float *probability, float *base,
                    float *embedding) {
+  require_untouched();
   embedder_->embed(pixels, cases, embedding);
   head_->run(embedding, cases, probability, base);
+  require_untouched();
   // Trees send NaN left or right and give a number that looks right: the embedding is checked on its own.
   std::size_t bad = 0;
   for (std::size_t row = 0; row < cases; ++row) {
