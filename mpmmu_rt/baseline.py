@@ -107,8 +107,8 @@ class Baseline:
             ) from error
 
     def write(self, path: Path) -> None:
-        with result_file(path) as place:
-            place.write_text(json.dumps(self.to_json(), allow_nan=False) + "\n", encoding="utf-8")
+        with result_file(path) as file:
+            file.write(json.dumps(self.to_json(), allow_nan=False) + "\n")
 
     def floor(self, control_ms: list[float]) -> dict[str, float]:
         """Of each statistic, how far the machine is known to move on its own, in log; control_ms: of today's turns."""

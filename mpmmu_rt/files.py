@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from .errors import MpmmuError, OutputError
 from .places import claimed, is_fed, unwritable
@@ -92,14 +92,15 @@ def atomic_file(path: Path, *, private: bool = False) -> Iterator[Path]:
 
 
 @contextmanager
-def result_file(path: Path) -> Iterator[Path]:
-    """Where to write a result that a person named the place of: as `atomic_file`, through a link to what it names; or
-    `path` itself where it `is_fed`."""
+def result_file(path: Path) -> Iterator[TextIO]:
+    """A file to write a result to that a person named the place of: as `atomic_file`, through a link to what it names;
+    or behind what was written to `path` already, where it `is_fed`."""
     if is_fed(path):
-        yield path
+        with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
+            yield file
         return
-    with atomic_file(path.resolve()) as partial:
-        yield partial
+    with atomic_file(path.resolve()) as partial, partial.open("w", encoding="utf-8", errors="backslashreplace") as file:
+        yield file
 
 
 def as_json(entry: object) -> str:

@@ -2,53 +2,86 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import threading
 import weakref
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from .bundle import Bundle
-from .errors import DigestMismatch
+from .errors import DigestMismatch, EngineError
 
 WEIGHTS = "weights.bin"
+
+
+@dataclass
+class _File:
+    path: Path
+    handle: int
+    digest: str
+    seen: tuple[int, ...]
 
 
 class Held:
     """The files of weights, as they are when this is made. Whoever replaces one by renaming changes nothing of it.
 
-    Raises `DigestMismatch` for one that is not there.
+    Any number of threads may ask. Raises `DigestMismatch` for one that is not there.
     """
 
     def __init__(self, bundle: Bundle) -> None:
-        self._files: list[tuple[Path, int, tuple[int, int]]] = []
+        self._lock = threading.Lock()
+        self._files: list[_File] = []
         handles: list[int] = []
         self._close = weakref.finalize(self, _close, handles)
-        for name in bundle.entry["files"]:
+        for name, facts in bundle.entry["files"].items():
             if PurePosixPath(name).name == WEIGHTS:
+                path = bundle.path / name
                 try:
-                    handles.append(os.open(bundle.path / name, os.O_RDONLY | getattr(os, "O_BINARY", 0)))
+                    handles.append(os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0)))
                 except OSError:
                     bundle.check_files()
                     raise
-                self._files.append((bundle.path / name, handles[-1], _seen(handles[-1])))
+                self._files.append(_File(path, handles[-1], str(facts["sha256"]), _seen(handles[-1])))
 
     def require_untouched(self) -> None:
-        """Raise `DigestMismatch` where one was written to meanwhile. Asked before a call, and behind it, when what was
-        written during the call is seen."""
-        for path, handle, seen in self._files:
-            if _seen(handle) != seen:
-                raise DigestMismatch(
-                    f"{path} was written to while it was in use, expected the file as it was loaded",
-                    hint="load the bundle again; to replace one that is in use, rename another into its place",
-                )
+        """Raise `DigestMismatch` where one was written to meanwhile, and is another now; `EngineError` where that can't
+        be told. Asked before a call, and behind it, when what was written during the call is seen.
+
+        Only a file that was touched, renamed or linked is hashed again.
+        """
+        with self._lock:
+            for one in self._files:
+                try:
+                    now = _seen(one.handle)
+                    if now != one.seen and _sha256(one.handle) != one.digest:
+                        raise DigestMismatch(
+                            f"{one.path} was written to while it was in use, expected the file as it was loaded",
+                            hint="load the bundle again; to replace one that is in use, rename another into its place",
+                        )
+                except OSError as error:
+                    raise EngineError(
+                        f"{one.path} can't be looked at ({error.strerror}), expected the file as it was loaded",
+                        hint="load the bundle again, from a disk that keeps files that are in use",
+                    ) from error
+                one.seen = now
 
     def close(self) -> None:
-        self._files = []
-        self._close()
+        with self._lock:
+            self._files = []
+            self._close()
 
 
-def _seen(handle: int) -> tuple[int, int]:
+def _seen(handle: int) -> tuple[int, ...]:
+    """What changes when a file is written to, whatever its times are set to afterwards."""
     found = os.fstat(handle)
-    return found.st_size, found.st_mtime_ns
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def _sha256(handle: int) -> str:
+    with open(handle, "rb", closefd=False) as file:
+        file.seek(0)
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _close(handles: list[int]) -> None:

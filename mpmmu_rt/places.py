@@ -21,6 +21,7 @@ _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _BUSY = frozenset({errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES, errno.EDEADLK})
 # How libraries that don't raise OSError pass on what the system told them.
 _FULL_TEXT = re.compile(r"no space left|disk quota exceeded|file too large|os error (28|122|27)\b", re.IGNORECASE)
+_OPEN_FILE = re.compile(r"/dev/(stdin|stdout|stderr|fd/.*)|/proc/[^/]+/fd/.*")
 _MOST_BYTES = 255  # of a name, on most file systems
 _LOCKED_BYTE = 2**30  # beyond what is written: Windows lets nobody read a byte that is locked
 
@@ -38,12 +39,12 @@ def claimed(output: Path) -> Iterator[None]:
     written: so it stands before the work.
     """
     place = output.parent.resolve() / output.name
+    _require_name(output)
     if is_fed(output) and not output.is_dir():
         raise OutputError(
             f"{output} is a device or a pipe, expected a free path, a file or a folder",
             hint="choose another -o; `run -o -` writes rows to stdout",
         )
-    _require_name(output)
     me = (os.getpid(), threading.get_ident())
     with _entering:
         if _held.get(place) == me:
@@ -67,12 +68,16 @@ def claimed(output: Path) -> Iterator[None]:
 def is_fed(path: Path) -> bool:
     """Whether what is written to `path` goes on from there: a device, a pipe, what stands for an open file. Nothing can
     be renamed onto it: as root that would put a file into the place of `/dev/null`."""
-    return path.exists() and (not path.is_file() or os.path.abspath(path).startswith(("/dev/", "/proc/")))
+    try:
+        other = path.exists() and not path.is_file()
+    except OSError:  # a name that is too long, a folder that can't be searched
+        return False
+    return other or _OPEN_FILE.fullmatch(os.path.abspath(path)) is not None
 
 
 def _require_name(output: Path) -> None:
     """Raise `OutputError` for a name that has no room for what stands before and behind it while it is written."""
-    longest = len(os.fsencode(f".{output.name}.12345678.partial"))
+    longest = len(os.fsencode(f".{output.name}.partial.12345678.partial"))
     if not output.name or longest > _MOST_BYTES:
         got = f"has a name of {len(os.fsencode(output.name))} bytes" if output.name else "is a folder without a name"
         raise OutputError(
@@ -160,7 +165,7 @@ def _clear(place: Path) -> None:
     """Remove what a process that was killed in `mpmmu_rt.files` left: we hold the place, so nobody else works there.
 
     A folder that was moved aside, to be replaced, and was not, comes back."""
-    name = re.compile(rf"\.{re.escape(place.name)}\.[a-z0-9_]{{8}}\.(partial|old)")
+    name = re.compile(rf"\.{re.escape(place.name)}(?:\.partial)?\.[a-z0-9_]{{8}}\.(partial|old)")
     for path in place.parent.iterdir():
         if (found := name.fullmatch(path.name)) is None or path.is_symlink():
             continue

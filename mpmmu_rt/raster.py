@@ -62,13 +62,19 @@ def read_raster(plugin: str, stream: BinaryIO, frame: int | None) -> GreyImage:
 
 
 def _require_whole(image: ImageFile, stream: BinaryIO) -> None:
-    """Refuse a BMP that ends before its rows do: where anybody set `ImageFile.LOAD_TRUNCATED_IMAGES`, Pillow would make
-    them black. Rows that are run-length coded it always refuses."""
+    """Refuse a BMP that ends before its pixels do: where anybody set `ImageFile.LOAD_TRUNCATED_IMAGES`, Pillow would
+    make them black. Rows that are run-length coded it always refuses."""
     end = stream.seek(0, io.SEEK_END)
+    stream.seek(14)
+    (header,) = struct.unpack("<I", stream.read(4))
+    stream.seek(24 if header == 12 else 28)  # that of OS/2, and all others
+    (bits,) = struct.unpack("<H", stream.read(2))
     for decoder, _, offset, details in image.tile:
-        # Pillow's raw decoder is told the layout, the bytes of a row, and where rows begin.
-        if decoder == "raw" and isinstance(details, tuple) and end < (need := offset + image.height * int(details[1])):
-            raise OSError(f"truncated: {end} bytes of {need}")
+        # Pillow's raw decoder is told the layout, the bytes of a row, and where rows begin; the last needs no padding.
+        if decoder == "raw" and isinstance(details, tuple):
+            need = offset + (image.height - 1) * int(details[1]) + (image.width * bits + 7) // 8
+            if end < need:
+                raise OSError(f"truncated: {end} bytes of {need}")
 
 
 def _jpeg_image(data: bytes, coded: jpeg_header.Jpeg) -> Image:

@@ -533,7 +533,10 @@ def test_json_never_goes_over_what_the_command_reads_or_writes(
     (tmp_path / "link.csv").symlink_to(out)
     before = manifest.read_bytes()
     error, _ = two_lines(call("run", tmp_path / "b", manifest, "-o", out, "--json", tmp_path / name))
-    assert re.search(r"(belongs to this command already|lies in .*b, which this command has already), expected a file of its own", error)
+    assert re.search(
+        r"(belongs to this command|lies in .*b, which this command has) already, expected a file of its own",
+        error,
+    )
     assert manifest.read_bytes() == before
     assert not out.exists()
     Bundle.open(tmp_path / "b")

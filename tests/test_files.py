@@ -5,6 +5,7 @@ import os
 import shutil
 import stat
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -247,8 +248,8 @@ def test_a_result_goes_into_a_pipe_and_never_takes_its_place(tmp_path: Path) -> 
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     reader = subprocess.Popen(["cat", pipe], stdout=subprocess.PIPE, text=True)
-    with result_file(pipe) as place:
-        place.write_text("a result")
+    with result_file(pipe) as file:
+        file.write("a result")
     assert reader.communicate(timeout=20)[0] == "a result"
     assert stat.S_ISFIFO(pipe.lstat().st_mode)
     assert listing(tmp_path) == ["pipe"]
@@ -260,9 +261,31 @@ def test_a_result_goes_through_a_link(tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "there/result")
     for text in ("first", "second"):
-        with result_file(tmp_path / "link") as place:
-            place.write_text(text)
+        with result_file(tmp_path / "link") as file:
+            file.write(text)
         assert (tmp_path / "there/result").read_text() == text
     assert (tmp_path / "link").is_symlink()
     assert is_fed(Path("/dev/null"))
     assert not is_fed(tmp_path / "link")
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="open files have no names here")
+def test_a_result_goes_behind_what_an_open_file_holds(tmp_path: Path) -> None:
+    with (tmp_path / "log").open("a") as log:
+        log.write("before\n")
+        log.flush()
+        with result_file(Path(f"/proc/self/fd/{log.fileno()}")) as file:
+            file.write("a result\n")
+        log.write("behind\n")
+    assert (tmp_path / "log").read_text() == "before\na result\nbehind\n"
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="there is no such disk here")
+def test_a_file_on_the_disk_in_memory_is_a_file() -> None:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        path = Path(folder) / "out.csv"
+        path.write_text("there")
+        assert not is_fed(path)
+        with claimed(path), atomic_file(path) as partial:
+            partial.write_text("new")
+        assert path.read_text() == "new"

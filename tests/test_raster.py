@@ -261,3 +261,17 @@ def test_a_bmp_that_ends_early_is_refused_whatever_pillow_was_told(
         path.write_bytes(data[:-cut])
         with pytest.raises(ImageError, match="it ends before its image does"):
             read_grey(path)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_a_bmp_needs_no_padding_behind_its_last_pixel(tmp_path: Path, mode: str) -> None:
+    grey = np.random.default_rng(2).integers(0, 256, (20, 21), np.uint8)
+    path = tmp_path / "a.bmp"
+    Image.fromarray(grey).convert(mode).save(path)
+    data, whole = path.read_bytes(), read_grey(path)
+    padding = -21 * len(mode) % 4
+    path.write_bytes(data[: len(data) - padding])
+    np.testing.assert_array_equal(read_grey(path), whole)
+    path.write_bytes(data[: len(data) - padding - 1])
+    with pytest.raises(ImageError, match="it ends before its image does"):
+        read_grey(path)

@@ -513,6 +513,8 @@ def test_pages_of_many_tags_or_that_overlap_are_refused(write: Write) -> None:
     """A file of 722 kB took 3 s: 200 pages 12 bytes apart, of 60,000 tags each."""
     entries = b"".join(struct.pack("<HHII", 60_000, 1, 1, 0) for _ in range(1001))
     refused(write(b"II*\0" + struct.pack("<IH", 8, 1001) + entries + bytes(4)), "has a page of 1001 tags")
-    step = struct.pack("<HHHII", 1, 60_000, 1, 1, 0)
-    chain = b"II*\0" + struct.pack("<I", 8) + step + struct.pack("<I", 16) + bytes(6) + bytes(64)
-    refused(write(chain), "(has pages that overlap|holds 2 frames|lie beyond its end)")
+    # The second begins at the tag of the first one's second entry, which is its count.
+    pages = struct.pack("<H", 2) + struct.pack("<HHII", 60_000, 1, 1, 0) + struct.pack("<HHII", 1, 1, 1, 0)
+    refused(
+        write(b"II*\0" + struct.pack("<I", 8) + pages + struct.pack("<I", 22) + bytes(64)), "has pages that overlap"
+    )

@@ -205,8 +205,8 @@ def put_json(to: str | None, entry: Any, *, exact: bool = False) -> bool:
 
 
 def write_json(path: Path, entry: Any) -> None:
-    with files.result_file(path) as place:
-        place.write_text(files.as_json(entry), encoding="utf-8")
+    with files.result_file(path) as file:
+        file.write(files.as_json(entry))
     note(f"wrote {path}")
 
 
@@ -214,8 +214,8 @@ def write_html(path: Path, entry: Any) -> None:
     """The report of a result that `bench` or `compare` writes as JSON."""
     from mpmmu_rt.report_html import page
 
-    with files.result_file(path) as place:
-        place.write_text(page(entry), encoding="utf-8", errors="backslashreplace")
+    with files.result_file(path) as file:
+        file.write(page(entry))
     note(f"wrote {path}: open it in a browser")
 
 

@@ -35,22 +35,21 @@ class Wanted:
 @dataclass(frozen=True)
 class Chooser:
     """Cases with both classes to choose thresholds on. source: which, in words. learnt: how many of their patients the
-    model has learnt from. images: digests of theirs. kept: by the training, and not asked."""
+    model has learnt from. images: digests of theirs."""
 
     label: Array
     probability: Array
     source: str
     learnt: int
     images: frozenset[str]
-    kept: bool = False
 
 
 def apart(chooser: Chooser | None, judged: Set[str], wanted: Wanted) -> Chooser | None:
-    """`chooser`, if none of its images is judged under another name; None where the training kept it for nobody who
-    asked. judged: digests. Raises `UsageError` otherwise."""
+    """`chooser`, if none of its images is judged under another name; None where nobody asked for a threshold. judged:
+    digests. Raises `UsageError` otherwise."""
     if chooser is None or chooser.images.isdisjoint(judged):
         return chooser
-    if chooser.kept and wanted.sensitivity is None:
+    if wanted.sensitivity is None and wanted.choose_on is None:
         return None
     raise UsageError(
         f"{len(chooser.images & judged)} images of {chooser.source} are judged, too, under this name or another, "
@@ -119,4 +118,4 @@ def _kept_by_training(system: System) -> Chooser | None:
         return None
     source = "the training's validation part, by heads that had not seen it"
     images = system.known_images.parts["validation"]
-    return Chooser(label.astype(np.int64), probability.astype(np.float32), source, 0, images, kept=True)
+    return Chooser(label.astype(np.int64), probability.astype(np.float32), source, 0, images)
