@@ -335,36 +335,68 @@ void walk(const std::string &folder, const Parts &above, std::vector<std::pair<P
 
 }  // namespace
 
-HeldFile::HeldFile(std::string path) : path_(std::move(path)), handle_(::open(path_.c_str(), O_RDONLY | O_CLOEXEC)) {
-  if (handle_ < 0 || ::fstat(handle_, &seen_) != 0) throw altered(path_ + " can't be read, expected a file");
+namespace {
+
+bool same(const struct stat &one, const struct stat &other) {
+  const auto alike = [](const timespec &a, const timespec &b) {
+    return a.tv_sec == b.tv_sec && a.tv_nsec == b.tv_nsec;
+  };
+  return one.st_dev == other.st_dev && one.st_ino == other.st_ino && one.st_size == other.st_size &&
+         alike(one.st_mtim, other.st_mtim) && alike(one.st_ctim, other.st_ctim);
 }
 
-HeldFile::HeldFile(HeldFile &&other) noexcept
-    : path_(std::move(other.path_)), handle_(std::exchange(other.handle_, -1)), seen_(other.seen_) {}
-
-HeldFile::~HeldFile() {
-  if (handle_ >= 0) ::close(handle_);
-}
-
-void HeldFile::require_untouched() const {
-  struct stat now;
-  if (::fstat(handle_, &now) == 0 && now.st_size == seen_.st_size && now.st_mtim.tv_sec == seen_.st_mtim.tv_sec &&
-      now.st_mtim.tv_nsec == seen_.st_mtim.tv_nsec) {
-    return;
+// Of all files that are listed; those of which nothing can be told have zeros.
+Seen seen_of(const std::string &folder, const Json &files) {
+  Seen found;
+  for (const auto &item : files.items()) {
+    struct stat &one = found[item.key()];
+    if (::lstat(join_path(folder, item.key()).c_str(), &one) != 0) one = {};
   }
-  throw altered(path_ + " was written to while it was in use, expected the file as it was loaded",
-                "load the bundle again; to replace one that is in use, rename another into its place");
+  return found;
 }
 
-std::vector<HeldFile> Bundle::weights() const {
+}  // namespace
+
+HeldFile::HeldFile(std::string path, std::string digest)
+    : path_(std::move(path)), digest_(std::move(digest)), handle_(::open(path_.c_str(), O_RDONLY | O_CLOEXEC)) {
+  if (handle_ >= 0 && ::fstat(handle_, &seen_) == 0) return;
+  if (handle_ >= 0) ::close(handle_);
+  throw altered(path_ + " can't be read, expected a file");
+}
+
+HeldFile::~HeldFile() { ::close(handle_); }
+
+void HeldFile::require_untouched() {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  struct stat now;
+  const bool told = ::fstat(handle_, &now) == 0;
+  if (told && same(now, seen_)) return;
+  // By its handle: another file may have its name.
+  if (!told || sha256_file("/proc/self/fd/" + std::to_string(handle_)) != digest_) {
+    throw altered(path_ + " was written to while it was in use, expected the file as it was loaded",
+                  "load the bundle again; to replace one that is in use, rename another into its place");
+  }
+  seen_ = now;
+}
+
+std::list<HeldFile> Bundle::weights() const {
   const std::string last = "/weights.bin";
-  std::vector<HeldFile> found;
+  std::list<HeldFile> found;
   for (const auto &item : entry->at("files").items()) {
     const std::string &name = item.key();
     if (name.size() < last.size() || name.compare(name.size() - last.size(), last.size(), last) != 0) continue;
-    found.emplace_back(join_path(folder, name));
+    found.emplace_back(join_path(folder, name), item.value().at("sha256").get<std::string>());
   }
   return found;
+}
+
+void Bundle::require_unchanged() const {
+  const auto now = seen_of(folder, entry->at("files"));
+  const bool all = std::all_of(now.begin(), now.end(), [&](const auto &one) {
+    const auto before = hashed->find(one.first);
+    return before != hashed->end() && one.second.st_ino != 0 && same(one.second, before->second);
+  });
+  if (!all) check_files();
 }
 
 Bundle Bundle::open(const std::string &given) {
@@ -387,7 +419,9 @@ Bundle Bundle::open(const std::string &given) {
     const std::size_t width = check_pixels(entry, how.side);
     check_modality(entry);
     check_single_heads(entry, width);
-    const Bundle bundle{folder, std::make_shared<const Json>(std::move(entry)), sha256(data), how, limit, width};
+    auto hashed = std::make_shared<const Seen>(seen_of(folder, mapping(entry, "files")));
+    const Bundle bundle{folder, std::make_shared<const Json>(std::move(entry)), sha256(data), how, limit, width,
+                        std::move(hashed)};
     bundle.check_files();
     return bundle;
   } catch (const MissingKey &missing) {

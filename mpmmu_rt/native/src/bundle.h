@@ -4,8 +4,10 @@
 #include <sys/stat.h>
 
 #include <cstddef>
+#include <list>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -36,22 +38,24 @@ Arrays parse_npz(const std::string &data, std::uint64_t limit);
 inline bool in_8_bits(const std::string &precision) { return precision.rfind("int8", 0) == 0; }
 
 // A file that an engine goes on reading while it is loaded, as ONNX Runtime does of weights that it does not pack:
-// `mpmmu_rt.held`. Throws MPMMU_DIGEST_MISMATCH for one that is not there.
+// `mpmmu_rt.held`. Threads may share it. Throws MPMMU_DIGEST_MISMATCH for one that is not there.
 class HeldFile {
  public:
-  explicit HeldFile(std::string path);
-  HeldFile(HeldFile &&other) noexcept;
+  HeldFile(std::string path, std::string digest);
   HeldFile(const HeldFile &) = delete;
   ~HeldFile();
 
-  // Throws MPMMU_DIGEST_MISMATCH where it was written to since. Asked before a call and behind it.
-  void require_untouched() const;
+  // Throws MPMMU_DIGEST_MISMATCH where it was written to since, and is another now. Asked before a call and behind it.
+  void require_untouched();
 
  private:
-  std::string path_;
+  std::string path_, digest_;
   int handle_;
+  std::mutex mutex_;
   struct stat seen_;
 };
+
+using Seen = std::map<std::string, struct stat>;  // by name
 
 struct Bundle {
   std::string folder;
@@ -60,6 +64,7 @@ struct Bundle {
   mpmmu_preprocessing preprocessing;
   double threshold;
   std::size_t width;  // of the embedding
+  std::shared_ptr<const Seen> hashed;  // of every file, before it was
 
   // Throws Failure: MPMMU_DIGEST_MISMATCH for what is not as it was sealed, MPMMU_BUNDLE_ERROR for what was sealed and
   // makes no sense, is of another version, or is no bundle.
@@ -71,8 +76,11 @@ struct Bundle {
   // Throws MPMMU_USAGE_ERROR for a target that the export did not prove.
   void require_proven(const std::string &target) const;
 
+  // Of what was loaded from the files after they were hashed: throws as `check_files` where one is not what it was then.
+  void require_unchanged() const;
+
   // The files of weights, to be held.
-  std::vector<HeldFile> weights() const;
+  std::list<HeldFile> weights() const;
 
   // The path of a graph, of an encoder also in 8 bits; throws MPMMU_BUNDLE_ERROR for that of a bundle that was not
   // calibrated. openvino_graph: as it was rewritten for OpenVINO, where it was.

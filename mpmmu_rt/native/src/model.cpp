@@ -76,7 +76,7 @@ Model::Model(const char *folder, const mpmmu_options &options)
   const Wanted wanted{choice_.precision, choice_.engine == "openvino" ? choice_.openvino : choice_.onnxruntime,
                       choice_.threads};
   embedder_ = choice_.engine == "openvino" ? openvino_embedder(bundle_, wanted) : onnxruntime_embedder(bundle_, wanted);
-  require_untouched();
+  bundle_.require_unchanged();
   ::malloc_trim(0);  // what weights were copied through: a fifth of what a loaded model would keep
 }
 
@@ -97,8 +97,8 @@ void Model::load_head() {
                                           : onnxruntime_head(bundle_, {"fp32", choice_.onnxruntime, choice_.threads});
 }
 
-void Model::require_untouched() const {
-  for (const HeldFile &one : weights_) one.require_untouched();
+void Model::require_untouched() {
+  for (HeldFile &one : weights_) one.require_untouched();
 }
 
 // Threads of engines don't come along into a fork: a call would wait for them without end.

@@ -50,11 +50,11 @@ class Model {
               float *embedding);
   Failure unanswered(std::size_t bad, std::size_t cases, const std::string &what) const;
 
-  void require_untouched() const;
+  void require_untouched();
 
   pid_t process_;
   Bundle bundle_;
-  std::vector<HeldFile> weights_;  // held before an engine reads them
+  std::list<HeldFile> weights_;  // held before an engine reads them
   Choice choice_;
   std::string name_, head_target_, engine_version_;
   std::unique_ptr<Head> head_;
