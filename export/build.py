@@ -133,9 +133,9 @@ def export_checkpoint(
     progress("reading the checkpoint", 1, 1)
     preprocessing = checkpoint.config.preprocessing
     wanted = wanted or Wanted()
-    cases = all_cases.of_manifest(parity_manifest, preprocessing, progress) if parity_manifest else None
-    if parity_manifest and calibration_manifest:
+    if parity_manifest and calibration_manifest:  # before their images are read
         calibration.require_other_patients(calibration_manifest, parity_manifest, checkpoint.card)
+    cases = all_cases.of_manifest(parity_manifest, preprocessing, progress) if parity_manifest else None
     wanted = _calibrated(wanted, checkpoint, cases, calibration_manifest, calibration_phantoms, progress)
     return _export(
         model_of(checkpoint, folder.resolve().name, trained=True), output, cases, wanted, overwrite, progress

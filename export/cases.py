@@ -70,14 +70,12 @@ def of_cases(
     warnings: list[tuple[ImageWarning, ...]] = []
     for done, (row, case) in enumerate(zip(rows, cases, strict=True), 1):
         of_case: tuple[ImageWarning, ...] = ()
-        pair: dict[Modality, Array] = {}
         for modality in MODALITIES:
             path_of_image = cast("Path", case.image(modality))
             image, texts = read_with_warnings(path_of_image, preprocessing, modality=modality)
             images[modality].append(image)
-            pair[modality] = image
             of_case += warnings_of(path.name, row + 1, modality, texts)
-        require_two_in(path, row, pair)
+        require_two_in(path, row, {modality: images[modality][-1] for modality in MODALITIES})
         warnings.append(of_case)
         progress(f"reading {path.name}", done, len(cases), "cases")
     pixels = {modality: np.stack(arrays) for modality, arrays in images.items()}

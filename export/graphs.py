@@ -11,13 +11,13 @@ import onnx
 from onnx import compose, numpy_helper
 
 from mpmmu_rt import __version__
+from mpmmu_rt.bundle import WEIGHTS
 from mpmmu_rt.errors import ExportError
 
 # TensorRT 10.3 to 11, TensorRT-RTX, OpenVINO and ONNX Runtime from 1.20 on all read these.
 OPSET = 18
 ML_OPSET = 3
 IR_VERSION = 10
-WEIGHTS = "weights.bin"
 # Smaller tensors (shapes, scalars) stay in the graph: engines fold them while they read it.
 _EXTERNAL_BYTES = 1024
 _PAGE = 4096  # memory-mapped by ONNX Runtime only at page boundaries

@@ -68,7 +68,7 @@ from typing import Any, Literal
 import numpy as np
 
 from .errors import BundleError, DigestMismatch, UsageError
-from .files import MAX_JSON_BYTES, parse_json_object, read_bounded, sha256_file
+from .files import MAX_JSON_BYTES, parse_json_object, read_bounded, sha256_file, stamp
 from .images import Preprocessing
 from .known_images import KnownImages
 from .modality_check import ModalityCheck
@@ -82,6 +82,7 @@ MANIFEST = "bundle.json"
 MAX_FILE_BYTES = 8 * 2**30
 MAX_GOLDEN_BYTES = 2**28
 ENGINES = "engines"
+WEIGHTS = "weights.bin"  # in every folder of graphs
 POOL_WEIGHTS = "onnx/attention_pool.npz"
 MAX_POOL_BYTES = 2**28
 MAX_WIDTH = 2**20  # of the embedding
@@ -356,12 +357,11 @@ class Bundle:
 
 
 def _seen(path: Path) -> tuple[int, ...] | None:
-    """What changes when a file is written or replaced; None where there is none."""
+    """`stamp` of a file; None where there is none."""
     try:
-        found = os.lstat(path)
+        return stamp(os.lstat(path))
     except (OSError, ValueError):
         return None
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def warnings_of(entry: Mapping[str, Any]) -> list[str]:

@@ -35,6 +35,11 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def stamp(found: os.stat_result) -> tuple[int, ...]:
+    """What changes when a file is written or replaced, whatever its times are set to afterwards; these come last."""
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
 def sha256_of(path: Path) -> str:
     """Of a file its digest; of a folder that of the list of its files and their digests, which `sha256sum` makes: a
     line for each, in the order of their names' code points."""

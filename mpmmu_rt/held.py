@@ -9,10 +9,10 @@ import weakref
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from .bundle import Bundle
+from .bundle import WEIGHTS, Bundle, target_folder
 from .errors import DigestMismatch, EngineError
-
-WEIGHTS = "weights.bin"
+from .files import stamp
+from .spec import Target
 
 
 @dataclass
@@ -24,25 +24,29 @@ class _File:
 
 
 class Held:
-    """The files of weights, as they are when this is made. Whoever replaces one by renaming changes nothing of it.
+    """The files of weights that a target may read, as they are when this is made. Whoever replaces one by renaming
+    changes nothing of it.
 
     Any number of threads may ask. Raises `DigestMismatch` for one that is not there.
     """
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: Bundle, target: Target) -> None:
         self._lock = threading.Lock()
         self._files: list[_File] = []
         handles: list[int] = []
         self._close = weakref.finalize(self, _close, handles)
-        for name, facts in bundle.entry["files"].items():
-            if PurePosixPath(name).name == WEIGHTS:
-                path = bundle.path / name
-                try:
-                    handles.append(os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0)))
-                except OSError:
-                    bundle.check_files()
-                    raise
-                self._files.append(_File(path, handles[-1], str(facts["sha256"]), _seen(handles[-1])))
+        folders = {PurePosixPath(graph).parent for graph in bundle.entry["graphs"].values()}
+        folders.add(PurePosixPath(target_folder(target.engine, target.precision)))
+        for name in sorted(str(folder / WEIGHTS) for folder in folders):
+            if (facts := bundle.entry["files"].get(name)) is None:
+                continue
+            path = bundle.path / name
+            try:
+                handles.append(os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0)))
+            except OSError:
+                bundle.check_files()
+                raise
+            self._files.append(_File(path, handles[-1], str(facts["sha256"]), stamp(os.fstat(handles[-1]))))
 
     def require_untouched(self) -> None:
         """Raise `DigestMismatch` where one was written to meanwhile, and is another now; `EngineError` where that can't
@@ -53,7 +57,7 @@ class Held:
         with self._lock:
             for one in self._files:
                 try:
-                    now = _seen(one.handle)
+                    now = stamp(os.fstat(one.handle))
                     if now != one.seen and _sha256(one.handle) != one.digest:
                         raise DigestMismatch(
                             f"{one.path} was written to while it was in use, expected the file as it was loaded",
@@ -70,12 +74,6 @@ class Held:
         with self._lock:
             self._files = []
             self._close()
-
-
-def _seen(handle: int) -> tuple[int, ...]:
-    """What changes when a file is written to, whatever its times are set to afterwards."""
-    found = os.fstat(handle)
-    return found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def _sha256(handle: int) -> str:

@@ -57,7 +57,7 @@ class KnownImages:
 
     def shows(self, images: Iterable[Array]) -> bool:
         """The same of one case: whether any of its images, uint8 [1, S, S], was learnt."""
-        return bool(self._learnt) and any(digest(image) in self._learnt for image in images)
+        return bool(self._learnt) and self.among({digest(image) for image in images})
 
     def among(self, digests: Set[str]) -> bool:
         """The same of digests that are known already."""

@@ -22,7 +22,7 @@ _BUSY = frozenset({errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES, errno.EDEADLK}
 # How libraries that don't raise OSError pass on what the system told them.
 _FULL_TEXT = re.compile(r"no space left|disk quota exceeded|file too large|os error (28|122|27)\b", re.IGNORECASE)
 _OPEN_FILE = re.compile(r"/dev/(stdin|stdout|stderr|fd/.*)|/proc/[^/]+/fd/.*")
-_MOST_BYTES = 255  # of a name, on most file systems
+_MOST_BYTES = 255 - len("..partial.12345678.partial")  # of a name, on most file systems, with that around it
 _LOCKED_BYTE = 2**30  # beyond what is written: Windows lets nobody read a byte that is locked
 
 # Output → process and thread that hold it. A fork inherits it, and holds nothing.
@@ -77,13 +77,9 @@ def is_fed(path: Path) -> bool:
 
 def _require_name(output: Path) -> None:
     """Raise `OutputError` for a name that has no room for what stands before and behind it while it is written."""
-    longest = len(os.fsencode(f".{output.name}.partial.12345678.partial"))
-    if not output.name or longest > _MOST_BYTES:
-        got = f"has a name of {len(os.fsencode(output.name))} bytes" if output.name else "is a folder without a name"
-        raise OutputError(
-            f"{output} {got}, expected one of 1 to {_MOST_BYTES - longest + len(os.fsencode(output.name))}",
-            hint="choose another -o",
-        )
+    if not 1 <= (count := len(os.fsencode(output.name))) <= _MOST_BYTES:
+        got = f"has a name of {count} bytes" if count else "is a folder without a name"
+        raise OutputError(f"{output} {got}, expected one of 1 to {_MOST_BYTES}", hint="choose another -o")
 
 
 def _let_go(place: Path, handle: int) -> None:

@@ -93,7 +93,7 @@ class Predictor:
         self._engine = engine(target)
         if not unproven:
             bundle.require_proven(target)
-        self._held = Held(bundle)  # before an engine reads them
+        self._held = Held(bundle, target)  # before an engine reads them
         self._pipeline = self._engine.pipeline(bundle, target.precision, self.threads)
         self.head_target = self._pipeline.head_target
         self._single = SingleHeads(bundle, self.head_target, self.threads)

@@ -20,8 +20,7 @@ from mpmmu_rt.export.quantization.search import Graphs, Predict, Report
 from mpmmu_rt.progress import silent
 from mpmmu_rt.spec import MODALITIES, Array, Modality, Target
 
-from .proofs import floats as proven
-from .proofs import same_decisions
+from .proofs import proven_floats, same_decisions
 
 # What a report says of how the graphs came about; all else is of the target that runs them.
 _OF_THE_GRAPHS = ("limits", "layers", "kept_float", "calibration", "unsigned_activations", "calibrated_on")
@@ -55,7 +54,7 @@ def _searched_for(draft: Draft, target: Target) -> dict[str, Any]:
 
     def predict(graphs: Graphs, pixels: Mapping[Modality, Array]) -> Array:
         if graphs is floats:
-            return proven(draft, target)["probability"]
+            return proven_floats(draft, target)["probability"]
         _write(draft, target, graphs)
         with draft.open(target) as predictor:
             return in_batches(lambda few: answers_of(predictor, few), pixels, silent, "")["probability"]

@@ -35,7 +35,7 @@ def equal(draft: Draft, target: Target) -> dict[str, Any]:
     return measured.to_json(str(target)) | {"source": draft.cases.source}
 
 
-def floats(draft: Draft, target: Target) -> Answers:
+def proven_floats(draft: Draft, target: Target) -> Answers:
     """What FP32 on the engine of `target` says of the judged cases, which is held to torch and scikit-learn first: what
     rounds would else be held to something wrong, and agree with it. Raises `ParityError`."""
     exact = replace(target, precision="fp32", capabilities=())
@@ -51,7 +51,7 @@ def floats(draft: Draft, target: Target) -> Answers:
 
 def same_decisions(draft: Draft, target: Target, exact: Target) -> dict[str, Any]:
     """Hold the decisions of a target that rounds to those of `exact` in FP32. Raises `ParityError`."""
-    want = floats(draft, exact)["probability"]
+    want = proven_floats(draft, exact)["probability"]
     with draft.open(target) as predictor:
         got = in_batches(lambda few: answers_of(predictor, few), draft.judged.pixels, silent, "")["probability"]
     gate = compare(want, got, draft.judged.labels, draft.threshold, draft.wanted.limits)

@@ -142,21 +142,21 @@ def usage_error(error: Exception) -> int | None:
 def say(text: str, *, end: str = "\n", err: bool = False) -> None:
     """Print. A reader that has what it wanted and goes away (`| head`) ends neither the work nor changes its exit code:
     what comes after goes nowhere. Raises `OSError` where the text does not fit."""
-    stream = sys.stderr if err else sys.stdout
-    try:
-        typer.echo(text + end, nl=False, err=err)
-        stream.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    _echo(text + end, err=err)
 
 
 def put_file(path: Path) -> None:
-    """A file to stdout, to the byte, whatever encoding the terminal has. Raises `OSError` where it does not fit."""
+    """A file to stdout as `say` prints: to the byte, whatever encoding the terminal has."""
+    _echo(path.read_bytes())
+
+
+def _echo(data: str | bytes, *, err: bool = False) -> None:
+    stream = sys.stderr if err else sys.stdout
     try:
-        typer.echo(path.read_bytes(), nl=False)
-        sys.stdout.flush()
-    except BrokenPipeError:  # as in `say`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        typer.echo(data, nl=False, err=err)
+        stream.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def note(text: str) -> None:

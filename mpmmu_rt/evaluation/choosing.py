@@ -15,7 +15,7 @@ from mpmmu_rt.spec import Array
 from mpmmu_rt.split_record import digest, parts_of
 
 from .parts import Part, Parts, is_learnt, require_apart
-from .systems import System, ask, labelled
+from .systems import System, ask, images_of, labelled
 
 
 @dataclass(frozen=True)
@@ -102,8 +102,7 @@ def _asked(
         return None, lost
     known = parts_of(system.card)
     learnt = sum(is_learnt(known.get(digest(group), "")) for group in set(found.groups))
-    images = frozenset[str]().union(*(one.images for one in said))
-    return Chooser(found.label, found.probability, source, learnt, images), lost
+    return Chooser(found.label, found.probability, source, learnt, images_of(said)), lost
 
 
 def _kept_by_training(system: System) -> Chooser | None:

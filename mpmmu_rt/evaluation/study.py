@@ -25,7 +25,7 @@ from .curves import curves
 from .figures import WITHOUT_THRESHOLD, Answers, at_threshold, bootstrap, share
 from .paired import mcnemar
 from .parts import Parts
-from .systems import Answer, System, ask, labelled
+from .systems import Answer, System, ask, images_of, labelled
 from .thresholds import at_sensitivity, youden
 
 SCHEMA = "mpmmu-evaluate/1"
@@ -59,7 +59,7 @@ def evaluate(
             f"none of the {len(asked)} cases of {manifest.path} could be read and has a label, expected some; {first}",
             hint="the columns `mammography` and `ultrasound` name images, `label` is 0 or 1",
         )
-    chooser = apart(chooser, frozenset[str]().union(*(one.images for one in asked)), wanted)
+    chooser = apart(chooser, images_of(asked), wanted)
     entry = _facts(system, manifest, parts, rows, asked, answers)
     entry |= _figures(answers, progress)
     entry["thresholds"] = _thresholds(system, answers, chooser, wanted, progress)

@@ -126,6 +126,11 @@ def _answers(system: System, items: Sequence[Decoded]) -> dict[str, Answer]:
     }
 
 
+def images_of(asked: Sequence[Answer]) -> frozenset[str]:
+    """Digests of the images of all cases that have an answer."""
+    return frozenset[str]().union(*(one.images for one in asked))
+
+
 def labelled(asked: Sequence[Answer]) -> tuple[list[int], Answers]:
     """Which have a probability and a label, and these."""
     kept = [at for at, one in enumerate(asked) if one.probability is not None and one.case.label is not None]

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from mpmmu_rt._optional import require
-from mpmmu_rt.bundle import Bundle, Graph
+from mpmmu_rt.bundle import WEIGHTS, Bundle, Graph
 from mpmmu_rt.engines import known_engine
 from mpmmu_rt.engines.onnxruntime import EXACT_GRAPHS
 from mpmmu_rt.errors import EngineError, UsageError
@@ -30,7 +30,6 @@ from . import config
 from .repository import MARKER, Served, batching
 
 STEPS: tuple[Graph, ...] = (*MODALITIES, "attention_pool", "head")
-_WEIGHTS = "weights.bin"
 _TYPES = {"tensor(uint8)": "uint8", "tensor(float)": "float32", "tensor(float16)": "float16"}
 _ENGINES = ("onnxruntime", "onnxruntime-cuda")
 
@@ -59,7 +58,7 @@ def write_native(bundle: Bundle, output: StrPath, asked: Served, *, overwrite: b
         for step, graph in graphs.items():
             version = folder / f"{asked.name}_{step}" / str(asked.version)
             shutil.copyfile(graph, version / "model.onnx")
-            _place(graph.with_name(_WEIGHTS), version / _WEIGHTS, placed)
+            _place(graph.with_name(WEIGHTS), version / WEIGHTS, placed)
 
 
 def _place(weights: Path, place: Path, placed: dict[Path, Path]) -> None:

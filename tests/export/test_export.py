@@ -20,7 +20,7 @@ from sklearn.svm import SVC
 from torch import Tensor, nn
 
 from mpmmu_rt import predictor as predictors
-from mpmmu_rt.bundle import GRAPHS, Bundle, own_graph
+from mpmmu_rt.bundle import GRAPHS, WEIGHTS, Bundle, own_graph
 from mpmmu_rt.card import INTENDED_USE
 from mpmmu_rt.errors import ExportError, OutputError, ParityError, UnsupportedEstimator
 from mpmmu_rt.export import Data, Wanted, build, export_bundle, graphs, parity, reference
@@ -131,13 +131,13 @@ def test_onnxruntime_gets_gates_that_it_computes_exactly(bundle_folder: Path) ->
 
 
 def test_weights_are_stored_once(bundle_folder: Path, small_model: Checkpoint) -> None:
-    stored = (bundle_folder / "onnx" / graphs.WEIGHTS).stat().st_size
+    stored = (bundle_folder / "onnx" / WEIGHTS).stat().st_size
     tensors = [t for e in small_model.encoders.values() for k, t in e.state_dict().items() if not k.startswith("fc.")]
     pages = sum(-(-t.numel() * t.element_size() // 4096) * 4096 for t in tensors)
     assert stored <= pages  # the joined graph added nothing
     files = {path.name for path in (bundle_folder / "onnx").iterdir()}
     of_openvino = [own_graph(name, "openvino") for name in (*MODALITIES, "attention_pool")]
-    assert files == {graphs.WEIGHTS, "attention_pool.npz", *(f"{name}.onnx" for name in (*GRAPHS, *of_openvino))}
+    assert files == {WEIGHTS, "attention_pool.npz", *(f"{name}.onnx" for name in (*GRAPHS, *of_openvino))}
 
 
 def test_the_bundle_says_what_it_is(bundle_folder: Path) -> None:

@@ -14,14 +14,13 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from mpmmu_rt.bundle import Bundle
+from mpmmu_rt.bundle import WEIGHTS, Bundle
 from mpmmu_rt.engines.shared.gpu import gpu
 from mpmmu_rt.engines.tensorrt import RTX
 from mpmmu_rt.engines.tensorrt.build import library
 from mpmmu_rt.engines.tensorrt.sidecar import Built, Here, Profile, Sidecar, explain, graph_digest
 from mpmmu_rt.errors import BundleError, EngineError, ExportError, MissingPackage, UsageError
 from mpmmu_rt.export import tensorrt
-from mpmmu_rt.export.graphs import WEIGHTS
 from mpmmu_rt.export.head import lower
 from mpmmu_rt.export.precision import Half, shares, to_half
 from mpmmu_rt.export.quantization import calibrate, quantize

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from mpmmu_rt.bundle import WEIGHTS
 from mpmmu_rt.errors import EngineError, UsageError
 from mpmmu_rt.files import MAX_JSON_BYTES, atomic_file, parse_json_object, read_bounded, sha256_file, write_json
 
@@ -23,7 +24,6 @@ LICENCE = (
 )
 PROFILE = "profile.json"
 PROFILE_SCHEMA = "mpmmu-profile/1"
-WEIGHTS = "weights.bin"  # beside a graph: the bundle's one file of weights
 _MAX_PROFILE_BATCH = 65_536
 _HINT = "export the bundle again, or leave the engine out: it is then built where it runs"
 

@@ -333,10 +333,6 @@ void walk(const std::string &folder, const Parts &above, std::vector<std::pair<P
   }
 }
 
-}  // namespace
-
-namespace {
-
 bool same(const struct stat &one, const struct stat &other) {
   const auto alike = [](const timespec &a, const timespec &b) {
     return a.tv_sec == b.tv_sec && a.tv_nsec == b.tv_nsec;

@@ -76,7 +76,7 @@ struct Bundle {
   // Throws MPMMU_USAGE_ERROR for a target that the export did not prove.
   void require_proven(const std::string &target) const;
 
-  // Of what was loaded from the files after they were hashed: throws as `check_files` where one is not what it was then.
+  // Of what was loaded from files after they were hashed: throws as `check_files` where one is not what it was then.
   void require_unchanged() const;
 
   // The files of weights, to be held.

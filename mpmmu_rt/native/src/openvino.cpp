@@ -420,9 +420,8 @@ class OpenVinoEmbedder final : public Embedder {
   Streams &of_one(unsigned count) {
     const bool apart = may_part_ && 2 * count <= wanted_.threads;  // asked once: another thread may forbid it meanwhile
     Streams *found = made({count, 1, apart});
-    const bool agree = !may_part_ || halves_agree();
-    if (!apart) return *found;
-    if (found && agree && may_part_) return *found;
+    const bool agree = may_part_ && halves_agree();  // those of before, too, where this is the joined model
+    if (!apart || (found && agree)) return *found;
     may_part_ = false;
     return of_one(count);
   }
