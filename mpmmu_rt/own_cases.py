@@ -17,6 +17,7 @@ from .facts import PROBABILITY_TOLERANCE, TOLERANCES
 from .forecast import Forecast, forecast
 from .forests import Forests, read_forests
 from .metrics import share_interval
+from .modality_check import SAYS
 from .predictor import Prediction, Predictor
 from .progress import Progress, silent
 from .run import Decoded, Decoder
@@ -31,7 +32,8 @@ _KEPT = 2000  # embeddings to forecast from
 @dataclass(frozen=True)
 class OwnCases:
     """What was found. reference: what the new target was held to, in words. unread: cases whose images can't be read,
-    with the reason. unanswered: cases for which an engine had no number. stages: of the cases that differ most.
+    with the reason. unanswered: cases for which an engine had no number. warned: cases with something against them, of
+    which look_swapped; first_warning: with its case, "" if there is none. stages: of the cases that differ most.
     at_export: (flips, cases) that the export recorded; None where it recorded none. notes: what was left out, and why.
     """
 
@@ -42,6 +44,9 @@ class OwnCases:
     forecast: Forecast | None
     unread: tuple[str, ...]
     unanswered: int
+    warned: int
+    look_swapped: int
+    first_warning: str
     at_export: tuple[int, int] | None
     notes: tuple[str, ...]
 
@@ -56,6 +61,9 @@ class OwnCases:
             "forecast": self.forecast.to_json() if self.forecast else None,
             "unread": list(self.unread),
             "unanswered": self.unanswered,
+            "warned": self.warned,
+            "look_swapped": self.look_swapped,
+            "first_warning": self.first_warning or None,
             "at_export": stored if self.at_export else None,
             "notes": list(self.notes),
         }
@@ -73,6 +81,7 @@ class _Seen:
     worst: list[tuple[float, Decoded]] = field(default_factory=list)
     unread: list[str] = field(default_factory=list)
     unanswered: int = 0
+    warnings: list[str] = field(default_factory=list)  # of each case that has some, with its id
     learnt: int = 0  # cases that show an image that the model was trained on
 
 
@@ -142,6 +151,9 @@ def judge(
         forecast=expected,
         unread=tuple(seen.unread),
         unanswered=seen.unanswered,
+        warned=len(seen.warnings),
+        look_swapped=sum(SAYS in one for one in seen.warnings),
+        first_warning=seen.warnings[0] if seen.warnings else "",
         at_export=at_export,
         notes=tuple(notes),
     )
@@ -164,9 +176,11 @@ def _ask(
 ) -> _Seen:
     seen, total, done = _Seen(), len(manifest.cases), 0
     progress("own cases", 0, total, "cases")
-    with Decoder(manifest.cases, new.bundle.preprocessing, frame=frame, ahead=2 * BATCH) as decoded:
+    bundle = new.bundle
+    decoder = Decoder(manifest.cases, bundle.preprocessing, frame=frame, ahead=2 * BATCH, check=bundle.modality_check)
+    with decoder as decoded:
         for items in _batches(decoded, seen):
-            seen.learnt += sum(new.bundle.known_images.shows(item.pixels.values()) for item in items)
+            seen.learnt += sum(bundle.known_images.shows(item.pixels.values()) for item in items)
             answers = _answers(new, reference, items)
             seen.unanswered += len(items) - len(answers)
             if answers:
@@ -179,6 +193,8 @@ def _ask(
 def _batches(decoded: Iterator[Decoded], seen: _Seen) -> Iterator[list[Decoded]]:
     pending: list[Decoded] = []
     for item in decoded:
+        if item.warnings:
+            seen.warnings.append(f"`{item.case.case_id}`: {item.warnings}")
         if item.error:
             seen.unread.append(f"`{item.case.case_id}`: {item.error}")
             continue

@@ -19,7 +19,11 @@ from mpmmu_rt.bundle import seal
 from mpmmu_rt.cases import read_manifest
 from mpmmu_rt.cli import app
 from mpmmu_rt.engines import engines
+from mpmmu_rt.images import read_grey
+from mpmmu_rt.modality_check import SAYS
 from mpmmu_rt.own_cases import judge
+
+from .swapped import checking, exchanged
 
 Wrong = Callable[[onnx.ModelProto], object]
 
@@ -148,6 +152,30 @@ def test_what_can_not_be_read_is_named_and_not_counted(
     result = call("verify", bundle_folder, tmp_path / "m.csv", "--no-record")
     assert result.exit_code == 1
     assert "none of the 1 cases of" in result.stderr.splitlines()[-2]
+
+
+@pytest.mark.slow
+def test_what_speaks_against_the_images_is_said(
+    bundle_folder: Path, phantom_manifest: Path, save_dicom: Callable[..., Path], tmp_path: Path
+) -> None:
+    bundle = checking(bundle_folder, tmp_path / "b.bundle")
+    verify = ("verify", bundle, exchanged(phantom_manifest, tmp_path / "m.csv"), "--no-record")
+    result = call(*verify, "--target", "onnxruntime:fp32")
+    assert result.exit_code == 0, result.stderr
+    said = "warning: 12 of 12 cases have warnings, 12 of them that they look swapped; the first is `phantom-0000`: "
+    assert said + SAYS in " ".join(result.stderr.split())
+    own = document(call(*verify, "--target", "onnxruntime:fp32", "--json", "-"))["own_cases"]
+    assert (own["warned"], own["look_swapped"], own["first_warning"]) == (12, 12, f"`phantom-0000`: {SAYS}")
+    cases = read_manifest(phantom_manifest).cases
+    dicom = save_dicom(read_grey(cases[1].mammography or ""), BurnedInAnnotation="YES")
+    rows = [f"a,{cases[0].mammography},{cases[0].ultrasound}", f"b,{dicom},{cases[1].ultrasound}"]
+    (tmp_path / "few.csv").write_text("\n".join(["case_id,mammography,ultrasound", *rows]) + "\n")
+    result = call("verify", bundle, tmp_path / "few.csv", "--no-record", "--target", "openvino:fp32")
+    assert "warning: 1 of 2 cases have warnings; the first is `b`: mammography: it has burned-in" in result.stderr
+    result = call("verify", bundle, phantom_manifest, "--no-record", "--target", "onnxruntime:fp32", "--json", "-")
+    own = document(result)["own_cases"]
+    assert (own["warned"], own["look_swapped"], own["first_warning"]) == (0, 0, None)
+    assert "have warnings" not in result.stderr
 
 
 @pytest.mark.slow

@@ -80,6 +80,12 @@ def explain(
     if not put_json(json_to, entry):
         say(_describe(entry))
     note(f"wrote {output}: explanation.html, {REPORT}, {count(len(found), 'case')}")
+    if warned := [one for one in found if one["warnings"]]:
+        first = " ".join("; ".join(warned[0]["warnings"]).split())
+        note(
+            f"warning: {len(warned)} of {count(len(found), 'case')} of {output} have warnings; the first is "
+            f"`{warned[0]['case_id']}`: {first}"
+        )
     for remark in remarks:
         note(f"note: {remark}")
     if failed:

@@ -119,6 +119,12 @@ def _verify(
         say(checks_table(checks))
         if own:
             say("\n" + decisions_table(own, target))
+    if cases and own and own.warned:
+        swapped = f", {own.look_swapped} of them that they look swapped" if own.look_swapped else ""
+        note(
+            f"warning: {own.warned} of {len(cases.cases)} cases have warnings{swapped}; the first is "
+            f"{own.first_warning}"
+        )
     for remark in (*remarks, *([trouble] if trouble else []), *_words(own)):
         note(f"note: {remark}")
     if not passed:

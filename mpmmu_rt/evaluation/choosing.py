@@ -35,13 +35,14 @@ class Wanted:
 @dataclass(frozen=True)
 class Chooser:
     """Cases with both classes to choose thresholds on. source: which, in words. learnt: how many of their patients the
-    model has learnt from. images: digests of theirs."""
+    model has learnt from. images: digests of theirs. swapped: how many of the cases look it."""
 
     label: Array
     probability: Array
     source: str
     learnt: int
     images: frozenset[str]
+    swapped: int = 0
 
 
 def apart(chooser: Chooser | None, judged: Set[str], wanted: Wanted) -> Chooser | None:
@@ -102,7 +103,8 @@ def _asked(
         return None, lost
     known = parts_of(system.card)
     learnt = sum(is_learnt(known.get(digest(group), "")) for group in set(found.groups))
-    return Chooser(found.label, found.probability, source, learnt, images_of(said)), lost
+    swapped = sum(one.swapped for one in said)
+    return Chooser(found.label, found.probability, source, learnt, images_of(said), swapped), lost
 
 
 def _kept_by_training(system: System) -> Chooser | None:

@@ -115,6 +115,7 @@ def _facts(
             "malignant": int((answers.label == 1).sum()),
             "unlabelled": sum(one.case.label is None for one in asked),
             "warned": sum(bool(one.warnings) for one in asked),
+            "look_swapped": sum(one.swapped for one in asked),
             "patients": dict(answers.patients),
             "several_rows_per_patient": answers.clustered,
         },
@@ -161,6 +162,7 @@ def _thresholds(
                 "chosen_on_cases": len(on.label) if on else None,
                 "chosen_on_malignant": int(on.label.sum()) if on else None,
                 "chosen_on_learnt_patients": on.learnt if on else None,
+                "chosen_on_swapped": on.swapped if on else None,
                 **counts(answers.label, decide(answers.probability, value)),
                 "figures": {key: asdict(one) for key, one in figures.items()},
             }

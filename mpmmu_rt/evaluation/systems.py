@@ -14,6 +14,7 @@ from mpmmu_rt.cases import Case
 from mpmmu_rt.errors import AnswerError
 from mpmmu_rt.images import Preprocessing
 from mpmmu_rt.known_images import KnownImages, digest
+from mpmmu_rt.modality_check import SAYS, ModalityCheck
 from mpmmu_rt.predictor import Predictor
 from mpmmu_rt.progress import Progress, silent
 from mpmmu_rt.run import Decoded, Decoder
@@ -29,7 +30,7 @@ Predict = Callable[[Mapping[Modality, Array]], Array]
 class System:
     """predict: pixels uint8 [N, 1, S, S] per modality to probability float32 [N]; raises `AnswerError` for rows without
     one. kind: bundle or checkpoint. target: of a checkpoint `torch`. digest: of its description file, which names those
-    of the rest. warning: `Bundle.warning`."""
+    of the rest. warning: `Bundle.warning`. modality_check: None where it has none."""
 
     path: str
     kind: str
@@ -44,6 +45,7 @@ class System:
     remarks: tuple[str, ...] = ()
     warning: str | None = None
     known_images: KnownImages = field(default_factory=lambda: KnownImages.from_json(None))
+    modality_check: ModalityCheck | None = None
 
     def to_json(self) -> dict[str, Any]:
         names = ("path", "kind", "name", "target", "digest", "trained", "threshold", "warning")
@@ -70,12 +72,13 @@ def bundle_system(path: StrPath, target: str) -> Iterator[System]:
             remarks=predictor.remarks,
             warning=bundle.warning,
             known_images=bundle.known_images,
+            modality_check=bundle.modality_check,
         )
 
 
 @dataclass(frozen=True)
 class Answer:
-    """probability: None where there is none, and then `error` says why. warnings: of the images' headers. images:
+    """probability: None where there is none, and then `error` says why. warnings: as `mpmmu-rt run` says them. images:
     `known_images.digest` of each, as the system sees it."""
 
     case: Case
@@ -83,6 +86,10 @@ class Answer:
     error: str
     warnings: str
     images: frozenset[str] = frozenset()
+
+    @property
+    def swapped(self) -> bool:
+        return SAYS in self.warnings
 
 
 def ask(
@@ -92,7 +99,8 @@ def ask(
     found: dict[str, Answer] = {}
     pending: list[Decoded] = []
     progress(name, 0, len(cases))
-    with Decoder(cases, system.preprocessing, frame=frame, ahead=2 * BATCH) as decoded:
+    decoder = Decoder(cases, system.preprocessing, frame=frame, ahead=2 * BATCH, check=system.modality_check)
+    with decoder as decoded:
         for item in decoded:
             if item.error:
                 found[item.case.case_id] = Answer(item.case, None, item.error, item.warnings)

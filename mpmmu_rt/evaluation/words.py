@@ -78,8 +78,16 @@ def _lost(entry: Mapping[str, Any]) -> list[str]:
         found.append(f"{_LOUD}{len(lost)} of the cases to choose thresholds on have no answer, and chose nothing.")
     if cases["unlabelled"]:
         found.append(f"{cases['unlabelled']} of {cases['asked']} cases have no label and are in no figure.")
-    if cases["warned"]:
-        found.append(f"{cases['warned']} cases have images whose headers say something against them: see cases.csv.")
+    if swapped := cases["look_swapped"]:
+        found.append(
+            f"{_LOUD}the images of {swapped} of {cases['asked']} cases look swapped: the mammogram like an ultrasound "
+            "image, and the other way round. Where they are, no figure counts: see cases.csv, and correct the manifest."
+        )
+    if others := cases["warned"] - swapped:
+        found.append(
+            f"{others} {'other ' if swapped else ''}cases have images whose headers say something against them: see "
+            "cases.csv."
+        )
     if entry["against"] and entry["against"]["unanswered"]:
         found.append(
             f"The other system has no answer for {entry['against']['unanswered']} cases: they are not compared."
@@ -99,6 +107,11 @@ def _chosen(entry: Mapping[str, Any]) -> list[str]:
         found.append(
             f"Thresholds were chosen on {on['chosen_on_cases']} cases, {on['chosen_on_malignant']} of them malignant: "
             "so few don't tell where a threshold keeps what it promises."
+        )
+    if on and on["chosen_on_swapped"]:
+        found.append(
+            f"{_LOUD}the images of {on['chosen_on_swapped']} of the cases that thresholds were chosen on look swapped: "
+            "where they are, these thresholds are worth nothing."
         )
     if on and on["chosen_on_learnt_patients"]:
         found.append(

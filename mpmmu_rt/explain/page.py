@@ -82,7 +82,8 @@ def _case(case: Mapping[str, Any], drawn: Mapping[Modality, Pictures]) -> list[M
         pieces.card(modality.capitalize(), _figures(drawn[modality]), _note(case["modalities"][modality]))
         for modality in MODALITIES
     ]
-    body = [el("h2", case["case_id"]), el("section", *keys, class_="keys")]
+    banners = [el("p", pieces.sentence(one), class_="banner") for one in case["warnings"]]
+    body = [el("h2", case["case_id"]), *banners, el("section", *keys, class_="keys")]
     if learners:
         body.append(pieces.card("What each learner says", pieces.facts(learners)))
     if case["shapley"]:

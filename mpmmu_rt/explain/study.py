@@ -12,7 +12,8 @@ import numpy as np
 from mpmmu_rt.cases import Case
 from mpmmu_rt.errors import ImageError
 from mpmmu_rt.grey import GreyImage
-from mpmmu_rt.images import fitted, preprocess, read_image
+from mpmmu_rt.images import _named, _pixels, fitted, read_image, require_two
+from mpmmu_rt.modality_check import SAYS
 from mpmmu_rt.predictor import Predictor
 from mpmmu_rt.progress import Progress, silent
 from mpmmu_rt.spec import MODALITIES, Array, Modality
@@ -31,7 +32,8 @@ NEARLY_SHUT, NEARLY_OPEN = 0.1, 0.9  # a gate lets less, or more, of its channel
 class Explanation:
     """Of one case. images: as they were decoded. boxes: where they lie in the model's square. maps: float32 [S, S] of
     each modality, by occlusion, or where there is `shapley` by that. alone: the probability with the other modality's
-    embedding at its training mean; None where the bundle does not know that mean."""
+    embedding at its training mean; None where the bundle does not know that mean. warnings: as `mpmmu-rt run` says
+    them: of the images' headers, and that the pair looks swapped."""
 
     case: Case
     images: Mapping[Modality, GreyImage]
@@ -44,6 +46,7 @@ class Explanation:
     shapley: Shapley | None
     gates: Mapping[Modality, Gates]
     blocks: Mapping[Modality, InnerGates]
+    warnings: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
         modalities = {}
@@ -64,6 +67,7 @@ class Explanation:
             "label": self.case.label,
             "probability": self.probability,
             "decision": self.decision,
+            "warnings": list(self.warnings),
             "base_probability": dict(self.base_probability),
             "shapley": None if self.shapley is None else _shapley_json(self.shapley, self.probability),
             "modalities": modalities,
@@ -160,16 +164,24 @@ def explain(
 
     head: of `mpmmu_rt.verify.portable_head`, and mean: float32 [D], the mean embedding of the training; with both, what
     each modality says alone. sampling: Shapley values by it, and not occlusion. Raises `ImageError` for images that
-    can't be read, and what `predict` raises.
+    can't be read or are one and the same, and what `predict` raises.
     """
     preprocessing = predictor.bundle.preprocessing
     images: dict[Modality, GreyImage] = {}
     boxes: dict[Modality, Box] = {}
     pixels: dict[Modality, Array] = {}
+    warnings: list[str] = []
     for modality, path in _paths(case).items():
         image = images[modality] = read_image(path, modality=modality, frame=frame)
         boxes[modality] = Box(*fitted(image.grey.shape, preprocessing, image.pixel_aspect))
-        pixels[modality] = preprocess(image.grey, preprocessing, pixel_aspect=image.pixel_aspect)[None]
+        with _named(path):
+            array, against = _pixels(image, preprocessing)
+        pixels[modality] = array[None]
+        warnings += [f"{modality}: {one}" for one in against]
+    require_two(pixels)
+    check = predictor.bundle.modality_check
+    if check is not None and check.swapped(pixels)[0]:
+        warnings.append(SAYS)
     said = predictor.predict(pixels)
     probability = float(said.probability[0])
     base = [] if said.base_probability is None else [float(one) for one in said.base_probability[0]]
@@ -196,6 +208,7 @@ def explain(
         shapley=added,
         gates=gates(predictor.bundle, feature_maps) if feature_maps else {},
         blocks=inner_gates(predictor, pixels, feature_maps) if feature_maps else {},
+        warnings=tuple(warnings),
     )
 
 

@@ -47,4 +47,5 @@ def checkpoint_system(folder: StrPath, *, trust_pickle: StrPath | None = None) -
         preprocessing=loaded.config.preprocessing,
         predict=predict,
         known_images=KnownImages.from_json(loaded.known_images),
+        modality_check=loaded.modality_check,
     )

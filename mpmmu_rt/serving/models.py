@@ -20,7 +20,9 @@ import numpy as np
 from mpmmu_rt.bundle import Bundle
 from mpmmu_rt.engines import engine
 from mpmmu_rt.errors import ImageError, MpmmuError, PixelsError
+from mpmmu_rt.images import require_two
 from mpmmu_rt.machine import usable_threads
+from mpmmu_rt.modality_check import SAYS
 from mpmmu_rt.predictor import Predictor
 from mpmmu_rt.spec import MODALITIES, Array, Modality, Target
 from mpmmu_rt.verify import require_replayed
@@ -30,7 +32,8 @@ from .answers import Answer, Pixels, answers, read_pair
 # Of a file that is sent: more than any mammogram, and what a request may cost a server in memory.
 MAX_SENT_BYTES = 128 * 2**20
 _TAKEN = ctypes.c_char_p(b"used_dltensor")  # of DLPack; lives as long as any capsule
-Read = tuple[Pixels | MpmmuError, tuple[str, ...]]  # of one request: its pixels, and what is to be said against them
+Warnings = tuple[tuple[str, ...], ...]  # of one request: what is to be said against each of its cases
+Read = tuple[Pixels | MpmmuError, Warnings]
 OUTPUTS = ("probability", "base_probability", "decision", "bundle_digest", "warnings")
 
 
@@ -57,7 +60,15 @@ class PixelsModel:
         return [self._response(one, warnings) for one, (_, warnings) in zip(said, read, strict=True)]
 
     def read(self, requests: Sequence[Any]) -> list[Read]:
-        return [(self._pixels(request), ()) for request in requests]
+        return [self._looked_at(self._pixels(request)) for request in requests]
+
+    def _looked_at(self, pixels: Pixels | MpmmuError) -> Read:
+        if isinstance(pixels, MpmmuError):
+            return pixels, ()
+        try:
+            return pixels, warnings_of(self.predictor, pixels)
+        except (ImageError, PixelsError) as error:
+            return error, ()
 
     def _pixels(self, request: Any) -> Pixels | MpmmuError:
         found: dict[Modality, Array] = {}
@@ -68,17 +79,16 @@ class PixelsModel:
             found[modality] = np.from_dlpack(tensor)
         return found
 
-    def _response(self, said: Answer | MpmmuError, warnings: tuple[str, ...]) -> Any:
+    def _response(self, said: Answer | MpmmuError, warnings: Warnings) -> Any:
         if isinstance(said, MpmmuError):
             return failure(self.triton, said)
         arrays = {"probability": said.probability, "decision": said.decision}
         if said.base_probability is not None:
             arrays["base_probability"] = said.base_probability
         warning = self.predictor.bundle.warning
-        text = "; ".join([*([warning] if warning else []), *warnings])
-        cases = len(said.probability)
-        arrays["bundle_digest"] = np.tile(self._digest, (cases, 1))
-        arrays["warnings"] = np.tile(np.frombuffer(text.encode(), np.uint8), (cases, 1))
+        of_all = [warning] if warning else []
+        arrays["bundle_digest"] = np.tile(self._digest, (len(said.probability), 1))
+        arrays["warnings"] = rows_of(["; ".join([*of_all, *one]) for one in warnings])
         return self.triton.InferenceResponse([_tensor(self.triton, *one) for one in arrays.items()])
 
     def finalize(self) -> None:
@@ -103,7 +113,8 @@ class FilesModel(PixelsModel):
     def _read(self, request: Any) -> Read:
         files = {modality: self._file(request, modality) for modality in MODALITIES}
         bundle = self.predictor.bundle
-        return read_pair(files, bundle.preprocessing, frame=self._frame(request), check=bundle.modality_check)
+        pixels, said = read_pair(files, bundle.preprocessing, frame=self._frame(request), check=bundle.modality_check)
+        return pixels, (said,)
 
     def _file(self, request: Any, modality: Modality) -> memoryview:
         tensor = self.triton.get_input_tensor_by_name(request, modality)
@@ -133,6 +144,30 @@ class FilesModel(PixelsModel):
         super().finalize()
         if hasattr(self, "_pool"):
             self._pool.shutdown()
+
+
+def warnings_of(predictor: Predictor, pixels: Pixels) -> Warnings:
+    """What is to be said against each case of a request, as `read_pair` says it of files. Raises `PixelsError` for
+    pixels that the model was not made for, and `ImageError` for a case whose images are one and the same."""
+    checked = predictor.check(pixels)
+    cases = len(checked["mammography"])
+    for case in range(cases):
+        try:
+            require_two({name: array[case] for name, array in checked.items()})
+        except ImageError as error:
+            where = f"case {case} of the request (counted from 0): " if cases > 1 else ""
+            raise ImageError(f"{where}{error}", hint=error.hint) from error
+    check = predictor.bundle.modality_check
+    if check is None or not cases:
+        return ((),) * cases
+    return tuple((SAYS,) if one else () for one in check.swapped(checked))
+
+
+def rows_of(texts: Sequence[str]) -> Array:
+    """uint8 [n, bytes], UTF-8; what is shorter than the longest ends in spaces."""
+    encoded = [text.encode() for text in texts]
+    longest = max(map(len, encoded))
+    return np.frombuffer(b"".join(one.ljust(longest) for one in encoded), np.uint8).reshape(len(texts), longest)
 
 
 def _outcome(decoded: Future[Read]) -> Read:

@@ -26,13 +26,16 @@ from mpmmu_rt.errors import BundleError, DigestMismatch, ManifestError
 from mpmmu_rt.evaluation.parts import read_parts
 from mpmmu_rt.evaluation.systems import ask, bundle_system
 from mpmmu_rt.export.cases import of_manifest
+from mpmmu_rt.images import read_grey
 from mpmmu_rt.known_images import listing
+from mpmmu_rt.modality_check import SAYS
 from mpmmu_rt.model import checkpoint as checkpoints
 from mpmmu_rt.model.checkpoint import Checkpoint
 from mpmmu_rt.model.phantom import write_phantoms
 from mpmmu_rt.model.system import checkpoint_system
 from mpmmu_rt.places import claimed
 from mpmmu_rt.progress import silent
+from tests.swapped import checking, exchanged
 
 pytestmark = pytest.mark.slow
 Cells = Callable[[int, dict[str, str]], dict[str, str]]
@@ -238,6 +241,64 @@ def test_what_cannot_be_read_is_counted_and_said(phantoms: Path, bundle_folder: 
     )
     assert every.exit_code == 1
     assert "none of the 40 cases" in two_lines(every)
+
+
+def test_pairs_that_look_swapped_are_counted_and_said_loudly(
+    phantoms: Path, bundle_folder: Path, tmp_path: Path
+) -> None:
+    bundle = checking(bundle_folder, tmp_path / "b.bundle")
+    result = call(bundle, phantoms, "-o", tmp_path / "right")
+    assert result.exit_code == 0, result.stderr
+    entry = report(tmp_path / "right")
+    assert (entry["cases"]["warned"], entry["cases"]["look_swapped"]) == (0, 0)
+    assert "swapped" not in result.stdout
+    result = call(bundle, exchanged(phantoms, tmp_path / "m.csv", every=2), "-o", tmp_path / "out")
+    assert result.exit_code == 0, result.stderr
+    entry = report(tmp_path / "out")
+    assert (entry["cases"]["warned"], entry["cases"]["look_swapped"]) == (20, 20)
+    for text in (result.stdout, (tmp_path / "out/report.md").read_text(), (tmp_path / "out/report.html").read_text()):
+        assert "WARNING: the images of 20 of 40 cases look swapped" in " ".join(text.split())
+    assert "headers" not in " ".join(entry["remarks"])
+    with (tmp_path / "out/cases.csv").open(newline="", encoding="utf-8") as file:
+        assert [row["warnings"] for row in csv.DictReader(file)] == [SAYS, ""] * 20
+
+
+def test_so_are_those_that_a_checkpoint_is_judged_on(
+    phantoms: Path, bundle_folder: Path, checkpoint_folder: Path, tmp_path: Path
+) -> None:
+    checkpoint = Path(shutil.copytree(checkpoint_folder, tmp_path / "c"))
+    config = json.loads((checkpoint / "config.json").read_text())
+    check = json.loads((checking(bundle_folder, tmp_path / "b.bundle") / "bundle.json").read_text())["modality_check"]
+    (checkpoint / "config.json").write_text(json.dumps(config | {"modality_check": check}))
+    result = call(checkpoint, exchanged(phantoms, tmp_path / "m.csv", every=2), "-o", tmp_path / "out")
+    assert result.exit_code == 0, result.stderr
+    assert report(tmp_path / "out")["cases"]["look_swapped"] == 20
+
+
+def test_headers_and_swapped_pairs_are_told_apart(
+    phantoms: Path, bundle_folder: Path, save_dicom: Callable[..., Path], tmp_path: Path
+) -> None:
+    grey = read_grey(read_manifest(phantoms).cases[4].mammography or "")
+    dicom = save_dicom(grey, BurnedInAnnotation="YES")
+    turned = exchanged(phantoms, tmp_path / "turned.csv", every=40)
+    path = manifest(turned, "m.csv", lambda number, row: row | ({"mammography": str(dicom)} if number == 4 else {}))
+    result = call(checking(bundle_folder, tmp_path / "b.bundle"), path, "-o", tmp_path / "out")
+    assert result.exit_code == 0, result.stderr
+    words = " ".join(report(tmp_path / "out")["remarks"])
+    assert "the images of 1 of 40 cases look swapped" in words
+    assert "1 other cases have images whose headers say something against them: see cases.csv." in words
+
+
+def test_thresholds_that_swapped_pairs_chose_are_worth_nothing(
+    phantoms: Path, bundle_folder: Path, tmp_path: Path
+) -> None:
+    bundle = checking(bundle_folder, tmp_path / "b.bundle")
+    judged = manifest(phantoms, "judged.csv", lambda number, row: row if number >= 20 else {})
+    others = manifest(phantoms, "others.csv", lambda number, row: row if number < 20 else {})
+    result = call(bundle, judged, "-o", tmp_path / "out", "--choose-on", exchanged(others, tmp_path / "m.csv"))
+    assert result.exit_code == 0, result.stderr
+    said = "WARNING: the images of 20 of the cases that thresholds were chosen on look swapped"
+    assert said in " ".join(report(tmp_path / "out")["remarks"])
 
 
 def resealed(bundle_folder: Path, folder: Path, **changes: Any) -> Path:

@@ -6,7 +6,8 @@ import gc
 import io
 import json
 import re
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 from mpmmu_rt import Predictor, load
-from mpmmu_rt.bundle import Bundle
+from mpmmu_rt.bundle import Bundle, seal
 from mpmmu_rt.cases import Case, read_manifest
 from mpmmu_rt.cli import app
 from mpmmu_rt.cli.explain import _explained
@@ -31,11 +32,13 @@ from mpmmu_rt.explain.shapley import Sampling, patches, shapley
 from mpmmu_rt.explain.study import peak
 from mpmmu_rt.export import Wanted, export_bundle, export_checkpoint
 from mpmmu_rt.grey import GreyImage
+from mpmmu_rt.modality_check import SAYS
 from mpmmu_rt.model import checkpoint as checkpoints
 from mpmmu_rt.model.checkpoint import Checkpoint
 from mpmmu_rt.model.encoder import Encoder
 from mpmmu_rt.spec import MODALITIES, Array, Modality, Target
 from mpmmu_rt.verify import portable_head
+from tests.swapped import checking
 
 SIZE = 64
 PLACE = {"mammography": (slice(8, 20), slice(40, 52)), "ultrasound": (slice(36, 50), slice(10, 22))}
@@ -314,6 +317,59 @@ def test_the_command_with_shapley_values(knowing: Path, phantom_manifest: Path, 
     page = (tmp_path / "a" / "explanation.html").read_text()
     assert f"{totals[0]:+.3f}" in page
     assert "both images covered" in page
+
+
+@pytest.mark.slow
+def test_what_speaks_against_the_images_is_carried(
+    bundle_folder: Path, phantom_manifest: Path, save_dicom: Callable[..., Path], tmp_path: Path
+) -> None:
+    """As `run` says it: of headers, and of a pair that looks swapped; one image as both is refused."""
+    bundle = checking(bundle_folder, tmp_path / "b.bundle")
+    cases = read_manifest(phantom_manifest).cases
+    shutil.copy(str(cases[2].mammography), tmp_path / "copy.png")
+    with Image.open(str(cases[3].mammography)) as image:
+        dicom = save_dicom(np.asarray(image.convert("L")), BurnedInAnnotation="YES")
+    rows = [
+        f"fine,{cases[0].mammography},{cases[0].ultrasound}",
+        f"swapped,{cases[1].ultrasound},{cases[1].mammography}",
+        f"same,{cases[2].mammography},copy.png",
+        f"header,{dicom},{cases[3].ultrasound}",
+    ]
+    listed = tmp_path / "m.csv"
+    listed.write_text("\n".join(["case_id,mammography,ultrasound", *rows]) + "\n")
+    done = CliRunner().invoke(app, ["explain", str(bundle), str(listed), "-o", str(tmp_path / "o")])
+    assert done.exit_code == 1
+    entry: dict[str, Any] = json.loads((tmp_path / "o/explanations.json").read_text())
+    header = "mammography: it has burned-in annotation: text is part of the picture"
+    said = {one["case_id"]: one["warnings"] for one in entry["cases"]}
+    assert said == {"fine": [], "swapped": [SAYS], "header": [header]}
+    assert [one["case_id"] for one in entry["failed"]] == ["same"]
+    assert "are the same, pixel by pixel, expected an image of each" in entry["failed"][0]["error"]
+    page = (tmp_path / "o/explanation.html").read_text()
+    assert page.count('class="banner"') == 2
+    assert "Its images look swapped" in page
+    assert header[1:] in page
+    words = " ".join(done.stderr.split())
+    assert f"warning: 2 of 3 cases of {tmp_path / 'o'} have warnings; the first is `swapped`: {SAYS}" in words
+    with load(bundle) as predictor, pytest.raises(ImageError, match="are the same") as caught:
+        explain(predictor, Case("same", cases[2].mammography, tmp_path / "copy.png"))
+    assert caught.value.hint == "name the patient's two images"
+
+
+def test_a_model_that_takes_pixels_as_if_they_were_square_says_so(
+    bundle_folder: Path, phantom_manifest: Path, save_dicom: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(bundle_folder, tmp_path / "b.bundle"))
+    entry = json.loads((folder / "bundle.json").read_text())
+    del entry["preprocessing"]["aspect"]
+    seal(folder, entry)
+    case = read_manifest(phantom_manifest).cases[3]
+    with Image.open(str(case.mammography)) as image:
+        dicom = save_dicom(np.asarray(image.convert("L")), PixelSpacing=[0.2, 0.1])
+    with load(folder) as predictor:
+        found = explain(predictor, Case("a", dicom, case.ultrasound))
+    assert "its pixels are not square (2:1), and this model takes them as if they were" in found.warnings[-1]
+    assert found.warnings[-1].startswith("mammography: ")
 
 
 @pytest.mark.parametrize(

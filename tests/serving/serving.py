@@ -20,6 +20,7 @@ from PIL import Image
 from mpmmu_rt.errors import MpmmuError
 from mpmmu_rt.serving.server import Addresses, free_port, installed
 from mpmmu_rt.spec import MODALITIES, Array, Modality
+from tests import test_predictor
 
 BUNDLE = Path(__file__).parents[1] / "data/bundle_613dfc9"
 SIZE = 32
@@ -123,6 +124,14 @@ def refused() -> type[Exception]:
 
 def random_pixels(rng: np.random.Generator, cases: int, size: int = SIZE) -> Pixels:
     return {modality: rng.integers(0, 256, (cases, 1, size, size), np.uint8) for modality in MODALITIES}
+
+
+def levels(*greys: int) -> Pixels:
+    """`test_predictor.levels` of two images each: they differ in two pixels that make up for each other."""
+    pixels = test_predictor.levels(*greys)
+    pixels["ultrasound"][:, 0, 0, 0] -= 1
+    pixels["ultrasound"][:, 0, 0, 1] += 1
+    return pixels
 
 
 def named(pixels: Pixels) -> dict[str, Array]:

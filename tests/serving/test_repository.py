@@ -17,17 +17,20 @@ import pytest
 from typer.testing import CliRunner
 
 from mpmmu_rt.bundle import Bundle, seal
+from mpmmu_rt.cases import read_manifest
 from mpmmu_rt.cli import app
 from mpmmu_rt.errors import UsageError
+from mpmmu_rt.images import read_pixels
+from mpmmu_rt.modality_check import SAYS
 from mpmmu_rt.options import delay_ms
 from mpmmu_rt.predictor import Predictor, load
 from mpmmu_rt.serving import native
 from mpmmu_rt.serving.models import OUTPUTS
 from mpmmu_rt.serving.repository import Served, write_repository
 from mpmmu_rt.spec import MODALITIES, Array, Target
-from tests.test_predictor import levels
+from tests.swapped import checking
 
-from .serving import BUNDLE, as_sent, encoded, named, random_pixels, text
+from .serving import BUNDLE, Pixels, as_sent, encoded, levels, named, random_pixels, text
 
 FP32 = Target("onnxruntime", "fp32")
 
@@ -325,6 +328,50 @@ def test_the_files_model(tmp_path: Path, predictor: Predictor, monkeypatch: pyte
         want = predictor.predict_files(*paths)
         np.testing.assert_array_equal(arrays(responses[index])["probability"][:, 0], want.probability)
     model.finalize()
+
+
+def test_both_models_say_the_same_of_a_pair(
+    bundle_folder: Path, phantom_manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that looks swapped is warned of, in its own row; one image as both is its request's error."""
+    bundle = checking(bundle_folder, tmp_path / "b.bundle")
+    preprocessing = Bundle.open(bundle).preprocessing
+    place = write(tmp_path, bundle)
+    cases = [
+        {name: path for name in MODALITIES if (path := one.image(name))}
+        for one in read_manifest(phantom_manifest).cases[:3]
+    ]
+    right: list[Pixels] = [
+        {name: read_pixels(path, preprocessing)[None] for name, path in one.items()} for one in cases
+    ]
+    turned: Pixels = {"mammography": right[1]["ultrasound"], "ultrasound": right[1]["mammography"]}
+    same: Pixels = dict.fromkeys(MODALITIES, right[2]["mammography"])
+
+    def together(*pairs: Pixels) -> dict[str, Array]:
+        return named({name: np.concatenate([one[name] for one in pairs]) for name in MODALITIES})
+
+    def said(response: Response) -> list[str]:
+        return [row.tobytes().decode().rstrip(" ") for row in arrays(response)["warnings"]]
+
+    model = loaded(place, "mpmmu", monkeypatch)
+    none = {name: array[:0] for name, array in together(right[0]).items()}
+    sent = [together(right[0], turned, right[2]), together(turned), together(same), together(right[0], same)]
+    first, second, third, fourth, fifth = model.execute([*sent, none])
+    assert said(first) == ["", SAYS, ""]
+    assert said(second) == [SAYS]
+    assert "holds no case" in fifth.error.message
+    model.finalize()
+    model = loaded(place, "mpmmu_files", monkeypatch)
+    files = [[path.read_bytes() for path in one.values()] for one in cases]
+    pairs = [files[1][::-1], files[0], [files[2][0]] * 2]
+    swapped, fine, twice = model.execute([as_sent(*pair) for pair in pairs])
+    model.finalize()
+    assert (said(swapped), said(fine)) == ([SAYS], [""])
+    assert third.error.message == twice.error.message
+    assert fourth.error.message == twice.error.message.replace(
+        "error: ", "error: case 1 of the request (counted from 0): "
+    )
+    assert {one.error.code for one in (third, fourth, fifth, twice)} == {TritonError.INVALID_ARG}
 
 
 def test_a_model_that_does_not_compute_its_golden_vectors_is_not_ready(

@@ -28,7 +28,6 @@ from mpmmu_rt.predictor import Predictor
 from mpmmu_rt.serving import server as servers
 from mpmmu_rt.serving.repository import Served, write_beside
 from mpmmu_rt.spec import MODALITIES, Array, Target
-from tests.test_predictor import levels
 
 from .serving import (
     BUNDLE,
@@ -38,6 +37,7 @@ from .serving import (
     command,
     encoded,
     free_addresses,
+    levels,
     named,
     random_pixels,
     refused,
@@ -203,11 +203,14 @@ def test_the_page_of_it(server: Running, monkeypatch: pytest.MonkeyPatch, tmp_pa
         assert f"{want.probability[0]:.4f}" in printed.getvalue()
     size = predictor.bundle.preprocessing.size
     (body,) = re.findall(r"^    (\{\"inputs\".*\}\]\})$", PAGE, re.MULTILINE)
-    request = json.loads(body.replace("224", str(size)).replace("[0, …]", json.dumps([7] * size**2)))
+    grey = {name: np.full((1, 1, size, size), value, np.uint8) for name, value in zip(MODALITIES, (7, 9), strict=True)}
+    body = body.replace("224", str(size))
+    for array in grey.values():
+        body = body.replace("[0, …]", json.dumps(array.ravel().tolist()), 1)
+    request = json.loads(body)
     ask = urllib.request.Request(f"{url(server)}/v2/models/mpmmu/infer", json.dumps(request).encode())
     with urllib.request.urlopen(ask) as answer:
         said = {one["name"]: one["data"] for one in json.load(answer)["outputs"]}
-    grey = {name: np.full((1, 1, size, size), 7, np.uint8) for name in MODALITIES}
     assert np.float32(said["probability"][0]) == predictor.predict(grey).probability[0]
     assert bytes(said["bundle_digest"]).hex() == predictor.bundle.digest
 
