@@ -40,6 +40,7 @@ from . import cases as all_cases
 from .cases import Data
 from .draft import Draft, Wanted
 from .encoders import Encoders
+from .flat import Flat, flattened
 from .modules import resting
 from .openvino_graph import for_openvino
 from .parity import Original
@@ -48,6 +49,7 @@ from .sigmoid import exact_sigmoids
 
 GOLDEN_CASES = 4
 PARITY_CASES = 32
+_TIE = 1e-6
 GATE_CASES = 200  # one of 10⁴ pairs that changes its order is 1e-4 of AUC
 PARITY_SEED = 20_260_101  # of phantoms that no preset trains on
 _VERSIONED = ("mpmmu-rt", "torch", "scikit-learn", "onnx", "onnxscript", "onnxruntime", "numpy")
@@ -69,6 +71,7 @@ class Model:
     embedding_mean: Array | None = None
     modality_check: ModalityCheck | None = None
     single_heads: Mapping[Modality, Any] = field(default_factory=dict)
+    as_head: bool = False  # decisions are to be those of the head's own `predict`, as nobody named a threshold
 
 
 def export_bundle(
@@ -101,7 +104,9 @@ def export_bundle(
     modules: dict[Modality, nn.Module] = {"mammography": mammography, "ultrasound": ultrasound}
     described: dict[str, Any] = {modality: type(module).__name__ for modality, module in modules.items()}
     decided = _threshold(head, threshold, "pass no threshold")
-    model = Model(modules, head, _preprocessing(preprocessing), decided, name, True, described, _plain(card or {}))
+    made_from = _preprocessing(preprocessing)
+    own = threshold is None
+    model = Model(modules, head, made_from, decided, name, True, described, _plain(card or {}), as_head=own)
     return _export(model, Path(output), parity_cases, wanted or Wanted(), overwrite, progress)
 
 
@@ -280,7 +285,8 @@ def begin(folder: Path, model: Model, cases: Data | None, wanted: Wanted, progre
     lowered = {name: head.report(graph) for name, graph in heads.items()}
     cases, wanted = _cases_to_prove(cases, wanted, model.preprocessing, progress)
     targets.require_enough(wanted, wanted.gate or cases)
-    original = _run_original(encoders, model.head, cases, progress)
+    original = _run_original(encoders, model, cases, progress)
+    flat = run_flat(encoders, cases)
     said = _said_in_graphs(model, encoders)
     tensors = _write_graphs(folder / "onnx", heads, encoders, said, progress)
     single = _single_heads(model, encoders)
@@ -291,7 +297,7 @@ def begin(folder: Path, model: Model, cases: Data | None, wanted: Wanted, progre
     own = [bundles.own_graph(name, "openvino") for name in (*MODALITIES, "attention_pool")]
     entry["graphs"] |= {name: f"onnx/{name}.onnx" for name in own}
     entry[single_record.KEY] = {modality: one.to_json() for modality, one in single.items()} or None
-    draft = Draft(folder, entry, model.head, original, cases, wanted, progress, model.single_heads)
+    draft = Draft(folder, entry, model.head, original, cases, wanted, progress, model.single_heads, flat)
     draft.seal()
     return draft
 
@@ -345,15 +351,40 @@ def _cases_to_prove(
     return cases, wanted
 
 
-def _run_original(encoders: Encoders, classifier: Any, cases: Data, progress: Progress) -> Original:
-    """What the original says of `cases`. Raises `ExportError` for modules that don't say one thing of each."""
+def _run_original(encoders: Encoders, model: Model, cases: Data, progress: Progress) -> Original:
+    """What the original says of `cases`. Raises `ExportError` for modules that don't say one thing of each, and for a
+    head that decides otherwise than by its probability."""
     stages = encoders.run(cases.pixels, parity.BATCH, progress)
     progress("asking it again, in other ways", 0, 1)
     steadiness.require_finite(encoders, stages["embedding"], cases)
-    original = parity.with_head(stages, classifier)
-    steadiness.require_steady(encoders, classifier, original, cases)
+    original = parity.with_head(stages, model.head)
+    if model.as_head:
+        _require_decisions(model, original)
+    steadiness.require_steady(encoders, model.head, original, cases)
     progress("asking it again, in other ways", 1, 1)
     return original
+
+
+def _require_decisions(model: Model, original: Original) -> None:
+    """Raise `ExportError` for a head whose `predict` says otherwise than its probability at the model's threshold: an
+    SVC goes by the side of its plane. What float32 can't tell from the threshold is a tie."""
+    said = np.asarray(model.head.predict(original.stages["embedding"])) == 1
+    tie = np.abs(original.probability - model.threshold) < _TIE
+    other = int(np.sum((said != (original.probability >= model.threshold)) & ~tie))
+    if other:
+        raise ExportError(
+            f"the head's own `predict` decides {other} of {len(said)} cases otherwise than its probability at "
+            f"{model.threshold:g}, expected the same: a bundle decides by probability",
+            hint=f"threshold={model.threshold:g}, if that is meant",
+        )
+
+
+def run_flat(encoders: Encoders, cases: Data) -> Flat:
+    """What the original says of `cases` with a part of one grey. Raises `ExportError` where that is no number."""
+    flat = flattened(cases)
+    embedding = encoders.run(flat.pixels, parity.BATCH)["embedding"]
+    steadiness.require_finite(encoders, embedding, flat)
+    return Flat(flat.pixels, embedding)
 
 
 def _lower(model: Model, encoders: Encoders) -> dict[str, onnx.ModelProto]:

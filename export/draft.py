@@ -20,6 +20,7 @@ from mpmmu_rt.progress import Progress, silent
 from mpmmu_rt.spec import MODALITIES, Array, Modality, Target
 
 from .cases import Data, Pixels
+from .flat import Flat
 from .parity import Original
 from .quantization import Limits, Ranges, calibrate, require_disjoint
 from .quantization.search import KeptLayer
@@ -51,7 +52,8 @@ class Draft:
 
     entry: what `bundle.json` will say; grows with every step, and is written by `seal`. head: the scikit-learn
     classifier; single_heads: those for one modality, or none. original: what it and the modules say of `cases`.
-    rankings: the layers that INT8 hurts, by whether its codes are unsigned: found once, for every INT8 target.
+    flat: what is asked beside `cases`. rankings: the layers that INT8 hurts, by whether its codes are unsigned: found
+    once, for every INT8 target.
     """
 
     folder: Path
@@ -62,6 +64,7 @@ class Draft:
     wanted: Wanted
     progress: Progress = silent
     single_heads: Mapping[Modality, Any] = field(default_factory=dict)
+    flat: Flat | None = None
     rankings: dict[bool, list[KeptLayer]] = field(default_factory=dict, repr=False)
     exact: set[Target] = field(default_factory=set, repr=False)  # held to torch and scikit-learn, beside the first
     _floats: dict[Target, Answers] = field(default_factory=dict, repr=False)

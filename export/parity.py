@@ -26,8 +26,13 @@ from mpmmu_rt.spec import MODALITIES, Array, Modality
 from mpmmu_rt.verify import self_consistency
 
 from .encoders import Encoders
+from .flat import Flat
 
 BATCH = 32
+FLAT = "embedding of images with a part of one grey, relative"
+FLAT_HINT = (
+    "clamp what the modules divide by, or take the logarithm or root of, to more than rounding makes of a flat image"
+)
 
 
 @dataclass(frozen=True)
@@ -88,11 +93,14 @@ class Parity:
         failed = [check for check in self.checks if not check.passed]
         if failed:
             worst = failed[0]
+            hint = (
+                "no module may ask whether it is being exported; if none does, this is a defect of the conversion "
+                "or of an installed version: report it with `mpmmu-rt doctor`"
+            )
             raise ParityError(
                 f"the exported model differs from the original: {worst.name} is {worst.value:.3g}, expected at most "
                 f"{worst.limit:.3g} ({len(failed)} of {len(self.checks)} checks failed)",
-                hint="no module may ask whether it is being exported; if none does, this is a defect of the conversion "
-                "or of an installed version: report it with `mpmmu-rt doctor`",
+                hint=FLAT_HINT if worst.name == FLAT else hint,
             )
 
 
@@ -103,8 +111,10 @@ def measure(
     pixels: Mapping[Modality, Array],
     labels: Array | None = None,
     progress: Progress = silent,
+    flat: Flat | None = None,
 ) -> Parity:
-    """Compare `predictor` with the original on pixels uint8 [N, 1, S, S], then with itself across batch sizes."""
+    """Compare `predictor` with the original on pixels uint8 [N, 1, S, S] and on `flat`, then with itself across batch
+    sizes."""
     count = len(original.probability)
     parts = []
     for start in range(0, count, BATCH):
@@ -130,6 +140,8 @@ def measure(
             RELATIVE_TOLERANCE,
         )
     )
+    if flat is not None:
+        checks.append(flat_check(predictor.predict(flat.pixels).embedding, flat, RELATIVE_TOLERANCE))
     on_same_embedding = probability_difference(probability, probability_of(head, embedding))
     checks.append(Check("head on the same embedding, max |Δp|", on_same_embedding, PROBABILITY_TOLERANCE))
     portable = predictor.run_graph("head", {"embedding": embedding})["probability"]
@@ -149,6 +161,11 @@ def measure(
         flips=flips,
         auc=_auc(labels, original.probability, probability),
     )
+
+
+def flat_check(embedding: Array, flat: Flat, limit: float) -> Check:
+    """What was said of `flat`, float32 [N, D], against the original; NaN is over every limit."""
+    return Check(FLAT, relative_difference(embedding, flat.embedding), limit)
 
 
 def single_checks(predictor: Predictor, heads: Mapping[Modality, Any], pixels: Mapping[Modality, Array]) -> list[Check]:

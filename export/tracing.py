@@ -19,6 +19,7 @@ from mpmmu_rt.errors import ExportError
 
 from .graphs import OPSET, clean
 from .reasons import first_cause, one_line, place
+from .simplify import simplify
 
 TRACE_BATCH = 2  # torch specialises on a batch of 1
 _MAX_BATCH = 4096
@@ -50,8 +51,11 @@ def trace(
                 input_names=list(inputs),
                 output_names=[output],
                 dynamic_shapes=tuple({0: batch} for _ in example),
+                optimize=False,  # see `simplify`
                 verbose=False,
             )
+            if program is not None:
+                simplify(program.model)
     # Dynamo raises what the module's own code raises: no common base.
     except Exception as error:
         cause = first_cause(error)

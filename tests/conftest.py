@@ -127,10 +127,10 @@ def begun(small_model: Checkpoint, bundle_folder: Path) -> Draft:
     entry = copy.deepcopy(dict(Bundle.open(bundle_folder).entry)) | {"targets": ["onnxruntime:fp32"], "precision": {}}
     preprocessing = small_model.config.preprocessing
     cases = phantoms(build.PARITY_CASES, build.PARITY_SEED, preprocessing, silent)
-    original = parity.run_original(
-        Encoders(dict(small_model.encoders), preprocessing.size), small_model.head, cases.pixels
-    )
-    return Draft(bundle_folder, entry, small_model.head, original, cases, Wanted())
+    encoders = Encoders(dict(small_model.encoders), preprocessing.size)
+    original = parity.run_original(encoders, small_model.head, cases.pixels)
+    flat = build.run_flat(encoders, cases)
+    return Draft(bundle_folder, entry, small_model.head, original, cases, Wanted(), flat=flat)
 
 
 @pytest.fixture(scope="session")

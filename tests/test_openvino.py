@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper, numpy_helper, save
 
 from mpmmu_rt import load
 from mpmmu_rt.bundle import Bundle
@@ -251,3 +252,22 @@ def test_a_run_that_fails_is_an_engine_error_with_its_cause(bundle_folder: Path)
     session.close()
     with pytest.raises(EngineError, match="closed"):
         session.run({"embedding": np.zeros((1, 2), np.float32)})
+
+
+@pytest.mark.parametrize("asked", [(), ("a",), ("b", "a")])
+def test_outputs_are_called_as_in_the_graph(tmp_path: Path, asked: tuple[str, ...]) -> None:
+    """OpenVINO drops what only hands on, and both names are then of one output."""
+    one = numpy_helper.from_array(np.float32(1), "one")
+    nodes = [
+        helper.make_node("Relu", ["x"], ["a"]),
+        helper.make_node("Div", ["a", "one"], ["b"]),
+        helper.make_node("Identity", ["b"], ["feature_map"]),
+    ]
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2, 3]) for name in ("x", "feature_map")]
+    graph = helper.make_graph(nodes, "graph", values[:1], values[1:], [one])
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), tmp_path / "g.onnx")
+    session = ENGINE.load_showing(tmp_path / "g.onnx", asked, "fp32", 1)
+    assert set(session.outputs) == {"feature_map", *asked}
+    x = np.array([[-1, 2, 3], [4, -5, 6]], np.float32)
+    for said in session.run({"x": x}).values():
+        np.testing.assert_array_equal(said, np.maximum(x, 0))

@@ -1,5 +1,5 @@
 """FixedThresholdClassifier and TunedThresholdClassifierCV: probabilities as of what they hold, labels by a threshold of
-their own, which becomes the bundle's where such a classifier is the whole head.
+their own, which becomes the bundle's where such a classifier is the whole head, or what a stack asks last.
 
 A probability that equals the threshold is class 1, in scikit-learn and in a bundle.
 """
@@ -16,6 +16,8 @@ from .families import HOLDERS, LABELS, decision, ours, probability, refuse, unwr
 from .ir import Above, Clip, Embedding, Forest, Interpolate, Node, Share, Sum
 
 _KINDS = ("FixedThresholdClassifier", "TunedThresholdClassifierCV")
+# Whose own `predict` is that of a part, which is asked about something else than the embedding.
+_LEAVES_IT_TO = {"StackingClassifier": "final_estimator_", "RFE": "estimator_", "RFECV": "estimator_"}
 
 
 def operating_threshold(estimator: Any) -> float | None:
@@ -27,9 +29,13 @@ def operating_threshold(estimator: Any) -> float | None:
     path = "head"
     while True:
         estimator, path = unwrap(estimator, path, LABELS)
-        if type(estimator).__name__ != "Pipeline" or not ours(estimator):
+        kind = type(estimator).__name__
+        if kind == "Pipeline" and ours(estimator):
+            name, estimator = estimator.steps[-1]
+        elif (name := _LEAVES_IT_TO.get(kind, "")) and ours(estimator) and hasattr(estimator, name):
+            estimator = getattr(estimator, name)
+        else:
             break
-        name, estimator = estimator.steps[-1]
         path = f"{path}.{name}"
     if type(estimator).__name__ not in _KINDS or not ours(estimator):
         return None

@@ -28,6 +28,13 @@ def _raw(classifier: Any, x: Node, path: str) -> tuple[Node, float]:
             f"with the objective {name or 'of its own'}, expected binary",
             hint="fit it with objective='binary'",
         )
+    if classifier.get_params().get("pred_early_stop"):
+        refuse(
+            classifier,
+            path,
+            "with pred_early_stop, expected all trees in every answer",
+            hint="fit it without pred_early_stop",
+        )
     parts = [_tree(classifier, entry["tree_structure"], path) for entry in model["tree_info"]]
     factor = float(parameter.partition("sigmoid:")[2] or 1.0)
     return Forest(1, x, join(parts), double=True), factor / len(parts) if model.get("average_output") else factor

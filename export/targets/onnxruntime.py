@@ -29,7 +29,7 @@ def prove(draft: Draft, target: Target) -> dict[str, Any]:
     """Parity of the stages as the predictor runs them, then of the whole graph: its embedding, and its head on that."""
     with draft.open(target) as predictor:
         report = parity.measure(
-            predictor, draft.original, draft.head, draft.cases.pixels, draft.cases.labels, draft.progress
+            predictor, draft.original, draft.head, draft.cases.pixels, draft.cases.labels, draft.progress, draft.flat
         )
         single = parity.single_checks(predictor, draft.single_heads, draft.cases.pixels)
         report = replace(report, checks=(*report.checks, *single))

@@ -15,6 +15,7 @@ from mpmmu_rt.errors import ParityError
 from mpmmu_rt.export import npz, parity
 from mpmmu_rt.export.cases import Pixels
 from mpmmu_rt.export.draft import FIRST, Answers, Draft, answers_of, in_batches
+from mpmmu_rt.export.flat import Flat
 from mpmmu_rt.export.precision import Half
 from mpmmu_rt.export.quantization import Gate, compare
 from mpmmu_rt.export.quantization.ranges import session
@@ -28,7 +29,7 @@ def equal(draft: Draft, target: Target) -> dict[str, Any]:
     """Hold an FP32 target to torch and scikit-learn. Raises `ParityError`."""
     with draft.open(target) as predictor:
         measured = parity.measure(
-            predictor, draft.original, draft.head, draft.cases.pixels, draft.cases.labels, draft.progress
+            predictor, draft.original, draft.head, draft.cases.pixels, draft.cases.labels, draft.progress, draft.flat
         )
     measured.require()
     draft.exact.add(target)
@@ -54,6 +55,8 @@ def same_decisions(draft: Draft, target: Target, exact: Target) -> dict[str, Any
     want = proven_floats(draft, exact)["probability"]
     with draft.open(target) as predictor:
         got = in_batches(lambda few: answers_of(predictor, few), draft.judged.pixels, silent, "")["probability"]
+        if draft.flat:
+            _require_flat(draft.flat, answers_of(predictor, draft.flat.pixels), target)
     gate = compare(want, got, draft.judged.labels, draft.threshold, draft.wanted.limits)
     _require(gate, target)
     return gate.to_json() | {"source": draft.judged.source}
@@ -73,7 +76,10 @@ def same_graph(draft: Draft, target: Target, model: onnx.ModelProto) -> dict[str
     """
     want, judged = draft.floats(), draft.judged
     is_half = target.precision in get_args(Half)
-    got = in_batches(runner(model, rounded=is_half), judged.pixels, draft.progress, f"running the graph of {target}")
+    run = runner(model, rounded=is_half)
+    if draft.flat:
+        _require_flat(draft.flat, run(draft.flat.pixels), target)
+    got = in_batches(run, judged.pixels, draft.progress, f"running the graph of {target}")
     checks = (
         Check(
             "embedding, relative",
@@ -130,6 +136,16 @@ def keep_golden(draft: Draft, target: Target, graph: str | None = None) -> None:
     arrays = golden | {f"{target}.{name}": said[name] for name in ("embedding", "probability")}
     npz.write(draft.folder / draft.entry["golden"], arrays, compressed=True)
     draft.seal()
+
+
+def _require_flat(flat: Flat, said: Answers, target: Target) -> None:
+    check = parity.flat_check(said["embedding"], flat, TOLERANCES[target.precision].relative)
+    if not check.passed:
+        raise ParityError(
+            f"{target} differs from the original: {check.name} is {check.value:.3g}, expected at most "
+            f"{check.limit:.3g}",
+            hint=f"{parity.FLAT_HINT}, in {target.precision} too, or leave the target out",
+        )
 
 
 def _feeds(pixels: Pixels) -> dict[str, Any]:

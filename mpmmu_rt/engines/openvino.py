@@ -58,16 +58,15 @@ _JOINED = "joined"  # beside the halves
 class OpenVinoSession:
     """A graph in OpenVINO. Calls from several threads take turns."""
 
-    def __init__(self, compiled: Any, graph: Path, shown: Sequence[str] = ()) -> None:
-        """shown: what outputs are to be called that have several names: OpenVINO drops operators that only reshape."""
+    def __init__(self, compiled: Any, graph: Path, outputs: Sequence[str]) -> None:
+        """outputs: their names, in the graph's order: compiled, some have several, as operators that only reshape are
+        dropped."""
         self._request = compiled.create_infer_request()
         self._graph = graph
         self._lock = threading.Lock()
         self._wanted = {item.any_name: (item.element_type.to_dtype(), item.partial_shape) for item in compiled.inputs}
         self.inputs = tuple(self._wanted)
-        self.outputs = tuple(
-            next((name for name in shown if name in item.names), item.any_name) for item in compiled.outputs
-        )
+        self.outputs = tuple(outputs)
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         try:
@@ -76,7 +75,7 @@ class OpenVinoSession:
                     raise RuntimeError("the session is closed")
                 self._check(feeds)
                 found = self._request.infer({name: np.ascontiguousarray(array) for name, array in feeds.items()})
-                return {name: np.array(found[name]) for name in self.outputs}
+                return {name: np.array(found[at]) for at, name in enumerate(self.outputs)}
         # OpenVINO raises RuntimeError of its own failures and KeyError or TypeError of what its binding can't take.
         except (RuntimeError, KeyError, TypeError, ValueError) as error:
             raise _failed(self._graph.name, error) from error
@@ -354,9 +353,10 @@ class OpenVino:
             model = core.read_model(str(graph))
             if tensors:
                 model.add_outputs(list(tensors))
+            outputs = [next((name for name in tensors if name in item.names), item.any_name) for item in model.outputs]
         except RuntimeError as error:
             raise _cannot_load(graph.name, error) from error
-        return OpenVinoSession(_compile(core, model, precision, threads, 1, graph.name), graph, tensors)
+        return OpenVinoSession(_compile(core, model, precision, threads, 1, graph.name), graph, outputs)
 
     def pipeline(self, bundle: Bundle, precision: str, threads: int) -> HostHead:
         return HostHead.load(

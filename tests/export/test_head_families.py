@@ -500,3 +500,16 @@ def test_not_a_number_gives_not_a_number() -> None:
         for form, run in ENGINES:
             bad = np.isnan(run(lower(head, WIDTH, form), x)[0])
             np.testing.assert_array_equal(bad, [False, True, True, True, False, False], err_msg=kind)
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_lightgbm_that_may_leave_trees_out_is_refused(named: bool) -> None:
+    """Asked early whether the sum can still change, it answers with part of the trees."""
+    given: Any = {"pred_early_stop": True, "pred_early_stop_margin": 0.5} if named else {}
+    head = LGBMClassifier(n_estimators=60, learning_rate=0.9, verbose=-1, n_jobs=1, **given).fit(FIT, FIT_LABEL)
+    if not named:
+        assert lower(head, FIT.shape[1])
+        return
+    with pytest.raises(UnsupportedEstimator, match=r"LGBMClassifier with pred_early_stop, expected all trees") as told:
+        lower(head, FIT.shape[1])
+    assert told.value.hint == "fit it without pred_early_stop"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,13 @@ import pytest
 import torch
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.ensemble import BaggingClassifier, RandomForestClassifier, StackingClassifier
+from sklearn.feature_selection import RFE
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import make_scorer, recall_score
 from sklearn.model_selection import FixedThresholdClassifier, GridSearchCV, TunedThresholdClassifierCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from sklearn.svm import SVC
 from sklearn.tree import DecisionTreeClassifier
 from torch import nn
 
@@ -72,6 +75,37 @@ FOUND: dict[str, tuple[Callable[[], Any], Callable[[Any], float | None]]] = {
         ).fit(X, Y),
         lambda head: None,
     ),
+    "at the end of a stack": (
+        lambda: StackingClassifier(
+            [("a", forest()), ("b", LogisticRegression())],
+            TunedThresholdClassifierCV(LogisticRegression(), cv=2, scoring="recall"),
+            cv=2,
+        ).fit(X, Y),
+        lambda head: float(head.final_estimator_.best_threshold_),
+    ),
+    "at the end of a pipeline of a stack": (
+        lambda: make_pipeline(
+            StandardScaler(),
+            StackingClassifier(
+                [("a", LogisticRegression())],
+                make_pipeline(StandardScaler(), FixedThresholdClassifier(LogisticRegression(), threshold=0.2)),
+                cv=2,
+            ),
+        ).fit(X, Y),
+        lambda head: 0.2,
+    ),
+    "behind an elimination": (
+        lambda: RFE(
+            FixedThresholdClassifier(LogisticRegression(), threshold=0.2),
+            n_features_to_select=3,
+            importance_getter="estimator_.coef_",
+        ).fit(X, Y),
+        lambda head: 0.2,
+    ),
+    "a stack of none": (
+        lambda: StackingClassifier([("a", forest())], LogisticRegression(), cv=2).fit(X, Y),
+        lambda head: None,
+    ),
 }
 
 
@@ -79,7 +113,10 @@ FOUND: dict[str, tuple[Callable[[], Any], Callable[[Any], float | None]]] = {
 def test_the_threshold_is_found(kind: str) -> None:
     make, expected = FOUND[kind]
     head = make()
-    assert operating_threshold(head) == expected(head)
+    found = operating_threshold(head)
+    assert found == expected(head)
+    at = 0.5 if found is None else found
+    np.testing.assert_array_equal(head.predict_proba(X)[:, 1] >= at, head.predict(X) == 1)
 
 
 STEPS: dict[str, Callable[[], Any]] = {
@@ -184,6 +221,25 @@ def test_a_bundle_decides_as_its_head_does(tmp_path: Path) -> None:
     want: Array = given["head"].predict(found.embedding)
     assert np.isclose(given["head"].predict_proba(found.embedding)[:, 1], 0.3).any()
     np.testing.assert_array_equal(found.probability >= np.float32(bundle.threshold), want == 1)
+
+
+@pytest.mark.slow
+def test_a_head_that_decides_by_something_else_is_refused(tmp_path: Path) -> None:
+    """An SVC goes by the sign of its decision, which is not p = 0.5 where classes are weighted."""
+    given = arguments(0.3)
+    pixels, y = phantom_pixels(60, seed=4, preprocessing=given["preprocessing"])
+    parts = [given[m](torch.from_numpy(pixels[m])).detach().numpy() for m in ("mammography", "ultrasound")]
+    features = np.concatenate(parts, 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # scikit-learn deprecates `probability`
+        given["head"] = SVC(probability=True, class_weight={0: 1, 1: 8}, random_state=0).fit(features, y)
+    with pytest.raises(
+        ExportError, match=r"`predict` decides \d+ of 32 cases otherwise than its probability at 0\.5"
+    ) as told:
+        export_bundle(tmp_path / "own.bundle", **given)
+    assert told.value.hint == "threshold=0.5, if that is meant"
+    assert not (tmp_path / "own.bundle").exists()
+    assert export_bundle(tmp_path / "own.bundle", **given, threshold=0.5).threshold == 0.5
 
 
 def test_two_thresholds_that_differ_are_refused(tmp_path: Path, small_model: Checkpoint) -> None:
