@@ -25,6 +25,7 @@ _EXTRAS = {
     "sklearn": "export",
     "onnx": "export",
     "onnxscript": "export",
+    "onnx_ir": "export",
     "skops": "export",
     "safetensors": "export",
     "pydicom": "dicom",

@@ -147,6 +147,13 @@ def test_nor_is_one_that_rounds(begun: Draft) -> None:
     assert proofs.same_decisions(with_factor(begun, 1), target, FIRST)
 
 
+def test_nor_is_the_graph_of_one_that_can_not_run_here(begun: Draft) -> None:
+    target, model = Target("onnxruntime-cuda", "fp32"), begun.graph("model")
+    with pytest.raises(ParityError, match=r"onnxruntime-cuda:fp32 differs from the original: embedding of images with"):
+        proofs.same_graph(with_factor(begun, 1.002), target, model)
+    assert proofs.same_graph(with_factor(begun, 1), target, model)["checks"]
+
+
 def test_what_is_asked(few: Any) -> None:
     flat = flattened(few)
     for modality in MODALITIES:
