@@ -205,7 +205,7 @@ class StubWorker:
         cases = self._job.plan.cases(shard)
         self._parts.write(shard.index, [(case.case_id, "0.25", "benign", "", "") for case in cases])
         counts = dict.fromkeys(("predicted", "decode_ms", "engine_ms"), 0)
-        return {"index": shard.index, "rows": shard.rows, **counts, "processor": "", "error": ""}
+        return {"index": shard.index, "rows": shard.rows, **counts, "processor": "", "remarks": "[]", "error": ""}
 
 
 def held(folder: Path, count: int) -> None:

@@ -31,7 +31,9 @@ def monochrome_grey(header: Any, stored: Array, frame: int) -> Array:
     values = _rescale(header, transformation, stored)
     voi = group(header, frame, "FrameVOILUTSequence")
     fraction = _apply_voi(voi, values, signed=_may_be_negative(header, transformation))
-    if fraction is None:
+    if fraction is None and _is_grey(header, transformation, stored):
+        grey = to_uint8(values / (2.0**header.BitsStored - 1))
+    elif fraction is None:
         grey = stretch(values, valid)
         check_spread(grey[valid])
     else:
@@ -41,6 +43,13 @@ def monochrome_grey(header: Any, stored: Array, frame: int) -> Array:
         grey = 255 - grey
     grey[~valid] = 0
     return grey
+
+
+def _is_grey(header: Any, transformation: Any, stored: Array) -> bool:
+    """Whether stored values are unsigned, of up to 8 bits, and mapped to nothing else: grey, as in a PNG file."""
+    slope, intercept = number(transformation, "RescaleSlope"), number(transformation, "RescaleIntercept")
+    mapped = transformation.get("ModalityLUTSequence") or slope not in (None, 1.0) or intercept not in (None, 0.0)
+    return stored.dtype.kind == "u" and header.BitsStored <= 8 and not mapped
 
 
 def palette_grey(header: Any, stored: Array) -> Array:
@@ -153,8 +162,14 @@ def _apply_voi(dataset: Any, values: Array, *, signed: bool) -> Array | None:
     if dataset.get("VOILUTSequence"):
         return _look_up(dataset.VOILUTSequence[0], values, signed=signed, share=True)
     center, width = number(dataset, "WindowCenter"), number(dataset, "WindowWidth")
-    if center is None or width is None:
+    if center is None and width is None:
         return None
+    if center is None or width is None:
+        there, missing = ("Width", "Center") if center is None else ("Center", "Width")
+        raise ImageError(
+            f"has a Window{there} and no Window{missing}, expected both or neither",
+            hint="export it again with its whole window, or without one",
+        )
     function = text(dataset, "VOILUTFunction").upper() or "LINEAR"
     if function not in ("LINEAR", "LINEAR_EXACT", "SIGMOID") or width <= 0 or (function == "LINEAR" and width < 1):
         raise ImageError(

@@ -5,8 +5,8 @@
 PNG, JPEG, TIFF, BMP and DICOM are told apart by their content, never by their name, except that a
 DICOM file without its preamble needs the suffix .dcm or .dicom. What grey means:
 
-- 8-bit grey stays as it is; colour becomes its ITU-R 601 luma (of 16-bit colour, the upper 8 bits' luma);
-  what is transparent is black.
+- 8-bit grey stays as it is, in DICOM too where no window, table or rescale maps it; colour becomes its ITU-R 601
+  luma (of 16-bit colour, the upper 8 bits' luma); what is transparent is black.
 - More than 8 bits without a window are mapped linearly from the image's own minimum..maximum to 0..255:
   detectors store 10 to 14 bits in 16, and by the range of the container such an image would be black.
 - DICOM goes the standard's way: modality LUT or rescale, then VOI LUT or the first window, whose output
@@ -16,19 +16,22 @@ Pixels that are not square, by whichever header says so, become so where the asp
 says that its image is not what was asked for is a refusal; what it says against an image that can be read is a warning
 of `GreyImage`. No other format tells a mammogram from an ultrasound image.
 
-Anything that can't be shown to be right is refused with `ImageError`; nothing is repaired or guessed.
+Anything that can't be shown to be right is refused with `ImageError`; nothing is repaired or guessed. So is what has
+one grey value only, as it is read or as the model sees it.
 Deterministic, and safe to call from several threads: no state of Pillow, pydicom or Python is changed.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
+import os
 import stat
 import struct
 import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, get_args
@@ -37,6 +40,7 @@ import numpy as np
 
 from .dicom import read_dicom
 from .errors import ImageError, ManifestError, PixelsError, UsageError
+from .files import stamp
 from .grey import GreyImage, check_content
 from .raster import read_raster
 from .spec import Array, Modality, StrPath
@@ -106,10 +110,21 @@ def read_pixels(
 
 
 def read_with_warnings(
-    path: StrPath, preprocessing: Preprocessing, *, modality: Modality | None = None, frame: int | None = None
+    path: StrPath,
+    preprocessing: Preprocessing,
+    *,
+    modality: Modality | None = None,
+    frame: int | None = None,
+    digest: Callable[[str], object] | None = None,
 ) -> tuple[Array, tuple[str, ...]]:
-    """`read_pixels`, and what the file's header says against it that is no reason to refuse it."""
-    return _pixels(read_image(path, modality=modality, frame=frame), preprocessing)
+    """`read_pixels`, and what the file's header says against it that is no reason to refuse it.
+
+    digest: is given the SHA-256 of the bytes that were decoded, also where they are refused; "" where they changed
+    meanwhile, which is an `ImageError`.
+    """
+    image = _read(Path(path), modality, frame, digest)
+    with named(Path(path)):
+        return pixels_of(image, preprocessing)
 
 
 def decode_with_warnings(
@@ -122,19 +137,28 @@ def decode_with_warnings(
 ) -> tuple[Array, tuple[str, ...]]:
     """`read_with_warnings` of a file that was sent and lies in memory; `name` is what errors call it. A DICOM file
     without its preamble can't be told by its name here, and is refused."""
-    with _named(name):
+    with named(name):
         _check_bytes(len(data))
-        image = _decoded(io.BytesIO(data), "", frame, modality)
-    return _pixels(image, preprocessing)
+        return pixels_of(_decoded(io.BytesIO(data), "", frame, modality), preprocessing)
 
 
-def _pixels(image: GreyImage, preprocessing: Preprocessing) -> tuple[Array, tuple[str, ...]]:
+def pixels_of(image: GreyImage, preprocessing: Preprocessing) -> tuple[Array, tuple[str, ...]]:
+    """Pixels and warnings. Raises `ImageError` where the model would see one grey value and its padding."""
     warnings = image.warnings
     if image.pixel_aspect != 1.0 and preprocessing.fit == "pad" and preprocessing.aspect == "stored":
         warnings += (
             f"its pixels are not square ({image.pixel_aspect:.3g}:1), and this model takes them as if they were",
         )
-    return preprocess(image.grey, preprocessing, pixel_aspect=image.pixel_aspect), warnings
+    pixels = preprocess(image.grey, preprocessing, pixel_aspect=image.pixel_aspect)
+    top, left, height, width = fitted(image.grey.shape, preprocessing, image.pixel_aspect)
+    seen = pixels[0, top : top + height, left : left + width]
+    if seen.min() == seen.max():
+        raise ImageError(
+            f"is blank to the model: grey value {seen.min()} everywhere at {width} x {height} pixels, "
+            "expected an image with content",
+            hint="check the export: what there is in it is too small or too faint to be seen at that size",
+        )
+    return pixels, warnings
 
 
 def require_two(pixels: Mapping[Modality, Array]) -> None:
@@ -207,11 +231,34 @@ def read_image(path: StrPath, *, modality: Modality | None = None, frame: int | 
     with several frames or pages needs `frame`, counted from 0. Raises `ImageError`, for DICOM without pydicom
     `MissingPackage`.
     """
-    path = Path(path)
-    with _named(path):
+    return _read(Path(path), modality, frame)
+
+
+def _read(
+    path: Path, modality: Modality | None, frame: int | None, digest: Callable[[str], object] | None = None
+) -> GreyImage:
+    with named(path):
         _check_file(path)
-        with path.open("rb") as stream:
+        with path.open("rb") as stream, nullcontext() if digest is None else _hashed(stream, digest):
             return _decoded(stream, path.suffix, frame, modality)
+
+
+@contextmanager
+def _hashed(stream: BinaryIO, digest: Callable[[str], object]) -> Iterator[None]:
+    """Give the SHA-256 of an open file to `digest` once it has been read in the block. Raises `ImageError` where it
+    was written or replaced meanwhile."""
+    before = stamp(os.fstat(stream.fileno()))
+    found = hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]
+    stream.seek(0)
+    try:
+        yield
+    finally:
+        same = stamp(os.fstat(stream.fileno())) == before
+        digest(found if same else "")
+        if not same:
+            raise ImageError(
+                "changed while it was read, expected a file that stays as it is", hint="run it again once it is whole"
+            )
 
 
 def _decoded(stream: BinaryIO, suffix: str, frame: int | None, modality: Modality | None) -> GreyImage:
@@ -221,7 +268,7 @@ def _decoded(stream: BinaryIO, suffix: str, frame: int | None, modality: Modalit
 
 
 @contextmanager
-def _named(name: object) -> Iterator[None]:
+def named(name: object) -> Iterator[None]:
     """The one border at which errors get their path, and at which those of Pillow and pydicom become ours; inside, a
     message begins with its verb."""
     try:
@@ -265,7 +312,7 @@ def _foreign_errors() -> tuple[type[Exception], ...]:
     # fmt: off
     return (
         OSError, EOFError, SyntaxError, ValueError, TypeError, ArithmeticError, LookupError, AttributeError,
-        RuntimeError, struct.error, zlib.error, Warning, DecompressionBombError,
+        AssertionError, RuntimeError, struct.error, zlib.error, Warning, DecompressionBombError,
         *((dicom_errors.InvalidDicomError, dicom_errors.BytesLengthException) if dicom_errors else ()),
     )
     # fmt: on

@@ -1,8 +1,10 @@
-"""The rows of `run` on disk while it works: a JSON line that says what they belong to, then one CSV line per case.
+"""The rows of `run` on disk while it works: a JSON line that says what they belong to and who made them
+(`mpmmu_rt.origin`), then one CSV line per case.
 
 Behind the rows of a batch stands an empty line: a batch counts as a whole or not at all, and what a crash cut off is
-dropped. A later row of a case stands for an earlier one. What no run can have written is refused. A journal without a
-row is removed: there is nothing in it to go on from.
+dropped. A later row of a case stands for an earlier one. What no run can have written is refused. A run that goes on
+writes the rows that it takes over anew, for its own first line to count them. A journal without a row is removed: there
+is nothing in it to go on from.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from typing import Any, TextIO, cast
 
 import numpy as np
 
+from . import origin
 from .bundle import CLASSES, Bundle
 from .checks import decide
 from .errors import OutputError
@@ -38,7 +41,7 @@ _AGAIN = "pass --overwrite instead of --resume to start again"
 
 @dataclass(frozen=True)
 class Layout:
-    """What rows belong to, and how they look: `header` is the journal's first line, and `extra` the columns behind
+    """What rows belong to, and how they look: `header` is in the journal's first line, and `extra` the columns behind
     `COLUMNS`."""
 
     header: dict[str, Any]
@@ -85,15 +88,17 @@ def _is_extra(name: str, cell: str) -> bool:
 class Journal:
     """The finished rows, in memory (`rows`, by case) and on disk."""
 
-    def __init__(self, path: Path, layout: Layout, rows: dict[str, Row], *, fresh: bool) -> None:
-        """fresh: what lies at `path` is replaced by `rows`, whole or not at all; else these are its own."""
+    def __init__(
+        self, path: Path, layout: Layout, rows: dict[str, Row], by: origin.Entry, earlier: Sequence[origin.Entry] = ()
+    ) -> None:
+        """What lies at `path` is replaced by `rows`, whole or not at all. by, earlier: see `origin`."""
         self.path = path
         self.rows = dict(rows)
+        self.earlier = tuple(earlier)
         self._columns = layout.columns
-        if fresh:
-            with atomic_file(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
-                file.write(json.dumps(layout.header) + "\n")
-                _write(file, list(rows.values()))
+        with atomic_file(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+            file.write(json.dumps({**layout.header, "made_by": by, "earlier": self.earlier}) + "\n")
+            _write(file, list(rows.values()))
         self._file = path.open("a", encoding="utf-8", newline="")
 
     def add(self, rows: Sequence[Row]) -> None:
@@ -130,13 +135,36 @@ def place_of(output: Path) -> Path:
     return output.with_name(f"{output.name}.partial")
 
 
+def require_apart(output: Path, manifest: Path) -> None:
+    """Raise `OutputError` where `manifest` lies where a run that writes `output` puts something, or in a folder that it
+    replaces."""
+    from . import run_record
+
+    found = manifest.resolve()
+    for place in (output, place_of(output), run_record.place_of(output)):
+        is_replaced = place != output or output.suffix == ".parquet"  # of other outputs a folder is refused as such
+        if place.resolve() in (found, *(found.parents if is_replaced else ())):
+            is_it = "the manifest itself" if place.resolve() == found else "a folder that holds the manifest"
+            of_it = "" if place == output else f", and where {output} is written with"
+            raise OutputError(f"{place} is {is_it}{of_it}, expected another file", hint="choose another -o")
+
+
 def open_journal(
-    output: Path, layout: Layout, *, resume: bool = False, overwrite: bool = False, retry_failed: bool = False
+    output: Path,
+    layout: Layout,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    retry_failed: bool = False,
+    by: origin.Entry | None = None,
+    require_verified: bool = False,
 ) -> Journal:
     """The journal of a run that shall write `output`, which this process holds.
 
     resume: go on with an unfinished run, if there is one. retry_failed: as `resume`, or go on from a finished output;
-    rows with an error are made again. Raises `OutputError` for what is in the way, or belongs to another run.
+    rows with an error are made again. by: of `origin.made_by`. require_verified: of rows that are there none is taken
+    whose run is not known to have been verified, or `ParityError` is raised. Raises `OutputError` for what is in the
+    way, or belongs to another run.
     """
     path = place_of(output)
     going_on = resume or retry_failed
@@ -155,26 +183,30 @@ def open_journal(
             f"{output} exists already, expected a free path",
             hint="choose another -o, or pass --overwrite, or --retry-failed to make its rows with errors again",
         )
+    found: Mapping[str, Any] = {}
+    rows: dict[str, Row] = {}
     if path.exists() and going_on:
-        rows = _read(path, layout)
+        found, rows = _read(path, layout)
     elif path.exists() and not overwrite:
         raise OutputError(
             f"{path} holds the rows of an unfinished run, expected no such file",
             hint="pass --resume to go on with it, or --overwrite to start again",
         )
     elif retry_failed and output.exists():
-        return Journal(path, layout, _without_errors(_read_output(output, layout)), fresh=True)
-    else:
-        return Journal(path, layout, {}, fresh=True)
-    return Journal(path, layout, _without_errors(rows) if retry_failed else rows, fresh=not rows)
+        found, rows = _read_output(output, layout)
+    good = _without_errors(rows)
+    earlier = origin.taken_over(found, len(rows), len(rows) - len(good), dropped=retry_failed)
+    if require_verified:
+        origin.require_verified(earlier, output)
+    return Journal(path, layout, good if retry_failed else rows, by or origin.made_by(), earlier)
 
 
 def _without_errors(rows: dict[str, Row]) -> dict[str, Row]:
     return {case_id: row for case_id, row in rows.items() if not row[COLUMNS.index("error")]}
 
 
-def _read(path: Path, layout: Layout) -> dict[str, Row]:
-    """The rows of a journal's whole batches; what a crash cut off is dropped from the file as well."""
+def _read(path: Path, layout: Layout) -> tuple[Mapping[str, Any], dict[str, Row]]:
+    """The first line of a journal, and the rows of its whole batches; what a crash cut off is dropped."""
     data = path.read_bytes()
     whole = data[: data.rfind(b"\n\n") + 2] if b"\n\n" in data else b""
     first, line_end, _ = data.partition(b"\n")
@@ -194,9 +226,7 @@ def _read(path: Path, layout: Layout) -> dict[str, Row]:
                 f"{path} is damaged in line {number}, expected a row that this run has written", hint=_AGAIN
             )
         rows[row[0]] = row
-    if len(whole) != len(data):
-        os.truncate(path, len(whole))
-    return rows
+    return found or {}, rows
 
 
 def _parsed(line: str, layout: Layout) -> Row | None:
@@ -207,6 +237,8 @@ def _parsed(line: str, layout: Layout) -> Row | None:
 
 
 def _require_same(path: Path, found: object, header: dict[str, Any]) -> None:
+    if isinstance(found, dict):
+        found = {key: value for key, value in found.items() if key not in origin.KEYS}
     if found != header:
         differs = [key for key in header if not isinstance(found, dict) or found.get(key) != header[key]]
         raise OutputError(
@@ -242,8 +274,8 @@ def require_unchanged(output: Path, entry: Mapping[str, Any], digest: str) -> No
         )
 
 
-def _read_output(output: Path, layout: Layout) -> dict[str, Row]:
-    """The rows of a finished output, which the document beside it tells to be this run's."""
+def _read_output(output: Path, layout: Layout) -> tuple[Mapping[str, Any], dict[str, Row]]:
+    """Who made the rows of a finished output, which the document beside it tells to be this run's, and the rows."""
     from .run_record import read_record
 
     entry = read_record(output)
@@ -257,4 +289,4 @@ def _read_output(output: Path, layout: Layout) -> dict[str, Row]:
             f"{output} is no CSV that can be read ({error}), expected the file as it was written",
             hint="pass --overwrite instead of --retry-failed to start again",
         ) from error
-    return {row[0]: row for row in rows if row is not None}
+    return origin.of_record(entry), {row[0]: row for row in rows if row is not None}

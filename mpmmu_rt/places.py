@@ -75,6 +75,12 @@ def is_fed(path: Path) -> bool:
     return other or _OPEN_FILE.fullmatch(os.path.abspath(path)) is not None
 
 
+def written(output: Path) -> Path:
+    """What is written for `output`: of a link to a file, or to nothing yet, what it names. A rename onto the link would
+    leave that as it was."""
+    return Path(os.path.realpath(output)) if output.is_symlink() and not is_fed(output) else output
+
+
 def _require_name(output: Path) -> None:
     """Raise `OutputError` for a name that has no room for what stands before and behind it while it is written."""
     if not 1 <= (count := len(os.fsencode(output.name))) <= _MOST_BYTES:

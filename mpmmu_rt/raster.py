@@ -13,7 +13,8 @@ from .errors import ImageError
 from .geometry import Stated, pixel_aspect
 from .grey import GreyImage, check_depth, check_sides, check_spread, choose_frame, stretch
 from .spec import Array
-from .streams import jpeg, jpeg_header, png
+from .streams import bmp, jpeg, jpeg_header, png
+from .streams.stream import AGAIN
 
 if TYPE_CHECKING:
     from PIL.Image import Exif, Image
@@ -43,14 +44,18 @@ def read_raster(plugin: str, stream: BinaryIO, frame: int | None) -> GreyImage:
         check_sides(*image.size)
         layout = str(image.tile)  # in BMP, ";16" is 16 bits for all three channels
         deep_colour = ";16" in layout and not image.mode.startswith("I") and plugin != "Bmp"
+        entries = 0
         if plugin == "Bmp":
-            _require_whole(image, stream)
+            entries = bmp.prove(stream, image.height)
         if plugin == "Png":
             _scale_transparency(image, data, deep_colour)
+            entries = len(_chunk(data, b"PLTE")) // 3 if image.mode == "P" else 0
         aspect = _aspect(image)
         decoded: Image = image
         if coded is None:
             image.load()
+            if entries:
+                _require_entries(image, entries)
         else:
             decoded = _jpeg_image(data, coded)
             decoded.info = image.info  # its orientation
@@ -61,20 +66,11 @@ def read_raster(plugin: str, stream: BinaryIO, frame: int | None) -> GreyImage:
     return GreyImage(grey, aspect)
 
 
-def _require_whole(image: ImageFile, stream: BinaryIO) -> None:
-    """Refuse a BMP that ends before its pixels do: where anybody set `ImageFile.LOAD_TRUNCATED_IMAGES`, Pillow would
-    make them black. Rows that are run-length coded it always refuses."""
-    end = stream.seek(0, io.SEEK_END)
-    stream.seek(14)
-    (header,) = struct.unpack("<I", stream.read(4))
-    stream.seek(24 if header == 12 else 28)  # that of OS/2, and all others
-    (bits,) = struct.unpack("<H", stream.read(2))
-    for decoder, _, offset, details in image.tile:
-        # Pillow's raw decoder is told the layout, the bytes of a row, and where rows begin; the last needs no padding.
-        if decoder == "raw" and isinstance(details, tuple):
-            need = offset + (image.height - 1) * int(details[1]) + (image.width * bits + 7) // 8
-            if end < need:
-                raise OSError(f"truncated: {end} bytes of {need}")
+def _require_entries(image: Image, entries: int) -> None:
+    """Refuse pixels beyond a palette of so many colours: Pillow makes them black, or grey."""
+    top = int(image.getextrema()[1]) >> (7 if image.mode == "1" else 0)  # type: ignore[arg-type]
+    if top >= entries:
+        raise ImageError(f"has pixels of the colour {top}, expected less than {entries}, by its palette", hint=AGAIN)
 
 
 def _jpeg_image(data: bytes, coded: jpeg_header.Jpeg) -> Image:
@@ -108,12 +104,17 @@ def _scale_transparency(image: ImageFile, data: bytes, deep_colour: bool) -> Non
 
 
 def _transparent(data: bytes) -> tuple[int, ...]:
-    """The grey value or the colour of the chunk tRNS of a PNG without a palette, which is proven to be whole."""
+    """The grey value or the colour of the chunk tRNS of a PNG without a palette."""
+    body = _chunk(data, b"tRNS")
+    return struct.unpack(f">{len(body) // 2}H", body)
+
+
+def _chunk(data: bytes, kind: bytes) -> bytes:
+    """The body of the first chunk of its kind in a PNG that is proven to be whole and to have one."""
     at = 8
-    while data[at + 4 : at + 8] != b"tRNS":
+    while data[at + 4 : at + 8] != kind:
         at += 12 + int.from_bytes(data[at : at + 4], "big")
-    count = int.from_bytes(data[at : at + 4], "big") // 2
-    return struct.unpack_from(f">{count}H", data, at + 8)
+    return data[at + 8 : at + 8 + int.from_bytes(data[at : at + 4], "big")]
 
 
 def _aspect(image: ImageFile) -> float:

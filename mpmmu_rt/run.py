@@ -24,18 +24,18 @@ from typing import Any
 
 import numpy as np
 
-from . import single
+from . import origin, single
 from .bundle import Bundle
 from .cases import Case, Manifest
-from .errors import AnswerError, ImageError, OutputError, UsageError
+from .errors import AnswerError, ImageError, UsageError
 from .files import sha256_file
 from .images import Preprocessing, read_with_warnings, require_two
 from .journal import COLUMNS as COLUMNS
-from .journal import SCHEMA, Layout, Row, open_journal
+from .journal import SCHEMA, Layout, Row, open_journal, require_apart
 from .latency import Latency, summarise
 from .machine import usable_threads
 from .modality_check import SAYS, ModalityCheck
-from .places import claimed
+from .places import claimed, written
 from .predictor import Prediction, Predictor
 from .progress import Progress, silent
 from .spec import MODALITIES, Array, Modality, StrPath, Target
@@ -63,6 +63,7 @@ class Allowed:
     resume: bool = False
     overwrite: bool = False
     retry_failed: bool = False
+    require_verified: bool = False
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,7 @@ class Summary:
     stages_ms: dict[str, float]
     single: int  # rows that rest on one image, in the whole output
     header: dict[str, Any]  # of the rows: what another run must have in common to go on from them
+    earlier: Sequence[origin.Entry] = ()  # who made the rows that were there: see `origin`
 
     @property
     def pairs_per_s(self) -> float:
@@ -115,6 +117,7 @@ class Summary:
             "warned": self.warned,
             "from_one_image": self.single,
             "resumed": self.resumed,
+            "earlier": list(self.earlier),
             "wall_ms": self.wall_ms,
             "decode_ms": self.decode_ms,
             "throughput_pairs_per_s": self.pairs_per_s,
@@ -136,6 +139,8 @@ def run(
     resume: bool = False,
     overwrite: bool = False,
     retry_failed: bool = False,
+    require_verified: bool = False,
+    by: origin.Entry | None = None,
     progress: Progress = silent,
 ) -> Summary:
     """Predict every case of `manifest` and write `output`, a CSV with the columns `COLUMNS`, one row per case.
@@ -145,15 +150,14 @@ def run(
     that hold several. columns: more of them, of `EXTRAS`: "base", what each base learner says; "embedding", the SHA-256
     of its float32 values; "files", that of both image files. allow_single: a case of which the manifest gives one image
     alone is predicted by the head for that modality; every row says in `modalities` what it rests on. resume,
-    retry_failed: `open_journal`.
+    retry_failed, require_verified, by: `open_journal`. Through a link it writes the file that the link names.
 
     Raises `OutputError` if `output` or its journal is in the way or written by another process, `UsageError` for
     columns that there are not, `EngineError` if inference fails, and `MissingPackage` if a format needs a package; the
     journal stays, and `resume` goes on from it.
     """
-    output = Path(output)
-    if output.resolve() == manifest.path.resolve():
-        raise OutputError(f"{output} is the manifest itself, expected another file", hint="choose another -o")
+    output = written(Path(output))
+    require_apart(output, manifest.path)
     extra = extra_columns(predictor.bundle, columns, alone=allow_single)
     if allow_single:
         single.require_single(predictor.bundle, predictor.target)
@@ -167,7 +171,15 @@ def run(
     }
     layout = Layout(header, predictor.bundle, {case.case_id for case in manifest.cases}, extra)
     with claimed(output):
-        journal = open_journal(output, layout, resume=resume, overwrite=overwrite, retry_failed=retry_failed)
+        journal = open_journal(
+            output,
+            layout,
+            resume=resume,
+            overwrite=overwrite,
+            retry_failed=retry_failed,
+            by=by,
+            require_verified=require_verified,
+        )
         try:
             batches = batched(manifest.cases, batch, without=journal.rows.keys())
             todo = [case for one in batches for case in one]
@@ -210,6 +222,7 @@ def run(
         stages_ms=ledger.stages_ms,
         single=sum(rests_on_one(row, layout.columns) for row in rows),
         header=header,
+        earlier=journal.earlier,
     )
 
 
@@ -388,6 +401,7 @@ def decode(
     given, that one."""
     start = time.perf_counter()
     pixels: dict[Modality, Array] = {}
+    files: dict[Modality, str] = {}
     warnings: list[str] = []
     error = ""
     given = [modality for modality in MODALITIES if case.image(modality) is not None]
@@ -395,7 +409,10 @@ def decode(
     try:
         for modality in given if one else MODALITIES:
             path = _path(case, modality)
-            pixels[modality], found = read_with_warnings(path, preprocessing, modality=modality, frame=frame)
+            digest = partial(files.__setitem__, modality) if digests else None
+            pixels[modality], found = read_with_warnings(
+                path, preprocessing, modality=modality, frame=frame, digest=digest
+            )
             warnings += [f"{modality}: {warning}" for warning in found]
         if not one:
             require_two(pixels)
@@ -405,15 +422,17 @@ def decode(
         warnings.append(single.warning(given[0]))
     elif check is not None and not error and check.swapped({name: array[None] for name, array in pixels.items()})[0]:
         warnings.append(SAYS)
-    files = _digests(case) if digests else {}
+    if digests and error:
+        files = {**_digests(case, without=files.keys()), **files}
     said, spent_ms = _one_line("; ".join(warnings)), (time.perf_counter() - start) * 1e3
     return Decoded(case, pixels, error, said, spent_ms, files, given[0] if one else single.BOTH)
 
 
-def _digests(case: Case) -> dict[Modality, str]:
+def _digests(case: Case, *, without: Set[Modality]) -> dict[Modality, str]:
+    """Those of files that were not decoded, for a row that is an error."""
     found: dict[Modality, str] = {}
     for modality in MODALITIES:
-        path = case.image(modality)
+        path = None if modality in without else case.image(modality)
         with suppress(OSError, ValueError):  # what can't be read says so in its row, and what is no path
             if path is not None and path.is_file():
                 found[modality] = sha256_file(path)

@@ -6,16 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from . import single_record
+from . import origin, single_record
 from .bundle import Bundle
 from .choice import Choice
 from .errors import OutputError
 from .files import parse_json_object, read_bounded, rounded, sha256_of, write_json
 from .journal import SCHEMA
-from .machine import describe, now
+from .machine import now
 from .run import Asked, Summary
 from .spec import Target
-from .verified import Verdict
 
 MAX_BYTES = 2**22
 
@@ -65,9 +64,8 @@ class Made:
     processors: tuple[str, ...] = ()
 
 
-def record(made: Made, output: Path, verdict: Verdict, started: str, choice: Choice | None = None) -> dict[str, Any]:
-    """JSON values; `output` is written already, and told by its digest
-    (`files.sha256_of`). started: of `machine.now`.
+def record(made: Made, output: Path, by: origin.Entry, choice: Choice | None = None) -> dict[str, Any]:
+    """JSON values; `output` is written already, and told by its digest (`files.sha256_of`). by: of `origin.made_by`.
     choice: of the target, where none was named."""
     bundle, summary = made.asked.bundle, made.summary
     entry = {
@@ -83,12 +81,12 @@ def record(made: Made, output: Path, verdict: Verdict, started: str, choice: Cho
         "head_target": str(made.head_target),
         "threshold": bundle.threshold,
         "preprocessing": bundle.preprocessing.to_json(),
-        "started": started,
+        "started": by["started"],
         "ended": now(),
         **summary.to_json(),
         "remarks": [*made.remarks, *made.listing.remarks],
-        "verified": verdict.to_json(),
-        "machine": describe(),
+        "verified": by["verified"],
+        "machine": by["machine"],
         **({"processors": list(made.processors)} if made.processors else {}),
         **({single_record.KEY: _single(bundle)} if made.asked.alone else {}),
     }

@@ -21,7 +21,7 @@ from PIL import Image
 
 from mpmmu_rt import images
 from mpmmu_rt.errors import ImageError, PixelsError, UsageError
-from mpmmu_rt.images import Preprocessing, preprocess, read_grey, read_pixels
+from mpmmu_rt.images import Preprocessing, decode_with_warnings, preprocess, read_grey, read_pixels
 from mpmmu_rt.spec import Array
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -536,6 +536,25 @@ def test_preprocess_refuses_other_arrays(grey: Array) -> None:
 def test_views_are_read_as_they_look() -> None:
     grey = pattern(64, 64).astype(np.uint8)
     np.testing.assert_array_equal(preprocess(grey[::-2, ::2], Preprocessing(32))[0], grey[::-2, ::2])
+
+
+@pytest.mark.parametrize("background", [0, 200])
+@pytest.mark.parametrize(("height", "width"), [(1024, 1024), (1024, 512)])
+def test_what_the_model_can_not_see_is_blank(tmp_path: Path, background: int, height: int, width: int) -> None:
+    grey = np.full((height, width), background, np.uint8)
+    grey[500, 300] = 255 if background == 0 else 190
+    path = tmp_path / "a.png"
+    Image.fromarray(grey).save(path)
+    assert np.ptp(read_grey(path)) > 0
+    seen = f"is blank to the model: grey value {background} everywhere at {32 * width // height} x 32 pixels, expected"
+    for read in (
+        lambda: read_pixels(path, Preprocessing(32)),
+        lambda: decode_with_warnings(path.read_bytes(), Preprocessing(32), name=str(path)),
+    ):
+        with pytest.raises(ImageError, match=f"^{re.escape(str(path))} {seen}") as caught:
+            read()
+        assert "too small or too faint" in caught.value.hint
+    assert np.ptp(read_pixels(path, Preprocessing(1024))) > 0
 
 
 def test_read_pixels_is_both(tmp_path: Path) -> None:

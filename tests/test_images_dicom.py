@@ -109,11 +109,63 @@ def refused(path: Path, message: str, hint: str = ".", **options: Any) -> ImageE
 # values ────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.uint16, np.int16, np.uint32])
+@pytest.mark.parametrize("dtype", [np.int8, np.uint16, np.int16, np.uint32])
 @pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian])
 def test_without_a_window_the_images_own_range_counts(save: Save, syntax: UID, dtype: Any) -> None:
     stored = ramp(3, 120, dtype)
     np.testing.assert_array_equal(read_grey(save(dataset(stored, syntax))), to_255(stored, 3, 120))
+
+
+@pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+def test_8_bits_without_a_window_stay_as_they_are(
+    save: Save, tmp_path: Path, syntax: UID, dtype: Any, photometric: str
+) -> None:
+    """As a PNG of the same pixels, and as a window of all of them."""
+    stored = ramp(3, 120, dtype)
+    ds = dataset(stored, syntax, BitsStored=8, PhotometricInterpretation=photometric)
+    shown = stored.astype(np.uint8) if photometric == "MONOCHROME2" else 255 - stored.astype(np.uint8)
+    Image.fromarray(shown).save(tmp_path / "a.png")
+    for elements in ({}, {"RescaleSlope": 1, "RescaleIntercept": 0}, {"WindowCenter": 128, "WindowWidth": 256}):
+        for keyword, value in elements.items():
+            setattr(ds, keyword, value)
+        np.testing.assert_array_equal(read_grey(save(ds)), read_grey(tmp_path / "a.png"))
+
+
+def test_a_flat_image_of_8_bits_is_as_flat_as_it_was(save: Save) -> None:
+    """Stretched, one bright pixel would leave nothing of it, which was a refusal; as it is, it is whole."""
+    stored = ramp(3, 20, np.uint8)
+    stored[5, 5] = 255
+    np.testing.assert_array_equal(read_grey(save(dataset(stored))), stored)
+
+
+@pytest.mark.parametrize("bits", [4, 7])
+def test_fewer_bits_without_a_window_are_shares_of_their_range(save: Save, bits: int) -> None:
+    stored = ramp(1, 2**bits - 3, np.uint8)
+    np.testing.assert_array_equal(read_grey(save(dataset(stored, BitsStored=bits))), to_255(stored, 0, 2**bits - 1))
+
+
+@pytest.mark.parametrize("rescale", [{"RescaleSlope": 2}, {"RescaleIntercept": -9}])
+def test_8_bits_that_are_rescaled_are_stretched(save: Save, rescale: dict[str, int]) -> None:
+    stored = ramp(3, 120, np.uint8)
+    np.testing.assert_array_equal(read_grey(save(dataset(stored, **rescale))), to_255(stored, 3, 120))
+
+
+def test_8_bits_behind_a_modality_lut_are_stretched(save: Save) -> None:
+    stored = ramp(3, 120, np.uint8)
+    ds = dataset(stored)
+    ds.ModalityLUTSequence = lut(np.arange(256) + 500, 0, 16)
+    np.testing.assert_array_equal(read_grey(save(ds)), to_255(stored, 3, 120))
+
+
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+def test_padding_of_8_bits_is_black(save: Save, photometric: str) -> None:
+    stored = ramp(3, 120, np.uint8)
+    stored[:, :9] = 250
+    grey = read_grey(save(dataset(stored, PixelPaddingValue=250, PhotometricInterpretation=photometric)))
+    assert not grey[:, :9].any()
+    np.testing.assert_array_equal(grey[:, 9:], (stored if photometric == "MONOCHROME2" else 255 - stored)[:, 9:])
 
 
 def test_12_bits_in_16_signed(save: Save) -> None:
@@ -229,6 +281,21 @@ def test_harmless_defects_elsewhere_do_not_warn(save: Save) -> None:
 def test_impossible_windows(save: Save, function: str, width: float) -> None:
     ds = dataset(ramp(0, 9), WindowCenter=5, WindowWidth=width, VOILUTFunction=function)
     refused(save(ds), f"has a {function} window of width {width}, expected LINEAR")
+
+
+@pytest.mark.parametrize(("there", "missing"), [("Center", "Width"), ("Width", "Center")])
+@pytest.mark.parametrize("empty", [False, True])
+def test_half_a_window_is_refused(save: Save, there: str, missing: str, empty: bool) -> None:
+    ds = dataset(ramp(0, 1000), **{f"Window{there}": 500})
+    if empty:
+        setattr(ds, f"Window{missing}", None)
+    refused(save(ds), f"has a Window{there} and no Window{missing}, expected both or neither", "whole window")
+
+
+def test_an_empty_window_is_none(save: Save) -> None:
+    stored = ramp(100, 900)
+    ds = dataset(stored, WindowCenter=None, WindowWidth=None)
+    np.testing.assert_array_equal(read_grey(save(ds)), to_255(stored, 100, 900))
 
 
 def test_a_window_that_shows_nothing_is_blank(save: Save) -> None:

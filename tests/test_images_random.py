@@ -70,6 +70,13 @@ class Made:
     def ends(self) -> tuple[int, int]:
         return (-(2 ** (self.bits - 1)), 2 ** (self.bits - 1) - 1) if self.signed else (0, 2**self.bits - 1)
 
+    def is_grey(self) -> bool:
+        """Whether it is unsigned, of 8 bits, and nothing maps it: then it is shown as it is."""
+        ds = self.ds
+        mapped = {"ModalityLUTSequence", "VOILUTSequence", "WindowCenter"} & set(ds.dir())
+        identity = (ds.get("RescaleSlope", 1), ds.get("RescaleIntercept", 0)) == (1, 0)
+        return self.bits == 8 and not self.signed and identity and not mapped
+
     def lut(self, first_input: float, last_input: float, signed: bool, fault: bool) -> tuple[Any, Array, int, int]:
         """(sequence, table, first value mapped, bits), for inputs that are whole numbers."""
         random = self.random
@@ -103,6 +110,8 @@ class Made:
         random, ds = self.random, self.ds
         values, rescaled_sign = self._modality()
         share = self._voi(values, rescaled_sign)
+        if self.is_grey():
+            share = values / (2**self.bits - 1)
         ds.PhotometricInterpretation = one(random, "MONOCHROME1", "MONOCHROME2", "MONOCHROME2")
         inverse = ds.PhotometricInterpretation == "MONOCHROME1"
         shape = one(random, None, None, "INVERSE" if inverse else "IDENTITY", one(random, "IDENTITY", "INVERSE"))
@@ -200,6 +209,8 @@ def pydicoms_grey(path: Path) -> Array | None:
                 low, high = (end * float(ds.RescaleSlope) + float(ds.RescaleIntercept) for end in (low, high))
     else:
         shown = values.astype(np.float64)
+        if stored.dtype == np.uint8 and (ds.get("RescaleSlope", 1), ds.get("RescaleIntercept", 0)) == (1, 0):
+            low, high = (low, high) if "ModalityLUTSequence" in ds else (0, 255)
     grey = 255 * (shown - low) / ((high - low) or 1)
     return np.asarray(255 - grey if ds.PhotometricInterpretation == "MONOCHROME1" else grey)
 

@@ -17,7 +17,7 @@ import pytest
 
 from mpmmu_rt.errors import OutputError
 from mpmmu_rt.files import atomic_file, atomic_folder
-from mpmmu_rt.places import check_writable, claimed, is_full, require_room
+from mpmmu_rt.places import check_writable, claimed, is_full, require_room, written
 
 HOLD = """
 import sys, time
@@ -97,6 +97,17 @@ def test_a_link_beside_it_is_not_followed(tmp_path: Path) -> None:
     with claimed(tmp_path / "out"):
         pass
     assert (target / "keep").exists()
+
+
+def test_what_is_written_of_a_link_is_what_it_names(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    links = {"file": tmp_path / "kept.csv", "two": tmp_path / "file", "folder-link": tmp_path / "folder"}
+    for name, to in links.items():
+        (tmp_path / name).symlink_to(to)
+    (tmp_path / "null").symlink_to(os.devnull)
+    assert written(tmp_path / "file") == written(tmp_path / "two") == (tmp_path / "kept.csv").resolve()
+    for name in ("kept.csv", "folder", "folder-link", "null"):
+        assert written(tmp_path / name) == tmp_path / name
 
 
 def test_claims_of_one_thread_nest_and_those_of_two_do_not(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, PngImagePlugin
 
 from mpmmu_rt.errors import ImageError
 from mpmmu_rt.images import Preprocessing, preprocess, read_grey, read_image, read_pixels
@@ -263,15 +263,148 @@ def test_a_bmp_that_ends_early_is_refused_whatever_pillow_was_told(
             read_grey(path)
 
 
+# BMP: uncompressed rows that end with the file ─────────────────────────────────────────────────────
+
+
+def bmp(grey: Array, bits: int = 8, entries: int = 256, header: int = 40, behind: bytes = b"", **stated: int) -> bytes:
+    """uint8 [H, W] that fits into `bits`; the palette is the negative, so that it counts."""
+    height, width = grey.shape
+    samples = np.repeat(grey[..., None], 3, axis=-1) if bits == 24 else grey[..., None]
+    flat = samples.reshape(height, -1)
+    deep = 8 if bits == 24 else bits
+    planes = (flat[..., None] >> np.arange(deep - 1, -1, -1) & 1).astype(np.uint8).reshape(height, -1)
+    stride = (width * bits + 31) // 32 * 4
+    rows = b"".join(row.tobytes().ljust(stride, b"\0") for row in np.packbits(planes, axis=1)[::-1])
+    table = b"".join(bytes([255 - index] * 3) + (b"" if header == 12 else b"\0") for index in range(entries))
+    table = table if bits <= 8 else b""
+    offset = 14 + header + len(table)
+    size = stated.get("size", offset + len(rows) + len(behind))
+    begin = b"BM" + struct.pack("<I4xI", size, stated.get("offset", offset))
+    if header == 12:
+        begin += struct.pack("<IHHHH", 12, width, height, 1, bits)
+    else:
+        pixels, colours = stated.get("pixels", len(rows)), stated.get("colours", entries if bits <= 8 else 0)
+        begin += struct.pack(
+            "<IiiHHIIiiII", header, width, height, 1, bits, stated.get("compression", 0), pixels, 0, 0, colours, 0
+        )
+        begin = begin.ljust(14 + header, b"\0")
+    return begin + table + rows + behind
+
+
+def grey_of_bmp(path: Path, data: bytes) -> Array:
+    path.write_bytes(data)
+    return read_grey(path)
+
+
+@pytest.mark.parametrize("header", [12, 40, 64, 108, 124])
+@pytest.mark.parametrize(("bits", "entries"), [(1, 2), (4, 16), (8, 256), (24, 0)])
+def test_bmp_of_every_header(tmp_path: Path, header: int, bits: int, entries: int) -> None:
+    grey = pattern(min(255, 2**bits - 1)).astype(np.uint8)
+    expected = grey if bits == 24 else 255 - grey
+    np.testing.assert_array_equal(grey_of_bmp(tmp_path / "a.bmp", bmp(grey, bits, entries, header)), expected)
+
+
+GOOD: dict[str, dict[str, Any]] = {
+    "no length of the file": {"size": 0},
+    "no length of the pixels": {"pixels": 0},
+    "OS/2's length of the headers": {"size": 54},
+    "two zeros, counted": {"behind": bytes(2), "pixels": H * W + 2},
+    "two zeros, not counted": {"behind": bytes(2), "size": 1078 + H * W},
+    "few colours": {"entries": 100},
+    "no number of colours": {"colours": 0},
+}
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_what_writers_of_bmp_are_known_to_do_is_read(tmp_path: Path, name: str) -> None:
+    options = GOOD[name]
+    grey = pattern(options.get("entries", 256) - 1).astype(np.uint8)
+    np.testing.assert_array_equal(grey_of_bmp(tmp_path / "a.bmp", bmp(grey, **options)), 255 - grey)
+
+
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "pixels in the palette": ({"offset": 566}, "is a BMP whose pixels begin at byte 566, expected 1078 or more"),
+    "pixels in the header": ({"offset": 54}, "is a BMP whose pixels begin at byte 54, expected 1078 or more"),
+    "pixels at no offset": ({"offset": 0}, "is a BMP whose pixels begin at byte 0, expected 1078 or more"),
+    "pixels a row later": ({"offset": 1078 + W}, r"can't be read \(it ends before its image does\)"),
+    "four bytes more": ({"behind": bytes(4)}, f"is a BMP of {1082 + H * W} bytes, expected {1078 + H * W}, by its"),
+    "one byte that is no zero": ({"behind": b"a"}, f"is a BMP of {1079 + H * W} bytes, expected {1078 + H * W}"),
+    "another length of the file": ({"size": 9999}, f"is a BMP of {1078 + H * W} bytes that states 9999"),
+    "another length of the pixels": ({"pixels": H * W - W}, f"with {H * W} bytes of pixels that states {H * W - W}"),
+    "RLE": ({"compression": 1}, "is a BMP with the compression 1, expected uncompressed rows"),
+    "RLE of 4 bits": ({"compression": 2}, "is a BMP with the compression 2, expected uncompressed rows"),
+    "colours beyond the palette": ({"entries": 255}, "has pixels of the colour 255, expected less than 255"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bmp_that_contradicts_itself_is_refused(tmp_path: Path, name: str) -> None:
+    options, message = BAD[name]
+    grey = pattern(255).astype(np.uint8)
+    grey[0, 0] = 255
+    (tmp_path / "a.bmp").write_bytes(bmp(grey, **options))
+    refused(tmp_path / "a.bmp", message)
+
+
+@pytest.mark.parametrize(("at", "value"), [(18, W - 4), (18, W + 4), (22, H - 1), (22, -(H - 1))])
+def test_a_bmp_of_another_size_is_refused(tmp_path: Path, at: int, value: int) -> None:
+    data = bytearray(bmp(pattern(255).astype(np.uint8)))
+    struct.pack_into("<i", data, at, value)
+    (tmp_path / "a.bmp").write_bytes(data)
+    refused(tmp_path / "a.bmp", "is a BMP of|it ends before its image does")
+
+
+def test_a_grey_palette_that_pillow_leaves_out_counts_too(tmp_path: Path) -> None:
+    data = bytearray(bmp(pattern(99).astype(np.uint8), entries=100))
+    data[54:454] = b"".join(bytes([index, index, index, 0]) for index in range(100))
+    np.testing.assert_array_equal(grey_of_bmp(tmp_path / "a.bmp", bytes(data)), pattern(99))
+    data[-1] = 100
+    (tmp_path / "a.bmp").write_bytes(data)
+    refused(tmp_path / "a.bmp", "has pixels of the colour 100, expected less than 100, by its palette")
+
+
+def test_masks_are_not_pixels(tmp_path: Path) -> None:
+    masks = struct.pack("<3I", 0xF800, 0x7E0, 0x1F)
+    rows = np.random.default_rng(4).integers(0, 256, 20 * 20 * 2, np.uint8).tobytes()
+    info = struct.pack("<IiiHHIIiiII", 40, 20, 20, 1, 16, 3, 0, 0, 0, 0, 0)
+    for offset, data in ((66, masks + rows), (54, masks + rows[:-12])):
+        (tmp_path / "a.bmp").write_bytes(b"BM" + struct.pack("<I4xI", 0, offset) + info + data)
+        if offset == 66:
+            assert read_grey(tmp_path / "a.bmp").shape == (20, 20)
+    refused(tmp_path / "a.bmp", "is a BMP whose pixels begin at byte 54, expected 66 or more")
+
+
+def test_a_colour_profile_behind_the_pixels(tmp_path: Path) -> None:
+    grey, profile = pattern(255).astype(np.uint8), bytes(range(1, 100))
+    data = bytearray(bmp(grey, header=124, behind=profile + b"\0"))
+    (tmp_path / "a.bmp").write_bytes(data)
+    refused(tmp_path / "a.bmp", "is a BMP of")
+    struct.pack_into("<II", data, 14 + 112, len(data) - 100 - 14, 100)
+    np.testing.assert_array_equal(grey_of_bmp(tmp_path / "a.bmp", bytes(data)), 255 - grey)
+    struct.pack_into("<II", data, 14 + 112, len(data) - 100 - 14, 101)
+    (tmp_path / "a.bmp").write_bytes(data)
+    refused(tmp_path / "a.bmp", "is a BMP of")
+
+
 @pytest.mark.parametrize("mode", ["L", "RGB"])
-def test_a_bmp_needs_no_padding_behind_its_last_pixel(tmp_path: Path, mode: str) -> None:
+def test_a_bmp_needs_the_padding_behind_its_last_pixel(tmp_path: Path, mode: str) -> None:
     grey = np.random.default_rng(2).integers(0, 256, (20, 21), np.uint8)
     path = tmp_path / "a.bmp"
     Image.fromarray(grey).convert(mode).save(path)
-    data, whole = path.read_bytes(), read_grey(path)
-    padding = -21 * len(mode) % 4
-    path.write_bytes(data[: len(data) - padding])
-    np.testing.assert_array_equal(read_grey(path), whole)
-    path.write_bytes(data[: len(data) - padding - 1])
-    with pytest.raises(ImageError, match="it ends before its image does"):
-        read_grey(path)
+    np.testing.assert_array_equal(read_grey(path), grey)
+    path.write_bytes(path.read_bytes()[:-1])
+    refused(path, "it ends before its image does")
+
+
+# a net ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_an_assertion_of_pillow_costs_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A palette image without its palette was one; such a file must not end a run."""
+    Image.fromarray(circle()).save(tmp_path / "a.png")
+
+    def load(_: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", load)
+    refused(tmp_path / "a.png", r"can't be read \(its content does not follow its format\)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import os
 import shutil
@@ -17,7 +18,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from mpmmu_rt import Predictor, images, load
 from mpmmu_rt.bundle import Bundle
@@ -386,6 +387,39 @@ def test_outputs_that_can_not_be(predictor: Predictor, manifest: Manifest, tmp_p
     assert len(read_manifest(manifest.path).cases) == 12
 
 
+@pytest.mark.parametrize("name", ["out.csv.partial", "out.csv.json"])
+def test_a_manifest_that_lies_where_a_run_keeps_something_is_refused(
+    predictor: Predictor, manifest: Manifest, tmp_path: Path, name: str
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(manifest.path.read_bytes())
+    with pytest.raises(OutputError, match=rf"{name} is the manifest itself, and where .*out\.csv is written with"):
+        run(predictor, read_manifest(path), tmp_path / "out.csv", overwrite=True)
+    assert path.read_bytes() == manifest.path.read_bytes()
+
+
+def test_through_a_link_the_file_that_it_names_is_written(
+    predictor: Predictor, manifest: Manifest, out: Path, tmp_path: Path
+) -> None:
+    link, there = tmp_path / "link.csv", tmp_path / "there"
+    there.mkdir()
+    link.symlink_to(there / "kept.csv")
+    run(predictor, manifest, link)  # there is no such file yet
+    want = (there / "kept.csv").read_bytes()
+    assert len(want.splitlines()) == 13
+    (there / "kept.csv").write_text("old")
+    with pytest.raises(OutputError, match=r"there/kept\.csv exists already"):
+        run(predictor, manifest, link)
+    run(predictor, manifest, link, overwrite=True)
+    assert (there / "kept.csv").read_bytes() == want
+    assert link.is_symlink()
+    link.unlink()
+    link.symlink_to(manifest.path)
+    with pytest.raises(OutputError, match="is the manifest itself"):
+        run(predictor, manifest, link, overwrite=True)
+    assert [path.name for path in there.iterdir()] == ["kept.csv"]
+
+
 def test_an_engine_that_fails_leaves_the_journal_and_no_output(
     bundle_folder: Path, manifest: Manifest, out: Path
 ) -> None:
@@ -463,6 +497,45 @@ def test_an_image_that_can_not_be_hashed_costs_its_row(
     assert "File name too long" in first
     assert first.endswith(f",{sha256_file(one.mammography)},")
     assert second.endswith(f",{sha256_file(two.mammography)},{sha256_file(two.ultrasound)}")
+
+
+@pytest.mark.parametrize("how", ["replaced", "written", "written, then refused"])
+def test_a_digest_is_that_of_the_bytes_that_were_decoded(
+    predictor: Predictor, phantom_manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """A file that is exchanged once it is decoded had the digest of bytes that nothing was said of."""
+    one, two = read_manifest(phantom_manifest).cases[:2]
+    assert one.mammography is not None
+    assert two.mammography is not None
+    assert one.ultrasound is not None
+    path = tmp_path / "a.png"
+    path.write_bytes(one.mammography.read_bytes())
+    other = two.mammography.read_bytes()
+    load, left = PngImagePlugin.PngImageFile.load, [path]
+
+    def load_and_exchange(image: PngImagePlugin.PngImageFile) -> Any:
+        found = load(image)
+        for path in left:
+            if how == "replaced":
+                (tmp_path / "new.png").write_bytes(other)
+                (tmp_path / "new.png").replace(path)
+            else:
+                path.write_bytes(other)
+        left.clear()
+        if how == "written, then refused":
+            raise SyntaxError
+        return found
+
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", load_and_exchange)
+    cases = write_manifest(tmp_path, [("a", path, one.ultrasound)])
+    assert run(predictor, cases, tmp_path / "out.csv", columns=["files"]).failed == 1
+    (row,) = read(tmp_path / "out.csv")
+    assert row["error"].startswith(f"{path} changed while it was read, expected a file that stays as it is")
+    assert (row["probability"], row["mammography_sha256"]) == ("", "")
+    assert row["ultrasound_sha256"] == sha256_file(one.ultrasound)
+    monkeypatch.undo()
+    assert run(predictor, cases, tmp_path / "out.csv", columns=["files"], overwrite=True).failed == 0
+    assert read(tmp_path / "out.csv")[0]["mammography_sha256"] == hashlib.sha256(other).hexdigest()
 
 
 def test_a_frame_is_chosen_of_those_that_have_several(

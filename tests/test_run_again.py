@@ -6,6 +6,7 @@ import csv
 import hashlib
 import itertools
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -16,10 +17,11 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
-from mpmmu_rt import journal, load
+from mpmmu_rt import journal, load, origin
 from mpmmu_rt.bundle import Bundle
 from mpmmu_rt.cases import read_manifest
 from mpmmu_rt.cli import app
+from mpmmu_rt.machine import THREADS_VARIABLE
 
 LEARNERS = ("logistic_regression", "svm", "random_forest", "extra_trees")
 
@@ -236,3 +238,193 @@ def test_a_retry_that_is_killed_while_it_takes_rows_over_loses_none(
     assert "(11 rows there already)" in again.stderr
     after = rows(tmp_path / "p.csv")
     assert [at for at, (one, two) in enumerate(zip(before, after, strict=True)) if one != two] == [2]
+
+
+@pytest.fixture
+def bundle(bundle_folder: Path, tmp_path: Path) -> Path:
+    """A copy of its own, beside which the verdict lies."""
+    return Path(shutil.copytree(bundle_folder, tmp_path / "copy.bundle"))
+
+
+@pytest.fixture
+def call(bundle: Path, tmp_path: Path) -> Callable[..., Result]:
+    def command(name: str, *options: object) -> Result:
+        return CliRunner().invoke(app, [name, str(bundle), *map(str, options), "--target", "onnxruntime:fp32"])
+
+    return command
+
+
+def told(entry: dict[str, Any]) -> dict[str, Any]:
+    return {key: entry[key] for key in ("started", "machine", "verified")}
+
+
+def record(out: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(out.with_name(f"{out.name}.json").read_text())
+    return found
+
+
+def refused(done: Result, match: str) -> None:
+    assert done.exit_code == 3, done.stderr
+    error, hint = done.stderr.splitlines()
+    assert re.match(f"error: {match}, expected rows of verified runs alone", error), error
+    assert hint == "hint: make all rows anew with --overwrite, or leave --require-verified out"
+
+
+def test_a_retry_tells_who_made_the_rows_that_it_takes_over(
+    call: Callable[..., Result], cases: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "p.csv"
+    named = (cases, "-o", out)
+    monkeypatch.setenv(THREADS_VARIABLE, "2")
+    assert call("run", *named).exit_code == 1
+    first, text = record(out), out.read_text()
+    assert (first["verified"]["passed"], first["earlier"]) == (None, [])
+    monkeypatch.setenv(THREADS_VARIABLE, "1")
+    assert call("verify").exit_code == 0
+    repair(cases)
+    said = (
+        rf"11 rows of {out} would be taken over from a run that is not known to have been verified \(there is no .*\)"
+    )
+    refused(call("run", *named, "--retry-failed", "--require-verified"), said)
+    assert (record(out), out.read_text()) == (first, text)
+    assert not out.with_name("p.csv.partial").exists()
+    done = call("run", *named, "--retry-failed", "--json", tmp_path / "s.json")
+    assert done.exit_code == 0, done.stderr
+    assert "warning: 11 of 12 rows were there, of a run that is not known to be verified" in done.stderr
+    after = record(out)
+    assert after["earlier"] == [{"rows": 11, "failed": 0, **told(first)}]
+    assert after["verified"]["passed"] is True
+    assert after["machine"]["threads"] == 1
+    assert json.loads((tmp_path / "s.json").read_text()) == after
+    refused(call("run", *named, "--retry-failed", "--require-verified"), said)  # what was taken over once stays so
+    assert call("run", *named, "--retry-failed").exit_code == 0
+    assert [(one["rows"], one["started"]) for one in record(out)["earlier"]] == [
+        (11, first["started"]),
+        (1, after["started"]),
+    ]
+    assert call("run", *named, "--overwrite", "--require-verified").exit_code == 0
+    assert record(out)["earlier"] == []
+    done = call("run", *named, "--retry-failed", "--require-verified")
+    assert done.exit_code == 0, done.stderr
+    assert "not known to be verified" not in done.stderr
+    assert [one["verified"]["passed"] for one in record(out)["earlier"]] == [True]
+
+
+@pytest.mark.parametrize("resumed", [0, 5])
+def test_a_record_of_an_earlier_version(call: Callable[..., Result], cases: Path, tmp_path: Path, resumed: int) -> None:
+    """It does not say whose rows it took over: where there are such, it tells nothing of any."""
+    out = tmp_path / "p.csv"
+    assert call("verify").exit_code == 0
+    assert call("run", cases, "-o", out).exit_code == 1
+    first = record(out)
+    old = {key: value for key, value in first.items() if key != "earlier"} | {"resumed": resumed}
+    out.with_name("p.csv.json").write_text(json.dumps(old))
+    if resumed:
+        again = ("run", cases, "-o", out, "--retry-failed", "--require-verified")
+        refused(call(*again), r"11 rows of .* \(it did not say\)")
+    assert call("run", cases, "-o", out, "--retry-failed").exit_code == 1
+    known = dict.fromkeys(("started", "machine", "verified")) if resumed else told(first)
+    assert record(out)["earlier"] == [{"rows": 11, "failed": 0, **known}]
+
+
+def test_a_journal_tells_who_made_its_rows(
+    call: Callable[..., Result], cases: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process that made them was killed, and wrote no record."""
+    import mpmmu_rt.run
+    from mpmmu_rt.images import read_with_warnings as read
+
+    out = tmp_path / "p.csv"
+    place = out.with_name("p.csv.partial")
+    named = (cases, "-o", out, "--batch", 2)
+
+    monkeypatch.setenv(THREADS_VARIABLE, "1")  # which decode in order
+
+    def killed(at: int, *options: str) -> None:
+        count = itertools.count(1)
+
+        def interrupted(*given: Any, **more: Any) -> Any:
+            if next(count) == at:
+                raise KeyboardInterrupt
+            return read(*given, **more)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(mpmmu_rt.run, "read_with_warnings", interrupted)
+            assert call("run", *named, *options).exit_code == 130
+
+    killed(13)
+    before = place.read_bytes()
+    assert call("verify").exit_code == 0
+    there = r"6 rows of .* \(there is no copy.bundle.verified.json\)"
+    refused(call("run", *named, "--resume", "--require-verified"), there)
+    assert place.read_bytes() == before
+    killed(5, "--resume")
+    refused(call("run", *named, "--resume", "--require-verified"), there)  # of both, the first was not
+    done = call("run", *named, "--resume")
+    assert done.exit_code == 1
+    entry = record(out)
+    made = [(one["rows"], one["failed"], one["verified"]["passed"]) for one in entry["earlier"]]
+    assert made == [(6, 1, None), (2, 0, True)]
+    assert entry["resumed"] == 8
+
+    # One of an earlier version goes on, and tells nothing.
+    header, _, rest = before.partition(b"\n")
+    old = {key: value for key, value in json.loads(header).items() if key not in origin.KEYS}
+    out.unlink()
+    place.write_bytes(json.dumps(old).encode() + b"\n" + rest)
+    refused(call("run", *named, "--resume", "--require-verified"), r"6 rows of .* \(it did not say\)")
+    assert call("run", *named, "--resume").exit_code == 1
+    (unknown,) = record(out)["earlier"]
+    assert unknown == {"rows": 6, "failed": 1, "started": None, "machine": None, "verified": None}
+
+
+def test_through_a_link_all_lies_beside_what_is_written(
+    call: Callable[..., Result], cases: Path, tmp_path: Path
+) -> None:
+    there, link = tmp_path / "there", tmp_path / "p.csv"
+    there.mkdir()
+    (there / "kept.csv").write_text("old")
+    link.symlink_to(there / "kept.csv")
+    assert "exists already" in call("run", cases, "-o", link).stderr
+    done = call("run", cases, "-o", link, "--overwrite")
+    assert f"wrote {link}: 11 predictions, 1 error; what they were made with: {there / 'kept.csv.json'}" in done.stderr
+    assert link.is_symlink()
+    assert len(rows(there / "kept.csv")) == 12
+    assert sorted(path.name for path in there.iterdir()) == ["kept.csv", "kept.csv.json"]
+    repair(cases)
+    assert call("run", cases, "-o", link, "--retry-failed").exit_code == 0  # by the file's own record
+    assert call("run", cases, "-o", there / "kept.csv", "--retry-failed").exit_code == 0
+    inside = call("run", cases, "-o", link, "--overwrite", "--json", there / "kept.csv")
+    assert inside.exit_code != 0
+    assert len(rows(there / "kept.csv")) == 12
+
+
+def by_hand(*, earlier: object, by: object = {"started": "x"}) -> dict[str, Any]:
+    return {"made_by": by, "earlier": earlier}
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        {},
+        by_hand(earlier=None),
+        by_hand(earlier=[], by=None),
+        by_hand(earlier=[None]),
+        by_hand(earlier=[{"rows": "2", "failed": 0}]),
+        by_hand(earlier=[{"rows": 2, "failed": 3}]),
+        by_hand(earlier=[{"rows": 9, "failed": 0}]),
+        by_hand(earlier=[{"rows": 2, "failed": 2}]),
+    ],
+)
+def test_of_what_does_not_fit_the_rows_nothing_is_known(found: dict[str, Any]) -> None:
+    unknown = {"started": None, "machine": None, "verified": None}
+    assert origin.taken_over(found, 8, 1, dropped=False) == [{"rows": 8, "failed": 1, **unknown}]
+    assert origin.taken_over(found, 8, 1, dropped=True) == [{"rows": 7, "failed": 0, **unknown}]
+
+
+def test_who_made_nothing_that_is_taken_over_is_not_listed() -> None:
+    before = [{"rows": 3, "failed": 0, "started": "a"}, {"rows": 2, "failed": 2, "started": "b"}]
+    found = by_hand(earlier=before)
+    assert origin.taken_over(found, 5, 2, dropped=False) == before
+    assert origin.taken_over(found, 5, 2, dropped=True) == before[:1]
+    assert origin.taken_over({}, 0, 0, dropped=True) == []

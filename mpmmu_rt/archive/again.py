@@ -11,6 +11,7 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
+from mpmmu_rt import origin
 from mpmmu_rt.files import sha256_of
 from mpmmu_rt.journal import COLUMNS, Layout, Row, require_same_rows, require_unchanged
 from mpmmu_rt.progress import Progress, silent
@@ -20,6 +21,21 @@ from .parts import Parts, cells_of_output
 from .plan import Plan
 
 _ERROR = COLUMNS.index("error")
+
+
+def counted(plan: Plan, parts: Parts, layout: Layout, progress: Progress = silent) -> tuple[int, int]:
+    """How many rows there are of an unfinished run, and how many of these have errors. Raises `OutputError`."""
+    there = parts.done()
+    count = failed = 0
+    for shard in plan.shards:
+        progress("counting rows", shard.index, len(plan.shards), "shards")
+        if shard.index in there:
+            rows = parts.read(shard.index, plan.ids(shard), layout)
+            failed += len(rows) - len(_without_errors(rows))
+            count += len(rows)
+        elif parts.keeps(shard.index):
+            count += len(parts.kept(shard.index, plan.ids(shard), layout))
+    return count, failed
 
 
 def drop_failed(plan: Plan, parts: Parts, layout: Layout, progress: Progress = silent) -> None:
@@ -35,8 +51,11 @@ def drop_failed(plan: Plan, parts: Parts, layout: Layout, progress: Progress = s
                 parts.keep(shard.index, kept)
 
 
-def take_over(output: Path, plan: Plan, parts: Parts, layout: Layout, progress: Progress = silent) -> None:
-    """Of a finished output, which the document beside it tells to be this run's: make parts of what succeeded.
+def take_over(
+    output: Path, plan: Plan, parts: Parts, layout: Layout, progress: Progress = silent
+) -> list[origin.Entry]:
+    """Of a finished output, which the document beside it tells to be this run's: make parts of what succeeded. Returns
+    who made these rows.
 
     Raises `OutputError` for an output that is not, or was changed since.
     """
@@ -44,15 +63,19 @@ def take_over(output: Path, plan: Plan, parts: Parts, layout: Layout, progress: 
     require_same_rows(output, entry, layout.header)
     require_unchanged(output, entry, sha256_of(output))
     cells = cells_of_output(output, layout.columns)
+    count = failed = 0
     for shard in plan.shards:
         progress("looking for errors", shard.index, len(plan.shards), "shards")
         ids = plan.ids(shard)
         here = replace(layout, case_ids=frozenset(ids))
         rows = [row for one in islice(cells, shard.rows) if (row := here.row(one)) is not None]
-        if len(kept := _without_errors(rows)) == len(ids):
+        kept = _without_errors(rows)
+        count, failed = count + len(rows), failed + len(rows) - len(kept)
+        if len(kept) == len(ids):
             parts.write(shard.index, kept)
         else:
             parts.keep(shard.index, kept)
+    return origin.taken_over(origin.of_record(entry), count, failed, dropped=True)
 
 
 def _without_errors(rows: Sequence[Row]) -> list[Row]:

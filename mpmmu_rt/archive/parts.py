@@ -25,6 +25,7 @@ from mpmmu_rt._optional import require
 from mpmmu_rt.errors import OutputError
 from mpmmu_rt.files import atomic_file, write_json
 from mpmmu_rt.journal import Layout, Row, how_to_go_on
+from mpmmu_rt.origin import Entry
 
 FORMATS = ("csv", "parquet")
 _NAME = re.compile(r"part-(\d{8})\.(csv|parquet)")
@@ -62,8 +63,14 @@ class Parts:
         for folder in ("parts", "begun", "kept"):
             (self.folder / folder).mkdir(parents=True)
 
-    def seal(self) -> None:
-        write_json(self._header_file, self.header)
+    def seal(self, by: Entry | None = None, earlier: Sequence[Entry] = ()) -> None:
+        """by, earlier: see `mpmmu_rt.origin`."""
+        write_json(self._header_file, {**self.header, "made_by": by, "earlier": list(earlier)})
+
+    def sealed(self) -> dict[str, Any]:
+        """What `seal` wrote; of an earlier version the header alone."""
+        found: dict[str, Any] = json.loads(self._header_file.read_bytes())
+        return found
 
     def done(self) -> set[int]:
         """Indices of the shards whose part is there."""

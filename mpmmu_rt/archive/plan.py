@@ -30,6 +30,7 @@ from mpmmu_rt.progress import Progress, silent
 from mpmmu_rt.spec import MODALITIES
 
 MAX_LINE_BYTES = 2**20
+_CHUNK_BYTES = 2**16
 _EVERY = 20_000  # rows between two signs of life
 
 
@@ -118,9 +119,20 @@ class _Lines:
         self.offset = 0
         self.digest, self.of_shard = hashlib.sha256(), _digest()
 
+    def _lines(self) -> Iterator[bytes]:
+        """As `io.StringIO` ends them for `read_manifest`: by CR alone, too, which `readline` does not."""
+        last = b""
+        while data := self._file.read(_CHUNK_BYTES):
+            *lines, last = (last + data).splitlines(keepends=True)
+            yield from lines
+            if len(last) >= MAX_LINE_BYTES:
+                break
+        if last:
+            yield last
+
     def __iter__(self) -> Iterator[str]:
-        while line := self._file.readline(MAX_LINE_BYTES):
-            if len(line) == MAX_LINE_BYTES:
+        for line in self._lines():
+            if len(line) >= MAX_LINE_BYTES:
                 raise ManifestError(
                     f"{self._path} has a line of {MAX_LINE_BYTES} bytes or more, expected a CSV file",
                     hint="save it as CSV UTF-8",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import json
 import os
 import re
 import shutil
@@ -13,18 +14,18 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mpmmu_rt import single
+from mpmmu_rt import origin, single
 from mpmmu_rt.engines import head_target
 from mpmmu_rt.errors import ManifestError, OutputError
 from mpmmu_rt.files import atomic_file, atomic_folder, check_replaceable, sha256_file, write_json
-from mpmmu_rt.journal import SCHEMA, Layout, Row, place_of
+from mpmmu_rt.journal import SCHEMA, Layout, Row, place_of, require_apart
 from mpmmu_rt.progress import Progress, silent
 from mpmmu_rt.run import Allowed, Asked, Summary, extra_columns, rests_on_one
 from mpmmu_rt.run_record import Made
 from mpmmu_rt.spec import Target
 
 from .address import copied, is_address, local_path, without_secrets
-from .again import drop_failed, take_over
+from .again import counted, drop_failed, take_over
 from .cluster import Cluster
 from .parts import Parts, holds_rows
 from .plan import Plan, read_plan, spooled
@@ -42,13 +43,15 @@ def run(
     cluster: Cluster,
     *,
     allowed: Allowed,
+    by: origin.Entry | None = None,
     progress: Progress = silent,
 ) -> Made:
     """Predict every case of `manifest`, a CSV or `.parquet` of any size, or the address of one, and write
     `output`: a CSV, or a folder of Parquet parts where its name ends in `.parquet`.
 
     All files must lie where every node of the cluster has them under the same path. The caller holds `output`
-    (`places.claimed`). Raises what `mpmmu_rt.run.run` raises; the parts that were made stay, and `resume` goes on.
+    (`places.claimed`), which is no link. by: of `origin.made_by`. Raises what `mpmmu_rt.run.run` raises; the parts that
+    were made stay, and `resume` goes on.
     """
     form = "parquet" if output.suffix == ".parquet" else "csv"
     _check(manifest, output, form, allowed)
@@ -61,7 +64,7 @@ def run(
         layout = Layout(_header(asked, plan, head, form, extra), asked.bundle, frozenset(), extra)
         job = _job(asked, plan, layout, work, cluster.cpus)
         parts = job.parts()
-        _begin(output, plan, parts, layout, allowed, progress)
+        earlier = _begin(output, plan, parts, layout, allowed, by or origin.made_by(), progress)
         start = time.perf_counter()
         resumed, total = _work(job, plan, parts, layout, cluster, progress)
     except BaseException:
@@ -85,10 +88,11 @@ def run(
         stages_ms={"engine": total.engine_ms},
         single=seen.single,
         header=layout.header,
+        earlier=earlier,
     )
-    said = asked.bundle.warning
+    remarks = tuple(dict.fromkeys([*([said] if (said := asked.bundle.warning) else []), *total.remarks]))
     listing = _Listed(without_secrets(str(manifest)), plan) if is_address(manifest) else plan
-    return Made(asked, head, (said,) if said else (), listing, summary, tuple(sorted(total.processors)))
+    return Made(asked, head, remarks, listing, summary, tuple(sorted(total.processors)))
 
 
 @dataclass(frozen=True)
@@ -146,9 +150,8 @@ def _job(asked: Asked, plan: Plan, layout: Layout, work: Path, threads: int) -> 
 def _check(manifest: Path | str, output: Path, form: str, allowed: Allowed) -> None:
     """Raise `OutputError` for what is in the way; with `overwrite` remove what an earlier run left."""
     work = place_of(output)
-    read = local_path(str(manifest)) if is_address(manifest) else Path(manifest)
-    if read and output.resolve() == read.resolve():
-        raise OutputError(f"{output} is the manifest itself, expected another file", hint="choose another -o")
+    if read := local_path(str(manifest)) if is_address(manifest) else Path(manifest):
+        require_apart(output, read)
     if work.is_file():
         raise OutputError(
             f"{work} holds the rows of an unfinished run without --ray, expected none",
@@ -168,6 +171,8 @@ def _check(manifest: Path | str, output: Path, form: str, allowed: Allowed) -> N
     may_replace = allowed.overwrite or allowed.retry_failed or (allowed.resume and begun)
     if form == "parquet":
         check_replaceable(output, marker=MARKER, overwrite=may_replace)
+    elif output.is_symlink():
+        raise OutputError(f"{output} is a link, expected a free path or a file", hint="name the file itself with -o")
     elif output.is_dir():
         raise OutputError(f"{output} is a folder, expected a file to write", hint="name a file with -o")
     elif output.exists() and not may_replace:
@@ -179,19 +184,28 @@ def _check(manifest: Path | str, output: Path, form: str, allowed: Allowed) -> N
         shutil.rmtree(work)
 
 
-def _begin(output: Path, plan: Plan, parts: Parts, layout: Layout, allowed: Allowed, progress: Progress) -> None:
-    """Make the place of the parts, with what there is to go on from. Raises `OutputError`.
+def _begin(
+    output: Path, plan: Plan, parts: Parts, layout: Layout, allowed: Allowed, by: origin.Entry, progress: Progress
+) -> list[origin.Entry]:
+    """Make the place of the parts, with what there is to go on from, and return who made that. Raises `OutputError`, or
+    `ParityError` where it must be verified and was not.
 
     It counts as begun at the end: killed before, a finished output stands as it was, and the same command begins anew.
     """
-    begun = parts.begun()
-    if not begun:
+    earlier: list[origin.Entry] = []
+    if begun := parts.begun():
+        rows, failed = counted(plan, parts, layout, progress)
+        earlier = origin.taken_over(parts.sealed(), rows, failed, dropped=allowed.retry_failed)
+    else:
         parts.clear()
-    if allowed.retry_failed and begun:
+        if allowed.retry_failed and output.exists():
+            earlier = take_over(output, plan, parts, layout, progress)
+    if allowed.require_verified:
+        origin.require_verified(earlier, output)
+    parts.seal(by, earlier)
+    if allowed.retry_failed and begun:  # once it is sealed: of what a killed one has dropped half, the counts hold
         drop_failed(plan, parts, layout, progress)
-    elif allowed.retry_failed and output.exists():
-        take_over(output, plan, parts, layout, progress)
-    parts.seal()
+    return earlier
 
 
 def _plan(manifest: Path | str, work: Path, rows: int, progress: Progress) -> Plan:
@@ -231,12 +245,14 @@ class _Total:
     decode_ms: float = 0.0
     engine_ms: float = 0.0
     processors: set[str] = field(default_factory=set)
+    remarks: dict[str, None] = field(default_factory=dict)  # in order, each once
 
     def add(self, one: Mapping[str, Any]) -> None:
         self.predicted += int(one["predicted"])
         self.decode_ms += float(one["decode_ms"])
         self.engine_ms += float(one["engine_ms"])
         self.processors.add(str(one["processor"]))
+        self.remarks |= dict.fromkeys(json.loads(one["remarks"]))
 
 
 def _work(

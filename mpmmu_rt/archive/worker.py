@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
@@ -93,6 +94,7 @@ class Worker:
         """row: the fields of a `Shard`. Returns what `_made` says, or the `error` that ends the job."""
         shard = Shard(**row)
         made = {"index": shard.index, "rows": 0, "predicted": 0, "decode_ms": 0.0, "engine_ms": 0.0, "processor": ""}
+        made["remarks"] = "[]"
         if self._refusal:
             return {**made, "error": self._refusal}
         try:
@@ -124,6 +126,7 @@ class Worker:
             "decode_ms": ledger.decode_ms,
             "engine_ms": sum(ledger.batches_ms),
             "processor": str(self._processor),
+            "remarks": json.dumps(self._predictor.remarks),  # a text: Ray's tables have no lists of nothing
         }
 
     def _rows(self, cases: list[Case], without: Set[str], ledger: Ledger, *, contain: bool) -> dict[str, Row]:

@@ -15,6 +15,7 @@ _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.:-]+:/")  # a path has one slash left
 
 if TYPE_CHECKING:
     from mpmmu_rt.archive.cluster import Cluster
+    from mpmmu_rt.origin import Entry
     from mpmmu_rt.run import Allowed, Asked
     from mpmmu_rt.run_record import Made
 
@@ -62,7 +63,7 @@ def place(manifest: str, output: Path, *, on_ray: bool) -> Path | str:
     return manifest
 
 
-def run_on(cluster: Cluster, what: Asked, manifest: Path | str, output: Path, allowed: Allowed) -> Made:
+def run_on(cluster: Cluster, what: Asked, manifest: Path | str, output: Path, allowed: Allowed, by: Entry) -> Made:
     """Raises what `mpmmu_rt.archive.run.run` raises; of work that ends half-way it says how to go on."""
     from mpmmu_rt.archive.run import run
     from mpmmu_rt.journal import place_of
@@ -72,4 +73,4 @@ def run_on(cluster: Cluster, what: Asked, manifest: Path | str, output: Path, al
         return f"{count(made, 'part')} kept in {place_of(output)}"
 
     with going_on(output, kept, "--resume"), bars() as progress:
-        return run(what, manifest, output, cluster, allowed=allowed, progress=progress)
+        return run(what, manifest, output, cluster, allowed=allowed, by=by, progress=progress)

@@ -16,6 +16,7 @@ from ._report import JsonTo, bars, check_json, count, going_on, milliseconds, ne
 from ._target import AUTO, RoundingOption, TargetOption, taken
 
 if TYPE_CHECKING:
+    from mpmmu_rt.origin import Entry
     from mpmmu_rt.run import Allowed, Asked
     from mpmmu_rt.run_record import Made
 
@@ -50,7 +51,11 @@ def run(
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUTPUT or an unfinished run.")] = False,
     require_verified: Annotated[
-        bool, typer.Option("--require-verified", help="Refuse a bundle that `verify` did not pass on this machine.")
+        bool,
+        typer.Option(
+            "--require-verified",
+            help="Refuse a bundle that `verify` did not pass on this machine, and earlier rows that it did not cover.",
+        ),
     ] = False,
     ray: Annotated[
         str | None,
@@ -63,18 +68,19 @@ def run(
     json_to: JsonTo = None,
 ) -> None:
     """Predict every case of a manifest; exit code 1 if the images of any could not be read."""
-    from mpmmu_rt import run_record
+    from mpmmu_rt import origin, run_record
     from mpmmu_rt.bundle import Bundle
     from mpmmu_rt.engines import engine
     from mpmmu_rt.machine import now
-    from mpmmu_rt.places import claimed
+    from mpmmu_rt.places import claimed, written
     from mpmmu_rt.run import Allowed, Asked, extra_columns
     from mpmmu_rt.single import COLUMN, require_single
 
     _check(output, json_to, going_on=resume or retry_failed, overwrite=overwrite)
     on_ray = _ray.asked(ray, ray_workers, ray_cpus, output)
     listed = _ray.place(manifest, output, on_ray=on_ray is not None)
-    check_json(json_to, bundle, manifest, output, run_record.place_of(output))
+    to = output if output == Path("-") or (on_ray and output.suffix == ".parquet") else written(output)
+    check_json(json_to, bundle, manifest, to, run_record.place_of(to))
     started = now()
     opened = Bundle.open(bundle)
     wanted, choice = taken(opened, target, allow_rounding=allow_rounding)
@@ -85,18 +91,19 @@ def run(
     if allow_single:
         require_single(opened, wanted)
     verdict = looked_up(opened, wanted, require=require_verified)
+    by = origin.made_by(started, verdict)
 
-    with _place(output) as path, claimed(path):
+    with _place(to) as path, claimed(path):
         run_record.check_place(path)
         what = Asked(opened, wanted, batch, frame, asked, allow_single)
-        allowed = Allowed(resume=resume, overwrite=overwrite, retry_failed=retry_failed)
+        allowed = Allowed(resume, overwrite, retry_failed, require_verified)
         warn_never_run(opened, wanted, bundle)
         if on_ray:
-            made = _ray.run_on(on_ray, what, listed, path, allowed)
+            made = _ray.run_on(on_ray, what, listed, path, allowed, by)
         else:
-            made = _here(what, Path(listed), path, allowed, keeps=output != Path("-"))
+            made = _here(what, Path(listed), path, allowed, by, keeps=output != Path("-"))
         summary = made.summary
-        entry = run_record.record(made, output, verdict, started, choice)
+        entry = run_record.record(made, output, by, choice)
         if output == Path("-"):
             put_file(path)
         else:
@@ -105,7 +112,7 @@ def run(
     note(
         f"wrote {output}: {count(summary.cases - summary.failed, 'prediction')}, {count(summary.failed, 'error')}"
         + (f" ({count(summary.resumed, 'row')} there already)" if summary.resumed else "")
-        + ("" if output == Path("-") else f"; what they were made with: {place.name}")
+        + ("" if output == Path("-") else f"; what they were made with: {place.name if to == output else place}")
     )
     _note_speed(made, batch)
     for remark in made.listing.remarks:
@@ -123,6 +130,9 @@ def run(
     for remark in made.remarks:
         note(f"note: {remark}")
     note_verdict(verdict, wanted, bundle)
+    unverified = sum(one["rows"] for one in origin.unverified(summary.earlier))
+    if verdict.passed and unverified:
+        note(f"warning: {unverified} of {summary.cases} rows were there, of a run that is not known to be verified")
     if summary.failed and opened.single_heads and not allow_single:
         note("note: --allow-single predicts cases of which one image is there by heads for it alone")
     if not summary.failed:
@@ -138,7 +148,7 @@ def run(
         )
 
 
-def _here(asked: Asked, manifest: Path, output: Path, allowed: Allowed, *, keeps: bool) -> Made:
+def _here(asked: Asked, manifest: Path, output: Path, allowed: Allowed, by: Entry, *, keeps: bool) -> Made:
     """In this process. keeps: what is finished when it is interrupted stays."""
     from mpmmu_rt.cases import read_manifest
     from mpmmu_rt.journal import place_of
@@ -177,6 +187,8 @@ def _here(asked: Asked, manifest: Path, output: Path, allowed: Allowed, *, keeps
             resume=allowed.resume,
             overwrite=allowed.overwrite,
             retry_failed=allowed.retry_failed,
+            require_verified=allowed.require_verified,
+            by=by,
             progress=progress,
         )
         return Made(asked, predictor.head_target, predictor.remarks, cases, summary)

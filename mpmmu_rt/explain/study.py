@@ -12,7 +12,7 @@ import numpy as np
 from mpmmu_rt.cases import Case
 from mpmmu_rt.errors import ImageError
 from mpmmu_rt.grey import GreyImage
-from mpmmu_rt.images import _named, _pixels, fitted, read_image, require_two
+from mpmmu_rt.images import fitted, named, pixels_of, read_image, require_two
 from mpmmu_rt.modality_check import SAYS
 from mpmmu_rt.predictor import Predictor
 from mpmmu_rt.progress import Progress, silent
@@ -174,8 +174,8 @@ def explain(
     for modality, path in _paths(case).items():
         image = images[modality] = read_image(path, modality=modality, frame=frame)
         boxes[modality] = Box(*fitted(image.grey.shape, preprocessing, image.pixel_aspect))
-        with _named(path):
-            array, against = _pixels(image, preprocessing)
+        with named(path):
+            array, against = pixels_of(image, preprocessing)
         pixels[modality] = array[None]
         warnings += [f"{modality}: {one}" for one in against]
     require_two(pixels)

@@ -12,9 +12,11 @@ from dataclasses import dataclass
 
 from mpmmu_rt.grey import check_sides
 
-from .stream import damaged
+from .stream import damaged, unsupported
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_CRITICAL = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
+_ONCE = (b"PLTE", b"tRNS", b"pHYs")  # before the pixels
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 _SLICE, _BLOCK = 2**14, 2**16 - 1  # inflated in pieces that stay in a cache
 _ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
@@ -47,11 +49,13 @@ def prove(data: bytes) -> bytes:
     Their chunk has no checksum, which a tenth of the time would go into: Pillow does not ask for it, and its rows are
     what zlib gave here.
 
-    Raises `ImageError` unless every chunk is whole (5.3), the first is IHDR and the last IEND (5.6), and every image in
-    it inflates to exactly its rows (10.1). The sides are held to `check_sides` before anything is inflated.
+    Raises `ImageError` unless every chunk is whole (5.3), the first is IHDR and the last IEND (5.6), what says how
+    pixels are meant stands before them, and every image in it inflates to exactly its rows (10.1). The sides are held
+    to `check_sides` before anything is inflated.
     """
     chunks = list(_chunks(data))
     header = _header(*chunks[0][:2])
+    _check_meaning(header, chunks)
     parts = [body for kind, body, _ in chunks if kind == b"IDAT"]
     rows = _inflate(parts, header.length(header.width, header.height))
     _check_frames(header, chunks)
@@ -97,6 +101,44 @@ def _header(kind: bytes, body: bytes) -> _Header:
     if depth not in allowed or compression or filtering or interlace > 1:
         damaged(f"is a PNG file of colour type {colour} with {depth} bits", "what the standard knows (11.2.1)")
     return _Header(width, height, depth, colour, interlace)
+
+
+def _check_meaning(header: _Header, chunks: list[tuple[bytes, bytes, bytes]]) -> None:
+    """Refuse chunks that must be known (5.4) and are not, and those of `_ONCE` that come late or twice (5.6): Pillow
+    leaves them out, or takes the last."""
+    lengths: dict[bytes, int] = {}
+    started = False
+    for kind, body, _ in chunks:
+        name = repr(kind.decode("latin-1"))
+        if not kind[0] & 0x20 and kind not in _CRITICAL:
+            unsupported(
+                f"is a PNG file with a chunk {name}, without which its pixels can't be understood",
+                "those of the standard",
+                "save it again as PNG, without loss, with another program",
+            )
+        started |= kind == b"IDAT"
+        if kind in _ONCE:
+            if started:
+                damaged(f"is a PNG file with a chunk {name} after its first pixels", "it before them")
+            if kind in lengths or (kind == b"PLTE" and b"tRNS" in lengths):
+                damaged(f"is a PNG file with a chunk {name} twice, or PLTE after tRNS", "each once, and in order")
+            lengths[kind] = len(body)
+    _check_colours(header.colour, lengths.get(b"PLTE"), lengths.get(b"tRNS"))
+
+
+def _check_colours(colour: int, palette: int | None, transparency: int | None) -> None:
+    """The lengths of PLTE and tRNS, None of what there is not, against the colour type (11.2.2, 11.3.1.1)."""
+    seen = f"is a PNG file of colour type {colour} with "
+    if palette is None and colour == 3:
+        damaged(f"{seen}no palette", "one before its pixels")
+    if palette is not None and (colour in (0, 4) or palette % 3 or not 3 <= palette <= 768):
+        damaged(f"{seen}a palette of {palette} bytes", "none with grey, else three for each of 1 to 256 colours")
+    allowed = {0: range(2, 3), 2: range(6, 7), 3: range(1, (palette or 0) // 3 + 1)}.get(colour, range(0))
+    if transparency is not None and transparency not in allowed:
+        damaged(
+            f"{seen}{transparency} bytes of transparency",
+            "2 with grey, 6 with colour, up to one per entry of a palette, none beside an alpha channel",
+        )
 
 
 def _inflate(parts: list[bytes], expected: int) -> list[bytes]:

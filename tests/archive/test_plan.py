@@ -54,6 +54,27 @@ def test_blank_lines_are_no_cases(tmp_path: Path) -> None:
     assert [[case.case_id for case in found.cases(shard)] for shard in found.shards] == [["a", "b"], ["c"]]
 
 
+@pytest.mark.parametrize("end", ["\r", "\n", "\r\n", "\r\r\n"])
+@pytest.mark.parametrize("count", [5, 3000])
+def test_lines_end_as_they_do_for_one_process(tmp_path: Path, end: str, count: int) -> None:
+    """The longer file has lines that begin in one chunk and end in the next."""
+    path = tmp_path / "m.csv"
+    lines = [",".join(HEADER), *(f'c{i},"two{end}lines",m/{i}.png,u/{i}.png,1' for i in range(count))]
+    path.write_bytes("".join(line + end for line in lines).encode())
+    want = read_manifest(path)
+    found = read_plan(path, 7)
+    assert (found.sha256, found.rows) == (want.sha256, count)
+    assert [case for shard in found.shards for case in found.cases(shard)] == list(want.cases)
+    assert [shard.line for shard in found.shards[:2]] == [2, 2 + 7 * (4 if end == "\r\r\n" else 2)][: len(found.shards)]
+    path.write_bytes(path.read_bytes() + b"x,y" + end.encode())
+    said = []
+    for read in (read_manifest, lambda path: read_plan(path, 7)):
+        with pytest.raises(ManifestError, match="has more or fewer cells") as caught:
+            read(path)
+        said.append(str(caught.value))
+    assert said[0] == said[1], "the number of the line, too"
+
+
 @pytest.mark.parametrize(
     ("text", "match"),
     [

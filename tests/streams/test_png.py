@@ -149,6 +149,94 @@ def test_damaged_files(refused: Refused, tmp_path: Path, picture: Array, change:
     refused(written(tmp_path / "a.png", change(whole(picture))), message, "damaged")
 
 
+def indexed(values: Array, colours: int, *more: tuple[bytes, bytes], bits: int = 8) -> Chunks:
+    """Palette indices of 8 bits; `more` behind the palette."""
+    height, width = values.shape
+    palette = bytes(range(256)) * 3
+    return [
+        (b"IHDR", header(width, height, bits, 3)),
+        (b"PLTE", palette[: 3 * colours]),
+        *more,
+        (b"IDAT", zlib.compress(rows(values))),
+        (b"IEND", b""),
+    ]
+
+
+ORDER: dict[str, tuple[Callable[[Chunks], Chunks], str]] = {
+    "no palette": (lambda c: [c[0], *c[2:]], "colour type 3 with no palette, expected one before its pixels"),
+    "a late palette": (lambda c: [c[0], c[2], c[1], c[3]], "a chunk 'PLTE' after its first pixels"),
+    "a palette twice": (lambda c: [*c[:2], *c[1:]], "a chunk 'PLTE' twice"),
+    "a palette twice, late": (lambda c: [*c[:3], c[1], c[3]], "a chunk 'PLTE' after its first pixels"),
+    "a palette after transparency": (lambda c: [c[0], (b"tRNS", b"\0"), *c[1:]], "PLTE after tRNS"),
+    "an empty palette": (lambda c: [c[0], (b"PLTE", b""), *c[2:]], "colour type 3 with a palette of 0 bytes"),
+    "part of a colour": (lambda c: [c[0], (b"PLTE", c[1][1][:-1]), *c[2:]], "a palette of 767 bytes"),
+    "257 colours": (lambda c: [c[0], (b"PLTE", bytes(771)), *c[2:]], "a palette of 771 bytes"),
+    "grey with a palette": (
+        lambda c: [(b"IHDR", header(70, 48)), *c[1:]],
+        "colour type 0 with a palette of 768 bytes, expected none with grey",
+    ),
+    "late transparency": (lambda c: [*c[:3], (b"tRNS", b"\0"), c[3]], "a chunk 'tRNS' after its first pixels"),
+    "transparency twice": (lambda c: [*c[:2], (b"tRNS", b"\0"), (b"tRNS", b"\7"), *c[2:]], "a chunk 'tRNS' twice"),
+    "too much transparency": (lambda c: [*c[:2], (b"tRNS", bytes(257)), *c[2:]], "257 bytes of transparency"),
+    "a late aspect": (lambda c: [*c[:3], (b"pHYs", bytes(9)), c[3]], "a chunk 'pHYs' after its first pixels"),
+    "an aspect twice": (lambda c: [*c[:2], *[(b"pHYs", bytes(9))] * 2, *c[2:]], "a chunk 'pHYs' twice"),
+    "an unknown critical chunk": (lambda c: [*c[:2], (b"IDOT", b"a"), *c[2:]], "a chunk 'IDOT', without which"),
+}
+
+
+@pytest.mark.parametrize("name", ORDER)
+def test_chunks_that_say_what_pixels_mean(refused: Refused, tmp_path: Path, picture: Array, name: str) -> None:
+    change, message = ORDER[name]
+    refused(written(tmp_path / "a.png", change(indexed(picture, 256))), message)
+    assert read_grey(written(tmp_path / "a.png", indexed(picture, 256))).shape == picture.shape
+
+
+@pytest.mark.parametrize("length", [0, 1, 4, 6])
+def test_transparency_of_another_length(refused: Refused, tmp_path: Path, picture: Array, length: int) -> None:
+    first, *others = whole(picture)
+    path = written(tmp_path / "a.png", [first, (b"tRNS", bytes(length)), *others])
+    refused(path, f"colour type 0 with {length} bytes of transparency, expected 2 with grey")
+
+
+@pytest.mark.parametrize("colours", [1, 2, 100, 255])
+def test_pixels_beyond_the_palette_are_refused(refused: Refused, tmp_path: Path, picture: Array, colours: int) -> None:
+    """Pillow makes them black."""
+    values = (picture.astype(int) % (colours + 1)).astype(np.uint8)
+    values[7, 7] = colours
+    path = written(tmp_path / "a.png", indexed(values, colours))
+    refused(path, f"has pixels of the colour {colours}, expected less than {colours}, by its palette")
+    assert read_grey(written(path, indexed(values, colours + 1))).shape == picture.shape
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_packed_pixels_beyond_the_palette_are_refused(refused: Refused, tmp_path: Path, bits: int) -> None:
+    packed = np.random.default_rng(bits).integers(0, 256, (32, 16), np.uint8)
+    chunks = indexed(packed, 2**bits - 1, bits=bits)
+    chunks[0] = (b"IHDR", header(16 * 8 // bits, 32, bits, 3))
+    refused(written(tmp_path / "a.png", chunks), f"has pixels of the colour {2**bits - 1}, expected less")
+
+
+def test_what_libraries_write_behind_the_pixels_is_read(tmp_path: Path, picture: Array) -> None:
+    *before, last = indexed(picture, 256, (b"tRNS", b"\xff"), (b"pHYs", struct.pack(">IIB", 2835, 2835, 1)))
+    behind = [
+        (b"tIME", bytes(7)),
+        (b"tEXt", b"a\0b"),
+        (b"eXIf", b"MM\0*\0\0\0\x08\0\0\0\0\0\0"),
+        (b"prVt", b"private"),
+    ]
+    expected = read_grey(written(tmp_path / "a.png", [*before, last]))
+    np.testing.assert_array_equal(read_grey(written(tmp_path / "b.png", [*before, *behind, last])), expected)
+
+
+def test_a_suggested_palette_of_a_colour_image_is_read(tmp_path: Path, colours: Array) -> None:
+    height, width = colours.shape[:2]
+    data = b"".join(b"\0" + row.tobytes() for row in colours)
+    chunks = [(b"IHDR", header(width, height, 8, 2)), (b"IDAT", zlib.compress(data)), (b"IEND", b"")]
+    expected = read_grey(written(tmp_path / "a.png", chunks))
+    chunks.insert(1, (b"PLTE", bytes(30)))
+    np.testing.assert_array_equal(read_grey(written(tmp_path / "b.png", chunks)), expected)
+
+
 def test_zeros_after_the_end_are_padding(tmp_path: Path, picture: Array) -> None:
     path = written(tmp_path / "a.png", whole(picture))
     path.write_bytes(path.read_bytes() + bytes(300))

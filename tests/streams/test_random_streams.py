@@ -65,10 +65,12 @@ def picture(chance: random.Random, bits: int, colour: bool) -> Array:
 
 
 def to_grey(values: Array, bits: int) -> Array:
-    """Colour to its luma; grey that isn't 8 bits of a file is stretched from its own range."""
+    """Colour to its luma; grey of more than 8 bits is stretched from its own range."""
     if values.ndim == 3:
         rgb: Array = np.rint(values * (255 / (2**bits - 1))).astype(np.uint8)
         return np.array(Image.fromarray(rgb).convert("L"))
+    if bits == 8:
+        return values
     wide = values.astype(np.float64)
     return np.asarray(np.rint(255 * (wide - wide.min()) / (wide.max() - wide.min())), np.uint8)
 
@@ -89,11 +91,10 @@ def draw_jpeg(chance: random.Random) -> Drawn:
 
     def independent(data: bytes) -> Array:
         decoded = imagecodecs.jpeg8_decode(data, **({"colorspace": kind, "outcolorspace": "RGB"} if colour else {}))
-        return to_grey(decoded, 8) if colour or not as_file else np.asarray(decoded)
+        return to_grey(np.asarray(decoded), 8)
 
     photometric = "MONOCHROME2" if not colour else "RGB" if kind == "RGB" else "YBR_FULL_422"
     header = None if as_file else dicom_header(values, 8, JPEG, photometric)
-    # Stretched from its own range, grey differs by one where ranges do; both decoders use the same transform.
     return Drawn("JPEG", out.getvalue(), independent(out.getvalue()), 1, independent, header)
 
 

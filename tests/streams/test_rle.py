@@ -51,6 +51,9 @@ def segments(values: Array) -> list[bytes]:
 
 
 def stretched(values: Array) -> Array:
+    """From its own range, but for 8 unsigned bits, which are grey already."""
+    if values.dtype == np.uint8:
+        return values
     wide = values.astype(np.float64)
     return np.asarray(np.rint(255 * (wide - wide.min()) / (wide.max() - wide.min())), np.uint8)
 
