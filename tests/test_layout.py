@@ -63,6 +63,7 @@ def test_every_extra_that_an_error_recommends_exists_and_brings_the_package() ->
     distributions = {
         "sklearn": "scikit-learn",
         "tensorrt_rtx": "tensorrt-rtx",
+        "onnx_ir": "onnx-ir",
         "cuda": "cuda-bindings",
         "cupy": "cupy-cuda13x",
         "cupyx": "cupy-cuda13x",

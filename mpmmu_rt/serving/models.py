@@ -166,7 +166,7 @@ def warnings_of(predictor: Predictor, pixels: Pixels) -> Warnings:
 def rows_of(texts: Sequence[str]) -> Array:
     """uint8 [n, bytes], UTF-8; what is shorter than the longest ends in spaces."""
     encoded = [text.encode() for text in texts]
-    longest = max(map(len, encoded))
+    longest = max(map(len, encoded), default=0)
     return np.frombuffer(b"".join(one.ljust(longest) for one in encoded), np.uint8).reshape(len(texts), longest)
 
 
