@@ -96,7 +96,9 @@ def run(
     with _place(to) as path, claimed(path):
         run_record.check_place(path)
         what = Asked(opened, wanted, batch, frame, asked, allow_single)
-        allowed = Allowed(resume, overwrite, retry_failed, require_verified)
+        allowed = Allowed(
+            resume=resume, overwrite=overwrite, retry_failed=retry_failed, require_verified=require_verified
+        )
         warn_never_run(opened, wanted, bundle)
         if on_ray:
             made = _ray.run_on(on_ray, what, listed, path, allowed, by)

@@ -163,7 +163,8 @@ def test_what_is_asked(few: Any) -> None:
         assert [int(np.argmax(share)) for share in shares] == [0, 0, 1, 1, 2, 2]
         assert all(max(share) > 0.3 for share in shares)
         assert all(len(np.unique(image)) > 2 for image in images), "none is blank"
-        assert all((image == row).any() for image, row in zip(images, given, strict=False)), "of the cases' own pixels"
+        middle = (..., slice(SIZE // 3, 2 * SIZE // 3), slice(SIZE // 3, 2 * SIZE // 3))
+        np.testing.assert_array_equal(images[middle], given[:6][middle])
     one = flattened(few.rows([0], "one"))
     assert len(one.pixels["mammography"]) == 6
 
