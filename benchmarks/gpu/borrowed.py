@@ -5,13 +5,13 @@
 In this order, each in a process of its own, with a deadline in proportion to what it needs (seconds on one H100 or
 H200, guessed; in 60 on an H200 `torch` left out batch 8, and in FP16 all but batch 32):
 
-     90 s   torch         the device path with torch's encoders and head, FP32 and FP16, beside torch eager
-    100 s   kernel        the attention pool kernel: right, clean under sanitizers, and how fast
-    100 s   onnxruntime   onnxruntime-cuda, FP32 and FP16, on the device path and not; and with its own CUDA graphs
+    100 s   kernel        the attention pool kernel: right, how fast beside its rivals, and clean under sanitizers
      70 s   blocks        in-block attention by our kernels: right, and how fast
-     45 s   convolution   which of cuDNN's convolutions are FP32 at which batch, as onnxruntime-gpu asks for them
+     90 s   torch         the device path with torch's encoders and head, FP32 and FP16, beside torch eager
+    100 s   onnxruntime   onnxruntime-cuda, FP32 and FP16, on the device path and not; and with its own CUDA graphs
      25 s   profile       the kernel under Nsight Compute
     120 s   compile       torch.compile on the whole model, which compiles for half a minute for each batch size
+     45 s   convolution   which of cuDNN's convolutions are FP32 at which batch, as onnxruntime-gpu asks for them
 
 What one does not use goes to those that follow. All but `kernel`, `blocks` and `profile` need the packs of `make
 gpu-pack` in .gpu-pack/, or what an earlier call has unpacked to .gpu-run/. After each part FOLDER holds `evidence.md`,
@@ -36,8 +36,8 @@ from mpmmu_rt.errors import MpmmuError, UsageError
 
 SECONDS = 390.0
 WEIGHTS = {
-    **{"torch": 90.0, "kernel": 100.0, "onnxruntime": 100.0, "blocks": 70.0, "convolution": 45.0, "profile": 25.0},
-    "compile": 120.0,
+    **{"kernel": 100.0, "blocks": 70.0, "torch": 90.0, "onnxruntime": 100.0, "profile": 25.0, "compile": 120.0},
+    "convolution": 45.0,
 }
 PACKS, PLACE = ROOT / ".gpu-pack", ROOT / ".gpu-run"
 # The more telling batch sizes first; torch is compiled for two alone.

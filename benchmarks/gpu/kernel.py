@@ -8,17 +8,18 @@ compute-sanitizer where it is installed, and times. A time is the difference of 
 graph that holds many launches, divided by their number; the median of REPEATS. "cold": the launches take turns over
 input sets of three times the L2 cache together. "warm": one input set, as after an encoder that has just written it.
 The floor is `plan.floor` at the bandwidth of a kernel that only reads, which is measured first, or an empty launch in
-the same kind of graph, whichever is longer. torch is timed on the same cold input sets, in a CUDA graph as well.
+the same kind of graph, whichever is longer. Rivals are timed on the same cold input sets, in a CUDA graph as well:
+torch eager, torch.compile, and `triton_pool`, written by hand.
 
 Steps, by value, and about how long they may take on 16 cores:
 
      20 s   compile a hundred kernels, 1 s to 2 s each, on all cores
      15 s   the product's shapes against the reference
-     30 s   bandwidth, empty launch, and the kernel at 7 x 7 in float16, batch 1, 8, 32, 128
+     30 s   bandwidth, empty launch, and the kernel at 7 x 7 in float16, batch 32, 128, 1, 8
+     40 s   the rivals at batch 32 and 128
      60 s   memcheck, memcheck with a planted mistake that it has to catch, racecheck, side by side
      30 s   the other shapes against the reference
-     60 s   torch eager and torch.compile on what was timed
-     90 s   the other times, and torch on them
+    120 s   the other times, and the rivals on them
 
 What does not fit in `--seconds` is "not run: out of time". Results are written after every step; a step or a row that
 raises is recorded and the rest goes on. The exit code is 1 unless all has run, and was right.
@@ -45,7 +46,7 @@ from benchmarks.gpu.kernel_check import (
 )
 from benchmarks.gpu.kernel_report import markdown, problems
 from benchmarks.gpu.kernel_resources import BATCHES, resources
-from benchmarks.gpu.kernel_times import REPEATS, Clock, Row, ceilings, time_pool, time_torch
+from benchmarks.gpu.kernel_times import REPEATS, Clock, Row, ceilings, time_pool, time_torch, time_triton
 from benchmarks.gpu.stage import Deadline, Steps, conditions, end_on_sigterm, parser, say
 from benchmarks.report import RESULTS, commit_of_tree, folder_of, save
 from mpmmu_rt import machine
@@ -84,8 +85,9 @@ def on_gpu(folder: Path | None, commit: str, deadline: Deadline) -> dict[str, An
 
 def run_steps(report: dict[str, Any], ahead: Ahead, keep: Callable[[], object], deadline: Deadline) -> None:
     """The steps of the module's docstring, into `report`: `checked`, `sanitizer`, `ceilings`, `times`, `errors`."""
-    rows = [Row(*what, batch) for what in TIMED_MAPS for batch in BATCHES]
+    rows = [Row(*what, batch) for what in TIMED_MAPS for batch in (32, 128, 1, 8)]  # the more telling first
     first, others = rows[: len(BATCHES)], rows[len(BATCHES) :]
+    rivalled, unrivalled = first[:2], [*first[2:], *others]
     product_parts, other_parts = parts(check.LARGE[:2]), parts([*check.SMALL, *check.LARGE[2:]])
     report |= {"checked": [], "sanitizer": {}, "ceilings": None, "times": [], "errors": []}
     clocks: list[Clock] = []
@@ -117,11 +119,13 @@ def run_steps(report: dict[str, Any], ahead: Ahead, keep: Callable[[], object], 
             raise RuntimeError("the bandwidth and the empty launch were not measured")
         report["times"].append(time_pool(clocks[0], row, report["ceilings"], deadline))
 
-    def with_torch(row: Row) -> None:
+    def with_rivals(row: Row) -> None:
         found = next((one for one in report["times"] if Row(one["size"], one["element"], one["batch"]) == row), None)
         if found is None:
             raise RuntimeError("the kernel has no row of this")
-        found["torch"] = time_torch(row, require("cupy", "this benchmark"))
+        for name, rival in (("torch", time_torch), ("triton", time_triton)):
+            found[name] = rival(row, require("cupy", "this benchmark"))
+            keep()
 
     def sanitized() -> None:
         seconds = min(SANITIZER_SECONDS, deadline.left())
@@ -139,14 +143,14 @@ def run_steps(report: dict[str, Any], ahead: Ahead, keep: Callable[[], object], 
         step("bandwidth and empty launch", measure_ceilings)
         for row in first:
             step(f"time {row}", partial(timed, row))
+        for row in rivalled:
+            step(f"rivals {row}", partial(with_rivals, row))
         step("sanitizers", sanitized)
         step("check other shapes", lambda: validate(other_parts, ahead=ahead, deadline=deadline, keep=checked))
-        for row in first:
-            step(f"torch {row}", partial(with_torch, row))
         for row in others:
             step(f"time {row}", partial(timed, row))
-        for row in others:
-            step(f"torch {row}", partial(with_torch, row))
+        for row in unrivalled:
+            step(f"rivals {row}", partial(with_rivals, row))
     finally:
         ahead.close()
         keep()

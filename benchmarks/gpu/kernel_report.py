@@ -12,7 +12,7 @@ from benchmarks.report import table
 def problems(report: dict[str, Any]) -> list[str]:
     """Whatever is wrong, raised, or did not run; nothing where all is proven and measured.
 
-    That compute-sanitizer or torch is not installed is no failure: the report says *not measured*.
+    That compute-sanitizer, torch or Triton is not installed is no failure: the report says *not measured*.
     """
     found = list(report["errors"])
     for row in report["checked"]:
@@ -25,8 +25,9 @@ def problems(report: dict[str, Any]) -> list[str]:
         where = f"{row['size']} x {row['size']}, {row['element']}, batch {row['batch']}"
         for one in row["strategies"]:
             found += [f"{where}, {one['strategy']}: {one[key]}" for key in ("failed", "not_run") if key in one]
-        if "failed" in row.get("torch", {}):
-            found.append(f"{where}, torch: {row['torch']['failed']}")
+        for name in ("torch", "triton"):
+            if "failed" in row.get(name, {}):
+                found.append(f"{where}, {name}: {row[name]['failed']}")
     return found
 
 
@@ -44,7 +45,7 @@ def markdown(report: dict[str, Any]) -> str:
     more = [f"and {len(wrong) - 40} more"] if len(wrong) > 40 else []
     header = (
         "feature map | element | batch | floor, us | cold, us | cold / floor | warm, us | torch eager, captured | "
-        "torch.compile, captured | chosen | fastest of those timed (us)"
+        "torch.compile, captured | Triton, captured | chosen | fastest of those timed (us)"
     )
     return "\n".join(
         [
@@ -73,15 +74,15 @@ def said_of(one: dict[str, Any]) -> str:
 
 def time_cells(row: dict[str, Any]) -> tuple[object, ...]:
     place = (f"{row['size']} x {row['size']}", row["element"], row["batch"])
-    chosen, torch = row["strategies"][0], row.get("torch", {})
+    chosen, torch, triton = row["strategies"][0], row.get("torch", {}), row.get("triton", {})
     timed = [one for one in row["strategies"] if "cold_ms" in one]
     floor_ms, cold = row["floor_ms"], chosen.get("cold_ms")
     shown: list[object] = [f"{1e3 * floor_ms:.2f}", *["*not measured*"] * 3]
     if cold is not None:
         shown[1:] = [f"{1e3 * cold:.2f}", f"{cold / floor_ms:.2f}", f"{1e3 * chosen['warm_ms']:.2f}"]
-    for key in ("eager_ms", "compile_ms"):
-        why = "**failed**" if "failed" in torch else "*not measured*"
-        shown.append(f"{torch[key] / cold:.1f} x" if key in torch and cold is not None else why)
+    for rival, key in ((torch, "eager_ms"), (torch, "compile_ms"), (triton, "ms")):
+        why = "**failed**" if "failed" in rival else "*not measured*"
+        shown.append(f"{rival[key] / cold:.1f} x" if key in rival and cold is not None else why)
     best = min(timed, key=lambda one: one["cold_ms"], default=None)
     fastest = f"{best['strategy']} ({1e3 * best['cold_ms']:.2f})" if best else "none"
     return (*place, *shown, chosen["strategy"], fastest)

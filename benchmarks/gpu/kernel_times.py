@@ -1,4 +1,4 @@
-"""How long the attention pool kernel takes on this GPU, its floor, and torch on the same inputs."""
+"""How long the attention pool kernel takes on this GPU, its floor, and torch and Triton on the same inputs."""
 
 from __future__ import annotations
 
@@ -190,6 +190,37 @@ def time_torch(row: Row, cupy: Any) -> dict[str, Any]:
             if result["compiled_graphs"] < 1:
                 result["failed"] = "torch.compile has compiled nothing: its time is that of eager"
     except Exception as error:  # noqa: BLE001  # no memory, or whatever its compiler lacks here: recorded
+        result["failed"] = failure(error)
+    return result
+
+
+def time_triton(row: Row, cupy: Any) -> dict[str, Any]:
+    """`triton_pool` on the same inputs, captured likewise, in the best of its block sizes; `not_run`, or `failed`."""
+    try:
+        import torch
+
+        from benchmarks.gpu.triton_pool import CHANNELS, TritonPool
+    except ImportError as error:
+        return {"not_run": failure(error)}
+    if not torch.cuda.is_available():
+        return {"not_run": "torch sees no CUDA device"}
+    result: dict[str, Any] = {}
+    try:
+        pools = product(row.size)
+        sets = input_sets(cupy, pools, row.batch, row.element, device_facts().l2_bytes)
+        cupy.cuda.Device().synchronize()
+        inputs = [tuple(torch.utils.dlpack.from_dlpack(x) for x in one) for one in sets]
+        ours = AttentionPool(pools, row.batch, row.element)(*sets[0]).get()
+        timed = {}
+        for channels in CHANNELS:
+            rival = TritonPool(pools, row.batch, channels)
+            result["difference"] = check.difference(rival(*inputs[0]).cpu().numpy(), ours)
+            if not result["difference"] <= check.TOLERANCE[row.element]:
+                return result | {"failed": f"relative difference {result['difference']:.2e} from the kernel"}
+            timed[channels] = captured_ms(torch, rival, inputs, launches_of(sets))
+        result["channels"] = min(timed, key=lambda one: timed[one])
+        result["ms"] = timed[result["channels"]]
+    except Exception as error:  # noqa: BLE001  # of Triton's compiler, all kinds: recorded
         result["failed"] = failure(error)
     return result
 

@@ -275,11 +275,16 @@ def steps(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]
         done.append(f"torch {row}")
         return {"eager_ms": 0.2, "compile_ms": 0.1}
 
+    def time_triton(row: times.Row, cupy: Any) -> dict[str, Any]:
+        done.append(f"triton {row}")
+        return {"ms": 0.06, "channels": 16}
+
     for name, stand_in in {
         "validate": validate,
         "sanitize": sanitize,
         "time_pool": time_pool,
         "time_torch": time_torch,
+        "time_triton": time_triton,
         "Clock": SimpleNamespace,
         "ceilings": lambda clock: {"bytes_per_s": 3e12, "empty_launch_ms": 0.002},
         "require": lambda *_: None,
@@ -308,23 +313,28 @@ SAFE = {"resources": {"statistics": {"local_bytes": 0, "registers": 40}}}
 def test_what_is_worth_most_comes_first_and_all_is_kept(steps: Callable[..., Any]) -> None:
     report, done, kept = steps()
     assert done[0].startswith("check 3 x cbam-2048-7-7")
-    assert done[1:5] == [f"time {times.Row(7, 'float16', batch)}" for batch in (1, 8, 32, 128)]
-    assert sorted(done[5:8]) == [
+    assert done[1:5] == [f"time {times.Row(7, 'float16', batch)}" for batch in (32, 128, 1, 8)]
+    assert done[5:9] == [
+        f"{rival} {times.Row(7, 'float16', batch)}" for batch in (32, 128) for rival in ("torch", "triton")
+    ]
+    assert sorted(done[9:12]) == [
         "memcheck {'planted': False}",
         "memcheck {'planted': True}",
         "racecheck {'planted': False}",
     ]
-    assert done[8].startswith("check 3 x cbam-24")
-    assert len(done) == 2 + 3 + 2 * 12 - 1
+    assert done[12].startswith("check 3 x cbam-24")
+    assert len(done) == 2 + 3 + 12 + 2 * 11
     assert [len(one["times"]) for one in kept] == sorted(len(one["times"]) for one in kept)
     assert {len(one["times"]) for one in kept} == set(range(12))
     assert len(report["times"]) == 11
     bad = kernel_report.problems(report)
     assert [one.split(":")[0] for one in bad] == [
         "time Row(size=32, element='float16', batch=128)",
-        "torch Row(size=32, element='float16', batch=128)",
+        "rivals Row(size=32, element='float16', batch=128)",
     ]
-    assert "MemoryError: no more" in kernel_report.markdown(report)
+    text = kernel_report.markdown(report)
+    assert "MemoryError: no more" in text
+    assert "| 10.0 x | 5.0 x | 3.0 x |" in text
 
 
 def test_without_time_everything_is_named(steps: Callable[..., Any]) -> None:
@@ -343,10 +353,11 @@ def test_a_sanitizer_that_failed_or_a_wrong_row_is_a_failure(steps: Callable[...
     assert kernel_report.problems(report) == []
     report["sanitizer"]["memcheck"] = {"result": "failed: not finished in time"}
     report["times"][0]["torch"] = {"failed": "OutOfMemoryError: 3 GiB"}
-    report["times"][1]["torch"] = {"not_run": "no torch"}
+    report["times"][0]["triton"] = {"failed": "CompilationError: no"}
+    report["times"][1]["torch"] = report["times"][1]["triton"] = {"not_run": "no torch"}
     report["times"][2]["strategies"][0] = {"strategy": "x", "failed": "EngineError: no"}
     report["checked"][0]["failed"] = "relative difference"
-    assert len(kernel_report.problems(report)) == 4
+    assert len(kernel_report.problems(report)) == 5
     text = kernel_report.markdown(report)
     assert "OutOfMemoryError" in text
     assert "*not measured*" in text
