@@ -33,7 +33,7 @@ from mpmmu_rt.export.encoders import Encoders
 from mpmmu_rt.images import Preprocessing
 from mpmmu_rt.model import checkpoint as checkpoints
 from mpmmu_rt.model.checkpoint import Checkpoint
-from mpmmu_rt.model.config import EncoderConfig, HeadConfig, ModelConfig
+from mpmmu_rt.model.config import PRESETS, EncoderConfig, HeadConfig, ModelConfig, tiny
 from mpmmu_rt.model.encoder import Encoder
 from mpmmu_rt.model.phantom import phantom_pixels, write_phantoms
 from mpmmu_rt.model.stacking import fit_head
@@ -164,6 +164,12 @@ def int8_folder(checkpoint_folder: Path, tmp_path_factory: pytest.TempPathFactor
         export_checkpoint(checkpoint_folder, path, calibration_manifest=cases / "manifest.csv", wanted=wanted)
 
     return once(tmp_path_factory, "int8.bundle", make)
+
+
+@pytest.fixture
+def few_trees(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The preset `tiny` with a small head: a training fits six and more, which takes most of its time."""
+    monkeypatch.setitem(PRESETS, "tiny", lambda: replace(tiny(), head=HeadConfig(trees=10, hidden=4, folds=2)))
 
 
 @pytest.fixture(scope="session")

@@ -64,6 +64,7 @@ def test_quiet_is_quiet(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("few_trees")
 def test_a_training_in_a_log_is_not_silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "EVERY_S", 0.02)
     arguments = ["train", "--phantom", "60", "--preset", "tiny", "--epochs", "3", "-o", str(tmp_path / "checkpoint")]

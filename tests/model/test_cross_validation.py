@@ -139,6 +139,7 @@ def test_what_does_not_tell(benign: int, malignant: int, low: float | None, high
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("few_trees")
 def test_train_says_what_its_table_is_worth_and_the_next_step_works(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

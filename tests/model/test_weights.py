@@ -97,6 +97,7 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("few_trees")
 def test_training_starts_from_them_and_says_so(state: dict[str, Tensor], tmp_path: Path) -> None:
     path = tmp_path / "resnet18.pth"
     torch.save({"state_dict": state}, path)
