@@ -4,7 +4,7 @@ Every node runs on the CUDA provider or the graph is not loaded: the fallback to
 each node went is read back. With CuPy it runs the encoders and the head on the device path, around the fused attention
 pool. Without, or where the kernel or the head can't be had, feature maps stay on the GPU all the same, but the
 attention pool is ONNX Runtime's operators, and the stacking head runs on the host: a warning and a remark say so.
-That other way has run on an H200; **on the device path it has run on no GPU yet**.
+Both ways have run on an H100 (benchmarks/results/nvidia-h100/device_path_onnxruntime.md).
 
 cuDNN chooses how to convolve by the batch, and not always in the precision that was asked for. With `use_tf32=0`, and
 its choice by heuristics or by a race, embeddings of 128 cases were 3.5e-4 off in FP32 on an H100 and an H200, those of
