@@ -32,6 +32,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import report
+from mpmmu_rt.child import answered
 from mpmmu_rt.compare import Side, race
 from mpmmu_rt.gate import Rule
 from mpmmu_rt.spec import Target
@@ -111,7 +112,7 @@ def compared(cell: Cell, bundle: Path, target: Target, batch: int, *, turn_s: fl
         given = [side.path.resolve(), side.target, batch, seconds, slow, cell.every]
         command = [sys.executable, "-m", "benchmarks.gate_errors", "turn", *map(str, given)]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
-        calls: list[float] = json.loads(done.stdout)
+        calls: list[float] = answered(side.path.name, done.stdout, "")
         return calls
 
     with bursts(cell.noise):

@@ -22,7 +22,6 @@ which needs no such assumption, is to be preferred wherever both bundles can be 
 
 from __future__ import annotations
 
-import json
 import math
 import random
 import time
@@ -31,104 +30,27 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from . import gate
+from .baseline_file import FEWEST_TURNS, MOST_SESSIONS, MOST_TURNS, Baseline, Session
 from .bundle import Bundle
-from .compare import TURN_S, Side, Turn, take_turn
-from .conditions import conditions, control_ms, differences
+from .compare import TURN_S, Side, Turn, require_same, take_turn
+from .conditions import WHAT, conditions, control_ms, differences, plain
 from .counts import Counts, Moved, count, moved
 from .errors import MpmmuError, UsageError
-from .files import MAX_JSON_BYTES, parse_json_object, read_bounded, result_file
-from .gate import STATISTICS, Estimate, Rule, Verdict, statistics
-from .machine import now
+from .gate import MOST_SLOWDOWN, STATISTICS, Estimate, Rule, Verdict, statistics
+from .machine import now, package_versions
 from .progress import Progress, silent
 from .spec import StrPath
 
-SCHEMA = "mpmmu-baseline/1"
-FEWEST_TURNS, MOST_TURNS = 16, 40  # of a session: `slower` takes 14 that all say so
-MOST_SESSIONS = 7  # the newest; with the most calls that turns can have, they are read back still
 _DIGITS = 5  # of a stored time in ms: ten nanoseconds
 TRIPWIRE = 0.25  # at the least, and 5 times what is allowed, under other conditions
 EXIT_CODES = {"not slower": 0, "no alarm": 0, "slower": 4, "far slower": 4, "cannot tell": 5}
-_BLOCKS = 4
-_HINT = "take one with `mpmmu-rt bench BUNDLE --save FILE`, FILE being a free path"
-
-
-@dataclass(frozen=True)
-class Session:
-    """taken: in UTC, ISO 8601. turns: the ms of each call of each turn. control_ms: of each turn."""
-
-    taken: str
-    turns: list[list[float]]
-    control_ms: list[float]
-
-
-@dataclass(frozen=True)
-class Baseline:
-    """conditions: what a comparison needs to be the same. digest: of the bundle, which may differ."""
-
-    conditions: Mapping[str, Any]
-    bundle: str
-    digest: str
-    counts: Counts
-    sessions: list[Session]
-
-    def to_json(self) -> dict[str, Any]:
-        sessions = [
-            {"taken": one.taken, "samples_ms": one.turns, "control_ms": one.control_ms} for one in self.sessions
-        ]
-        return {
-            "schema": SCHEMA,
-            "conditions": dict(self.conditions),
-            "bundle": self.bundle,
-            "bundle_digest": self.digest,
-            "counts": self.counts,
-            "sessions": sessions,
-        }
-
-    @classmethod
-    def read(cls, path: Path) -> Baseline:
-        """Raises `UsageError` for a file that is no baseline."""
-        data = read_bounded(path, MAX_JSON_BYTES, UsageError, _HINT)
-        entry: Any = parse_json_object(path, data, UsageError, _HINT)
-        if entry.get("schema") != SCHEMA:
-            raise UsageError(f"{path} has the schema {entry.get('schema')!r}, expected `{SCHEMA}`", hint=_HINT)
-        try:
-            sessions = [_session(one) for one in entry["sessions"]]
-            if not sessions:
-                raise ValueError("it holds no session")
-            conditions, counts = dict(entry["conditions"]), dict(entry["counts"])
-            return cls(conditions, str(entry["bundle"]), str(entry["bundle_digest"]), counts, sessions)
-        except (KeyError, TypeError, ValueError, AttributeError, UsageError) as error:
-            reason = f"the key {error} is missing" if isinstance(error, KeyError) else str(error)
-            raise UsageError(
-                f"{path} is a malformed baseline: {reason}, expected all of `{SCHEMA}`", hint=_HINT
-            ) from error
-
-    def write(self, path: Path) -> None:
-        with result_file(path) as file:
-            file.write(json.dumps(self.to_json(), allow_nan=False) + "\n")
-
-    def floor(self, control_ms: list[float]) -> dict[str, float]:
-        """Of each statistic, how far the machine is known to move on its own, in log; control_ms: of today's turns."""
-        told = [[statistics(turn) for turn in one.turns] for one in self.sessions]
-        control = _spread([np.median(control_ms), np.median([ms for one in self.sessions for ms in one.control_ms])])
-        found = {}
-        for name in STATISTICS:
-            medians = [np.median([one[name] for one in turns]) for turns in told]
-            parts = [
-                _spread([np.median(part) for part in np.array_split([one[name] for one in turns], _BLOCKS)])
-                for turns in told
-            ]
-            found[name] = max(control, _spread(medians), *parts)
-        return found
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """stored: what was judged by. turns: the new ones. floor: see `Baseline.floor`, as shares. different: conditions
-    that are not the same."""
+    """stored: what was judged by. turns: the new ones. floor: see `Baseline.floor`, as shares; empty under other
+    conditions, where it is not known. different: conditions that are not the same."""
 
     stored: Baseline
     verdict: Verdict
@@ -174,22 +96,42 @@ def save(
     """Take a session of as many turns as fit into `budget_s` seconds, at most `MOST_TURNS`, and write it to `path`; a
     baseline of the same bundle that is there already gets one session more.
 
-    Raises `UsageError` for a budget of too few turns, a file that is no baseline, and one of another bundle or of other
-    conditions; and what `counts.count` and turns raise.
+    Raises `UsageError` for a budget of too few turns, a file that is no baseline, and one of another bundle, of another
+    version of this package or of other conditions or counts, or that somebody else wrote meanwhile; and what
+    `counts.count`, turns and `require_same` raise.
     """
     path, bundle = Path(path), Bundle.open(side.path)
-    here = conditions(bundle, side.target, batch, TURN_S)
-    earlier: list[Session] = []
-    if path.exists():
-        old = Baseline.read(path)
-        told = differences({**old.conditions, "bundle": old.digest[:12]}, here | {"bundle": bundle.digest[:12]})
+    here, version = conditions(bundle, side.target, batch, TURN_S), package_versions(("mpmmu-rt",)).get("mpmmu-rt", "")
+    old = _lies(path)
+    counted = count(side.path, side.target, batch)
+    if old:
+        # Of the same code: a slower version of it would be taken for what the machine moves by from day to day.
+        same = {"bundle": bundle.digest[:12], "mpmmu-rt": version}
+        then = {"bundle": old.digest[:12], "mpmmu-rt": old.version or "unknown"}
+        told = differences({**old.conditions, **then}, here | same) or list(map(str, moved(old.counts, counted, None)))
         if told:
             raise UsageError(
                 f"{path} was taken under other conditions ({'; '.join(told)}), expected the same to add a session",
                 hint="name another file, or remove this one",
             )
-        earlier = old.sessions
-    counted = count(side.path, side.target, batch)
+    session = _session(side, batch, budget_s, progress, turn)
+    require_same(bundle)
+    if _lies(path) != old:  # of two that add a session at once one would be lost
+        raise UsageError(
+            f"{path} was written while a session for it was taken, expected nobody else to write it",
+            hint="the same command again, once that has ended, adds a session to what is there then",
+        )
+    sessions = [*(old.sessions if old else []), session][-MOST_SESSIONS:]
+    found = Baseline(here, plain(bundle.name), bundle.digest, counted, sessions, version)
+    found.write(path)
+    return found
+
+
+def _lies(path: Path) -> Baseline | None:
+    return Baseline.read(path) if path.exists() else None
+
+
+def _session(side: Side, batch: int, budget_s: float, progress: Progress, turn: Turn) -> Session:
     turns, control = list[list[float]](), list[float]()
     started, longest = time.monotonic(), 0.0
     while len(turns) < MOST_TURNS and (spent := time.monotonic() - started) + longest <= budget_s:
@@ -203,10 +145,7 @@ def save(
     progress("taking turns", MOST_TURNS, MOST_TURNS, "turns")
     if len(turns) < FEWEST_TURNS:
         raise _too_short(budget_s, FEWEST_TURNS * (longest + budget_s / max(1, len(turns))))
-    session = Session(now(), turns, control)
-    found = Baseline(here, bundle.name, bundle.digest, counted, [*earlier, session][-MOST_SESSIONS:])
-    found.write(path)
-    return found
+    return Session(now(), turns, control)
 
 
 def judge_against(
@@ -224,7 +163,8 @@ def judge_against(
     """New turns against the baseline at `path`, until it can be told, or no more fit into the budget.
 
     allow_different: where conditions differ, look for a slowdown of 25 % or of 5 times what is allowed alone, whichever
-    is more: the answers are then `far slower`, `no alarm` and `cannot tell`, and counts are not judged.
+    is more: the answers are then `far slower`, `no alarm` and `cannot tell`, and counts are not judged. A baseline of
+    another target, batch or image size is refused all the same.
 
     Raises `UsageError` for other conditions than the baseline's and for a file that is none, and what `compare` raises.
     """
@@ -232,11 +172,10 @@ def judge_against(
     bundle = Bundle.open(side.path)
     here = conditions(bundle, side.target, batch, TURN_S)
     different = differences(stored.conditions, here)
-    if different and not allow_different:
+    if different and (not allow_different or any(stored.conditions.get(name) != here[name] for name in WHAT)):
         raise UsageError(
             f"{path} was taken under other conditions ({'; '.join(different)}), expected the same",
-            hint="take a baseline here with --save, or pass --allow-different, which only sees a slowdown of "
-            f"{_tripwire(rule).max_slowdown:.0%} or more",
+            hint=_way_out(stored.conditions, here, rule),
         )
     if different:
         rule = _tripwire(rule)
@@ -247,7 +186,7 @@ def judge_against(
     drawn.shuffle(pool)
     turns, control, rounds = list[list[float]](), list[float](), list[dict[str, float]]()
     started, longest, verdict = time.monotonic(), 0.0, None
-    floor: dict[str, float] = dict.fromkeys(STATISTICS, 0.0)
+    floor: dict[str, float] = {}
     while verdict is None:
         spent = time.monotonic() - started
         if spent + longest > budget_s or len(turns) == len(pool):
@@ -260,9 +199,10 @@ def judge_against(
         longest = max(longest, time.monotonic() - begin)
         new, old = statistics(turns[-1]), statistics(pool[len(turns) - 1])
         rounds.append({name: math.log(new[name] / old[name]) for name in STATISTICS})
-        floor = dict.fromkeys(STATISTICS, 0.0) if different else stored.floor(control)
+        floor = {} if different else stored.floor(control)
         verdict = judge(rounds, rule, floor)
     progress("taking turns", round(budget_s), round(budget_s), "s")
+    require_same(bundle)
     answer = {"slower": "far slower", "not slower": "no alarm"}.get(verdict.answer, verdict.answer)
     return Judgement(
         stored=stored,
@@ -282,8 +222,9 @@ def judge_against(
 
 
 def judge(rounds: list[dict[str, float]], rule: Rule, floor: Mapping[str, float]) -> Verdict | None:
-    """`gate.judge` of pairs of new and stored turns, on the side of caution: see the module. floor: in log."""
-    up, down = ([{name: one[name] + sign * floor[name] for name in one} for one in rounds] for sign in (1, -1))
+    """`gate.judge` of pairs of new and stored turns, on the side of caution: see the module. floor: in log; empty where
+    it is not known."""
+    up, down = ([{name: one[name] + sign * floor.get(name, 0.0) for name in one} for one in rounds] for sign in (1, -1))
     for moved_rounds, wanted in ((up, ("not slower",)), (down, ("slower", "cannot tell"))):
         found = gate.judge(moved_rounds, rule)
         if found and found.answer in wanted:
@@ -292,7 +233,19 @@ def judge(rounds: list[dict[str, float]], rule: Rule, floor: Mapping[str, float]
 
 
 def _tripwire(rule: Rule) -> Rule:
-    return Rule(max(TRIPWIRE, 5 * rule.max_slowdown), rule.alpha)
+    return Rule(min(max(TRIPWIRE, 5 * rule.max_slowdown), MOST_SLOWDOWN), rule.alpha)
+
+
+def _way_out(stored: Mapping[str, Any], here: Mapping[str, Any], rule: Rule) -> str:
+    if any(stored.get(name) != here[name] for name in WHAT):
+        return (
+            "measure what it was taken of, or take one of this with --save FILE, FILE being a free path: "
+            "--allow-different is for another machine or version"
+        )
+    return (
+        "take a baseline here with --save, or pass --allow-different, which only sees a slowdown of "
+        f"{_tripwire(rule).max_slowdown:.0%} or more"
+    )
 
 
 def _too_short(budget_s: float, need_s: float) -> MpmmuError:
@@ -303,34 +256,23 @@ def _too_short(budget_s: float, need_s: float) -> MpmmuError:
 
 
 def _reason(found: Verdict, floor: Mapping[str, float]) -> str:
-    return f"{found.reason}; the machine itself moves by {math.expm1(max(floor.values())):.1%}"
+    return "; ".join([found.reason, *([f"the machine itself moves by {_share(floor):.1%}"] if floor else [])])
 
 
 def _undecided(rounds: list[dict[str, float]], floor: Mapping[str, float], rule: Rule, spent: float, most: int) -> str:
     if not rounds:
         return "no turn fits into the budget"
-    if (moves := math.expm1(max(floor.values()))) >= rule.max_slowdown:
+    if floor and (moves := _share(floor)) >= rule.max_slowdown:
         return f"the machine itself moves by {moves:.1%}, more than the {rule.max_slowdown:.1%} that are allowed"
+    if len(rounds) == 1:
+        return f"1 turn in {spent:.0f} s was not enough"
     whole = ", all that the baseline holds," if len(rounds) == most else ""
     return f"{len(rounds)} turns{whole} in {spent:.0f} s were not enough"
 
 
+def _share(floor: Mapping[str, float]) -> float:
+    return math.expm1(max(floor.values()))
+
+
 def _estimates(rounds: list[dict[str, float]], rule: Rule) -> dict[str, Estimate]:
     return {name: gate.estimate([one[name] for one in rounds], rule.alpha) for name in STATISTICS}
-
-
-def _spread(medians: list[Any]) -> float:
-    logs = np.log(np.asarray(medians, dtype=np.float64))
-    return float(logs.max() - logs.min())
-
-
-def _session(entry: Mapping[str, Any]) -> Session:
-    turns = [[float(ms) for ms in turn] for turn in entry["samples_ms"]]
-    control = [float(ms) for ms in entry["control_ms"]]
-    if len(turns) < FEWEST_TURNS or len(control) != len(turns):
-        raise ValueError(
-            f"a session has {len(turns)} turns and {len(control)} controls, expected ≥ {FEWEST_TURNS} of both"
-        )
-    for turn in (*turns, control):
-        statistics(turn)  # raises for what is no time
-    return Session(str(entry["taken"]), turns, control)

@@ -93,7 +93,7 @@ def bench(
             )
             curves["sweep"] = sweep_json(sweep(calls.predict, batches, short, _shown(progress, "sweep")))
         remarks, threads, head = predictor.remarks, predictor.threads, predictor.head_target
-    hold_to_golden(target, list(calls.answers.values()), golden)
+    hold_to_golden(target, calls.answers, golden)
     latency = summarise(done.samples_ms)
     conditions = _conditions(latency, done, before[0], after, threads)
     what = (
@@ -135,19 +135,19 @@ def bench(
 
 
 class _Calls:
-    """Predictions of the golden pixels in batches of any size, the last answer of each, and the time of each stage."""
+    """Predictions of the golden pixels in batches of any size, all their answers, and the time of each stage."""
 
     def __init__(self, predictor: Predictor, golden: dict[str, Array]) -> None:
         self._predictor, self._golden = predictor, golden
         self._pixels: dict[int, Any] = {}
-        self.answers: dict[int, Array] = {}
+        self.answers: list[Array] = []
         self.stages: dict[str, list[float]] = {}
 
     def predict(self, batch: int) -> None:
         if batch not in self._pixels:  # at most one other size at a time: a sweep need not hold all
             self._pixels = {batch: tile(self._golden, batch)}
         prediction = self._predictor.predict(self._pixels[batch])
-        self.answers[batch] = prediction.probability
+        self.answers.append(prediction.probability)
         for stage, spent in prediction.stages_ms.items():
             self.stages.setdefault(stage, []).append(spent)
 

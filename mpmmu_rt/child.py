@@ -1,19 +1,43 @@
-"""Work in a fresh process whose errors arrive as they were raised: the same class, words and hint."""
+"""Work in a fresh process whose errors arrive as they were raised: the same class, words and hint.
+
+The child is this very package, and its answer a line that says so: what else is printed there, by libraries or by
+what a site runs in every Python, is none.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 from . import errors
 from .errors import EngineError, MpmmuError
 
-_MARK = "mpmmu_error"
+FIRST = "mpmmu_first"  # the line that `run_timed` waits for
+_MARK, _ANSWER = "mpmmu_error", "mpmmu_answer"
+_ROOT = Path(__file__).resolve().parents[1]
+
+
+def python(*arguments: str) -> list[str]:
+    """The command of a child: this Python, and modules from where this process has them.
+
+    Without -P `-m` and `-c` import from the working folder first: another checkout of this package there would be what
+    is measured, and a file such as `random.py` the standard library.
+    """
+    from_here = os.path.samefile(_ROOT, os.curdir) if os.path.exists(os.curdir) else False
+    return [sys.executable, *([] if from_here else ["-P"]), *arguments]
+
+
+def answer(value: object) -> None:
+    """In the child: say the result, for `run` and `run_timed` in the parent."""
+    print(json.dumps({_ANSWER: value}), flush=True)
 
 
 def telling(work: Callable[[], object]) -> None:
@@ -41,9 +65,10 @@ def told(what: str, code: int, stderr: str, hint: str) -> MpmmuError:
 
     hint: what to do about a child that ended otherwise: killed, or by a defect.
     """
-    last = next(iter(stderr.strip().splitlines()[-1:]), "nothing")
-    if found := _own_error(last):
+    lines = stderr.strip().splitlines()
+    if found := next(filter(None, map(_own_error, reversed(lines))), None):  # libraries may say goodbye after it
         return found[0](f"{what}: {found[1]}", hint=found[2])
+    last = lines[-1] if lines else "nothing"
     if code < 0:
         try:
             name = signal.Signals(-code).name
@@ -54,24 +79,26 @@ def told(what: str, code: int, stderr: str, hint: str) -> MpmmuError:
     return EngineError(f"{what}: its process ended with status {code} and said: {last[:300]}", hint=hint)
 
 
-def run(what: str, command: list[str], hint: str) -> str:
-    """The stdout of a child. Raises what `told` makes of its failure."""
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+def run(what: str, command: list[str], hint: str) -> Any:
+    """The `answer` of a child. Raises what `told` makes of its failure."""
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
     if done.returncode:
         raise told(what, done.returncode, done.stderr, hint)
-    return done.stdout
+    return answered(what, done.stdout, hint)
 
 
-def run_timed(what: str, command: list[str], hint: str) -> tuple[int, int, str]:
-    """When the child was started, on `time.monotonic_ns`; the ns until its first line was read; its later stdout.
+def run_timed(what: str, command: list[str], hint: str) -> tuple[int, int, Any]:
+    """When the child was started, on `time.monotonic_ns`; the ns until its line `FIRST` was read; its `answer`.
 
     Raises what `told` makes of its failure.
     """
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
         started = time.monotonic_ns()
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as process:
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=errors, encoding="utf-8", errors="replace"
+        ) as process:
             assert process.stdout is not None
-            process.stdout.readline()
+            first = any(line.strip() == FIRST for line in iter(process.stdout.readline, ""))
             spent = time.monotonic_ns() - started
             # Not `communicate`, which does not see what `readline` has read beyond its line.
             rest = process.stdout.read()
@@ -79,15 +106,28 @@ def run_timed(what: str, command: list[str], hint: str) -> tuple[int, int, str]:
         said = errors.read()
     if process.returncode:
         raise told(what, process.returncode, said, hint)
-    return started, spent, rest
+    return started, spent, answered(what, rest if first else "", hint)
+
+
+def answered(what: str, stdout: str, hint: str) -> Any:
+    """The `answer` in what a child printed. Raises `EngineError` where there is none."""
+    for line in stdout.splitlines():
+        if (found := _marked(line, _ANSWER)) is not None:
+            return found[_ANSWER]
+    raise EngineError(f"{what}: its process ended and said {stdout[-300:]!r}, expected a result", hint=hint)
 
 
 def _own_error(line: str) -> tuple[type[MpmmuError], str, str] | None:
+    if (said := _marked(line, _MARK)) is None:
+        return None
+    kind = getattr(errors, str(said[_MARK]), EngineError)
+    return kind, str(said["message"]), str(said["hint"])
+
+
+def _marked(line: str, mark: str) -> dict[str, Any] | None:
+    """A line that is a JSON object with the key `mark`."""
     try:
         said = json.loads(line)
     except ValueError:
         return None
-    if not isinstance(said, dict) or _MARK not in said:
-        return None
-    kind = getattr(errors, str(said[_MARK]), EngineError)
-    return kind, str(said["message"]), str(said["hint"])
+    return said if isinstance(said, dict) and mark in said else None

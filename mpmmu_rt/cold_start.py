@@ -6,7 +6,6 @@ part begins when the parent started it. The total is the parent's: until it has 
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 import time
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .bundle import Bundle
-from .child import run_timed, telling
+from .child import FIRST, answer, python, run_timed, telling
 from .engines import engine, head_target
 from .predictor import Predictor
 from .spec import Target
@@ -60,8 +59,7 @@ class ColdStart:
 def measure(path: Path, target: Target, batch: int) -> ColdStart:
     """Start a process, and have it predict one pair, the same again, and `batch`. Raises what the child raised."""
     hint = f"`mpmmu-rt verify {path} --target {target}` runs the same here"
-    started, spent, out = run_timed(f"cold start of {path} on {target}", command(path, target, batch), hint)
-    said = json.loads(out)
+    started, spent, said = run_timed(f"cold start of {path} on {target}", command(path, target, batch), hint)
     ends = [started, *said["ends_ns"]]
     parts = {name: (end - begin) / 1e6 for name, begin, end in zip(PARTS, ends, ends[1:], strict=False)}
     return ColdStart(spent / 1e6, parts, said["second_call_ms"], said["peak_rss_bytes"])
@@ -69,7 +67,7 @@ def measure(path: Path, target: Target, batch: int) -> ColdStart:
 
 def command(path: Path, target: Target, batch: int) -> list[str]:
     """What starts the child."""
-    return [sys.executable, "-c", _CHILD, str(path.resolve()), str(target), str(batch)]
+    return python("-c", _CHILD, str(path.resolve()), str(target), str(batch))
 
 
 def child(began: int) -> None:
@@ -92,12 +90,12 @@ def _predict(began: int, path: Path, target: Target, batch: int) -> None:
         ends.append(time.monotonic_ns())
         predictor.predict(pixels)
         ends.append(time.monotonic_ns())
-        print("first prediction", flush=True)
+        print(FIRST, flush=True)
         start = time.perf_counter()
         predictor.predict(pixels)
         second_call_ms = (time.perf_counter() - start) * 1e3
         predictor.predict(tile(golden, batch))
-    print(json.dumps({"ends_ns": ends, "second_call_ms": second_call_ms, "peak_rss_bytes": _peak_rss_bytes()}))
+    answer({"ends_ns": ends, "second_call_ms": second_call_ms, "peak_rss_bytes": _peak_rss_bytes()})
 
 
 def _peak_rss_bytes() -> int | None:

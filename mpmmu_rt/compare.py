@@ -8,7 +8,6 @@ budget has room for, A has two turns: what they differ by is the noise floor. `g
 
 from __future__ import annotations
 
-import json
 import math
 import random
 import sys
@@ -19,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from .bundle import Bundle
-from .child import run, telling
+from .child import answer, python, run, telling
 from .counts import Counts, Moved, count, moved
-from .errors import UsageError
+from .errors import BundleError, UsageError
 from .gate import STATISTICS, Rule, Verdict, judge, statistics, undecided
 from .latency import Effort, sample
 from .machine import describe
@@ -140,8 +139,11 @@ def compare(
     part of the budget. Raises `UsageError` for no budget, no pairs or a count that there is not, what `Bundle.open`
     raises, and of a side that can't run or answers wrongly what its process raised.
     """
-    if budget_s <= 0 or batch < 1:
-        raise UsageError(f"budget {budget_s:g} s and batch {batch}, expected more than 0 s and at least 1 pair")
+    if not 0 < budget_s < math.inf or batch < 1:
+        raise UsageError(
+            f"budget {budget_s:g} s and batch {batch}, expected more than 0 s and at least 1 pair",
+            hint="--budget 120s --batch 32",
+        )
     rule = rule or Rule()
     bundles = Bundle.open(a.path), Bundle.open(b.path)
     sides, counts = (a, b), list[Counts]()
@@ -153,15 +155,26 @@ def compare(
     started = time.monotonic()
     turns, verdict = race(sides, batch, rule=rule, budget_s=budget_s, turn_s=turn_s, progress=progress)
     spent = time.monotonic() - started
+    require_same(*bundles)
     return Comparison(a, b, batch, rule, verdict, turns, spent, bundles, (counts[0], counts[1]), differ)
+
+
+def require_same(*bundles: Bundle) -> None:
+    """Raise `BundleError`, or what `Bundle.open` does, unless these still lie where they were opened: each turn opens
+    what is there, so that the times of one that was exported to the same place meanwhile are among the others."""
+    for one in bundles:
+        if Bundle.open(one.path).digest != one.digest:
+            raise BundleError(
+                f"{one.path} was replaced by another bundle while it was measured, expected the same to the end",
+                hint="measure again once nothing writes there; an export belongs to another path",
+            )
 
 
 def take_turn(side: Side, batch: int, turn_s: float, least: int = LEAST_CALLS) -> list[float]:
     """The ms of each call, at least so many, of a fresh process. Raises `EngineError`."""
-    command = [sys.executable, "-m", "mpmmu_rt.compare", str(side.path.resolve()), str(side.target), str(batch)]
+    command = python("-m", "mpmmu_rt.compare", str(side.path.resolve()), str(side.target), str(batch))
     hint = f"`mpmmu-rt verify {side.path} --target {side.target}` says what is wrong"
-    said = run(str(side), [*command, str(turn_s), str(least)], hint)
-    calls: list[float] = json.loads(said)
+    calls: list[float] = run(str(side), [*command, str(turn_s), str(least)], hint)
     return calls
 
 
@@ -230,7 +243,7 @@ def _measure(path: Path, target: Target, batch: int, seconds: float, least: int)
 
 
 def _main(path: str, target: str, batch: str, seconds: str, least: str = str(LEAST_CALLS)) -> None:
-    print(json.dumps(_measure(Path(path), Target.parse(target), int(batch), float(seconds), int(least))))
+    answer(_measure(Path(path), Target.parse(target), int(batch), float(seconds), int(least)))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,8 @@ from .machine import describe, usable_threads
 from .spec import MODALITIES, Target
 
 _JUDGED = ("mpmmu-rt", "pillow")  # what is judged, and what is not measured: their versions may differ
+WHAT = ("target", "batch", "inputs")  # what is measured, not where: of another there is nothing to learn
+_MOST_TEXT = 200
 
 
 def conditions(bundle: Bundle, target: Target, batch: int, turn_s: float) -> dict[str, Any]:
@@ -43,10 +45,15 @@ def conditions(bundle: Bundle, target: Target, batch: int, turn_s: float) -> dic
 def differences(stored: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     """`name then → here` of each condition that is not the same."""
     return [
-        f"{name} {stored.get(name, 'none')} → {here.get(name, 'none')}"
+        plain(f"{name} {stored.get(name, 'none')} → {here.get(name, 'none')}")
         for name in dict.fromkeys((*stored, *here))
         if stored.get(name) != here.get(name)
     ]
+
+
+def plain(text: object) -> str:
+    """What a file says, for a terminal: without what would steer it, and not without end."""
+    return "".join(letter if letter.isprintable() else "?" for letter in str(text)[:_MOST_TEXT])
 
 
 def control_ms() -> float:

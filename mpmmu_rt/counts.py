@@ -4,6 +4,7 @@ Run as a module (`python -m mpmmu_rt.counts BUNDLE TARGET BATCH`) it is the fres
 
     operators.<graph>            of the graphs that the target runs; operators.<graph>.<type> says which
     parameters.<graph>           numbers in them, see `onnx_counts`
+    pixels.<modality>            of an image: a smaller one takes less time, and is another input
     bytes.graphs, .weights       of the bundle's files; bytes.engines: of what lies there for this target alone
     kept.python_kib, .native_kib memory that a call after warm-up keeps, in whole KiB: see below
     threads                      of the process after a call of BATCH pairs
@@ -23,6 +24,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import json
+import math
 import sys
 import tracemalloc
 from collections.abc import Callable, Mapping
@@ -31,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from .bundle import ENGINES, Bundle, target_folder
-from .child import run, telling
+from .child import answer, python, run, telling
 from .engines import engines, known_engine
 from .errors import UsageError
 from .onnx_counts import GraphCounts, count_graph
@@ -51,9 +53,9 @@ def count(path: Path, target: Target, batch: int) -> Counts:
     Raises what `Bundle.open` raises, and of a bundle that can't run what its process raised.
     """
     Bundle.open(path)
-    command = [sys.executable, "-m", "mpmmu_rt.counts", str(path.resolve()), str(target), str(batch)]
+    command = python("-m", "mpmmu_rt.counts", str(path.resolve()), str(target), str(batch))
     hint = f"`mpmmu-rt verify {path} --target {target}` says what is wrong"
-    found: Counts = json.loads(run(f"{path} on {target}", command, hint))
+    found: Counts = run(f"{path} on {target}", command, hint)
     return found
 
 
@@ -81,8 +83,10 @@ class Moved:
 
 
 def moved(a: Counts, b: Counts, allowed: Mapping[str, float] | None, *, judged: bool = True) -> list[Moved]:
-    """The counts that differ, those first that are worse. allowed: by how much of A each may grow, 0.05 for 5 %, by its
-    name or the beginning of its name up to a dot (`parameters` is `parameters.head` too): 0 for all others. Operators
+    """The counts that differ, those first that are worse.
+
+    allowed: by how much of A each may grow, 0.05 for 5 %, by its name or the beginning of its name up to a dot
+    (`parameters` is `parameters.head` too): 0 for all others; infinite for any growth, and for another text. Operators
     by type explain and are not judged, nor is a count that only one of the two has, nor anything where not `judged`.
 
     Raises `UsageError` for a name that is none.
@@ -116,8 +120,8 @@ def _worse(a: int | str | None, b: int | str | None, most: float) -> bool:
     if a is None or b is None:
         return False
     if isinstance(a, int) and isinstance(b, int):
-        return b > a * (1 + most)
-    return most == 0  # such as another precision
+        return b - a > a * most * (1 + 1e-9)  # 115 is 15 % more than 100 in decimals, and not in binary
+    return most != math.inf  # such as another precision, of which no share tells how much it is
 
 
 # ---------------------------------------------------------------- in the fresh process
@@ -127,6 +131,7 @@ def _count(path: Path, target: Target, batch: int) -> Counts:
     bundle = Bundle.open(path)
     with Predictor(bundle, target, unproven=True) as predictor:
         found: Counts = {
+            **_pixels(bundle),
             **graphs(bundle, target, predictor.head_target),
             **_bytes(bundle, target),
             **achieved(bundle, target),
@@ -138,6 +143,11 @@ def _count(path: Path, target: Target, batch: int) -> Counts:
         found["threads"] = _threads()
         found |= predictor.counts(batch)
     return found
+
+
+def _pixels(bundle: Bundle) -> Counts:
+    shapes = {name: bundle.tensors[f"{name}_pixels"].shape for name in MODALITIES}
+    return {f"pixels.{name}": math.prod(one for one in shape if isinstance(one, int)) for name, shape in shapes.items()}
 
 
 def graphs(bundle: Bundle, target: Target, head: Target) -> Counts:
@@ -251,7 +261,7 @@ def _threads() -> int | None:
 
 
 def _main(path: str, target: str, batch: str) -> None:
-    print(json.dumps(_count(Path(path), Target.parse(target), int(batch))))
+    answer(_count(Path(path), Target.parse(target), int(batch)))
 
 
 if __name__ == "__main__":

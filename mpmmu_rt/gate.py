@@ -46,6 +46,7 @@ Answer = Literal["not slower", "slower", "cannot tell"]
 STATISTICS = ("typical", "tail")
 # Against all coins from 1/2 to 1 alike these take a round less where all agree, and none more where few do: NOTES.
 _COINS = (0.6, 0.7, 0.8, 0.9, 1.0)
+MOST_SLOWDOWN = 10.0
 
 
 @dataclass(frozen=True)
@@ -56,10 +57,10 @@ class Rule:
     alpha: float = 0.05
 
     def __post_init__(self) -> None:
-        if not (0 < self.max_slowdown < 10 and 0 < self.alpha < 0.5):
+        if not (0 < self.max_slowdown <= MOST_SLOWDOWN and 0 < self.alpha < 0.5):
             raise UsageError(
-                f"max_slowdown is {self.max_slowdown:g} and alpha {self.alpha:g}, expected more than 0 and at most 10, "
-                "and more than 0 and at most 0.5",
+                f"max_slowdown is {self.max_slowdown:g} and alpha {self.alpha:g}, expected more than 0 and at most "
+                f"{MOST_SLOWDOWN:g}, and more than 0 and less than 0.5",
                 hint="5 % is 0.05",
             )
 

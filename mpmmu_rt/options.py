@@ -9,22 +9,27 @@ from collections.abc import Sequence
 from .errors import UsageError
 
 
-def share(text: str, example: str = "--max-slowdown 5%") -> float:
-    """`5%` and `0.05` are 0.05. Raises `UsageError`."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(%?)\s*", text)
+def share(text: str | float, example: str = "--max-slowdown 5%") -> float:
+    """`5%` and `0.05` are 0.05. Raises `UsageError`, also for `5`: whoever writes it means 5 %, not 500 %."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(%?)\s*", str(text))
     if not match:
         raise UsageError(f"`{text}` is no share, expected a number such as 5% or 0.05", hint=example)
+    if not match[2] and float(match[1]) >= 1:
+        raise UsageError(
+            f"`{text}` has no unit and would be {float(match[1]):.0%}, expected a number below 1, or one with %",
+            hint=example,
+        )
     return float(match[1]) / (100 if match[2] else 1)
 
 
-def duration(text: str) -> float:
+def duration(text: str | float) -> float:
     """Seconds: `90`, `90s` and `1.5m` are 90. Raises `UsageError`."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([sm]?)\s*", text)
-    if not match or not float(match[1]):
+    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([sm]?)\s*", str(text))
+    if not match or not 0 < (found := float(match[1]) * (60 if match[2] == "m" else 1)) < math.inf:
         raise UsageError(
             f"`{text}` is no duration, expected seconds or minutes, such as 120s or 2m", hint="--budget 120s"
         )
-    return float(match[1]) * (60 if match[2] == "m" else 1)
+    return found
 
 
 def delay_ms(text: str) -> float:

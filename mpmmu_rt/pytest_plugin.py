@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from .compare import Side
@@ -76,11 +76,11 @@ def mpmmu_latency(request: pytest.FixtureRequest) -> Iterator[Callable[..., Verd
         target: str = "onnxruntime:fp32",
         batch: int = 32,
         baseline: str | Path | None = None,
-        max_slowdown: str = "5%",
+        max_slowdown: str | float | None = None,
         p99_ms: float | None = None,
-        allow_counts: tuple[str, ...] = (),
+        allow_counts: str | Sequence[str] = (),
         allow_different: bool = False,
-        budget: str = "120s",
+        budget: str | float = "120s",
     ) -> Verdict:
         from pathlib import Path
 
@@ -93,10 +93,15 @@ def mpmmu_latency(request: pytest.FixtureRequest) -> Iterator[Callable[..., Verd
 
         refused: MpmmuError | None = None
         try:
+            if baseline is None:
+                _check_alone(p99_ms, max_slowdown or allow_counts or allow_different)
+            _check_limit(p99_ms)
             side, seconds = Side(Path(bundle), Target.parse(target)), duration(budget)
-            options = {"allow_counts": allowances(allow_counts), "allow_different": allow_different}
+            named = [allow_counts] if isinstance(allow_counts, str) else allow_counts
+            options = {"allow_counts": allowances(named), "allow_different": allow_different}
+            most = share("5%" if max_slowdown is None else max_slowdown)
             with alone(), beside() as others:
-                found = _judged(side, batch, baseline, share(max_slowdown), p99_ms, options, seconds)
+                found = _judged(side, batch, baseline, most, p99_ms, options, seconds)
         except MpmmuError as error:
             refused = error
         if refused:
@@ -116,6 +121,30 @@ def mpmmu_latency(request: pytest.FixtureRequest) -> Iterator[Callable[..., Verd
         benchmark.skipped = True  # or it warns where a test failed before anything was timed
 
 
+def _check_alone(p99_ms: float | None, judging: object) -> None:
+    """Without a baseline: there must be a limit, and nothing that would do nothing."""
+    from .errors import UsageError
+
+    if p99_ms is None:
+        raise UsageError(
+            "mpmmu_latency got neither a baseline nor p99_ms, expected one of them, or both",
+            hint="mpmmu_latency(bundle, p99_ms=400); `mpmmu-rt bench --save FILE` makes a baseline",
+        )
+    if judging:
+        raise UsageError(
+            "mpmmu_latency got max_slowdown, allow_counts or allow_different without a baseline, expected both",
+            hint="they are about a baseline: name one, or leave them out",
+        )
+
+
+def _check_limit(p99_ms: object) -> None:
+    from .errors import UsageError
+
+    is_time = isinstance(p99_ms, int | float) and not isinstance(p99_ms, bool) and 0 < p99_ms < float("inf")
+    if p99_ms is not None and not is_time:
+        raise UsageError(f"p99_ms is {p99_ms!r}, expected a time of more than 0 ms", hint="p99_ms=400")
+
+
 def _judged(
     side: Side,
     batch: int,
@@ -129,16 +158,8 @@ def _judged(
     from pathlib import Path
 
     from .baseline import judge_against
-    from .errors import UsageError
     from .gate import Rule
 
-    if baseline is None and p99_ms is None:
-        raise UsageError(
-            "mpmmu_latency got neither a baseline nor p99_ms, expected one of them, or both",
-            hint="mpmmu_latency(bundle, p99_ms=400); `mpmmu-rt bench --save FILE` makes a baseline",
-        )
-    if p99_ms is not None and not 0 < p99_ms < float("inf"):
-        raise UsageError(f"p99_ms is {p99_ms}, expected a time of more than 0 ms", hint="p99_ms=400")
     found, calls = list[Verdict](), list[float]()
     if baseline is not None:
         told = judge_against(Path(baseline), side, batch, rule=Rule(max_slowdown), budget_s=seconds, **options)
@@ -155,14 +176,17 @@ def _judged(
 
 def _limited(side: Side, batch: int, p99_ms: float, calls: list[float], seconds: float) -> Verdict:
     """By these calls and, where they can't tell, by more turns, at least one of them."""
-    from .compare import TURN_S, take_turn
+    from .bundle import Bundle
+    from .compare import TURN_S, require_same, take_turn
     from .gate import within
 
+    bundle = Bundle.open(side.path)
     calls, begin = list(calls), time.monotonic()
     while (said := within(calls, p99_ms)) is None:
         if calls and time.monotonic() - begin >= seconds:
             break
         calls += take_turn(side, batch, TURN_S)
+    require_same(bundle)
     over = sum(ms > p99_ms for ms in calls)
     reason = f"{over} of {len(calls)} calls took more than {p99_ms:g} ms, of which p99 allows 1 in 100"
     return Verdict({True: "not slower", False: "slower", None: _CANNOT_TELL}[said], reason, [], calls)

@@ -35,7 +35,8 @@ def page(entry: Mapping[str, Any]) -> str:
     if not isinstance(schema, str) or schema not in _BODIES:
         raise UsageError(
             f"the result has the schema {schema!r}, expected one of {', '.join(_BODIES)}",
-            hint="measure again with this version of mpmmu-rt",
+            hint="name what `bench --json`, `compare --json` or `evaluate` wrote; what another version wrote is "
+            "measured again",
         )
     return pieces.document(*_BODIES[schema](entry))
 
@@ -177,10 +178,11 @@ def _compare(entry: Mapping[str, Any]) -> tuple[str, *tuple[Markup, ...]]:
     )
     floor = ", ".join(f"{name} {share:.1%}" for name, share in entry["noise_floor"].items())
     allowed = f"{entry['rule']['max_slowdown']:.1%}"
-    title = f"B is {answer}" if answer != "cannot tell" else "This machine cannot tell"
     # Counts beyond what is allowed refuse B, however long it takes.
     worse = [one["name"] for one in entry.get("moved") or () if one["worse"]]
-    badge = f"refused: {len(worse)} counts" if worse else answer
+    badge = f"refused: {len(worse)} {'count' if len(worse) == 1 else 'counts'}" if worse else answer
+    title = "B is refused" if worse else "This machine cannot tell" if answer == "cannot tell" else f"B is {answer}"
+    lead = f"as for time, {answer}: {entry['reason']}" if worse else entry["reason"]
     estimates = [
         pieces.key(f"{name} call", f"{one['slowdown']:+.1%}", "", f"{_ends(one)}")
         for name, one in entry["estimates"].items()
@@ -189,7 +191,7 @@ def _compare(entry: Mapping[str, Any]) -> tuple[str, *tuple[Markup, ...]]:
         pieces.header(
             "Comparison",
             title,
-            f"{entry['reason']}; up to {allowed} slower is allowed",
+            f"{lead}; up to {allowed} slower is allowed",
             pieces.badge(badge, answer == "not slower" and not worse),
             warnings=pieces.warnings_of_sides(entry),
         ),

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from .bundle import Bundle
-from .compare import Side, take_turn
+from .compare import Side, require_same, take_turn
 from .decisions import recorded
 from .engines import engines
 from .errors import EngineError, MpmmuError
@@ -51,7 +51,7 @@ def survey(bundle: Bundle, batch: int, *, seconds: float = 1.0, progress: Progre
     """`targets` of `bench`'s JSON document: rows as `Timed`, fastest first, and what is recommended.
 
     seconds: of the calls of each target, at least three a turn. A target that can't run, fails or says something else
-    than the golden answers is a row that says why.
+    than the golden answers is a row that says why. Raises what `require_same` does.
     """
     targets = list(map(Target.parse, bundle.targets))
     problems = {target: problem for target in targets if (problem := _problem(target))}
@@ -64,6 +64,7 @@ def survey(bundle: Bundle, batch: int, *, seconds: float = 1.0, progress: Progre
             except MpmmuError as error:
                 problems[target] = error
     progress("all targets in turn", len(targets) * TURNS, len(targets) * TURNS, "turns")
+    require_same(bundle)
     rows = [
         _timed(bundle, target, [] if target in problems else samples[target], batch, problems.get(target))
         for target in targets

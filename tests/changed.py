@@ -67,3 +67,18 @@ def crossed(folder: Path) -> Path:
         graph.node.extend([reduce, squeeze, scale, last])
 
     return changed(folder, "attention_pool", "embedding", add)
+
+
+def seldom(folder: Path) -> Path:
+    """With a mammography encoder that says, on ONNX Runtime, something else in one call of 50."""
+
+    def add(graph: onnx.GraphProto) -> None:
+        for name, value in (("rare", 0.02), ("far", 1e3)):
+            graph.initializer.append(numpy_helper.from_array(np.array([value], np.float32), name))
+        graph.node.append(helper.make_node("RandomUniform", [], ["drawn"], shape=[1], dtype=onnx.TensorProto.FLOAT))
+        graph.node.append(helper.make_node("Less", ["drawn", "rare"], ["is_rare"]))
+        graph.node.append(helper.make_node("Cast", ["is_rare"], ["once"], to=onnx.TensorProto.FLOAT))
+        graph.node.append(helper.make_node("Mul", ["once", "far"], ["off"]))
+        graph.node.append(helper.make_node("Add", ["own", "off"], ["feature_map"]))
+
+    return changed(folder, "mammography_onnxruntime", "feature_map", add)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from mpmmu_rt.errors import BundleError, EngineError, UsageError
 from mpmmu_rt.latency import Effort
 from mpmmu_rt.spec import MODALITIES, Array, Target
 from mpmmu_rt.tiles import tile
+
+from .changed import seldom
 
 SHORT = Effort(warmup_ms=1, measure_ms=5, min_samples=6, max_samples=200, max_warmup_ms=1)
 FP32 = Target("onnxruntime", "fp32")
@@ -55,7 +58,7 @@ def test_the_document(bundle_folder: Path) -> None:
     assert [gap["seconds"] for gap in entry["idle"]["gaps"]] == [0, 0.01]
     assert [step["batch"] for step in entry["sweep"]["steps"]] == [1, 2]
     assert entry["sweep"]["knee"] in (1, 2)
-    for said in ("from 7 pixel pairs", "warm-up of ", "excludes decoding", "threads"):
+    for said in ("from 7 pixel pairs", "warm-up of ", "excludes decoding", " thread"):
         assert said in entry["contract"]
     assert list(dict.fromkeys(seen)) == ["cold start", "measuring", "idle", "sweep"]
 
@@ -98,6 +101,14 @@ def test_fast_but_wrong_is_an_error(bundle_folder: Path, tmp_path: Path) -> None
     seal(folder, json.loads((folder / "bundle.json").read_text()))
     with pytest.raises(EngineError, match=r"was fast but wrong: golden probabilities differ by 0\.0\d+"):
         bench(folder, FP32, 3, effort=SHORT)
+
+
+@pytest.mark.slow
+def test_every_answer_is_held_to_the_golden_ones(tmp_path: Path) -> None:
+    """Of a target that is wrong in one call of 50 the last call is right, as good as always."""
+    many = replace(SHORT, min_samples=500, max_samples=500)
+    with pytest.raises(EngineError, match="was fast but wrong"):
+        bench(seldom(tmp_path / "seldom.bundle"), FP32, 1, effort=many)
 
 
 def test_a_damaged_bundle_is_not_measured(bundle_folder: Path, tmp_path: Path) -> None:

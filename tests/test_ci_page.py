@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from mpmmu_rt import conditions
-from mpmmu_rt.baseline import Baseline, Session
+from mpmmu_rt.baseline_file import Baseline, Session
 from mpmmu_rt.bundle import Bundle
 from mpmmu_rt.compare import TURN_S
 from mpmmu_rt.counts import count

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+import mpmmu_rt
 from mpmmu_rt import child, cold_start
 from mpmmu_rt.bundle import seal
 from mpmmu_rt.cli import app
@@ -101,18 +102,67 @@ def test_what_else_a_child_may_end_with() -> None:
     assert "said: nothing" in str(child.told("work", 4, " \n", "look"))
 
 
+def said(value: object) -> str:
+    """What a child does to answer."""
+    return f"from mpmmu_rt import child; child.answer({value!r})"
+
+
 def test_what_comes_with_the_first_line_is_not_lost() -> None:
     """A parent that had to wait finds both lines at once."""
-    _, spent, rest = child.run_timed("work", [sys.executable, "-c", "print('first\\nsecond')"], "look")
-    assert rest == "second\n"
-    assert spent > 0
+    both = f"print('{child.FIRST}', flush=True); {said(2)}"
+    _, spent, found = child.run_timed("work", child.python("-c", both), "look")
+    assert (found, spent > 0) == (2, True)
     with pytest.raises(EngineError, match="said: why"):
-        child.run_timed("work", [sys.executable, "-c", "raise SystemExit('why')"], "look")
-    loud = "import sys; print(1, flush=True); sys.stderr.write('x' * 2**20); print(2)"
-    assert child.run_timed("work", [sys.executable, "-c", loud], "look")[2] == "2\n"
+        child.run_timed("work", child.python("-c", "raise SystemExit('why')"), "look")
+    loud = f"import sys; print('{child.FIRST}', flush=True); sys.stderr.write('x' * 2**20); {said(2)}"
+    assert child.run_timed("work", child.python("-c", loud), "look")[2] == 2
 
 
 def test_a_child_that_works_is_heard() -> None:
-    assert child.run("work", [sys.executable, "-c", "print(7)"], "look") == "7\n"
+    assert child.run("work", child.python("-c", said([7])), "look") == [7]
     with pytest.raises(EngineError, match="status 5"):
-        child.run("work", [sys.executable, "-c", "raise SystemExit(5)"], "look")
+        child.run("work", child.python("-c", "raise SystemExit(5)"), "look")
+
+
+def test_what_else_is_printed_is_no_answer() -> None:
+    """By libraries, or by what a site runs in every Python; not even what is no text."""
+    noise = "import os; print('[1, 2]'); print('{}'); os.write(1, b'\\xff\\n'); os.write(2, b'\\xff\\n'); "
+    assert child.run("work", child.python("-c", f"{noise}{said(None)}; print('bye')"), "look") is None
+    first = f"print('hello', flush=True); import time; time.sleep(0.3); print('{child.FIRST}', flush=True); "
+    _, spent, found = child.run_timed("work", child.python("-c", f"{noise}{first}{said(3)}"), "look")
+    assert (found, spent > 0.3e9) == (3, True)
+    for silent in (noise, "", f"print('{child.FIRST}')"):
+        for ask in (child.run, child.run_timed):
+            with pytest.raises(EngineError, match=r"its process ended and said .+, expected a result") as caught:
+                ask("work", child.python("-c", silent), "look")
+            assert caught.value.hint == "look"
+
+
+def test_an_error_is_heard_before_what_libraries_say_after_it() -> None:
+    late = "import atexit, sys; atexit.register(lambda: print('leaked 3 objects', file=sys.stderr))\n"
+    raised = "from mpmmu_rt import child\nfrom mpmmu_rt.errors import DigestMismatch\n"
+    with pytest.raises(DigestMismatch, match="work: a, expected b"):
+        child.run(
+            "work",
+            child.python(
+                "-c",
+                f"{late}{raised}def work(): raise DigestMismatch('a, expected b', hint='c')\nchild.telling(work)",
+            ),
+            "look",
+        )
+
+
+def test_a_child_is_this_package_whatever_lies_in_the_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mpmmu_rt").mkdir()
+    for name in ("mpmmu_rt/__init__.py", "random.py"):
+        (tmp_path / name).write_text("raise SystemExit('not this one')")
+    where = "import random, mpmmu_rt; from mpmmu_rt import child; child.answer(mpmmu_rt.__file__)"
+    for folder in (tmp_path, Path(child.__file__).parents[1]):
+        monkeypatch.chdir(folder)
+        assert child.run("work", child.python("-c", where), "look") == mpmmu_rt.__file__
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert "-P" in child.python("-c", where)

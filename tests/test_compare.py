@@ -88,12 +88,15 @@ def test_a_budget_that_ends_can_not_tell(pair: tuple[Side, Side], tmp_path: Path
     )
     assert done.exit_code == 5, done.output
     assert re.search(r"cannot tell: 1 round in \d+ s was not enough", " ".join(done.output.split()))
-    assert "--budget 2s gives it more rounds" in done.output
     entry = json.loads((tmp_path / "found.json").read_text())
+    more = re.search(r"--budget (\d+)s gives it more rounds", done.output)
+    assert more
+    assert int(more[1]) >= max(2, 8 * entry["seconds"])  # in twice the 1 s there is no second round
     assert entry["estimates"]["typical"]["low"] is None
     assert min(entry["samples_ms"]["a"][0]) > 0
     assert "This machine cannot tell" in (tmp_path / "found.html").read_text()
     assert entry["moved"] == []
+    assert "A and B are the same bundle, byte by byte: only the machine was compared" in done.output
     assert f"counts: all {len(entry['counts']['a'])} are the same" in done.output
 
 
@@ -107,6 +110,8 @@ def test_a_count_that_grew_is_refused_whatever_the_time_says(pair: tuple[Side, S
     done = CliRunner().invoke(app, [*arguments, "--json", str(tmp_path / "found.json")])
     assert done.exit_code == 4, done.output
     assert "--allow-counts bytes.weights" in done.output
+    assert "refused: 1 count grew or changed; as for time, cannot tell: " in " ".join(done.output.split())
+    assert "byte by byte" not in done.output
     assert ["bytes.weights", "472700", "519970", "+10.0%", "not", "allowed"] in [
         line.split() for line in done.output.splitlines()
     ]
@@ -123,6 +128,22 @@ def test_a_side_that_can_not_run_ends_it_with_the_reason(pair: tuple[Side, Side]
     assert error.value.hint
 
 
+@pytest.mark.slow
+def test_a_side_that_is_replaced_while_it_is_measured(pair: tuple[Side, Side]) -> None:
+    """Its turns are of two bundles, and the digest of one."""
+    names = iter(["another"])
+
+    def progress(what: str, *_: object) -> None:
+        for name in names if what == "taking turns" else ():
+            seal(pair[1].path, {**Bundle.open(STORED).entry, "name": name})
+
+    with pytest.raises(
+        BundleError, match=r"slow\.bundle was replaced by another bundle while it was measured"
+    ) as error:
+        compare(*pair, 1, turn_s=0.02, budget_s=1, progress=progress)
+    assert error.value.hint
+
+
 def test_a_bundle_that_is_none_is_told_before_anything_runs(pair: tuple[Side, Side]) -> None:
     (pair[1].path / "bundle.json").write_text("{}")
     with pytest.raises(BundleError, match=r"bundle\.json"):
@@ -136,7 +157,10 @@ def test_a_bundle_that_is_none_is_told_before_anything_runs(pair: tuple[Side, Si
         (["A", "B", "--max-slowdown", "a bit"], "`a bit` is no share"),
         (["A", "B", "--max-slowdown", "0%"], "max_slowdown is 0 and alpha 0.05"),
         (["A", "B", "--allow-counts", "=5%"], "a count without a name"),
+        (["A", "B", "--max-slowdown", "5"], "`5` has no unit and would be 500%"),
+        (["A", "B", "--allow-counts", "bytes=5"], "`5` has no unit and would be 500%"),
         (["A", "B", "--budget", "soon"], "`soon` is no duration"),
+        (["A", "B", "--budget", "9" * 400], "9` is no duration"),
         (["A", "B", "--target", "onnxruntime:fp8"], "onnxruntime:fp8"),
     ],
 )
@@ -149,10 +173,14 @@ def test_what_makes_no_sense_is_refused_before_anything_runs(arguments: list[str
 
 def test_shares_and_durations() -> None:
     assert [share(text) for text in ("5%", "0.05", "2.5 %", "12%")] == pytest.approx([0.05, 0.05, 0.025, 0.12])
-    assert [duration(text) for text in ("90", "90s", "1.5m")] == [90, 90, 90]
-    for text in ("", "5%%", "-1%"):
-        with pytest.raises(UsageError):
+    assert [share(number) for number in (0.05, 0.99)] == [0.05, 0.99]
+    assert [duration(text) for text in ("90", "90s", "1.5m", 90, 90.0)] == [90] * 5
+    for text in ("", "5%%", "-1%", "1", "5", "1.0", 5, 5.0, "nan"):
+        with pytest.raises(UsageError, match="expected a number"):
             share(text)
+    for text in ("0", "0.0s", "inf", "9" * 400, "9" * 308 + "m"):
+        with pytest.raises(UsageError, match="no duration"):
+            duration(text)
 
 
 def test_a_round_is_the_ratio_of_its_turns() -> None:
@@ -161,7 +189,7 @@ def test_a_round_is_the_ratio_of_its_turns() -> None:
     assert turns.noise_floor() == {"typical": pytest.approx(0.1), "tail": pytest.approx(2 / 1.8 - 1)}
 
 
-@pytest.mark.parametrize(("budget", "batch"), [(0.0, 1), (1.0, 0)])
+@pytest.mark.parametrize(("budget", "batch"), [(0.0, 1), (1.0, 0), (math.nan, 1), (math.inf, 1)])
 def test_a_comparison_of_nothing(pair: tuple[Side, Side], budget: float, batch: int) -> None:
     with pytest.raises(UsageError, match="expected more than 0 s and at least 1 pair"):
         compare(*pair, batch, budget_s=budget)

@@ -76,6 +76,17 @@ def test_what_the_bundle_holds_is_counted(counted: Counts) -> None:
 
 
 @pytest.mark.slow
+def test_images_of_another_size_are_told_and_larger_ones_refused(counted: Counts, bundle_folder: Path) -> None:
+    """Operators, parameters and bytes need not show what half of the edge, a quarter of the time, comes from."""
+    other = count(bundle_folder, FP32, 3)
+    for name in ("pixels.mammography", "pixels.ultrasound"):
+        assert (counted[name], other[name]) == (32 * 32, 48 * 48)
+        for a, b, worse in ((counted, other, True), (other, counted, False)):
+            (found,) = (one for one in moved(a, b, None) if one.name == name)
+            assert found.worse == worse
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("python", "native"), [(3, 0), (0, 5)])
 def test_what_a_call_keeps_is_seen(python: int, native: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "sitecustomize.py").write_text(LEAKS.format(python=python, native=native))
@@ -161,10 +172,14 @@ def test_what_is_worse() -> None:
 def test_what_is_allowed() -> None:
     assert worse({"parameters.head": 105}, {"parameters.head": 0.05}) == []
     assert worse({"parameters.head": 106}, {"parameters.head": 0.05}) == ["parameters.head"]
+    for percent in range(1, 100):
+        assert worse({"parameters.head": 100 + percent}, allowances([f"parameters={percent}%"])) == []
+        assert worse({"parameters.head": 101 + percent}, allowances([f"parameters={percent}%"])) != []
     both = {"parameters.head": 106, "parameters.mammography": 201}
     assert worse(both, {"parameters.head": 0.1}) == ["parameters.mammography"]
     assert worse(both, {"parameters": 0.1}) == []
     assert worse({"precision.achieved": "bf16"}, allowances(["precision"])) == []
+    assert worse({"precision.achieved": "bf16"}, allowances(["precision=5%"])) == ["precision.achieved"]
     assert worse({"kept.native_kib": 9}, allowances(["kept"])) == []
     with pytest.raises(
         UsageError, match="`param` is no count, expected device, kept, operators, parameters, precision"

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from mpmmu_rt import conditions, pytest_plugin
-from mpmmu_rt.baseline import Baseline, Session
+from mpmmu_rt.baseline_file import Baseline, Session
 from mpmmu_rt.beside import beside
 from mpmmu_rt.bundle import Bundle
 from mpmmu_rt.compare import TURN_S
@@ -151,6 +151,17 @@ def test_with_xdist_one_measures_at_a_time_and_what_runs_beside_is_named(
         )
 
 
+WRONG = {
+    "p99_ms=-1": "p99_ms is -1, expected a time of more than 0 ms",
+    "p99_ms='400'": "p99_ms is '400', expected a time of more than 0 ms",
+    "p99_ms=True": "p99_ms is True, expected a time of more than 0 ms",
+    "p99_ms=400, max_slowdown=0.05": "got max_slowdown, allow_counts or allow_different without a baseline",
+    "p99_ms=400, allow_counts='bytes'": "got max_slowdown, allow_counts or allow_different without a baseline",
+    "baseline='same.json', max_slowdown=5": "`5` has no unit and would be 500%",
+    "baseline='same.json', batch=2, allow_counts='byte', budget=1": "`byte` is no count, expected ",
+}
+
+
 @pytest.mark.slow
 def test_against_a_baseline(run: Callable[..., pytest.RunResult], pytester: pytest.Pytester) -> None:
     target, counted = Target.parse("onnxruntime:fp32"), count(STORED, Target.parse("onnxruntime:fp32"), 2)
@@ -162,22 +173,27 @@ def test_against_a_baseline(run: Callable[..., pytest.RunResult], pytester: pyte
     pytester.makepyfile(
         "".join(
             f"def test_{name}(mpmmu_latency):\n"
-            f'    mpmmu_latency({str(STORED)!r}, batch={batch}, baseline="{name}.json", budget="1s")\n'
+            f'    mpmmu_latency({str(STORED)!r}, batch={batch}, baseline="{name}.json", budget=1, max_slowdown=0.05)\n'
             for name, batch in (("same", 2), ("grown", 2))
         )
         + f"def test_other(mpmmu_latency):\n    mpmmu_latency({str(STORED)!r}, batch=3, baseline='same.json')\n"
         + f"def test_neither(mpmmu_latency):\n    mpmmu_latency({str(STORED)!r})\n"
-        + f"def test_no_limit(mpmmu_latency):\n    mpmmu_latency({str(STORED)!r}, p99_ms=-1)\n"
+        + "".join(
+            f"def test_wrong_{at}(mpmmu_latency):\n    mpmmu_latency({str(STORED)!r}, {given})\n"
+            for at, given in enumerate(WRONG)
+        )
     )
     result = run()
-    result.assert_outcomes(passed=1, failed=4)
+    result.assert_outcomes(passed=1, failed=3 + len(WRONG))
+    result.stdout.no_fnmatch_line("*Traceback*")
+    result.stdout.no_fnmatch_line("*TypeError*")
     result.stdout.fnmatch_lines(
         [
             "*same.json was taken under other conditions (batch 2 *3), expected the same*",
-            "hint: take a baseline here with --save*",
+            "hint: measure what it was taken of, or take one of this with --save FILE*",
             "mpmmu_latency got neither a baseline nor p99_ms, expected one of them, or both",
             "hint: mpmmu_latency(bundle, p99_ms=400)*",
-            "p99_ms is -1, expected a time of more than 0 ms",
+            *(line for said in WRONG.values() for line in (f"*{said}*", "hint: ?*")),
             "*::test_same: cannot tell: *",
             "*::test_grown: counts grew: parameters.head *",
         ]

@@ -166,7 +166,9 @@ def test_counts_that_grew_refuse_what_is_not_slower() -> None:
     counts = {"a": {"bytes": 1, "ops.Conv": 2}, "b": {"bytes": 9, "ops.Conv": 1}}
     moved = [{"name": "bytes", "a": 1, "b": 9, "worse": True}, {"name": "ops.Conv", "a": 2, "b": 1, "worse": False}]
     text = page(comparison(20, 0.0) | {"counts": counts, "moved": moved})
-    assert '<p class="badge bad">! refused: 1 counts</p>' in text
+    assert '<p class="badge bad">! refused: 1 count</p>' in text
+    assert "<h1>B is refused</h1>" in text
+    assert "as for time, not slower: " in text
     assert text.count("not allowed") == 1
     assert '<p class="badge">✓ not slower</p>' in page(comparison(20, 0.0) | {"counts": counts, "moved": moved[1:]})
 
@@ -202,7 +204,10 @@ def test_whatever_comes_from_outside_is_text(measured: dict[str, Any]) -> None:
 def test_a_result_that_was_changed_is_drawn_or_refused(measured: dict[str, Any], tmp_path: Path) -> None:
     """One value, chosen at random, is another: the page is drawn, or the error has its two lines."""
     rng = random.Random(11)
-    strange: list[Any] = [None, "text", -1, 0, 1e308, float("nan"), float("inf"), [], {}, True, [0, -1], 10**400]
+    deep: dict[str, Any] = {}
+    for _ in range(900):  # as JSON is read still
+        deep = {"deep": deep}
+    strange: list[Any] = [None, "text", -1, 0, 1e308, float("nan"), float("inf"), [], {}, True, [0, -1], 10**400, deep]
     stored = [entry for entry in documents(measured).values()]
     refused = 0
     for _ in range(100):

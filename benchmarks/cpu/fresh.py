@@ -11,7 +11,6 @@ little). A turn counts the median of its calls; a ratio is that of one round.
 
 from __future__ import annotations
 
-import json
 import sys
 import tempfile
 from pathlib import Path
@@ -22,6 +21,7 @@ from benchmarks import report
 from benchmarks.racing import Command, race_processes, ratio, spread
 from mpmmu_rt import machine
 from mpmmu_rt.bundle import Bundle
+from mpmmu_rt.child import answer, answered
 from mpmmu_rt.compare import LEAST_CALLS
 from mpmmu_rt.engines import known_engine
 from mpmmu_rt.latency import Effort, sample
@@ -33,7 +33,7 @@ TORCH, AGAINST = "torch eager + scikit-learn", "onnxruntime:fp32"
 
 
 def commands(bundle: Bundle, checkpoint: Path, batch: int, seconds: float) -> dict[str, Command]:
-    """Of each contender, by name: what prints the ms of each call as a JSON list."""
+    """Of each contender, by name: what prints the ms of each call as `mpmmu_rt.child.answer` does."""
     python = [sys.executable, "-m"]
     mine = [str(bundle.path), str(batch), str(seconds)]
     found = {TORCH: Command([*python, "benchmarks.cpu.fresh", "--torch", str(checkpoint), *mine])}
@@ -56,7 +56,7 @@ def torch_eager(checkpoint: Path, path: Path, batch: int, seconds: float) -> Non
     original = encoders.Encoders(dict(kept.encoders), bundle.preprocessing.size)
     pixels = tile(bundle.golden(), batch)
     effort = Effort(warmup_ms=seconds * 300, measure_ms=seconds * 1e3, min_samples=LEAST_CALLS, max_warmup_ms=0)
-    print(json.dumps(sample(lambda: kept.head.predict_proba(original.run(pixels, batch=32)["embedding"]), effort)))
+    answer(sample(lambda: kept.head.predict_proba(original.run(pixels, batch=32)["embedding"]), effort))
 
 
 def main(path: Path, rounds: int, batches: list[int], seconds: float) -> None:
@@ -72,7 +72,8 @@ def main(path: Path, rounds: int, batches: list[int], seconds: float) -> None:
         for batch in batches:
             ran = race_processes(commands(bundle, checkpoint, batch, seconds), rounds)
             spent = {
-                name: np.array([np.median(json.loads(one.line)) / batch for one in said]) for name, said in ran.items()
+                name: np.array([np.median(answered(name, one.line, "")) / batch for one in said])
+                for name, said in ran.items()
             }
             print(f"\n### Whole model, batch {batch}\n")
             print(report.columns(f" | ms per pair | times torch | times {AGAINST}"))

@@ -7,7 +7,8 @@ from typing import Any
 
 import typer
 
-from mpmmu_rt.baseline import EXIT_CODES, Baseline, judge_against, save
+from mpmmu_rt.baseline import EXIT_CODES, judge_against, save
+from mpmmu_rt.baseline_file import Baseline
 from mpmmu_rt.compare import Side
 from mpmmu_rt.files import rounded
 from mpmmu_rt.gate import Rule
@@ -15,7 +16,7 @@ from mpmmu_rt.options import allowances, duration, share
 from mpmmu_rt.spec import Target
 
 from ._report import bars, check_output, fitted, next_command, note, put_json, say, wrapped
-from .compare import describe_counts, estimate_row, note_counts
+from .compare import describe_counts, estimate_row, note_counts, verdict
 
 
 def save_baseline(path: Path, bundle: Path, target: Target, batch: int, *, budget: str) -> None:
@@ -77,7 +78,7 @@ def judge_baseline(
 def _describe(path: Path, stored: Baseline, entry: dict[str, Any], target: Target, batch: int) -> str:
     earlier = [turn for one in stored.sessions for turn in one.turns]
     sides = {"a": earlier, "b": entry["samples_ms"]}
-    rows = [estimate_row(name, one, sides, entry["floor"][name]) for name, one in entry["estimates"].items()]
+    rows = [estimate_row(name, one, sides, entry["floor"].get(name)) for name, one in entry["estimates"].items()]
     days = ", ".join(one.taken[:10] for one in stored.sessions)
     return "\n".join(
         [
@@ -88,7 +89,7 @@ def _describe(path: Path, stored: Baseline, entry: dict[str, Any], target: Targe
             fitted(["call", "A ms", "B ms", "B against A", "interval", "machine"], rows),
             "",
             wrapped(
-                f"{entry['answer']}: {entry['reason']} (allowed: {entry['rule']['max_slowdown']:.1%}; "
+                f"{verdict(entry)} (allowed: {entry['rule']['max_slowdown']:.1%}; "
                 f"{entry['rounds']} turns of fresh processes, batch {batch})"
             ),
         ]

@@ -191,9 +191,11 @@ def _reference() -> Path:
     if REFERENCE_BUNDLE.exists():
         note(f"measuring {REFERENCE_BUNDLE}")
         return REFERENCE_BUNDLE
+    from mpmmu_rt.child import python
+
     note(f"no bundle is given and {REFERENCE_BUNDLE} does not exist: exporting the reference model there first")
     code = subprocess.run(
-        [*(sys.executable, "-m", "mpmmu_rt", *(["--quiet"] if quiet() else [])), "export", "-o", str(REFERENCE_BUNDLE)],
+        python("-m", "mpmmu_rt", *(["--quiet"] if quiet() else []), "export", "-o", str(REFERENCE_BUNDLE)),
         stdout=sys.stderr,
         check=False,
     ).returncode

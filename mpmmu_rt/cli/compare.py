@@ -3,7 +3,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,6 +14,9 @@ from mpmmu_rt.options import allowances, duration, share
 from mpmmu_rt.report_parts import warnings_of_sides
 
 from ._report import JsonTo, bars, check_json, check_output, count, fitted, note, put_json, say, wrapped, write_html
+
+if TYPE_CHECKING:
+    from mpmmu_rt.compare import Comparison
 
 EXIT_CODES = {"not slower": 0, "slower": 4, "cannot tell": 5}
 
@@ -63,18 +66,33 @@ def compare(
         write_html(html_to, entry)
     for warning in warnings_of_sides(entry):
         note(f"warning: {warning}")
+    if first == found.b.target and found.bundles[0].digest == found.bundles[1].digest:
+        note("note: A and B are the same bundle, byte by byte: only the machine was compared")
     if found.verdict.answer == "cannot tell":
-        more = f"; --budget {math.ceil(2 * seconds)}s gives it more rounds" if found.cut_short else ""
+        more = f"; --budget {_more(found, seconds)}s gives it more rounds" if found.cut_short else ""
         note(f"note: cannot tell: {found.verdict.reason}{more}")
     note_counts(found.more)
     raise typer.Exit(EXIT_CODES["slower" if found.more else found.verdict.answer])
+
+
+def _more(found: Comparison, seconds: float) -> int:
+    """Of the budget: twice as much, and no less than eight rounds take, of which six can tell."""
+    rounds = found.verdict.rounds
+    return math.ceil(max(2 * seconds, 8 * found.seconds / rounds if rounds else 0))
 
 
 def note_counts(more: Sequence[Moved]) -> None:
     """How to allow counts that must not have moved, if there are any."""
     if more:
         names = " ".join(f"--allow-counts {one.name}" for one in more)
-        note(f"note: {len(more)} counts grew or changed; what is meant to is allowed by {names}")
+        note(f"note: {count(len(more), 'count')} grew or changed; what is meant to is allowed by {names}")
+
+
+def verdict(entry: dict[str, Any]) -> str:
+    """What the exit code says: counts that must not have moved come before the time."""
+    said = f"{entry['answer']}: {entry['reason']}"
+    worse = sum(one["worse"] for one in entry["moved"])
+    return f"refused: {count(worse, 'count')} grew or changed; as for time, {said}" if worse else said
 
 
 def describe_counts(entry: dict[str, Any]) -> list[str]:
@@ -93,7 +111,7 @@ def describe_counts(entry: dict[str, Any]) -> list[str]:
     return [fitted(["count", "A", "B", "change", ""], rows), ""]
 
 
-def estimate_row(name: str, one: dict[str, Any], turns: dict[str, list[list[float]]], floor: float) -> list[str]:
+def estimate_row(name: str, one: dict[str, Any], turns: dict[str, list[list[float]]], floor: float | None) -> list[str]:
     """Cells: statistic, ms of A and of B, B against A, its interval, and what the machine moves by."""
     import numpy as np
 
@@ -101,12 +119,18 @@ def estimate_row(name: str, one: dict[str, Any], turns: dict[str, list[list[floa
 
     ms = [float(np.median([statistics(calls)[name] for calls in turns[side]])) for side in ("a", "b")]
     interval = "-" if one["low"] is None else f"{_percent(one['low'])} to {_percent(one['high'])}"
-    return [name, *(f"{value:.3f}" for value in ms), _percent(one["slowdown"]), interval, f"{floor:.1%}"]
+    return [
+        name,
+        *(f"{value:.3f}" for value in ms),
+        _percent(one["slowdown"]),
+        interval,
+        "-" if floor is None else f"{floor:.1%}",
+    ]
 
 
 def _describe(entry: dict[str, Any]) -> str:
     rows = [
-        estimate_row(name, one, entry["samples_ms"], entry["noise_floor"].get(name, math.nan))
+        estimate_row(name, one, entry["samples_ms"], entry["noise_floor"].get(name))
         for name, one in entry["estimates"].items()
     ]
     sides = [f"{name.upper()}: {entry[name]['bundle']} on {entry[name]['target']}" for name in ("a", "b")]
@@ -118,7 +142,7 @@ def _describe(entry: dict[str, Any]) -> str:
             fitted(["call", "A ms", "B ms", "B against A", "interval", "A against A"], rows),
             "",
             wrapped(
-                f"{entry['answer']}: {entry['reason']} (allowed: {entry['rule']['max_slowdown']:.1%}; "
+                f"{verdict(entry)} (allowed: {entry['rule']['max_slowdown']:.1%}; "
                 f"{count(entry['rounds'], 'round')} of fresh processes in {entry['seconds']:.0f} s, batch "
                 f"{entry['batch']})"
             ),

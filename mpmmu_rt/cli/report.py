@@ -26,7 +26,7 @@ def report(
         write_html(output, entry)
     except UsageError as error:
         raise UsageError(f"{result}: {error}", hint=error.hint or hint) from error
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError, RecursionError) as error:
         what = f"{type(error).__name__}: {error}"
         raise UsageError(
             f"{result} is not as {entry['schema']} has it ({what}), expected it unchanged", hint=hint

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 
 from benchmarks.gate_errors import LINES, RULES, Cell, describe, left, read, run, said, share, wanted
+from mpmmu_rt.child import answered
 
 ROOT = Path(__file__).resolve().parents[2]
 STORED = ROOT / "tests/data/bundle_613dfc9"
@@ -23,7 +23,7 @@ def turn(slow: float, every: int) -> Any:
     given = [str(STORED), "onnxruntime:fp32", "8", "0.7", str(slow), str(every)]
     command = [sys.executable, "-m", "benchmarks.gate_errors", "turn", *given]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    return np.array(json.loads(done.stdout))
+    return np.array(answered("a turn", done.stdout, ""))
 
 
 @pytest.mark.slow

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -164,18 +164,17 @@ def whole(kind: Any, arch: Any) -> onnx.ModelProto:
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ["resnet18", "resnet50"])
 @pytest.mark.parametrize("kind", ["cbam", "eca"])
-@pytest.mark.parametrize("form", [for_openvino, lambda model: for_openvino(for_openvino(model))])
-def test_whole_encoders(kind: str, arch: str, form: Callable[[onnx.ModelProto], onnx.ModelProto]) -> None:
+def test_whole_encoders(kind: str, arch: str) -> None:
     """In float and quantized; a second time changes nothing more."""
     graph = whole(kind, arch)
     pixels = np.random.default_rng(0).integers(0, 256, (3, 1, 64, 64), dtype=np.uint8)
     ranges = calibrate(graph, pixels)
     for model in (graph, quantize(graph, ranges, unsigned=True)):
         before = model.SerializeToString()
-        fast = form(model)
+        fast = for_openvino(model)
         assert model.SerializeToString() == before
         assert kinds(fast)["AveragePool"] >= 6
-        assert fast.graph.node == for_openvino(fast).graph.node
+        assert for_openvino(fast).SerializeToString() == fast.SerializeToString()
         want, got = said(model, {"pixels": pixels}), said(fast, {"pixels": pixels})
         # A value next to a step of 8 bits may fall on its other side.
         tolerance = 1e-5 if model is graph else 2e-2
