@@ -155,14 +155,16 @@ __device__ inline void reduce_rows(const T* x, int samples, int count, int rows_
 }
 
 // What the launches ask of a tile: `count` samples, of `samples` that there is room for, of `n` channels, at `stage`.
-// Each `over_...` has a barrier behind its last read of the stage. Gates: [sample, n] for over_channels; for
-// over_positions<GATED> [position], as `put` has written it.
+// Each `over_...` has a barrier behind its last read of the stage. Gates: for over_channels gates(n) floats of each
+// sample, a channel's at gate_of(c, n); for over_positions<GATED> [position], as `put` has written it.
 template <typename T, bool LAST>
 struct AnyTile {
     int positions;
 
     __device__ explicit AnyTile(const Modality& m) : positions(m.height * m.width) {}
     __device__ int bytes(int samples, int n) const { return over(samples * n * positions * (int)sizeof(T), 16) * 16; }
+    __device__ int gates(int n) const { return n; }
+    __device__ int gate_of(int c, int) const { return c; }
     __device__ int gate_floats() const { return positions; }
     __device__ void put(float* gate, int position, float value) const { gate[position] = value; }
 
@@ -210,19 +212,27 @@ struct AnyTile {
 
 template <typename T, int S>
 struct FixedTile {
+    // A channel has elements for WHOLE units and REST more. It begins at a multiple of PLACE and reaches into UNITS.
     static constexpr int E = 16 / sizeof(T), STRIDE = S | 1;
-    static constexpr int UNITS = S % E == 0 ? S / E : (S + 2 * E - 2) / E;  // that a channel reaches into, at most
-    static constexpr int GATE = UNITS * E;
+    static constexpr int WHOLE = S / E, REST = S % E, PLACE = REST ? REST : E, UNITS = WHOLE + (REST > 0);
+    static constexpr int GATE = (S + 3) / 4 * 4;
     static constexpr int positions = S;
+    static_assert(WHOLE > 0 && E % PLACE == 0, "a channel would reach into another number of units");
 
     __device__ explicit FixedTile(const Modality&) {}
     static __device__ int bytes(int samples, int n) { return samples * n / E * STRIDE * 16; }
-    // Groups of threads that share the channels of a sample in over_channels.
-    static __device__ int shares(int samples) { return max(1, BLOCK / (samples * S)); }
-    static __device__ int gate_floats() { return E * GATE; }
-    // The spatial gate of a position, E times: once for each place in a unit at which a channel may begin.
+    // Groups of threads that share the channels of a sample in over_channels, in fours of groups.
+    static __device__ int shares(int samples, int n) {
+        return max(1, min(BLOCK / (samples * E * UNITS), over(n / E, 4)));
+    }
+    // The channel gate: [sample, channel of a group, group], of which a thread takes four groups at a time.
+    static __device__ int gates(int n) { return E * over(n / E, 4) * 4; }
+    static __device__ int gate_of(int c, int n) { return c % E * over(n / E, 4) * 4 + c / E; }
+    // The spatial gate, once for each place in a unit at which a channel may begin, in the order of over_positions.
+    static __device__ int gate_floats() { return E / PLACE * GATE; }
     static __device__ void put(float* gate, int position, float value) {
-        for (int skip = 0; skip < E; ++skip) gate[skip * GATE + skip + position] = value;
+        for (int skip = 0; skip < E; skip += PLACE)
+            gate[skip / PLACE * GATE + (position < S - REST ? (position + skip) % (S - REST) : position)] = value;
     }
 
     __device__ void load(unsigned char* stage, const Modality& m, int first, int count, int channel, int n,
@@ -238,7 +248,8 @@ struct FixedTile {
     }
 
     // A lane takes a group, and each LANES threads one channel of it, all by the same instructions. Instructions for each
-    // part of a group, with all places known, were slower on an H200: they miss the instruction cache.
+    // part of a group, with all places known, were slower on an H200: they miss the instruction cache. What a channel has
+    // of its first and its last unit makes one, and leaves REST elements of the last.
     template <bool PEAK, bool GATED, typename Finish>
     __device__ void over_positions(const unsigned char* stage, int, int count, int n, const float* gate, float*,
                                    Finish finish) const {
@@ -247,82 +258,98 @@ struct FixedTile {
             const int c = turn % E, g = turn / E * LANES + lane;
             if (g >= total) continue;
             const int first = c * S / E, skip = c * S % E;  // unit, and its elements that belong to the channel before
-            const unsigned char* from = stage + g * STRIDE * 16;
-            float sum = 0, peak = MINUS_INFINITY;
-            const auto take = [&](int j, bool whole) {
-                const Unit unit = load16(from + min(first + j, S - 1) * 16);
+            const unsigned char* from = stage + (g * STRIDE + first) * 16;
+            const float* weights = gate + skip / PLACE * GATE;
+            float sum = 0;
+            const auto add = [&](const Unit& unit, int j) {
                 float weight[E];
                 if (GATED) {
 #pragma unroll
                     for (int i = 0; i < E; i += 4) {
-                        const float4 w = *reinterpret_cast<const float4*>(gate + skip * GATE + j * E + i);
+                        const float4 w = *reinterpret_cast<const float4*>(weights + j * E + i);
                         weight[i] = w.x, weight[i + 1] = w.y, weight[i + 2] = w.z, weight[i + 3] = w.w;
                     }
                 }
 #pragma unroll
-                for (int i = 0; i < E; ++i)
-                    if (whole || (j == 0 ? i >= skip : j * E + i < skip + S)) {
-                        const float value = element<T>(unit, i);
-                        sum += GATED ? value * weight[i] : value;
-                        if (PEAK) peak = max_or_nan(peak, value);
-                    }
+                for (int i = 0; i < E; ++i) sum += GATED ? element<T>(unit, i) * weight[i] : element<T>(unit, i);
             };
-            take(0, S % E == 0);
+            Unit unit = load16(from);
+            if (REST) unit = spliced<T>(unit, load16(from + WHOLE * 16), skip);
+            unsigned peak = max_of_words<T>(unit.words[0], unit);
+            add(unit, 0);
 #pragma unroll 4
-            for (int j = 1; j < S / E; ++j) take(j, true);
+            for (int j = 1; j < WHOLE; ++j) {
+                unit = load16(from + j * 16);
+                peak = max_of_words<T>(peak, unit);
+                add(unit, j);
+            }
+            const Unit peaks = {{peak}};
+            float most = element<T>(peaks, 0);
+            if (E > 4) most = max_or_nan(most, element<T>(peaks, 1));
 #pragma unroll
-            for (int j = S / E; j < UNITS; ++j) take(j, false);
+            for (int i = S - REST; i < S; ++i) {
+                const float value = to_float(reinterpret_cast<const T*>(stage + g * STRIDE * 16)[c * S + i]);
+                sum += GATED ? value * weights[i] : value;
+                most = max_or_nan(most, value);
+            }
             const int sample = g / groups;
-            finish(sample, (g - sample * groups) * E + c, sum, peak);
+            finish(sample, (g - sample * groups) * E + c, sum, most);
         }
         block_barrier<3>();
     }
 
-    // A thread takes a unit and the groups of a sample, or a share of them. A unit reaches into two channels at most.
+    // A thread takes a unit of a channel of a group, in all groups of a sample or a share of them, under one gate each.
+    // Where two channels meet in a unit, two threads take it; nobody reads what they make of the other's elements.
     template <typename Finish>
     __device__ void over_channels(const unsigned char* stage, int samples, int count, int n, const float* gate,
                                   float* scratch, Finish finish) const {
-        static_assert(S >= E, "a unit would reach into more than two channels");
-        const int groups = n / E, share = shares(samples);
-        // [E / 4, item, 4]: items side by side, so that a store meets each bank once.
-        const int items = count * share * S;
-        float4 *sums = reinterpret_cast<float4*>(scratch), *peaks = sums + items * E / 4;
+        constexpr int ITEMS = E * UNITS;
+        const int groups = n / E, share = shares(samples, n), items = count * share * ITEMS;
+        float *sums = scratch, *peaks = sums + items * E;  // [sample, share, channel of a group, place]
         for (int item = threadIdx.x; item < items; item += BLOCK) {
-            const int v = item % S, q = item / S, sample = q / share;
-            const int low = v * E / S, cut = (low + 1) * S - v * E, high = min(low + 1, E - 1);
+            const int q = item / ITEMS, sample = q / share, c = item / UNITS % E;
+            int g = (q - sample * share) * 4;
+            const unsigned char* unit = stage + ((sample * groups + g) * STRIDE + c * S / E + item % UNITS) * 16;
+            const float* four = gate + sample * gates(n) + gate_of(c, n) + g;
             float sum[E], peak[E];
 #pragma unroll
             for (int i = 0; i < E; ++i) {
                 sum[i] = 0;
                 peak[i] = MINUS_INFINITY;
             }
-            for (int g = q - sample * share; g < groups; g += share) {
-                const Unit unit = load16(stage + ((sample * groups + g) * STRIDE + v) * 16);
-                const float before = gate[sample * n + g * E + low], after = gate[sample * n + g * E + high];
+#pragma unroll 1
+            for (; g < groups; g += share * 4, four += share * 4, unit += share * 4 * STRIDE * 16) {
+                const float4 w = *reinterpret_cast<const float4*>(four);
+                const float each[4] = {w.x, w.y, w.z, w.w};
 #pragma unroll
-                for (int i = 0; i < E; ++i) {
-                    const float x = element<T>(unit, i) * (i < cut ? before : after);
-                    sum[i] += x;
-                    peak[i] = max_or_nan(peak[i], x);
-                }
+                for (int k = 0; k < 4; ++k)
+                    if (groups % 4 == 0 || g + k < groups) {
+                        const Unit x = load16(unit + k * STRIDE * 16);
+#pragma unroll
+                        for (int i = 0; i < E; ++i) {
+                            const float value = element<T>(x, i) * each[k];
+                            sum[i] += value;
+                            peak[i] = max_or_nan(peak[i], value);
+                        }
+                    }
             }
 #pragma unroll
             for (int i = 0; i < E; i += 4) {
-                sums[i / 4 * items + item] = {sum[i], sum[i + 1], sum[i + 2], sum[i + 3]};
-                peaks[i / 4 * items + item] = {peak[i], peak[i + 1], peak[i + 2], peak[i + 3]};
+                *reinterpret_cast<float4*>(sums + item * E + i) = {sum[i], sum[i + 1], sum[i + 2], sum[i + 3]};
+                *reinterpret_cast<float4*>(peaks + item * E + i) = {peak[i], peak[i + 1], peak[i + 2], peak[i + 3]};
             }
         }
         block_barrier<4>();
+#pragma unroll 1
         for (int i = threadIdx.x; i < count * S; i += BLOCK) {
             const int sample = i / S, position = i - sample * S;
             float sum = 0, peak = MINUS_INFINITY;
             for (int part = 0; part < share; ++part)
 #pragma unroll
                 for (int c = 0; c < E; ++c) {
-                    const int place = c * S + position, item = (sample * share + part) * S + place / E, e = place % E;
-                    const int at = (e / 4 * items + item) * 4 + e % 4;
-                    sum += reinterpret_cast<const float*>(sums)[at];
-                    peak = max_or_nan(peak, reinterpret_cast<const float*>(peaks)[at]);
+                    const int at = (sample * share + part) * ITEMS * E + position + c * UNITS * E + c * S % E;
+                    sum += sums[at];
+                    peak = max_or_nan(peak, peaks[at]);
                 }
             finish(sample, position, sum, peak);
         }
@@ -462,8 +489,8 @@ __device__ inline void spatial(const Problem& p, const Modality& m, int which, i
     // The hidden units come with the feature map; `multiply` takes rows of them in fours.
     const int stage_bytes = map_bytes + over(m.samples, 4) * 4 * width * 4;
     float* weights = reinterpret_cast<float*>(shared + DEPTH * stage_bytes);  // [hidden, slice]
-    float* gate = weights + width * m.slice;                                  // [sample, own]
-    float* scratch = gate + m.samples * m.slice;
+    float* gate = weights + width * m.slice;                                  // of each sample, as the tile has it
+    float* scratch = gate + m.samples * tile.gates(m.slice);
     const int columns = over(m.channels, 4) * 4;
     for (int i = threadIdx.x; i < width * m.slice / 4; i += BLOCK) {
         const int h = i / (m.slice / 4), c = (i - h * (m.slice / 4)) * 4;
@@ -490,7 +517,7 @@ __device__ inline void spatial(const Problem& p, const Modality& m, int which, i
                      [&](int sample, int c, float sum) {
                          if (c >= slice.own) return;
                          const float g = sigmoid(sum + 2 * m.fc2_bias[slice.begin + c]);
-                         gate[sample * slice.own + c] = g;
+                         gate[sample * tile.gates(slice.own) + tile.gate_of(c, slice.own)] = g;
                          m.gate[static_cast<long long>(first + sample) * m.channels + slice.begin + c] = g;
                      });
             block_barrier<7>();
@@ -527,7 +554,6 @@ __device__ inline void embedding(const Problem& p, const Modality& m, int which,
     float* rows = kernel + over(2 * m.size * m.size, 4) * 4;  // [dy, position] of the convolution
     float* scratch = rows + over(m.size * positions, 4) * 4;
     for (int i = threadIdx.x; i < 2 * m.size * m.size; i += BLOCK) kernel[i] = m.kernel[i];
-    for (int i = threadIdx.x; i < tile.gate_floats(); i += BLOCK) gate[i] = 0;
     const auto channels_of = [&](int at) { return min(m.wide, m.channels - at * m.wide); };
     bool ready = false;
     stream<DEPTH>(

@@ -161,40 +161,46 @@ class _Tiles:
             return samples * channels // self.unit * (self.branch.positions | 1) * 16
         return _up(samples * channels * self.branch.positions * self.item, 16)
 
-    def scratch(self, samples: int) -> int:
-        """Bytes."""
+    def scratch(self, samples: int, channels: int) -> int:
+        """Bytes, of over_channels; in a tile of any size of over_positions too."""
         if not self.fixed:
             return 2 * self.threads * 4
-        shares = max(1, self.threads // (samples * self.branch.positions))
-        return 4 * samples * shares * self.branch.positions * self.unit * 2
+        items = self.unit * -(-self.branch.positions // self.unit)
+        shares = max(1, min(self.threads // (samples * items), -(-channels // self.unit // 4)))
+        return 4 * samples * shares * items * self.unit * 2
+
+    def gates(self, channels: int) -> int:
+        """Floats of the channel gate of a sample."""
+        return _up(channels // self.unit, 4) * self.unit if self.fixed else channels
 
     @property
     def gate(self) -> int:
         """Floats of the spatial gate."""
         if not self.fixed:
             return self.branch.positions
-        s, e = self.branch.positions, self.unit
-        return e * e * (s // e if s % e == 0 else (s + 2 * e - 2) // e)
+        place = self.branch.positions % self.unit or self.unit
+        return self.unit // place * _up(self.branch.positions, 4)
 
     def shared(self, stages: int, size: tuple[int, int], wide: int) -> tuple[int, ...]:
         """Bytes of shared memory of each launch for tiles of size (samples, channels), and of `wide` channels."""
         (samples, channels), branch = size, self.branch
-        tile, width, scratch = self.bytes(samples, channels), _up(branch.hidden, 4), self.scratch(samples)
-        cbam = branch.kind == "cbam"
+        tile, width, cbam = self.bytes(samples, channels), _up(branch.hidden, 4), branch.kind == "cbam"
+        along = 0 if self.fixed else self.scratch(samples, channels)  # of over_positions
 
         def products(rows: int, columns: int) -> int:
             """Bytes of `multiply`: of all threads, or of all items where these are more."""
             return 4 * max(16 * self.threads, _up(rows, 4) * columns) if cbam else 0
 
         stats = _up(2 * samples, 4) * (_up(channels, 4) + 4) * 4
-        statistics = stages * tile + channels * width * 4 * cbam + stats + max(scratch, products(2 * samples, width))
+        statistics = stages * tile + channels * width * 4 * cbam + stats + max(along, products(2 * samples, width))
         if not cbam:
             return statistics, 0, 0, 0
-        spatial = stages * (tile + _up(samples, 4) * width * 4) + (width + samples) * channels * 4
-        spatial += max(scratch, products(samples, channels))
+        floats = width * channels + samples * self.gates(channels)  # weights and gates
+        spatial = stages * (tile + _up(samples, 4) * width * 4) + floats * 4
+        spatial += max(self.scratch(samples, channels), products(samples, channels))
         sizes = (self.gate, 2 * branch.positions, 2 * branch.size**2, branch.size * branch.positions)
         maps = 4 * sum(_up(size, 4) for size in sizes)
-        return statistics, 0, spatial, stages * self.bytes(1, wide) + maps + self.scratch(1)
+        return statistics, 0, spatial, stages * self.bytes(1, wide) + maps + along
 
 
 def candidates(

@@ -36,6 +36,18 @@ __device__ inline float max_or_nan(float a, float b) {
     return y;
 }
 
+// Of two halves each.
+__device__ inline unsigned max_or_nan(unsigned a, unsigned b, Half) {
+    unsigned y;
+    asm("max.NaN.f16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
+    return y;
+}
+__device__ inline unsigned max_or_nan(unsigned a, unsigned b, Bfloat16) {
+    unsigned y;
+    asm("max.NaN.bf16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
+    return y;
+}
+
 __device__ inline Unit load16(const void* shared) {
     const uint4 q = *static_cast<const uint4*>(shared);
     return {{q.x, q.y, q.z, q.w}};
@@ -93,6 +105,33 @@ __device__ inline float element(const Unit& unit, int i) {
         value.bits = static_cast<unsigned short>(unit.words[i / 2] >> i % 2 * 16);
         return to_float(value);
     }
+}
+
+// The maxima of a unit's words, element by element, and of `peak`: half an instruction for each element of two bytes.
+template <typename T>
+__device__ inline unsigned max_of_words(unsigned peak, const Unit& unit) {
+    const auto larger = [](unsigned a, unsigned b) {
+        if constexpr (sizeof(T) == 4)
+            return bits_of(max_or_nan(bits_to_float(a), bits_to_float(b)));
+        else
+            return max_or_nan(a, b, T());
+    };
+    return larger(peak, larger(larger(unit.words[0], unit.words[1]), larger(unit.words[2], unit.words[3])));
+}
+
+// The elements of `last` before `skip`, and those of `first` from there on.
+template <typename T>
+__device__ inline Unit spliced(const Unit& first, const Unit& last, int skip) {
+    Unit unit;
+#pragma unroll
+    for (int word = 0; word < 4; ++word) {
+        const auto word_of = [&](int i) { return i < skip ? last.words[word] : first.words[word]; };
+        if constexpr (sizeof(T) == 4)
+            unit.words[word] = word_of(word);
+        else
+            unit.words[word] = (word_of(2 * word) & 0xffff) | (word_of(2 * word + 1) & 0xffff0000);
+    }
+    return unit;
 }
 
 template <typename T>

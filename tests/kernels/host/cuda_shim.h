@@ -123,6 +123,8 @@ struct Half;
 struct Bfloat16;
 struct Unit;
 // In elements.h.
+unsigned max_or_nan(unsigned a, unsigned b, Half);
+unsigned max_or_nan(unsigned a, unsigned b, Bfloat16);
 Unit load16(const void* from);
 void store16(void* to, const Unit& unit);
 float to_float(Half x);

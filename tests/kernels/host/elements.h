@@ -31,3 +31,17 @@ inline void from_float(float x, Bfloat16& y) {
     std::memcpy(&bits, &x, 4);
     y.bits = static_cast<unsigned short>(x != x ? 0x7fff : (bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
+
+template <typename T>
+unsigned max_of_halves(unsigned a, unsigned b) {
+    unsigned both = 0;
+    for (int shift = 0; shift < 32; shift += 16) {
+        T larger;
+        const T one = {static_cast<unsigned short>(a >> shift)}, other = {static_cast<unsigned short>(b >> shift)};
+        from_float(max_or_nan(to_float(one), to_float(other)), larger);
+        both |= static_cast<unsigned>(larger.bits) << shift;
+    }
+    return both;
+}
+inline unsigned max_or_nan(unsigned a, unsigned b, Half) { return max_of_halves<Half>(a, b); }
+inline unsigned max_or_nan(unsigned a, unsigned b, Bfloat16) { return max_of_halves<Bfloat16>(a, b); }

@@ -25,11 +25,11 @@ Entry entry(const Request& r) {
     const int first = r.positions[0], second = r.positions[1];
     if (r.channels_last) return entry<T, true, 0, 0>(r.stages);
     if (first == 0 && second == 0) return entry<T, false, 0, 0>(r.stages);
-    if (first == 12 && second == 15) return entry<T, false, 12, 15>(r.stages);
+    if (first == 12 && second == 18) return entry<T, false, 12, 18>(r.stages);
 #ifndef FEW
     if (first == 49 && second == 49) return entry<T, false, 49, 49>(r.stages);
     if (first == 12 && second == 0) return entry<T, false, 12, 0>(r.stages);
-    if (first == 0 && second == 15) return entry<T, false, 0, 15>(r.stages);
+    if (first == 0 && second == 18) return entry<T, false, 0, 18>(r.stages);
 #endif
     return nullptr;
 }
