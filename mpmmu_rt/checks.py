@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -39,6 +40,21 @@ def figure(value: float) -> str:
         return f"{value:.3g}"
     digits, power = f"{value:.2e}".split("e")
     return f"{digits.rstrip('0').rstrip('.')}e{power}"
+
+
+def shortest(value: float | np.float32) -> str:
+    """The fewest digits that read back the same float32."""
+    return str(np.format_float_positional(np.float32(value), unique=True, trim="0"))
+
+
+def shown(probability: float | np.float32, threshold: float, style: Literal["f", "g"] = "f", digits: int = 4) -> str:
+    """`probability` for people: so many digits, or as many more as tell on which side of `threshold` it is."""
+    exact, limit = np.float32(probability), np.float32(threshold)
+    for more in range(digits, 10):
+        text = f"{exact:.{more}{style}}"
+        if bool(np.float32(text) >= limit) == bool(exact >= limit):
+            return text
+    return shortest(exact)
 
 
 def decide(probability: Array, threshold: float) -> Array:

@@ -112,7 +112,7 @@ def _kind(header: Any, expected: Modality | None) -> Modality | None:
     if expected is not None and told is not None and told != expected:
         raise ImageError(
             f"is {_NAMES[told]}, expected {_NAMES[expected]}",
-            hint=f"put it into the column `{told}` of the manifest: the two may be exchanged",
+            hint=f"name it under `{told}`: the two may be exchanged",
         )
     return told
 

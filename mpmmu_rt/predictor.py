@@ -14,13 +14,12 @@ from typing import Self
 import numpy as np
 
 from .bundle import CLASSES, Bundle, Graph
-from .checks import decide
+from .checks import decide, shown
 from .engines import Counted, ShowsTensors, engine
 from .errors import AnswerError, EngineError, MpmmuError, PixelsError, UsageError
 from .held import Held
-from .images import read_with_warnings, require_two
 from .machine import usable_threads
-from .modality_check import SAYS
+from .pairs import read_pairs
 from .single import SingleHeads, require_single
 from .spec import MODALITIES, Array, Modality, StrPath, Target
 
@@ -59,12 +58,12 @@ class Prediction:
         return tuple(CLASSES[int(one)] for one in self.malignant)
 
     def __repr__(self) -> str:
-        shown = ", ".join(f"{one:.4g}" for one in self.probability[:3])
+        first = ", ".join(shown(one, self.threshold, "g") for one in self.probability[:3])
         more = ", …" if len(self.probability) > 3 else ""
         count = f"{len(self.probability)} case{'s' * (len(self.probability) != 1)}"
         return (
             f"Prediction({count}, {int(self.malignant.sum())} malignant at ≥ {self.threshold:g}; "
-            f"probability [{shown}{more}])"
+            f"probability [{first}{more}])"
         )
 
 
@@ -106,23 +105,16 @@ class Predictor:
     def predict(self, pixels: Mapping[Modality, Array], *, embedding: Array | None = None) -> Prediction:
         """Pixels uint8 [N, 1, S, S] per modality (`{"mammography": …, "ultrasound": …}`) to a `Prediction`.
 
-        The two are named and not positional, so that they can't be swapped unseen. embedding: float32 [N, D] to write
-        the embedding to, and to return; a new array if None. Raises `PixelsError` for pixels that the model was not
-        made for, `UsageError` for another `embedding`, `EngineError` if the engine fails, `AnswerError`, with the rows,
-        if any probability is not a number in 0..1 or any embedding is not finite, and `DigestMismatch` if the weights
-        were written over while they were in use.
+        The two are named and not positional, so that they can't be swapped unseen. That images are blank, one and the
+        same or look swapped is seen by `predict_files`, and not here: who decodes files otherwise looks for it.
+        embedding: float32 [N, D] to write the embedding to, and to return; a new array if None. Raises `PixelsError`
+        for pixels that the model was not made for, `UsageError` for another `embedding`, `EngineError` if the engine
+        fails, `AnswerError`, with the rows, if any probability is not a number in 0..1 or any embedding is not finite,
+        and `DigestMismatch` if the weights were written over while they were in use.
         """
         start = time.perf_counter()
         checked = self._check(pixels)
-        shape = (len(checked["mammography"]), self._width)
-        if embedding is None:
-            embedding = np.empty(shape, np.float32)
-        elif embedding.dtype != np.float32 or embedding.shape != shape or not embedding.flags.writeable:
-            got = f"{'' if embedding.flags.writeable else 'read-only '}{embedding.dtype}{list(embedding.shape)}"
-            raise UsageError(
-                f"`embedding` is {got}, expected float32{list(shape)} to write to",
-                hint="leave it out to get a new array",
-            )
+        embedding = _room(embedding, (len(checked["mammography"]), self._width))
         checks_ms = (time.perf_counter() - start) * 1e3
         self._held.require_untouched()
         said, stages_ms = self._pipeline.run(checked, embedding)
@@ -183,22 +175,9 @@ class Predictor:
                 f"there are {counts[0]} mammograms and {counts[1]} ultrasound images, expected one pair for each case",
                 hint="name one file of each, or as many of each",
             )
-        pixels: dict[Modality, Array] = {}
-        for modality, paths in given.items():
-            found = []
-            for path in paths:
-                array, said = read_with_warnings(path, self.bundle.preprocessing, modality=modality, frame=frame)
-                found.append(array)
-                for one in said:
-                    warnings.warn(f"{path}: {one}", HeaderWarning, stacklevel=2)
-            pixels[modality] = np.stack(found)
-        for case in range(counts[0]):
-            require_two({name: array[case] for name, array in pixels.items()})
-        check = self.bundle.modality_check
-        for row in np.flatnonzero(check.swapped(pixels)) if check else ():
-            warnings.warn(
-                f"{given['mammography'][row]}, {given['ultrasound'][row]}: {SAYS}", HeaderWarning, stacklevel=2
-            )
+        pixels, said = read_pairs(given, self.bundle.preprocessing, self.bundle.modality_check, frame)
+        for one in said:
+            warnings.warn(one, HeaderWarning, stacklevel=2)
         return self.predict(pixels)
 
     def _unanswered(self, bad: Array, what: str) -> AnswerError:
@@ -327,6 +306,32 @@ class Predictor:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _room(embedding: object, shape: tuple[int, int]) -> Array:
+    """`embedding`, to be written to, or a new array. Raises `UsageError` for what can't hold `shape`."""
+    if embedding is None:
+        return np.empty(shape, np.float32)
+    if not isinstance(embedding, np.ndarray):
+        got = f"a {type(embedding).__name__}"
+    else:
+        got = f"{'' if embedding.flags.writeable else 'read-only '}{embedding.dtype}{list(embedding.shape)}"
+        if got == f"float32{list(shape)}" and not _overlaps(embedding):
+            return embedding
+        got += " whose rows share memory" if _overlaps(embedding) else ""
+    raise UsageError(
+        f"`embedding` is {got}, expected float32{list(shape)} to write to", hint="leave it out to get a new array"
+    )
+
+
+def _overlaps(array: Array) -> bool:
+    """Whether elements may lie at one address: what is written for one case would be read for another."""
+    room = array.itemsize
+    for stride, length in sorted((abs(one), many) for one, many in zip(array.strides, array.shape, strict=True)):
+        if length > 1 and stride < room:
+            return True
+        room += stride * (length - 1)
+    return False
 
 
 def listed(paths: Paths) -> list[Path]:

@@ -27,6 +27,7 @@ import numpy as np
 from . import origin, single
 from .bundle import Bundle
 from .cases import Case, Manifest
+from .checks import shortest
 from .errors import AnswerError, ImageError, UsageError
 from .files import sha256_file
 from .images import Preprocessing, read_with_warnings, require_two
@@ -34,7 +35,8 @@ from .journal import COLUMNS as COLUMNS
 from .journal import SCHEMA, Layout, Row, open_journal, require_apart
 from .latency import Latency, summarise
 from .machine import usable_threads
-from .modality_check import SAYS, ModalityCheck
+from .modality_check import ModalityCheck
+from .pairs import require_two_files, said_against
 from .places import claimed, written
 from .predictor import Prediction, Predictor
 from .progress import Progress, silent
@@ -313,11 +315,6 @@ def _predict(predictor: Predictor, items: Sequence[Decoded], ledger: Ledger, ext
     ]
 
 
-def shortest(value: np.float32) -> str:
-    """Reads back the same."""
-    return str(np.format_float_positional(value, unique=True, trim="0"))
-
-
 def _extras(item: Decoded, prediction: Prediction, row: int, extra: tuple[str, ...]) -> Iterator[str]:
     base = iter([] if prediction.base_probability is None else prediction.base_probability[row])
     for name in extra:
@@ -407,8 +404,10 @@ def decode(
     given = [modality for modality in MODALITIES if case.image(modality) is not None]
     one = alone and len(given) == 1
     try:
-        for modality in given if one else MODALITIES:
-            path = _path(case, modality)
+        paths = {modality: _path(case, modality) for modality in (given if one else MODALITIES)}
+        if not one:
+            require_two_files(paths)
+        for modality, path in paths.items():
             digest = partial(files.__setitem__, modality) if digests else None
             pixels[modality], found = read_with_warnings(
                 path, preprocessing, modality=modality, frame=frame, digest=digest
@@ -420,8 +419,8 @@ def decode(
         error = _one_line(f"{cause}; {cause.hint}")
     if one:
         warnings.append(single.warning(given[0]))
-    elif check is not None and not error and check.swapped({name: array[None] for name, array in pixels.items()})[0]:
-        warnings.append(SAYS)
+    elif not error:
+        warnings += said_against({name: array[None] for name, array in pixels.items()}, check)[0]
     if digests and error:
         files = {**_digests(case, without=files.keys()), **files}
     said, spent_ms = _one_line("; ".join(warnings)), (time.perf_counter() - start) * 1e3
@@ -450,6 +449,4 @@ def _path(case: Case, modality: Modality) -> Path:
     path = case.image(modality)
     if path is None:
         raise ImageError(f"no {modality} image is given, expected both", hint="add it to the manifest")
-    if case.mammography == case.ultrasound:
-        raise ImageError(f"{path} is given for both modalities, expected an image of each", hint="correct the manifest")
     return path

@@ -32,10 +32,12 @@ class TensorSpec:
 
     def check(self, array: object) -> Array:
         """Return `array` if it fits this spec, else raise `PixelsError`. Nothing is converted."""
-        if not isinstance(array, np.ndarray):
+        if not isinstance(array, np.ndarray) or hasattr(array, "mask"):  # which no engine would know of
             raise PixelsError(
                 f"`{self.name}` is a {type(array).__name__}, expected a NumPy array {self}",
-                hint="convert it with numpy.asarray",
+                hint="convert it with its method `filled`"
+                if hasattr(array, "mask")
+                else "convert it with numpy.asarray",
             )
         fits = array.ndim == len(self.shape) and all(
             isinstance(want, str) or want == got for want, got in zip(self.shape, array.shape, strict=True)

@@ -46,10 +46,8 @@ def test_each_modality_in_its_column(save_dicom: Save) -> None:
     mg, us = save_dicom(picture(), name="mg"), save_dicom(picture(), name="us", Modality="US")
     assert read_image(mg, modality="mammography").warnings == ()
     assert read_image(us, modality="ultrasound").warnings == ()
-    refused(mg, r"mg is a mammogram \(modality MG\), expected an ultrasound", "column `mammography`", "ultrasound")
-    refused(
-        us, r"us is an ultrasound image \(modality US\), expected a mammogram", "column `ultrasound`", "mammography"
-    )
+    refused(mg, r"mg is a mammogram \(modality MG\), expected an ultrasound", "under `mammography`", "ultrasound")
+    refused(us, r"us is an ultrasound image \(modality US\), expected a mammogram", "under `ultrasound`", "mammography")
     np.testing.assert_array_equal(read_grey(mg), read_grey(us))  # nothing is expected: either will do
 
 

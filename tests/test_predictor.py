@@ -135,6 +135,7 @@ def good(count: int = 2) -> dict[str, Any]:
         (good() | {"mammography": np.zeros((2, 1, 48, 48), np.float32)}, "`mammography_pixels` is float32"),
         (good() | {"mammography": np.zeros((2, 1, 48, 48), np.uint16)}, "`mammography_pixels` is uint16"),
         (good() | {"mammography": [[0]]}, "`mammography_pixels` is a list"),
+        (good() | {"ultrasound": np.ma.masked_less(good()["ultrasound"], 9)}, "`ultrasound_pixels` is a MaskedArray"),
     ],
 )
 def test_pixels_that_the_model_was_not_made_for(bundle_folder: Path, wrong: Any, problem: str) -> None:
@@ -323,6 +324,9 @@ def test_a_model_that_takes_other_names_is_an_engine_error(tmp_path: Path) -> No
         np.empty((6, 2), np.float32),
         np.empty((4, 2)),
         np.broadcast_to(np.float32(0), (4, 2)),
+        [[0.0, 0.0]] * 4,
+        np.lib.stride_tricks.as_strided(np.empty(2, np.float32), (4, 2), (0, 4)),
+        np.lib.stride_tricks.as_strided(np.empty(8, np.float32), (4, 2), (4, 4)),
     ],
 )
 def test_an_embedding_that_can_not_hold_all_cases_is_refused(tmp_path: Path, embedding: Array) -> None:
@@ -331,6 +335,17 @@ def test_an_embedding_that_can_not_hold_all_cases_is_refused(tmp_path: Path, emb
         pytest.raises(UsageError, match=r"expected float32\[4, 2\] to write to"),
     ):
         predictor.predict(levels(1, 2, 3, 4), embedding=embedding)
+
+
+@pytest.mark.parametrize("layout", [np.s_[:, ::2], np.s_[::-1, :2], np.s_[:4, 1:3]])
+def test_an_embedding_may_lie_in_memory_in_any_way(tmp_path: Path, layout: Any) -> None:
+    """A case each, however far apart: and not one written over another, of which all would be decided."""
+    room = np.zeros((4, 4), np.float32)
+    embedding = room[layout]
+    with load(tiny_bundle(tmp_path / "b", pool=SAME, head=AVERAGE)) as predictor:
+        found = predictor.predict(levels(0, 51, 102, 255), embedding=embedding)
+    np.testing.assert_allclose(found.probability, [0, 0.2, 0.4, 1], atol=1e-6)
+    np.testing.assert_allclose(embedding, np.repeat(found.probability[:, None], 2, 1), atol=1e-6)
 
 
 @pytest.mark.parametrize("batch", [1, 3, 32])

@@ -183,7 +183,7 @@ def _column(arrow: Any, name: str, cells: Sequence[str]) -> Any:
 
 
 def _read_parquet(path: Path, columns: Sequence[str]) -> list[list[str]]:
-    from mpmmu_rt.run import shortest
+    from mpmmu_rt.checks import shortest
 
     table = require("pyarrow.parquet", "Parquet").read_table(path, columns=list(columns))
     return [

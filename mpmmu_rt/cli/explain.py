@@ -9,6 +9,7 @@ import typer
 
 from mpmmu_rt.errors import ImageError, UsageError
 
+from ._proven import looked_up, note_verdict, warn_never_run
 from ._report import JsonTo, bars, check_json, count, fitted, going_on, note, put_json, say, wrapped
 
 if TYPE_CHECKING:
@@ -76,7 +77,9 @@ def explain(
                 document(entry, map(_read, drawn)), encoding="utf-8", errors="backslashreplace"
             )
             write_json(folder / REPORT, entry)
-        remarks = predictor.remarks
+        remarks, wanted = predictor.remarks, predictor.target
+        verdict = looked_up(predictor.bundle, wanted, require=False)
+        warn_never_run(predictor.bundle, wanted, bundle)
     if not put_json(json_to, entry):
         say(_describe(entry))
     note(f"wrote {output}: explanation.html, {REPORT}, {count(len(found), 'case')}")
@@ -88,6 +91,7 @@ def explain(
         )
     for remark in remarks:
         note(f"note: {remark}")
+    note_verdict(verdict, wanted, bundle)
     if failed:
         first = f"`{failed[0]['case_id']}`: {failed[0]['error']}"
         raise ImageError(
@@ -214,10 +218,13 @@ def _entry(predictor: Predictor, found: list[dict[str, Any]], failed: list[dict[
 
 
 def _describe(entry: dict[str, Any]) -> str:
+    from mpmmu_rt.checks import shown
+
     rows = []
     for one in entry["cases"]:
         alone = [one["modalities"][name]["probability_alone"] for name in ("mammography", "ultrasound")]
         cells = ["-" if value is None else f"{value:.3f}" for value in alone]
-        rows.append([one["case_id"], f"{one['probability']:.3f}", one["decision"], *cells])
+        probability = shown(one["probability"], entry["threshold"], digits=3)
+        rows.append([one["case_id"], probability, one["decision"], *cells])
     header = ["case", "probability", "decision", "mammography alone", "ultrasound alone"]
     return fitted(header, rows) + "\n" + wrapped(entry["says"])

@@ -27,6 +27,7 @@ def predict(
 ) -> None:
     """Predict one pair of images. A manifest of many: `mpmmu-rt run`."""
     from mpmmu_rt.bundle import Bundle
+    from mpmmu_rt.checks import shortest, shown
     from mpmmu_rt.engines import engine
     from mpmmu_rt.predictor import HeaderWarning, Predictor
 
@@ -44,10 +45,12 @@ def predict(
     said = [str(one.message) for one in caught if issubclass(one.category, HeaderWarning)]
     entry: dict[str, Any] = {
         "schema": "mpmmu-prediction/1",
-        "probability": float(found.probability[0]),
+        "probability": float(shortest(found.probability[0])),  # as `run` says it
         "decision": found.decision[0],
         "threshold": opened.threshold,
-        "base_probability": None if found.base_probability is None else found.base_probability[0].tolist(),
+        "base_probability": None
+        if found.base_probability is None
+        else [float(shortest(one)) for one in found.base_probability[0]],
         "warning": opened.warning,
         "bundle": {"name": opened.name, "digest": opened.digest, "trained": opened.trained},
         "target": str(wanted),
@@ -59,7 +62,8 @@ def predict(
     }
     if not put_json(json_to, entry):
         text = (
-            f"{found.decision[0]}: probability of malignancy {found.probability[0]:.4f}, threshold {opened.threshold:g}"
+            f"{found.decision[0]}: probability of malignancy {shown(found.probability[0], found.threshold)}, threshold "
+            f"{shortest(found.threshold)}"
         )
         say(wrapped(text))
     for one in said:

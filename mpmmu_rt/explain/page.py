@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from mpmmu_rt import report_parts as pieces
+from mpmmu_rt.checks import shortest, shown
 from mpmmu_rt.markup import Markup, el, joined, number
 from mpmmu_rt.spec import MODALITIES, Modality
 
@@ -52,14 +53,14 @@ def document(entry: Mapping[str, Any], drawn: Iterable[Mapping[Modality, Picture
         pieces.header(
             "Explanation",
             bundle["name"],
-            f"{count} on {entry['target']}; threshold {number(entry['threshold'])}",
+            f"{count} on {entry['target']}; threshold {shortest(entry['threshold'])}",
             pieces.badge(entry["target"], good=True),
             warnings=[entry.get("warning")],
         ),
         el("p", entry["says"], class_="verdict"),
     ]
     for case, of_case in zip(cases, drawn, strict=True):
-        sections += _case(case, of_case)
+        sections += _case(case, of_case, entry["threshold"])
     sections += [
         pieces.card(
             "Cases without an answer",
@@ -70,9 +71,11 @@ def document(entry: Mapping[str, Any], drawn: Iterable[Mapping[Modality, Picture
     return pieces.document(f"{bundle['name']} - mpmmu-rt explain", *sections)
 
 
-def _case(case: Mapping[str, Any], drawn: Mapping[Modality, Pictures]) -> list[Markup]:
+def _case(case: Mapping[str, Any], drawn: Mapping[Modality, Pictures], threshold: float) -> list[Markup]:
     label = {0: ", labelled benign", 1: ", labelled malignant"}.get(case["label"], "")
-    keys = [pieces.key("probability", number(case["probability"]), "", f"{case['decision']}{label}")]
+    keys = [
+        pieces.key("probability", shown(case["probability"], threshold, digits=3), "", f"{case['decision']}{label}")
+    ]
     for modality in MODALITIES:
         alone = case["modalities"][modality]["probability_alone"]
         if alone is not None:

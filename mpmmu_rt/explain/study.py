@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from mpmmu_rt.cases import Case
+from mpmmu_rt.checks import shortest
 from mpmmu_rt.errors import ImageError
 from mpmmu_rt.grey import GreyImage
 from mpmmu_rt.images import fitted, named, pixels_of, read_image, require_two
-from mpmmu_rt.modality_check import SAYS
+from mpmmu_rt.pairs import require_two_files, said_against
 from mpmmu_rt.predictor import Predictor
 from mpmmu_rt.progress import Progress, silent
 from mpmmu_rt.spec import MODALITIES, Array, Modality
@@ -65,7 +66,7 @@ class Explanation:
         return {
             "case_id": self.case.case_id,
             "label": self.case.label,
-            "probability": self.probability,
+            "probability": float(shortest(self.probability)),  # as `run` says it
             "decision": self.decision,
             "warnings": list(self.warnings),
             "base_probability": dict(self.base_probability),
@@ -179,9 +180,7 @@ def explain(
         pixels[modality] = array[None]
         warnings += [f"{modality}: {one}" for one in against]
     require_two(pixels)
-    check = predictor.bundle.modality_check
-    if check is not None and check.swapped(pixels)[0]:
-        warnings.append(SAYS)
+    warnings += said_against(pixels, predictor.bundle.modality_check)[0]
     said = predictor.predict(pixels)
     probability = float(said.probability[0])
     base = [] if said.base_probability is None else [float(one) for one in said.base_probability[0]]
@@ -218,6 +217,7 @@ def _paths(case: Case) -> dict[Modality, Path]:
         raise ImageError(
             f"case `{case.case_id}` has no {missing[0]} image, expected both", hint="add it to the manifest"
         )
+    require_two_files(found)
     return found
 
 

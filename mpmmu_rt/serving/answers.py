@@ -9,7 +9,8 @@ import numpy as np
 
 from mpmmu_rt.errors import AnswerError, EngineError, MpmmuError, PixelsError
 from mpmmu_rt.images import Preprocessing, decode_with_warnings, require_two, same_image
-from mpmmu_rt.modality_check import SAYS, ModalityCheck
+from mpmmu_rt.modality_check import ModalityCheck
+from mpmmu_rt.pairs import said_against
 from mpmmu_rt.predictor import Predictor
 from mpmmu_rt.spec import MODALITIES, Array, Modality
 
@@ -115,6 +116,4 @@ def read_pair(
         pixels[modality] = array[None]
         warnings += [f"{modality}: {one}" for one in said]
     require_two(pixels)
-    if check is not None and check.swapped(pixels)[0]:
-        warnings.append(SAYS)
-    return pixels, tuple(warnings)
+    return pixels, (*warnings, *said_against(pixels, check)[0])

@@ -20,9 +20,8 @@ import numpy as np
 from mpmmu_rt.bundle import Bundle
 from mpmmu_rt.engines import engine
 from mpmmu_rt.errors import ImageError, MpmmuError, PixelsError
-from mpmmu_rt.images import require_two
 from mpmmu_rt.machine import usable_threads
-from mpmmu_rt.modality_check import SAYS
+from mpmmu_rt.pairs import require_pairs, said_against
 from mpmmu_rt.predictor import Predictor
 from mpmmu_rt.spec import MODALITIES, Array, Modality, Target
 from mpmmu_rt.verify import require_replayed
@@ -148,19 +147,11 @@ class FilesModel(PixelsModel):
 
 def warnings_of(predictor: Predictor, pixels: Pixels) -> Warnings:
     """What is to be said against each case of a request, as `read_pair` says it of files. Raises `PixelsError` for
-    pixels that the model was not made for, and `ImageError` for a case whose images are one and the same."""
+    pixels that the model was not made for, and `ImageError` for a case whose images are one and the same, or blank."""
     checked = predictor.check(pixels)
     cases = len(checked["mammography"])
-    for case in range(cases):
-        try:
-            require_two({name: array[case] for name, array in checked.items()})
-        except ImageError as error:
-            where = f"case {case} of the request (counted from 0): " if cases > 1 else ""
-            raise ImageError(f"{where}{error}", hint=error.hint) from error
-    check = predictor.bundle.modality_check
-    if check is None or not cases:
-        return ((),) * cases
-    return tuple((SAYS,) if one else () for one in check.swapped(checked))
+    require_pairs(checked, lambda case: f"case {case} of the request (counted from 0): " if cases > 1 else "")
+    return said_against(checked, predictor.bundle.modality_check)
 
 
 def rows_of(texts: Sequence[str]) -> Array:

@@ -56,6 +56,7 @@ class Info(ctypes.Structure):
         ("preprocessing", How),
         ("embedding_width", ctypes.c_size_t),
         ("learners", ctypes.c_size_t),
+        ("warning", ctypes.c_char_p),
     )
 
 

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from mpmmu_rt import load
-from mpmmu_rt.bundle import seal
+from mpmmu_rt.bundle import UNTRAINED, seal
 from mpmmu_rt.images import preprocess
 from mpmmu_rt.spec import MODALITIES, Array, Modality
 
@@ -184,7 +184,7 @@ def test_the_example_in_rust_says_the_same(
     seal(folder, json.loads((folder / "bundle.json").read_text()) | {"trained": False})
     for program in (tmp_path / "decide", build_folder / "decide"):
         ran = decide(program, folder, *images, folder=build_folder)
-        assert (ran.returncode, ran.stderr) == (0, "warning: UNTRAINED reference model: this means nothing\n")
+        assert (ran.returncode, ran.stderr) == (0, f"warning: {UNTRAINED}\n")
 
 
 def test_it_needs_no_engine_to_link_and_shows_nothing_else(build_folder: Path) -> None:

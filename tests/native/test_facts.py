@@ -77,3 +77,8 @@ def test_names_in_a_bundle() -> None:
     assert texts("kGolden", "bundle.cpp") == tuple(sorted(bundle.GOLDEN))
     assert texts("kFigures", "bundle.cpp") == modality_check.FIGURES
     assert texts("kModalities", "bundle.h") == MODALITIES
+
+
+def test_what_is_said_against_models() -> None:
+    assert texts("kUntrained", "bundle.cpp") == (bundle.UNTRAINED,)
+    assert texts("kTriedInt8", "bundle.cpp") == (bundle.TRIED_INT8,)

@@ -127,10 +127,11 @@ def random_pixels(rng: np.random.Generator, cases: int, size: int = SIZE) -> Pix
 
 
 def levels(*greys: int) -> Pixels:
-    """`test_predictor.levels` of two images each: they differ in two pixels that make up for each other."""
+    """`test_predictor.levels` of two images each, with something in both: two pixels that make up for each other."""
     pixels = test_predictor.levels(*greys)
-    pixels["ultrasound"][:, 0, 0, 0] -= 1
-    pixels["ultrasound"][:, 0, 0, 1] += 1
+    for row, modality in enumerate(MODALITIES):
+        pixels[modality][:, 0, row, 0] -= 1
+        pixels[modality][:, 0, row, 1] += 1
     return pixels
 
 

@@ -285,6 +285,11 @@ def test_the_pixels_model(tmp_path: Path, predictor: Predictor, monkeypatch: pyt
         assert got["bundle_digest"].shape == (len(want.probability), 32)
         assert got["bundle_digest"][0].tobytes().hex() == predictor.bundle.digest
         assert got["warnings"].shape == (len(want.probability), 0)
+    sent[0]["ultrasound"][2] = 128
+    blank, after = model.execute([named(sent[0]), named(sent[2])])
+    assert blank.error.code == TritonError.INVALID_ARG
+    assert "case 2 of the request (counted from 0): `ultrasound` is blank: grey value 128" in blank.error.message
+    np.testing.assert_array_equal(arrays(after)["probability"], arrays(third)["probability"])
     (missing,) = model.execute([{"mammography_pixels": sent[0]["mammography"]}])
     assert "no `ultrasound_pixels`" in missing.error.message
     model.finalize()

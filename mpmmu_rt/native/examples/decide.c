@@ -51,7 +51,7 @@ int main(int count, char **arguments) {
   if (status == MPMMU_OK) status = mpmmu_predict(model, pixels[0], pixels[1], 1, &outputs);
   const int code = status == MPMMU_OK ? 0 : failed(status);
   if (code == 0) printf("%.9g %s\n", (double)probability, malignant ? "malignant" : "benign");
-  if (code == 0 && !info.trained) fprintf(stderr, "warning: UNTRAINED reference model: this means nothing\n");
+  if (code == 0 && *info.warning) fprintf(stderr, "warning: %s\n", info.warning);
   for (int i = 0; i < 2; ++i) free(pixels[i]);
   mpmmu_close(model);
   return code;

@@ -24,6 +24,7 @@ struct Info {
     preprocessing: Preprocessing,
     embedding_width: usize,
     learners: usize,
+    warning: *const c_char,
 }
 
 #[repr(C)]
@@ -115,8 +116,9 @@ fn main() {
     };
     check(unsafe { mpmmu_predict(model, pixels[0].as_ptr(), pixels[1].as_ptr(), 1, &outputs) });
     println!("{} {}", probability, if malignant == 1 { "malignant" } else { "benign" });
-    if info.trained == 0 {
-        eprintln!("warning: UNTRAINED reference model: this means nothing");
+    let warning = unsafe { CStr::from_ptr(info.warning) }.to_string_lossy();
+    if !warning.is_empty() {
+        eprintln!("warning: {warning}");
     }
     unsafe { mpmmu_close(model) };
 }

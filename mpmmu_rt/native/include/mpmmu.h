@@ -81,6 +81,8 @@ typedef struct mpmmu_info {
   mpmmu_preprocessing preprocessing;
   size_t embedding_width;  /* D */
   size_t learners;         /* base learners of the stacking head; 0 where it tells none */
+  const char *warning;     /* what speaks against its use, to be said with every answer: it is untrained, or its INT8
+                              was calibrated on phantoms; "" where nothing does */
 } mpmmu_info;
 
 /* Where to write; NULL for what is not wanted. */
@@ -123,7 +125,8 @@ MPMMU_API mpmmu_status mpmmu_get_info(const mpmmu_model *model, mpmmu_info *info
 MPMMU_API mpmmu_status mpmmu_preprocess(const mpmmu_preprocessing *how, const uint8_t *grey, size_t height,
                                         size_t width, double pixel_aspect, uint8_t *pixels);
 
-/* mammography, ultrasound: pixels uint8 [cases, 1, S, S]; row i of both is the same patient. Where it fails, every
+/* mammography, ultrasound: pixels uint8 [cases, 1, S, S]; row i of both is the same patient. A case whose images are the
+ * same, or one of which is a single grey value, is refused (MPMMU_PIXELS_ERROR). Where it fails, every
  * probability and embedding is NaN and no case is called anything: `malignant` is 255. But nothing is written where
  * the library can't know how much room there is: for cases beyond 1048576, for outputs of a size that it does not know,
  * and, without a model, to base_probability and embedding. */

@@ -22,6 +22,9 @@ constexpr const char *kManifest = "bundle.json";
 constexpr std::uint64_t kMaxJsonBytes = 16u << 20, kMaxGoldenBytes = 1u << 28, kMaxFileBytes = std::uint64_t{8} << 30;
 constexpr int kMaxSide = 4096;
 constexpr const char *kHint = "export the bundle again with `mpmmu-rt export`";
+constexpr const char *kUntrained = "UNTRAINED model: its probabilities mean nothing";
+constexpr const char *kTriedInt8 =
+    "INT8 of this bundle was calibrated on generated phantoms, for trying it: not for images of people";
 constexpr const char *kAltered = "the bundle was altered or damaged: do not use it; copy or export it again";
 constexpr const char *kGraphs[] = {"mammography",
                                    "ultrasound",
@@ -432,6 +435,15 @@ Bundle Bundle::open(const std::string &given) {
 std::string Bundle::name() const { return entry->at("name").get<std::string>(); }
 
 bool Bundle::trained() const { return entry->at("trained").get<bool>(); }
+
+std::string Bundle::warning() const {
+  std::string said = trained() ? "" : kUntrained;
+  const Json calibrated = entry->value("calibration", Json());
+  if (calibrated.is_object() && calibrated.value("kind", Json()) == "phantoms") {
+    said += (said.empty() ? "" : "; ") + std::string(kTriedInt8);
+  }
+  return said;
+}
 
 void Bundle::check_files() const {
   const Json &files = mapping(*entry, "files"), &graphs = mapping(*entry, "graphs");

@@ -72,6 +72,7 @@ struct Bundle {
 
   std::string name() const;
   bool trained() const;
+  std::string warning() const;  // `mpmmu_rt.bundle.Bundle.warning`; "" where there is none
 
   // Throws MPMMU_USAGE_ERROR for a target that the export did not prove.
   void require_proven(const std::string &target) const;

@@ -1,6 +1,7 @@
 // What went wrong: thrown inside the library, a status and two texts outside of it.
 #pragma once
 
+#include <charconv>
 #include <exception>
 #include <string>
 
@@ -17,5 +18,11 @@ struct Failure : std::exception {
   mpmmu_status status;
   std::string message, hint;
 };
+
+// As std::to_string, with a point whatever the locale of the application has between digits.
+inline std::string decimal(double value) {
+  char text[400];
+  return std::string(text, std::to_chars(text, text + sizeof text, value, std::chars_format::fixed, 6).ptr);
+}
 
 }  // namespace mpmmu

@@ -70,7 +70,8 @@ Model::Model(const char *folder, const mpmmu_options &options)
       bundle_(open_beside_the_engine(folder, options)),
       weights_(bundle_.weights()),
       choice_(options),
-      name_(bundle_.name()) {
+      name_(bundle_.name()),
+      warning_(bundle_.warning()) {
   bundle_.require_proven(choice_.target);
   load_head();
   const Wanted wanted{choice_.precision, choice_.engine == "openvino" ? choice_.openvino : choice_.onnxruntime,
@@ -155,6 +156,29 @@ void Model::predict(const std::uint8_t *mammography, const std::uint8_t *ultraso
   }
 }
 
+// `mpmmu_rt.pairs.require_pairs`: what gives a probability that looks right, and is none.
+void Model::require_pairs(const std::uint8_t *const (&pixels)[2], std::size_t cases) const {
+  const std::size_t image = std::size_t{bundle_.preprocessing.side} * bundle_.preprocessing.side;
+  for (std::size_t row = 0; row < cases; ++row) {
+    const std::string where = cases > 1 ? "case " + std::to_string(row) + " (counted from 0): " : "";
+    const std::uint8_t *each[] = {pixels[0] + row * image, pixels[1] + row * image};
+    if (std::equal(each[0], each[0] + image, each[1])) {
+      throw Failure(MPMMU_PIXELS_ERROR,
+                    where + "the mammogram and the ultrasound image are the same, pixel by pixel, expected an image of "
+                            "each",
+                    "name the patient's two images");
+    }
+    for (std::size_t i = 0; i < 2; ++i) {
+      const std::uint8_t first = *each[i];
+      if (!std::all_of(each[i], each[i] + image, [first](std::uint8_t one) { return one == first; })) continue;
+      throw Failure(MPMMU_PIXELS_ERROR,
+                    where + "`" + kModalities[i] + "` is blank: grey value " + std::to_string(first) +
+                        " everywhere, expected an image with content",
+                    "check the export, in DICOM also the window");
+    }
+  }
+}
+
 void Model::decide(const std::uint8_t *mammography, const std::uint8_t *ultrasound, std::size_t cases,
                    const mpmmu_outputs &outputs) {
   require_own_process();
@@ -169,6 +193,7 @@ void Model::decide(const std::uint8_t *mammography, const std::uint8_t *ultrasou
     throw Failure(MPMMU_USAGE_ERROR, "`base_probability` is wanted, and the stacking head of this bundle tells none",
                   "leave it NULL where mpmmu_info.learners is 0");
   }
+  require_pairs({mammography, ultrasound}, cases);
   std::vector<float> room(outputs.embedding ? 0 : cases * bundle_.width), own(outputs.probability ? 0 : cases);
   float *embedding = outputs.embedding ? outputs.embedding : room.data();
   float *probability = outputs.probability ? outputs.probability : own.data();
@@ -191,6 +216,7 @@ void Model::tell(mpmmu_info &info) const {
   info.preprocessing = bundle_.preprocessing;
   info.embedding_width = bundle_.width;
   info.learners = head_->learners();
+  info.warning = warning_.c_str();
 }
 
 namespace {
@@ -253,8 +279,8 @@ void Model::self_test(mpmmu_self_test_result &result) {
                     result.proven_embedding <= kProvenEmbedding && result.proven_probability <= kProvenProbability;
   if (held) return;
   throw Failure(MPMMU_PARITY_ERROR,
-                choice_.target + " differs from the golden vectors by " + std::to_string(result.probability) +
-                    " in probability and " + std::to_string(result.embedding) + " of the embedding, with " +
+                choice_.target + " differs from the golden vectors by " + decimal(result.probability) +
+                    " in probability and " + decimal(result.embedding) + " of the embedding, with " +
                     std::to_string(result.flipped) + " decisions flipped, expected what the export proved",
                 kDoNotUse);
 }

@@ -43,6 +43,7 @@ class Model {
  private:
   void load_head();
   void require_own_process() const;
+  void require_pairs(const std::uint8_t *const (&pixels)[2], std::size_t cases) const;
   void decide(const std::uint8_t *mammography, const std::uint8_t *ultrasound, std::size_t cases,
               const mpmmu_outputs &outputs);
   void compare(mpmmu_self_test_result &result);
@@ -56,7 +57,7 @@ class Model {
   Bundle bundle_;
   std::list<HeldFile> weights_;  // held before an engine reads them
   Choice choice_;
-  std::string name_, head_target_, engine_version_;
+  std::string name_, warning_, head_target_, engine_version_;
   std::unique_ptr<Head> head_;
   std::unique_ptr<Embedder> embedder_;
 };

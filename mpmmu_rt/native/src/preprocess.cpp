@@ -116,7 +116,7 @@ void preprocess(const mpmmu_preprocessing &how, const std::uint8_t *grey, std::s
   }
   if (!std::isfinite(pixel_aspect) || pixel_aspect < 0.125 || pixel_aspect > 8.0) {
     throw Failure(MPMMU_PIXELS_ERROR,
-                  "`pixel_aspect` is " + std::to_string(pixel_aspect) + ", expected a ratio from 1:8 to 8:1",
+                  "`pixel_aspect` is " + decimal(pixel_aspect) + ", expected a ratio from 1:8 to 8:1",
                   "pass 1.0 where the pixels are square");
   }
   const std::size_t size = how.side;
