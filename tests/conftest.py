@@ -11,25 +11,30 @@ if _WORKERS > 1:
     _CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, _CORES // _WORKERS)))
 
+import contextlib
 import copy
+import hashlib
 import shutil
 import signal
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from filelock import FileLock
+from torch import Tensor, nn
 
 from mpmmu_rt.bundle import Bundle
 from mpmmu_rt.engines.shared import blob_cache
-from mpmmu_rt.export import Data, Limits, Wanted, build, export_checkpoint, parity
+from mpmmu_rt.export import Data, Limits, Wanted, build, encoders, export_checkpoint, parity
 from mpmmu_rt.export.cases import phantoms
 from mpmmu_rt.export.draft import Draft
 from mpmmu_rt.export.encoders import Encoders
+from mpmmu_rt.export.tracing import trace
 from mpmmu_rt.images import Preprocessing
 from mpmmu_rt.model import checkpoint as checkpoints
 from mpmmu_rt.model.checkpoint import Checkpoint
@@ -42,6 +47,7 @@ from mpmmu_rt.spec import MODALITIES, Array, Modality, Target
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 Made = Callable[[Path], object]
+Traced = Callable[[], contextlib.AbstractContextManager[None]]
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as of what a script starts with `&`, which commands inherit
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -105,14 +111,56 @@ def small_model(checkpoint_folder: Path) -> Checkpoint:
     return checkpoints.load(checkpoint_folder)
 
 
+def _digest_of(module: nn.Module, example: Sequence[Tensor]) -> str:
+    """Of all that a trace of our own encoders is made from: layers, configurations, weights, and example inputs."""
+    configs = [getattr(part, "config", None) for part in module.modules()]
+    found = hashlib.sha256(f"{module} {configs}".encode())
+    for name, tensor in (*module.state_dict().items(), *enumerate(example)):
+        found.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode() + tensor.numpy().tobytes())
+    return found.hexdigest()
+
+
 @pytest.fixture(scope="session")
-def bundle_folder(checkpoint_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def traced_once(tmp_path_factory: pytest.TempPathFactory) -> Traced:
+    """In the block, encoders that torch has traced already, to the bit, have the graphs of then: most of what a small
+    export takes. For tests of what is done with the graphs; the first trace is always torch's own."""
+
+    def remembered(
+        module: nn.Module, example: tuple[Tensor, ...], inputs: Sequence[str], output: str, name: str = ""
+    ) -> onnx.ModelProto:
+        def make(path: Path) -> None:
+            graph = trace(module, example, inputs, output, name)
+            path.write_bytes(graph.SerializeToString())
+
+        path = once(tmp_path_factory, f"{_digest_of(module, example)}.{'.'.join(inputs)}.{output}", make)
+        return onnx.ModelProto.FromString(path.read_bytes())
+
+    @contextlib.contextmanager
+    def traced() -> Iterator[None]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(encoders, "trace", remembered)
+            yield
+
+    return traced
+
+
+@pytest.fixture
+def traces_kept(traced_once: Traced) -> Iterator[None]:
+    """All of a test in `traced_once`."""
+    with traced_once():
+        yield
+
+
+@pytest.fixture(scope="session")
+def bundle_folder(checkpoint_folder: Path, traced_once: Traced, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundle of `small_model`. Read only: copy it before you change it."""
-    # Named, so that the bundle is the same on every processor.
-    wanted = Wanted((Target("openvino", "fp32"),))
-    return once(
-        tmp_path_factory, "small.bundle", lambda path: export_checkpoint(checkpoint_folder, path, wanted=wanted)
-    )
+
+    def make(path: Path) -> None:
+        with traced_once():
+            # Named, so that the bundle is the same on every processor.
+            export_checkpoint(checkpoint_folder, path, wanted=Wanted((Target("openvino", "fp32"),)))
+
+    return once(tmp_path_factory, "small.bundle", make)
 
 
 @pytest.fixture(scope="session")
@@ -150,7 +198,7 @@ def finished(begun: Draft, tmp_path_factory: pytest.TempPathFactory) -> Callable
 
 
 @pytest.fixture(scope="session")
-def int8_folder(checkpoint_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def int8_folder(checkpoint_folder: Path, traced_once: Traced, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundle of `small_model` with the target openvino:int8. Read only.
 
     The model is untrained, and its cases lie close together: the limits are open, it proves the way, not the model.
@@ -161,7 +209,8 @@ def int8_folder(checkpoint_folder: Path, tmp_path_factory: pytest.TempPathFactor
     def make(path: Path) -> None:
         limits = Limits(auc_loss=1, sensitivity_loss=1, flips=1, mean_difference=1)
         wanted = Wanted((Target("openvino", "int8"),), limits=limits)
-        export_checkpoint(checkpoint_folder, path, calibration_manifest=cases / "manifest.csv", wanted=wanted)
+        with traced_once():
+            export_checkpoint(checkpoint_folder, path, calibration_manifest=cases / "manifest.csv", wanted=wanted)
 
     return once(tmp_path_factory, "int8.bundle", make)
 

@@ -82,7 +82,7 @@ def test_what_is_counted() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("few_trees")
+@pytest.mark.usefixtures("few_trees", "traces_kept")
 def test_train_and_export_say_it_once(manifest: Path, tmp_path: Path, checkpoint_folder: Path) -> None:
     trained = call("train", manifest, "--preset", "tiny", "--epochs", "1", "-o", tmp_path / "c", "--json", "-")
     assert trained.exit_code == 0, trained.stderr

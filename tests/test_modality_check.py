@@ -24,6 +24,8 @@ from mpmmu_rt.predictor import HeaderWarning
 from mpmmu_rt.run import run
 from mpmmu_rt.spec import MODALITIES, Array, Modality, Target
 
+from .conftest import Traced
+
 Pixels = dict[Modality, Array]
 
 
@@ -113,12 +115,15 @@ def test_a_check_that_makes_no_sense_is_refused(
 
 
 @pytest.fixture(scope="module")
-def checking(check: ModalityCheck, small_model: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def checking(
+    check: ModalityCheck, small_model: Checkpoint, traced_once: Traced, tmp_path_factory: pytest.TempPathFactory
+) -> Bundle:
     folder = tmp_path_factory.mktemp("checking")
     parts = (small_model.config, small_model.encoders, small_model.head, 0.4, small_model.card)
     checkpoints.save(Checkpoint(*parts, modality_check=check), folder / "c")
     wanted = Wanted((Target("onnxruntime", "fp32"),))
-    return export_checkpoint(folder / "c", folder / "b", wanted=wanted)
+    with traced_once():
+        return export_checkpoint(folder / "c", folder / "b", wanted=wanted)
 
 
 @pytest.mark.slow

@@ -37,6 +37,8 @@ from mpmmu_rt.single_record import golden_of
 from mpmmu_rt.spec import MODALITIES, Array, Modality, Target
 from mpmmu_rt.verify import replay, verify
 
+from .conftest import Traced
+
 OTHER: dict[Modality, Modality] = {"mammography": "ultrasound", "ultrasound": "mammography"}
 
 
@@ -56,10 +58,11 @@ def checkpoint(small_model: Checkpoint, tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.fixture(scope="module")
-def folder(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(checkpoint: Path, traced_once: Traced, tmp_path_factory: pytest.TempPathFactory) -> Path:
     limits = Limits(auc_loss=1, sensitivity_loss=1, flips=1, mean_difference=1)
     wanted = Wanted((Target("openvino", "fp32"), Target("openvino", "bf16")), limits=limits)
-    return export_checkpoint(checkpoint, tmp_path_factory.mktemp("single") / "bundle", wanted=wanted).path
+    with traced_once():
+        return export_checkpoint(checkpoint, tmp_path_factory.mktemp("single") / "bundle", wanted=wanted).path
 
 
 @pytest.fixture(scope="module")

@@ -377,6 +377,7 @@ def test_an_existing_folder_is_refused_before_any_work(checkpoint_folder: Path, 
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("traces_kept")
 def test_parity_on_a_manifest(checkpoint_folder: Path, phantom_manifest: Path, tmp_path: Path) -> None:
     output = tmp_path / "small.bundle"
     bundle = build.export_checkpoint(checkpoint_folder, output, parity_manifest=phantom_manifest, wanted=Wanted(()))

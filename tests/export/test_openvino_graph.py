@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -48,24 +49,50 @@ def drawn(module: nn.Module) -> nn.Module:
     return module
 
 
+class Beside(nn.Module):
+    """Gates beside each other, each on rows of its own of one image: one trace for all of them."""
+
+    def __init__(self, gates: Sequence[nn.Module], maps: Sequence[tuple[int, int, int]]) -> None:
+        """maps: what each gate is given, C × h × w."""
+        super().__init__()
+        self.gates, self.maps = nn.ModuleList(gates), [*maps]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        parts = torch.split(x, [math.prod(one) for one in self.maps], 1)
+        maps = [part.reshape(-1, *one) for part, one in zip(parts, self.maps, strict=True)]
+        return torch.cat([gate(one).flatten(1) for gate, one in zip(self.gates, maps, strict=True)], 1)
+
+
+def gates_say_the_same(fast: onnx.ModelProto, model: onnx.ModelProto, maps: Sequence[tuple[int, int, int]]) -> None:
+    """Gate by gate, in batches of 1 and of 3."""
+    sizes = [math.prod(one) for one in maps]
+    for cases in (1, 3):
+        x = np.random.default_rng(cases).normal(size=(cases, sum(sizes))).astype(np.float32)
+        got, want = (np.split(said(one, {"x": x}), np.cumsum(sizes)[:-1], 1) for one in (fast, model))
+        for one, first, second in zip(maps, got, want, strict=True):
+            assert np.ptp(first) > 0
+            np.testing.assert_allclose(first, second, rtol=1e-4, atol=1e-6, err_msg=str(one))
+
+
 @pytest.mark.parametrize("channels", [32, 64, 96, 512])
-@pytest.mark.parametrize("size", [1, 3, 5, 9, 31, 65])
-def test_eca_in_blocks(channels: int, size: int) -> None:
+def test_eca_in_blocks(channels: int) -> None:
     """Kernels that reach a whole block, and further than the map."""
-    torch.manual_seed(size)
-    gate = ECA(channels)
-    gate.conv = nn.Conv1d(1, 1, size, padding=size // 2, bias=False)
-    model = traced(drawn(gate), channels, 5, 4)
+    gates = []
+    for size in (1, 3, 5, 9, 31, 65):
+        torch.manual_seed(size)
+        gate = ECA(channels)
+        gate.conv = nn.Conv1d(1, 1, size, padding=size // 2, bias=False)
+        gates.append(drawn(gate))
+    maps = [(channels, 5, 4)] * len(gates)
+    model = traced(Beside(gates, maps), channels * 20 * len(gates))
     fast = for_openvino(model)
     onnx.checker.check_model(fast, full_check=True)
-    assert kinds(fast)["AveragePool"] == 1
+    assert kinds(model)["ReduceMean"] == kinds(fast)["AveragePool"] == len(gates)
     assert kinds(fast)["ReduceMean"] == kinds(fast)["Unsqueeze"] == 0
-    (conv,) = (node for node in fast.graph.node if node.op_type == "Conv")
+    convs = [node for node in fast.graph.node if node.op_type == "Conv"]
     weights = {tensor.name: tensor for tensor in fast.graph.initializer}
-    assert list(weights[conv.input[1]].dims) == [BLOCK, BLOCK, 1, 3]
-    for cases in (1, 3):
-        x = np.random.default_rng(cases).normal(size=(cases, channels, 5, 4)).astype(np.float32)
-        np.testing.assert_allclose(said(fast, {"x": x}), said(model, {"x": x}), rtol=1e-4, atol=1e-6)
+    assert [list(weights[conv.input[1]].dims) for conv in convs] == [[BLOCK, BLOCK, 1, 3]] * len(gates)
+    gates_say_the_same(fast, model, maps)
 
 
 @pytest.mark.parametrize("size", [3, 5, 7])
@@ -83,24 +110,23 @@ def test_blocks_are_the_banded_matrix(size: int) -> None:
     np.testing.assert_allclose(np.ravel(got), dense @ mean, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize(
-    ("height", "width", "side"), [(8, 12, 4), (56, 56, 4), (14, 14, 2), (6, 8, 2), (7, 7, 0), (4, 6, 2)]
-)
 @pytest.mark.parametrize("size", [3, 7])
-def test_cbam_in_tiles(height: int, width: int, side: int, size: int) -> None:
-    torch.manual_seed(height)
-    model = traced(drawn(CBAM(16, size=size)), 16, height, width)
+def test_cbam_in_tiles(size: int) -> None:
+    sides = {(8, 12): 4, (56, 56): 4, (14, 14): 2, (6, 8): 2, (7, 7): 0, (4, 6): 2}
+    gates = []
+    for height, _ in sides:
+        torch.manual_seed(height)
+        gates.append(drawn(CBAM(16, size=size)))
+    maps = [(16, *shape) for shape in sides]
+    model = traced(Beside(gates, maps), sum(map(math.prod, maps)))
     fast = for_openvino(model)
     onnx.checker.check_model(fast, full_check=True)
-    assert kinds(fast)["DepthToSpace"] == (side > 0)
-    assert (kinds(fast)["AveragePool"], kinds(fast)["MaxPool"]) == (1, 1)
-    assert (kinds(fast)["ReduceMean"], kinds(fast)["ReduceMax"]) == (1, 1), "those over channels stay"
-    if side:
-        (tile,) = (node for node in fast.graph.node if node.op_type == "DepthToSpace")
-        assert {one.name: one.i for one in tile.attribute}["blocksize"] == side
-    for cases in (1, 3):
-        x = np.random.default_rng(cases).normal(size=(cases, 16, height, width)).astype(np.float32)
-        np.testing.assert_allclose(said(fast, {"x": x}), said(model, {"x": x}), rtol=1e-4, atol=1e-6)
+    assert (kinds(fast)["AveragePool"], kinds(fast)["MaxPool"]) == (len(gates), len(gates))
+    assert (kinds(fast)["ReduceMean"], kinds(fast)["ReduceMax"]) == (len(gates), len(gates)), "those over channels stay"
+    tiles = [node for node in fast.graph.node if node.op_type == "DepthToSpace"]
+    found = [{one.name: one.i for one in tile.attribute}["blocksize"] for tile in tiles]
+    assert found == [side for side in sides.values() if side]
+    gates_say_the_same(fast, model, maps)
 
 
 class Kept(nn.Module):

@@ -132,6 +132,7 @@ def test_int8_without_images_to_calibrate_on(checkpoint_folder: Path, tmp_path: 
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("traces_kept")
 def test_a_target_that_is_asked_for_and_changes_decisions_leaves_no_bundle(
     checkpoint_folder: Path, manifest: Path, tmp_path: Path
 ) -> None:
