@@ -12,6 +12,7 @@ from mpmmu_rt.cases import Manifest, read_manifest, require_people
 from mpmmu_rt.errors import UsageError
 from mpmmu_rt.evaluation.parts import read_parts
 from mpmmu_rt.images import Preprocessing
+from mpmmu_rt.people import plain
 from mpmmu_rt.progress import Progress
 from mpmmu_rt.spec import StrPath
 
@@ -71,9 +72,9 @@ def require_other_patients(path: StrPath, judged: StrPath, card: Mapping[str, An
     far as these name their patients."""
     manifest, other = read_manifest(path), read_manifest(judged)
     parts = read_parts(manifest, card).of_row
-    judging = {case.patient for case in other.cases if case.patient}
+    judging = {plain(case.patient) for case in other.cases if case.patient}
     shared = [case.patient for case, part in zip(manifest.cases, parts, strict=True) if part != "test"]
-    if both := [patient for patient in dict.fromkeys(shared) if patient in judging]:
+    if both := [patient for patient in dict.fromkeys(shared) if patient and plain(patient) in judging]:
         raise UsageError(
             f"{len(both)} patients are in {manifest.path} and in {other.path}, the first is `{both[0]}`, expected "
             "others to judge INT8 than those that it is calibrated on",

@@ -10,6 +10,7 @@ from typing import cast
 import numpy as np
 
 from mpmmu_rt.cases import Case, Manifest, read_manifest, require_complete
+from mpmmu_rt.decisions import UNKNOWN
 from mpmmu_rt.errors import UsageError
 from mpmmu_rt.image_warnings import ImageWarning, warnings_of
 from mpmmu_rt.images import Preprocessing, read_with_warnings, require_two_in
@@ -22,8 +23,9 @@ Pixels = Mapping[Modality, Array]
 
 @dataclass(frozen=True)
 class Data:
-    """Pixels uint8 [N, 1, S, S] per modality; labels int [N] where known; source says in words what they are; ids are
-    those of the manifest, if they are of one; warnings, what the headers say against the images of each case."""
+    """Pixels uint8 [N, 1, S, S] per modality; labels int [N], `UNKNOWN` of a case that has none, None where no case has
+    one; source says in words what they are; ids are those of the manifest, if they are of one; warnings, what the
+    headers say against the images of each case."""
 
     pixels: Pixels
     labels: Array | None
@@ -64,7 +66,7 @@ def of_cases(
 ) -> tuple[Data, tuple[Case, ...]]:
     """The cases of those `rows` of the manifest. Raises what reading their images raises."""
     path, cases = manifest.path, tuple(manifest.cases[row] for row in rows)
-    labelled = all(case.label is not None for case in cases)
+    known = any(case.label is not None for case in cases)
     require_complete(replace(manifest, cases=cases), labels=False)
     images: dict[Modality, list[Array]] = {modality: [] for modality in MODALITIES}
     warnings: list[tuple[ImageWarning, ...]] = []
@@ -79,7 +81,7 @@ def of_cases(
         warnings.append(of_case)
         progress(f"reading {path.name}", done, len(cases), "cases")
     pixels = {modality: np.stack(arrays) for modality, arrays in images.items()}
-    labels = np.array([case.label for case in cases]) if labelled else None
+    labels = np.array([UNKNOWN if case.label is None else case.label for case in cases]) if known else None
     source = f"{len(cases)} cases of {path.name}, sha256 {manifest.sha256[:12]}"
     ids = tuple(case.case_id for case in cases)
     return Data(pixels, labels, source, ids, tuple(warnings)), cases

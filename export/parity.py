@@ -18,6 +18,7 @@ import numpy as np
 from sklearn.metrics import roc_auc_score
 
 from mpmmu_rt.checks import Check, crossing_limit, probability_difference, relative_difference
+from mpmmu_rt.decisions import UNKNOWN
 from mpmmu_rt.errors import ParityError
 from mpmmu_rt.facts import CROSSING_TOLERANCE, PROBABILITY_TOLERANCE, RELATIVE_TOLERANCE
 from mpmmu_rt.predictor import Predictor
@@ -199,6 +200,10 @@ def _decisions(got: Array, want: Array, threshold: float) -> tuple[list[Check], 
 
 
 def _auc(labels: Array | None, original: Array, exported: Array) -> tuple[float, float] | None:
-    if labels is None or len(np.unique(labels)) < 2:
+    if labels is None:
         return None
-    return float(roc_auc_score(labels, original)), float(roc_auc_score(labels, exported))
+    known = labels != UNKNOWN
+    if len(np.unique(labels[known])) < 2:
+        return None
+    before, after = (float(roc_auc_score(labels[known], said[known])) for said in (original, exported))
+    return before, after

@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from .bundle import FROM_PHANTOMS, MANIFEST, TRIED_INT8, Bundle, seal, warnings_of
 from .errors import BundleError
 from .evaluation.text import grid
@@ -89,6 +91,7 @@ def update(path: StrPath, evaluation: Mapping[str, Any]) -> Bundle:
         "dataset_sha256": evaluation["manifest"]["sha256"],
         "target": evaluation["system"]["target"],
         **{key: evaluation[key] for key in _KEPT},
+        "prevalence": evaluation.get("prevalence"),
     }
     card = dict(bundle.entry["card"])
     card["eval_metrics"] = [*(one for one in evaluations(card) if not _same(one, found)), found]
@@ -143,7 +146,11 @@ def markdown(entry: Mapping[str, Any]) -> str:
         lines += [f"**{TRIED_INT8}.**", ""]
     lines += [f"{_one_line(card['task'])}.", "", "## Intended use", "", _one_line(card["intended_use"]), ""]
     lines += ["## Data", "", f"Trained on: {_one_line(card.get('trained_on', 'not stated'))}.", ""]
-    lines += [*_told(_parts, card), "## Metrics", "", *_told(_training, card), *_evaluations(card)]
+    lines += [*_told(_parts, card), "## Metrics", "", *_told(_training, card)]
+    lines += [
+        *([f"**{other}**", ""] if (other := other_threshold(card, entry["threshold"])) else []),
+        *_evaluations(card),
+    ]
     lines += ["## Limits", "", *(f"- {one}" for one in texts(card["limitations"])), ""]
     lines += ["## Proven at export", "", *_proven(entry, parity)]
     lines += ["## Licence", "", _one_line(card["license"]), ""]
@@ -181,6 +188,22 @@ def _training(card: Mapping[str, Any]) -> list[str]:
     return ["The training's own test part, in torch:", "", *grid((header, rows)), ""]
 
 
+def other_threshold(card: Mapping[str, Any], threshold: float) -> str:
+    """A sentence where the training's sensitivity and specificity are of another threshold than `threshold`, a model's;
+    "" where they are not, or the card doesn't say."""
+    try:
+        at = {float(one["threshold"]) for one in card["metrics"]["test"].values()}
+    except FOREIGN:
+        return ""
+    others = ", ".join(f"{one:.9g}" for one in sorted(at) if np.float32(one) != np.float32(threshold))
+    if not others:
+        return ""
+    return (
+        f"The training's sensitivity and specificity are at the threshold {others}. This model decides at "
+        f"{threshold:.9g}, where they are others: `mpmmu-rt evaluate` says which."
+    )
+
+
 def _evaluations(card: Mapping[str, Any]) -> list[str]:
     lines = [line for one in evaluations(card) for line in _told(_evaluation, one)]
     return lines or ["`mpmmu-rt evaluate BUNDLE MANIFEST --update-card` writes figures of other cases here.", ""]
@@ -196,6 +219,7 @@ def _evaluation(one: Mapping[str, Any]) -> list[str]:
         "",
         *(f"- {_one_line(text)}" for text in one["remarks"]),
         "",
+        *_conditions(one),
         *grid((["figure", "95 % interval"], rows)),
         "",
     ]
@@ -211,6 +235,14 @@ def _evaluation(one: Mapping[str, Any]) -> list[str]:
         header = [_one_line(column), "patients", "malignant", "AUC", "sensitivity", "specificity"]
         lines += [*grid((header, of_groups)), ""]
     return lines
+
+
+def _conditions(one: Mapping[str, Any]) -> list[str]:
+    """What the figures hold at; what an evaluation doesn't say is left out."""
+    threshold, prevalence = one["thresholds"][0].get("threshold"), one.get("prevalence")
+    said = [f"the threshold {threshold:.9g}"] if threshold is not None else []
+    said += [f"a stated prevalence of {prevalence:g}"] if prevalence is not None else []
+    return [f"At {' and '.join(said)}:", ""] if said else []
 
 
 def _with_interval(one: Mapping[str, Any]) -> str:
@@ -243,4 +275,4 @@ def _proven(entry: Mapping[str, Any], parity: Mapping[str, Any]) -> list[str]:
         lines.append(f"- {target}: {word}" + (f": {_one_line(report['reason'])}" if report.get("reason") else "") + ".")
     if found := entry.get("calibration"):
         lines.append(f"- INT8 was calibrated on {calibrated_on(found)}.")
-    return [*lines, "", f"Operating threshold: {entry['threshold']:g}.", ""]
+    return [*lines, "", f"Operating threshold: {entry['threshold']:.9g}.", ""]

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from .columns import near_misses
 from .errors import ManifestError
+from .people import alike
 from .spec import MODALITIES, Modality, StrPath
 
 REQUIRED_COLUMNS = ("case_id", "mammography", "ultrasound")
@@ -90,14 +91,14 @@ def remarks_of(path: Path, near: Mapping[str, str]) -> tuple[str, ...]:
 def decoded(path: Path, data: bytes, begin: int = 0) -> str:
     """The text of `data`, which begins at the byte `begin` of the manifest `path`. Raises `ManifestError`."""
     try:
-        text = data.decode("utf-8" if begin else "utf-8-sig")
+        text = data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise ManifestError(
             f"{path} is not UTF-8 text (byte {begin + error.start}), expected a CSV file", hint="save it as CSV UTF-8"
         ) from error
     if "\0" in text:
         raise ManifestError(f"{path} holds NUL bytes, expected a CSV file", hint="save it as CSV UTF-8")
-    return text
+    return text if begin else text.removeprefix("\ufeff")
 
 
 @contextmanager
@@ -133,12 +134,26 @@ def unreadable(path: Path, error: OSError) -> ManifestError:
 
 
 def require_people(manifest: Manifest) -> None:
-    """Raise `ManifestError` where rows are to be split by person, and a column that may tell persons is not read."""
+    """Raise `ManifestError` where it must be known which rows are one person's, and it isn't: a column that may tell
+    persons is not read, some rows name their patient and others don't, or one patient may be written in two ways."""
     if given := manifest.near.get("patient"):
         raise ManifestError(
             f"{manifest.path} has the column `{given}` and none named `patient`, expected to know which rows are one "
             "person's: they must not be split",
             hint=f"rename `{given}` to `patient`, or to something else if every row is another person's",
+        )
+    unnamed = [case for case in manifest.cases if case.patient is None]
+    if 0 < len(unnamed) < len(manifest.cases):
+        raise ManifestError(
+            f"{manifest.path}: {len(unnamed)} of {len(manifest.cases)} cases name no patient, the first is "
+            f"`{unnamed[0].case_id}`, expected all or none: a row without one may be another row's person",
+            hint="fill the column `patient`; an id of its own for each row that is known to be another person's",
+        )
+    if both := alike(case.group for case in manifest.cases if case.patient):
+        raise ManifestError(
+            f"{manifest.path} has the patients `{both[0]}` and `{both[1]}`, expected ids that differ by more than "
+            "blanks, case and leading zeros: they may be one person's, who must not be split",
+            hint="write a person's id in one way; if these are two persons, add a letter to one of them",
         )
 
 

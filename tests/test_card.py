@@ -95,3 +95,21 @@ def test_an_evaluation_stands_beside_what_a_user_wrote(bundle_folder: Path, tmp_
     text = (folder / cards.NAME).read_text()
     assert text.count(OTHER_FORM) == 1
     assert "| AUC | 0.900 (0.800 to 0.950) |" in text
+
+
+@pytest.mark.parametrize(("trained_at", "told"), [(0.5, True), (0.4, False), ("half", False)])
+def test_a_threshold_of_another_than_the_models_is_told(
+    bundle_folder: Path, tmp_path: Path, trained_at: object, told: bool
+) -> None:
+    """The sensitivity that a training states is that of its own threshold: this bundle decides at 0.4."""
+    found = {"auc": {"value": 0.8, "low": 0.7, "high": 0.9}, "sensitivity": 0.68, "specificity": 0.8, "brier": 0.1}
+    card = {"metrics": {"test": {"fused": found | {"threshold": trained_at}}, "parts": {}}}
+    entry = with_card(bundle_folder, card)
+    says = "The training's sensitivity and specificity are at the threshold 0.5. This model decides at 0.4"
+    assert (says in cards.markdown(entry)) == told
+    folder = Path(shutil.copytree(bundle_folder, tmp_path / "b"))
+    cards.write(folder, entry)
+    seal(folder, entry)
+    shown = CliRunner().invoke(app, ["inspect", str(folder)])
+    assert shown.exit_code == 0, shown.stderr
+    assert (says in " ".join(shown.stdout.split())) == told

@@ -99,6 +99,7 @@ def test_patients_group_cases(tmp_path: Path) -> None:
         (HEADER + f"a,{'m' * 140_000},u,0\n", "is not valid CSV: field larger"),
         ((HEADER + "a,m,u,0\n").encode("utf-16"), r"is not UTF-8 text \(byte 0\)"),
         (HEADER.encode() + "ä,m,u,0\n".encode("latin-1"), "is not UTF-8 text"),
+        (b"\xef\xbb\xbfcase_id\xff", r"is not UTF-8 text \(byte 10\)"),
         ((HEADER + "a,m,u,0\n").encode("utf-16-le"), "holds NUL bytes"),
         (b"\x89PNG\r\n\x1a\n" + bytes(100), "is not UTF-8 text"),
     ],
@@ -176,6 +177,27 @@ def test_persons_that_are_not_told_are_refused_where_they_decide_a_split(tmp_pat
         require_people(manifest)
     assert "rename `patient_id` to `patient`" in str(caught.value.hint)
     require_people(read(tmp_path, "case_id,mammography,ultrasound,label\na,m,u,0\n"))
+
+
+@pytest.mark.parametrize(
+    ("patients", "says", "follows"),
+    [
+        (("P", "", "P"), "1 of 3 cases name no patient, the first is `b`", ("P", "b", "P")),
+        (("P01", "p1", "Q"), "has the patients `P01` and `p1`", ("P01", "P01", "Q")),
+        (("17", "18", "17.0"), "has the patients `17` and `17.0`", ("17", "18", "17.0x")),
+    ],
+)
+def test_persons_that_may_be_one_are_refused_and_the_hint_works(
+    tmp_path: Path, patients: tuple[str, ...], says: str, follows: tuple[str, ...]
+) -> None:
+    def written(names: tuple[str, ...]) -> Manifest:
+        rows = "".join(f"{row},m{row},u{row},0,{name}\n" for row, name in zip("abc", names, strict=True))
+        return read(tmp_path, f"case_id,mammography,ultrasound,label,patient\n{rows}")
+
+    with pytest.raises(ManifestError, match=says):
+        require_people(written(patients))
+    require_people(written(follows))
+    require_people(written(("", "", "")))
 
 
 def test_a_label_that_was_probably_meant_is_in_the_hint(tmp_path: Path) -> None:

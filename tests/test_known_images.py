@@ -13,8 +13,9 @@ from typer.testing import CliRunner
 from mpmmu_rt.bundle import Bundle
 from mpmmu_rt.cases import read_manifest
 from mpmmu_rt.cli import app
-from mpmmu_rt.export import Wanted, export_checkpoint
+from mpmmu_rt.export import Limits, Wanted, export_checkpoint
 from mpmmu_rt.export.cases import of_manifest
+from mpmmu_rt.export.quantization import compare
 from mpmmu_rt.known_images import KnownImages, digest, listing
 from mpmmu_rt.model import checkpoint as checkpoints
 from mpmmu_rt.model.checkpoint import Checkpoint
@@ -75,6 +76,7 @@ def knowing(small_model: Checkpoint, phantom_manifest: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("traces_kept")
 def test_export_and_verify_say_of_how_many(knowing: Path, phantom_manifest: Path, tmp_path: Path) -> None:
     out = tmp_path / "b.bundle"
     done = CliRunner().invoke(
@@ -99,7 +101,38 @@ def test_phantoms_that_nobody_learnt_from_need_no_warning(bundle_folder: Path) -
     assert thin_proofs(bundle.entry) == []
 
 
+@pytest.mark.parametrize(
+    ("labels", "says"),
+    [
+        (np.repeat([0, 1], [100, 20]), []),
+        (
+            np.repeat([0, 1], [100, 4]),
+            ["the sensitivity of openvino:int8 was held to FP32's on 4 malignant cases alone"],
+        ),
+        (
+            np.zeros(100, int),
+            ["openvino:int8 was held to no AUC, and may rank cases otherwise: 100 cases, no labels of"],
+        ),
+        (None, ["openvino:int8 was held to no AUC"]),
+    ],
+    ids=["enough", "few malignant", "benign alone", "no label"],
+)
+@pytest.mark.parametrize("place", ["gate", "graph", ""])
+def test_a_gate_that_could_not_refuse_is_told(
+    bundle_folder: Path, labels: Array | None, says: list[str], place: str
+) -> None:
+    from mpmmu_rt.cli.export import thin_proofs
+
+    said = np.linspace(0, 1, 100 if labels is None else len(labels))
+    gate = compare(said, said, labels, 0.5, Limits()).to_json()
+    report = {"passed": True, **({place: gate} if place else gate)}
+    found = thin_proofs(dict(Bundle.open(bundle_folder).entry) | {"precision": {"openvino:int8": report}})
+    assert len(found) == len(says)
+    assert all(text.startswith(start) for text, start in zip(found, says, strict=True))
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("traces_kept")
 def test_too_few_cases_prove_no_rounding(checkpoint_folder: Path, phantom_manifest: Path, tmp_path: Path) -> None:
     """BF16 on 12 cases of which none flips: up to a quarter of all decisions might."""
     pytest.importorskip("openvino", reason="openvino is not installed")
@@ -134,6 +167,7 @@ def test_too_few_cases_prove_no_rounding(checkpoint_folder: Path, phantom_manife
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("traces_kept")
 def test_what_is_required_and_left_out_is_exit_code_3(
     checkpoint_folder: Path, phantom_manifest: Path, tmp_path: Path
 ) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
-from mpmmu_rt.checks import Check
+from mpmmu_rt.checks import Check, decide
+from mpmmu_rt.decisions import UNKNOWN
 from mpmmu_rt.errors import EngineError, UsageError
 from mpmmu_rt.spec import MODALITIES, Array, Modality
 
@@ -43,10 +44,13 @@ class Limits:
 
 @dataclass(frozen=True)
 class Gate:
-    """One measurement of INT8 against float, and the limits it was held to. Pairs are (float, INT8)."""
+    """One measurement of INT8 against float, and the limits it was held to. Pairs are (float, INT8), of the cases whose
+    label is known: `labelled`, of them `malignant`."""
 
     checks: tuple[Check, ...]
     cases: int
+    labelled: int
+    malignant: int
     flips: int
     auc: tuple[float, float] | None  # None without labels of both classes
     sensitivity: tuple[float, float] | None  # None without malignant cases that are known
@@ -61,7 +65,7 @@ class Gate:
     def basis(self) -> str:
         """What the gate rests on, in words."""
         if self.auc is not None:
-            return f"{self.cases} labelled cases"
+            return f"{self.labelled} labelled cases" + (f" of {self.cases}" if self.labelled < self.cases else "")
         known = "malignant cases only" if self.sensitivity is not None else "no labels of both classes"
         return f"{self.cases} cases, {known}: no AUC; flips and |Δp| count"
 
@@ -70,6 +74,8 @@ class Gate:
             "passed": self.passed,
             "basis": self.basis,
             "cases": self.cases,
+            "labelled": self.labelled,
+            "malignant": self.malignant,
             "auc_float": self.auc[0] if self.auc else None,
             "auc_int8": self.auc[1] if self.auc else None,
             "auc_delta": self.auc[1] - self.auc[0] if self.auc else None,
@@ -83,10 +89,12 @@ class Gate:
 
 
 def compare(want: Array, got: Array, labels: Array | None, threshold: float, limits: Limits) -> Gate:
-    """Hold INT8's probabilities `got` [N] to `limits` against the float engine's `want` [N]; labels int [N] or None.
+    """Hold INT8's probabilities `got` [N] to `limits` against the float engine's `want` [N]; labels int [N],
+    `UNKNOWN` of a case that has none, or None.
 
-    A share's limit is never below one case: a set too small to show a smaller share can't refuse it. Raises
-    `EngineError` for probabilities that are missing or not in 0..1.
+    AUC and sensitivity are of the labelled cases, flips and differences of all. A share's limit is never below one
+    case: a set too small to show a smaller share can't refuse it. Raises `EngineError` for probabilities that are
+    missing or not in 0..1.
     """
     for name, values in (("float", want), ("INT8", got)):
         if values.shape != want.shape or values.ndim != 1 or not np.all((values >= 0) & (values <= 1)):
@@ -97,25 +105,25 @@ def compare(want: Array, got: Array, labels: Array | None, threshold: float, lim
             )
     count = len(want)
     difference = np.abs(got.astype(np.float64) - want)
-    flips = int(np.sum((got >= threshold) != (want >= threshold)))
+    flips = int(np.sum(decide(got, threshold) != decide(want, threshold)))
     mean, largest = float(difference.mean()), float(difference.max())
     checks = [
         Check("decisions flipped, share of cases", flips / count, max(limits.flips, 1 / count)),
         Check("probability, mean |Δp|", mean, limits.mean_difference),
     ]
     auc, sensitivity = None, None
-    if labels is not None and len(np.unique(labels)) == 2:
-        auc = (float(roc_auc_score(labels, want)), float(roc_auc_score(labels, got)))
+    truth = np.full(count, UNKNOWN) if labels is None else labels
+    known, malignant = truth != UNKNOWN, truth == 1
+    if len(np.unique(truth[known])) == 2:
+        auc = (float(roc_auc_score(truth[known], want[known])), float(roc_auc_score(truth[known], got[known])))
         checks.append(Check("AUC loss", auc[0] - auc[1], limits.auc_loss))
-    if labels is not None and np.any(labels == 1):
-        malignant = labels == 1
-        found = [int(np.sum(values[malignant] >= threshold)) for values in (want, got)]
-        known = int(malignant.sum())
-        sensitivity = (found[0] / known, found[1] / known)
-        # Whole cases are subtracted: a difference of quotients may exceed 1 / known by its rounding.
-        loss = (found[0] - found[1]) / known
-        checks.append(Check("sensitivity loss", loss, max(limits.sensitivity_loss, 1 / known)))
-    return Gate(tuple(checks), count, flips, auc, sensitivity, largest, mean)
+    if seen := int(malignant.sum()):
+        found = [int(decide(values[malignant], threshold).sum()) for values in (want, got)]
+        sensitivity = (found[0] / seen, found[1] / seen)
+        # Whole cases are subtracted: a difference of quotients may exceed 1 / seen by its rounding.
+        loss = (found[0] - found[1]) / seen
+        checks.append(Check("sensitivity loss", loss, max(limits.sensitivity_loss, 1 / seen)))
+    return Gate(tuple(checks), count, int(known.sum()), seen, flips, auc, sensitivity, largest, mean)
 
 
 def require_disjoint(calibration: Mapping[Modality, Array], gate: Mapping[Modality, Array]) -> None:

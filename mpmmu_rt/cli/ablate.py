@@ -7,7 +7,7 @@ import typer
 
 from ._ablate_text import markdown, text
 from ._report import JsonTo, bars, check_json, going_on, note, put_json, say
-from .train import Attention, Labelled, MostEpochs, OtherArch, OtherSize, Preset, configured, require_one
+from .train import Attention, Labelled, MostEpochs, OtherArch, OtherSize, Preset, configured, note_split, require_one
 
 
 def ablate(
@@ -47,6 +47,7 @@ def ablate(
     from mpmmu_rt.places import claimed
 
     require_one(manifest, phantom, "ablate")
+    note_split(manifest)
     check_json(json_to, manifest, output)
     config = configured(PRESETS[preset.value](), arch, size, Attention.paper)
     training = TRAINING_PRESETS[preset.value]

@@ -68,7 +68,7 @@ def evaluate(
 ) -> None:
     """Say how good a checkpoint or bundle is on labelled cases, with intervals: report.html, report.md, report.json,
     plots, and cases.csv with every answer. Thresholds are never chosen on the cases that are judged."""
-    from mpmmu_rt.cases import read_manifest
+    from mpmmu_rt.cases import read_manifest, require_people
     from mpmmu_rt.evaluation.choosing import Wanted
     from mpmmu_rt.evaluation.parts import CHOICES
     from mpmmu_rt.evaluation.study import evaluate as run
@@ -89,7 +89,10 @@ def evaluate(
     check_json(json_to, system, manifest, choose_on, against, output)
     check_replaceable(output, marker=REPORT, overwrite=overwrite)
     cases, other = read_manifest(manifest), read_manifest(choose_on) if choose_on else None
-    for remark in (*cases.remarks, *(other.remarks if other else ())):
+    given = [one for one in (cases, other) if one is not None]
+    for one in given:  # what is refused needs no remark
+        require_people(one)
+    for remark in (remark for one in given for remark in one.remarks):
         note(f"warning: {remark}")
     wanted = Wanted(part, other, at_sensitivity, prevalence, tuple(by or ()), frame)
     with claimed(output):
@@ -199,6 +202,10 @@ def describe(entry: Mapping[str, Any]) -> str:
         "",
         fitted(*text.by_threshold(entry)),
     ]
+    if entry["prevalence"] is not None:
+        parts.append(f"prev.: the stated prevalence, {entry['prevalence']:g}")
+    if names := text.chosen(entry):
+        parts.append(wrapped(names))
     for column, found in entry["subgroups"].items():
         parts += ["", fitted(*text.subgroups(found, column))]
     if entry["against"]:

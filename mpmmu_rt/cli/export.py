@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from mpmmu_rt.bundle import Bundle
     from mpmmu_rt.spec import Target
 
+FEW_MALIGNANT = 20
 REFERENCE_BUNDLE = Path("reference.bundle")
 
 
@@ -211,7 +212,26 @@ def thin_proofs(entry: Mapping[str, Any]) -> list[str]:
             f"{parity['learnt']} of the {parity['cases']} cases of the parity check were trained on; other patients' "
             "would be a harder test"
         )
-    return found
+    return found + [text for name in judged for text in _weak_gate(name, entry["precision"][name])]
+
+
+def _weak_gate(target: str, report: Mapping[str, Any]) -> list[str]:
+    """What a target that rounds was not held to, or on too few malignant cases to show it."""
+    gate: Mapping[str, Any] = next((one for one in (report.get("gate"), report.get("graph")) if one), report)
+    malignant = gate.get("malignant")
+    if malignant is None:  # nothing was judged: no engine runs it here
+        return []
+    if gate["auc_delta"] is None:
+        return [
+            f"{target} was held to no AUC, and may rank cases otherwise: {gate['basis']}. Label the cases that judge it"
+        ]
+    if malignant < FEW_MALIGNANT:
+        share = f"{1 / malignant:.0%}"
+        return [
+            f"the sensitivity of {target} was held to FP32's on {count(malignant, 'malignant case')} alone: one of "
+            f"them, {share}, is the least loss that could be seen; name more with --parity"
+        ]
+    return []
 
 
 def targets_table(entry: Mapping[str, Any]) -> str:

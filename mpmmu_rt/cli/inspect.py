@@ -23,7 +23,7 @@ def inspect(
 ) -> None:
     """Say what a bundle is, what it runs on and what was proven of it. Loads no engine; checks every digest."""
     from mpmmu_rt.bundle import Bundle
-    from mpmmu_rt.card import calibrated_on
+    from mpmmu_rt.card import calibrated_on, other_threshold
     from mpmmu_rt.engines import engines
     from mpmmu_rt.single_record import graph_of
     from mpmmu_rt.spec import Target
@@ -47,7 +47,7 @@ def inspect(
         f"{opened.name}  (bundle {opened.digest[:12]}, {entry['schema']})",
         *_card(entry["card"]),
         *_evaluations(entry["card"]),
-        f"operating threshold: {opened.threshold:g}",
+        f"operating threshold: {opened.threshold:.9g}",
         f"images: {_images(opened.preprocessing)}",
         _parity(parity),
         *describe_precision(entry),
@@ -64,6 +64,8 @@ def inspect(
     say(wrapped("\n".join([*lines, *(f"warning: {text}" for text in notes)])))
     if entry["card"].get("metrics"):
         say("\n" + _tested(entry["card"]["metrics"]))
+    if other := other_threshold(entry["card"], opened.threshold):
+        say(wrapped(f"warning: {other}"))
     say("\n" + fitted(["target", ""], runs))
     shapes = [[tensor.name, tensor.dtype, " x ".join(map(str, tensor.shape))] for tensor in opened.tensors.values()]
     say("\n" + fitted(["tensor", "dtype", "shape"], shapes))

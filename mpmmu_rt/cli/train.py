@@ -98,6 +98,7 @@ def train(
     from mpmmu_rt.places import claimed, require_room
 
     require_one(manifest, phantom, "train")
+    note_split(manifest)
     check_json(json_to, manifest, output)
     if preview is None:  # which writes no checkpoint
         check_replaceable(output, marker=checkpoint.CONFIG, overwrite=overwrite)
@@ -181,6 +182,18 @@ def configured(config: Any, arch: Arch | None, size: int | None, attention: Atte
     preprocessing = replace(config.preprocessing, size=size) if size else config.preprocessing
     mammography, ultrasound = (replace(one, **given) for one in (config.mammography, config.ultrasound))
     return replace(config, mammography=mammography, ultrasound=ultrasound, preprocessing=preprocessing)
+
+
+def note_split(manifest: Path | None) -> None:
+    """Whoever says which cases are for testing must hear that a training doesn't keep to it."""
+    from mpmmu_rt.cases import read_manifest
+    from mpmmu_rt.evaluation.parts import COLUMN
+
+    if manifest is not None and any(read_manifest(manifest).others.get(COLUMN, ())):
+        note(
+            f"warning: the column `{COLUMN}` of {manifest} is not read: patients are split by the seed, 7 : 2 : 1, "
+            "also those that it calls test; leave these out of the manifest if they are to judge the model"
+        )
 
 
 def require_one(manifest: Path | None, phantom: int | None, command: str) -> None:

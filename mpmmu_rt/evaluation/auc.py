@@ -12,6 +12,9 @@ from mpmmu_rt._optional import require
 from mpmmu_rt.metrics import CONFIDENCE
 from mpmmu_rt.spec import Array
 
+# A variance at or below it is rounding, or less than none (Obuchowski's may be): an interval of it would have no width.
+_ROUNDING = 1e-17
+
 
 @dataclass(frozen=True)
 class Auc:
@@ -50,8 +53,11 @@ def estimate_auc(label: Array, score: Array, groups: Sequence[str]) -> Auc:
         return Auc(area, None, None, "every pair is ranked alike: the variance can't be estimated")
     if covariance is None:
         return Auc(area, None, None, f"{patients[1]} malignant and {patients[0]} benign patients, expected 2 of each")
+    variance = float(covariance[0, 0])
+    if variance <= _ROUNDING:
+        return Auc(area, None, None, "all patients are ranked alike: the variance can't be estimated")
     centre = math.log(area / (1 - area))
-    reach = _quantile(patients) * math.sqrt(max(float(covariance[0, 0]), 0.0)) / (area * (1 - area))
+    reach = _quantile(patients) * math.sqrt(variance) / (area * (1 - area))
     low, high = (_logistic(centre + side * reach) for side in (-1, 1))
     return Auc(area, low, high)
 
@@ -66,9 +72,12 @@ def compare_auc(label: Array, first: Array, second: Array, groups: Sequence[str]
     if covariance is None:
         reason = f"{patients[1]} malignant and {patients[0]} benign patients, expected 2 of each"
         return Difference(value, None, None, None, reason)
-    variance = float(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1])
-    if variance <= 1e-15:
-        return Difference(value, None, None, None, "both rank all these cases alike: there is no variance")
+    size = float(covariance[0, 0] + covariance[1, 1])
+    variance = size - 2 * float(covariance[0, 1])
+    if variance <= max(_ROUNDING, 1e-12 * size):
+        alike = "both rank all these cases alike: there is no variance"
+        differ = "every patient adds the same to the difference: the variance can't be estimated"
+        return Difference(value, None, None, None, differ if abs(value) > 1e-12 else alike)
     reach = _quantile(patients) * math.sqrt(variance)
     law = require("scipy.stats", "an interval of an AUC", "evaluate").t(min(patients) - 1)
     p = float(2 * law.sf(abs(value) / math.sqrt(variance)))

@@ -12,7 +12,7 @@ from mpmmu_rt.cases import Case, Manifest
 from mpmmu_rt.errors import UsageError
 from mpmmu_rt.progress import Progress
 from mpmmu_rt.spec import Array
-from mpmmu_rt.split_record import digest, parts_of
+from mpmmu_rt.split_record import part_of, parts_of
 
 from .parts import Part, Parts, is_learnt, require_apart
 from .systems import System, ask, images_of, labelled
@@ -35,7 +35,8 @@ class Wanted:
 @dataclass(frozen=True)
 class Chooser:
     """Cases with both classes to choose thresholds on. source: which, in words. learnt: how many of their patients the
-    model has learnt from. images: digests of theirs. swapped: how many of the cases look it."""
+    model has learnt from, by their ids or by their images. images: digests of theirs. swapped: how many of the cases
+    look it."""
 
     label: Array
     probability: Array
@@ -101,10 +102,11 @@ def _asked(
     lost = [{"case_id": one.case.case_id, "error": one.error} for one in said if one.error]
     if len(set(found.label.tolist())) < 2:
         return None, lost
-    known = parts_of(system.card)
-    learnt = sum(is_learnt(known.get(digest(group), "")) for group in set(found.groups))
+    known, seen = parts_of(system.card), system.known_images
+    groups = {one.case.group for one in said if seen.among(one.images)} & set(found.groups)
+    learnt = groups | {group for group in found.groups if is_learnt(part_of(known, group))}
     swapped = sum(one.swapped for one in said)
-    return Chooser(found.label, found.probability, source, learnt, images_of(said), swapped), lost
+    return Chooser(found.label, found.probability, source, len(learnt), images_of(said), swapped), lost
 
 
 def _kept_by_training(system: System) -> Chooser | None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
@@ -136,13 +137,31 @@ def average_precision(answers: Answers) -> float | None:
     return float(np.sum(np.diff(np.r_[0, hits]) * hits / (last + 1)) / malignant)
 
 
-# Of all rows, at no threshold. AUC here is the bootstrap's; `auc.estimate_auc` has the interval that is shown.
+# Of all rows, at no threshold. AUC here is the bootstrap's; `auc.estimate_auc` has the interval that is shown. The
+# calibration error has none: see `calibration_figure`.
 WITHOUT_THRESHOLD: Mapping[str, Callable[[Answers], float | None]] = {
     "auc": lambda a: area_under_curve(a.label, a.probability),
     "average_precision": average_precision,
     "brier": lambda a: brier_score(a.label, a.probability.astype(np.float64)),
     "calibration_error": lambda a: calibration_error(a.label, a.probability.astype(np.float64)),
 }
+
+
+def calibration_figure(answers: Answers, seed: int = 0) -> dict[str, Any]:
+    """The calibration error, without an interval: chance adds to it, the more the fewer rows, and to a bootstrap of it
+    once more: of calibrated systems none has an error of 0, and no percentile interval would hold that.
+
+    by_chance: what 19 of 20 calibrated systems that say these probabilities stay below, by labels drawn from them
+    (Bröcker and Smith 2007, Weather and Forecasting 22:651). A patient's rows are drawn as one: as alike as may be.
+    """
+    said = answers.probability.astype(np.float64)
+    names = {group: index for index, group in enumerate(dict.fromkeys(answers.groups))}
+    of_row = np.array([names[group] for group in answers.groups])
+    rng = np.random.default_rng(seed)
+    drawn = [calibration_error((rng.random(len(names))[of_row] < said).astype(int), said) for _ in range(DRAWS)]
+    reason = "no interval: chance adds to it"
+    value = calibration_error(answers.label, said)
+    return asdict(Figure(value)) | {"reason": reason, "by_chance": float(np.quantile(drawn, CONFIDENCE))}
 
 
 def at_threshold(answers: Answers, threshold: float, prevalence: float | None) -> dict[str, Figure]:
@@ -196,7 +215,8 @@ def predictive_values(
 ) -> dict[str, Figure]:
     """`ppv_at_prevalence` and `npv_at_prevalence` by Bayes' theorem, from rates that were seen in `sizes` (malignant,
     benign) rows, and their intervals on the logit scale (Mercaldo, Lau and Zhou 2007, Statistics in Medicine 26:2170,
-    section 2.2; with its adjustment, z² / 2 more of each outcome, where a rate is 0 or 1)."""
+    section 2.2; with its adjustment, z² / 2 more of each outcome, where a rate is 0 or 1, and widened to what was seen,
+    which the adjustment moves away from)."""
     names = ("ppv_at_prevalence", "npv_at_prevalence")
     if sensitivity is None or specificity is None:
         return dict.fromkeys(names, Figure(None))
@@ -214,7 +234,10 @@ def predictive_values(
         centre = math.log(hit / (1 - other) * odds)
         reach = z * math.sqrt((1 - hit) / hit / n_hit + other / (1 - other) / n_other)
         ends.append([1 / (1 + math.exp(-(centre + side * reach))) for side in (-1, 1)])
-    return {name: Figure(value, low, high) for name, value, (low, high) in zip(names, (ppv, npv), ends, strict=True)}
+    return {
+        name: Figure(value, *((low, high) if value is None else (min(low, value), max(high, value))))
+        for name, value, (low, high) in zip(names, (ppv, npv), ends, strict=True)
+    }
 
 
 def _bayes(hit: float, other: float, prevalence: float) -> float | None:

@@ -67,7 +67,9 @@ def _plots(entry: Mapping[str, Any]) -> list[Markup]:
         ),
         pieces.grid(
             pieces.card("Probabilities", plots.histogram(entry)),
-            pieces.card("Decisions", plots.confusion(stored), f"At the stored threshold, {stored['threshold']:g}."),
+            pieces.card(
+                "Decisions", plots.confusion(stored), f"At the stored threshold, {text.threshold(stored['threshold'])}."
+            ),
         ),
     ]
 

@@ -8,7 +8,8 @@ from typing import Any, Literal, get_args
 
 from mpmmu_rt.cases import Case, Manifest
 from mpmmu_rt.errors import ManifestError, UsageError
-from mpmmu_rt.split_record import PARTS, digest, parts_of
+from mpmmu_rt.people import plain
+from mpmmu_rt.split_record import PARTS, part_of, parts_of
 
 Part = Literal["auto", "train", "validation", "test", "all"]
 CHOICES: tuple[Part, ...] = get_args(Part)
@@ -37,12 +38,14 @@ class Parts:
 def read_parts(manifest: Manifest, card: Mapping[str, Any]) -> Parts:
     """By the column `split` of the manifest, else by what the model's card knows of its training's patients.
 
-    Raises `ManifestError` for another name in that column, and for a patient in two parts.
+    Raises `ManifestError` for another name in that column, for a patient in two parts, and for a column of another
+    name that tells parts.
     """
     known = parts_of(card)
-    learnt = tuple(known.get(digest(case.group), "") for case in manifest.cases)
+    learnt = tuple(part_of(known, case.group) for case in manifest.cases)
     cells = manifest.others.get(COLUMN, ())
     if not any(cells):
+        _refuse_other_column(manifest)
         source = "what the model's card records of its training" if known else ""
         return Parts(learnt, source, learnt)
     of_row = []
@@ -61,6 +64,18 @@ def read_parts(manifest: Manifest, card: Mapping[str, Any]) -> Parts:
             )
         of_row.append(part)
     return Parts(tuple(of_row), f"the column `{COLUMN}` of the manifest", learnt)
+
+
+def _refuse_other_column(manifest: Manifest) -> None:
+    """A column that holds names of parts alone, two of them at least, is the one that was meant."""
+    for name, cells in manifest.others.items():
+        named = {_NAMES.get(cell.casefold(), "") for cell in cells}
+        if len(named) > 1 and "" not in named:
+            raise ManifestError(
+                f"{manifest.path} has the column `{name}`, whose cells name parts, and none named `{COLUMN}`, expected "
+                "to know which cases are for testing",
+                hint=f"rename `{name}` to `{COLUMN}`; if it means something else, write other words into it",
+            )
 
 
 def judged(manifest: Manifest, parts: Parts, wanted: Part) -> list[int]:
@@ -90,10 +105,11 @@ def is_learnt(part: str) -> bool:
 def require_apart(judged: Sequence[Case], others: Sequence[Case], where: str) -> None:
     """Raise `UsageError` if a patient or an image of `others` is among the cases that are judged. where: `others` are,
     in words."""
-    patients = {case.group for case in judged}
+    patients = {plain(case.group): case.group for case in judged}
     images = {path.resolve() for case in judged for path in (case.mammography, case.ultrasound) if path}
     for case in others:
-        shared = f"the patient `{case.group}`" if case.group in patients else ""
+        same = patients.get(plain(case.group))
+        shared = "" if same is None else f"the patient `{case.group}`{'' if same == case.group else f' (`{same}`)'}"
         for path in (case.mammography, case.ultrasound):
             if path and path.resolve() in images:
                 shared = f"the image {path.name}"

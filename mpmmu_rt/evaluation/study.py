@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mpmmu_rt.cases import Manifest
+from mpmmu_rt.cases import Manifest, require_people
 from mpmmu_rt.checks import decide
 from mpmmu_rt.errors import ImageError, UsageError
 from mpmmu_rt.files import rounded
@@ -22,10 +22,10 @@ from . import words
 from .auc import compare_auc, estimate_auc
 from .choosing import Chooser, Wanted, apart, choose
 from .curves import curves
-from .figures import WITHOUT_THRESHOLD, Answers, at_threshold, bootstrap, share
+from .figures import WITHOUT_THRESHOLD, Answers, at_threshold, bootstrap, calibration_figure, share
 from .paired import mcnemar
 from .parts import Parts
-from .systems import Answer, System, ask, images_of, labelled
+from .systems import Answer, System, ask, images_of, labelled, of_several
 from .thresholds import at_sensitivity, youden
 
 SCHEMA = "mpmmu-evaluate/1"
@@ -44,8 +44,11 @@ class Evaluation:
 def evaluate(
     system: System, manifest: Manifest, wanted: Wanted, *, against: System | None = None, progress: Progress = silent
 ) -> Evaluation:
-    """Raises `UsageError` for what can't be judged or chosen, `ManifestError` for parts that make no sense,
-    `ImageError` where no case can be read, and what the engines raise."""
+    """Raises `UsageError` for what can't be judged or chosen, `ManifestError` for parts that make no sense and for
+    patients that can't be told apart, `ImageError` where no case can be read, and what the engines raise."""
+    for one in (manifest, wanted.choose_on):
+        if one is not None:
+            require_people(one)
     _check_columns(manifest, wanted.by)
     parts = of_parts.read_parts(manifest, system.card)
     rows = of_parts.judged(manifest, parts, wanted.part)
@@ -60,7 +63,7 @@ def evaluate(
             hint="the columns `mammography` and `ultrasound` name images, `label` is 0 or 1",
         )
     chooser = apart(chooser, images_of(asked), wanted)
-    entry = _facts(system, manifest, parts, rows, asked, answers)
+    entry = _facts(system, manifest, parts, rows, asked)
     entry |= _figures(answers, progress)
     entry["thresholds"] = _thresholds(system, answers, chooser, wanted, progress)
     entry["choosing_failed"] = lost
@@ -92,8 +95,9 @@ def _check_columns(manifest: Manifest, by: Sequence[str]) -> None:
 
 
 def _facts(
-    system: System, manifest: Manifest, parts: Parts, rows: Sequence[int], asked: Sequence[Answer], answers: Answers
+    system: System, manifest: Manifest, parts: Parts, rows: Sequence[int], asked: Sequence[Answer]
 ) -> dict[str, Any]:
+    kept, answers = labelled(asked)
     judged = set(rows)
     others = [part or "in no part" for row, part in enumerate(parts.of_row) if row not in judged]
     learnt = [parts.learnt[row] for row in rows]
@@ -116,6 +120,7 @@ def _facts(
             "unlabelled": sum(one.case.label is None for one in asked),
             "warned": sum(bool(one.warnings) for one in asked),
             "look_swapped": sum(one.swapped for one in asked),
+            "images_of_several": of_several([asked[at] for at in kept]),
             "patients": dict(answers.patients),
             "several_rows_per_patient": answers.clustered,
         },
@@ -133,7 +138,9 @@ def _counted(names: Any) -> dict[str, int]:
 
 def _figures(answers: Answers, progress: Progress) -> dict[str, Any]:
     progress("intervals", 0, 1)
-    without = {name: asdict(one) for name, one in bootstrap(answers, WITHOUT_THRESHOLD).items()}
+    drawn = {name: figure for name, figure in WITHOUT_THRESHOLD.items() if name != "calibration_error"}
+    without = {name: asdict(one) for name, one in bootstrap(answers, drawn).items()}
+    without["calibration_error"] = calibration_figure(answers)
     progress("intervals", 1, 1)
     by_draws = without.pop("auc")
     found = asdict(estimate_auc(answers.label, answers.probability, answers.groups))

@@ -139,6 +139,15 @@ def images_of(asked: Sequence[Answer]) -> frozenset[str]:
     return frozenset[str]().union(*(one.images for one in asked))
 
 
+def of_several(asked: Sequence[Answer]) -> int:
+    """How many of the cases show an image that a case of another patient shows, too."""
+    owners: dict[str, set[str]] = {}
+    for one in asked:
+        for image in one.images:
+            owners.setdefault(image, set()).add(one.case.group)
+    return sum(any(len(owners[image]) > 1 for image in one.images) for one in asked)
+
+
 def labelled(asked: Sequence[Answer]) -> tuple[list[int], Answers]:
     """Which have a probability and a label, and these."""
     kept = [at for at, one in enumerate(asked) if one.probability is not None and one.case.label is not None]

@@ -38,6 +38,12 @@ def p_value(p: float | None) -> str:
     return "-" if p is None else f"{p:.2g}" if p >= 1e-4 else "< 0.0001"
 
 
+def threshold(value: float) -> str:
+    """All digits of a float32: one more or less of a threshold that a case has chosen, and the case is on its other
+    side."""
+    return f"{value:.9g}"
+
+
 def title(entry: Mapping[str, Any]) -> str:
     system, cases = entry["system"], entry["cases"]
     untrained = "" if system["trained"] else " (UNTRAINED)"
@@ -64,7 +70,7 @@ def overall(entry: Mapping[str, Any], digits: int = 2) -> Table:
 
 def by_threshold(entry: Mapping[str, Any], digits: int = 2) -> Table:
     at = entry["thresholds"]
-    rows = [["threshold", *(f"{one['threshold']:.3f}" for one in at)]]
+    rows = [["threshold", *(threshold(one["threshold"]) for one in at)]]
     rows += [
         [name, *(with_interval(one["figures"][key], max(digits, 3) if "prev" in key else digits) for one in at)]
         for key, name in AT_THRESHOLD.items()

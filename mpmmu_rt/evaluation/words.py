@@ -17,7 +17,8 @@ _LOUD = "WARNING: "
 
 def remarks(entry: Mapping[str, Any]) -> list[str]:
     """The loud ones first, which begin with WARNING. They name no case: a model card carries them."""
-    found = [*_of_no_use(entry), *_learnt(entry), *_lost(entry), *_chosen(entry), *_few(entry), *_none_missed(entry)]
+    makers = (_of_no_use, _learnt, _several, _inverse, _lost, _chosen, _few, _calibrated, _none_missed)
+    found = [text for make in makers for text in make(entry)]
     return sorted(found, key=lambda text: not text.startswith(_LOUD))
 
 
@@ -65,6 +66,29 @@ def _learnt(entry: Mapping[str, Any]) -> list[str]:
             "manifest has no column `split`. If it has, these figures are too good."
         )
     return found
+
+
+def _several(entry: Mapping[str, Any]) -> list[str]:
+    if not (count := entry["cases"]["images_of_several"]):
+        return []
+    return [
+        f"{_LOUD}{count} of {entry['cases']['judged']} cases show an image that a case of another patient shows, too. "
+        "They count as independent and are not: every interval is too narrow. Name one patient for both, or correct "
+        "the images."
+    ]
+
+
+def _inverse(entry: Mapping[str, Any]) -> list[str]:
+    """An AUC below 0.5 that chance doesn't explain. One of 0 has no interval: with 4 patients of each class it comes by
+    chance once in 70 evaluations."""
+    auc, patients = entry["auc"], entry["cases"]["patients"]
+    fewest = min(patients["malignant"], patients["benign"])
+    if not (auc["high"] is not None and auc["high"] < 0.5) and not (auc["value"] == 0 and fewest >= 4):
+        return []
+    return [
+        f"{_LOUD}the AUC is below 0.5, and not by chance: malignant cases have the lower probabilities. Either the "
+        "labels are the other way round (0 is benign, 1 malignant), or the rows pair images and labels wrongly."
+    ]
 
 
 def _lost(entry: Mapping[str, Any]) -> list[str]:
@@ -139,16 +163,23 @@ def _few(entry: Mapping[str, Any]) -> list[str]:
     found.append(
         f"{patients['malignant']} malignant and {patients['benign']} benign patients are few: a validation needs 100 "
         f"of each (Vergouwe 2005, Collins 2016). They can't show the AUC more closely than its interval, which {wide}; "
-        f"nor the sensitivity{ends}; nor whether the probabilities are calibrated; nor that two systems or two "
+        f"nor the sensitivity{ends}; nor that the probabilities are calibrated; nor that two systems or two "
         "subgroups are equal."
     )
     if fewest < FEW and entry["figures"]["brier"]["low"] is not None:
         found.append(
             f"With {fewest} patients of the smaller class the intervals from a bootstrap (average precision, F1, "
-            "balanced accuracy, Brier score, calibration error) are too narrow; those of AUC and of shares are not "
-            "made that way."
+            "balanced accuracy, Brier score) are too narrow; those of AUC and of shares are not made that way."
         )
     return found
+
+
+def _calibrated(entry: Mapping[str, Any]) -> list[str]:
+    one = entry["figures"]["calibration_error"]
+    chance = f"of calibrated systems 19 of 20 stay below {one['by_chance']:.2f} on as many cases"
+    if one["value"] > one["by_chance"]:
+        return [f"The calibration error of {one['value']:.2f} is more than chance: {chance}."]
+    return [f"The calibration error of {one['value']:.2f} may be chance: {chance}."]
 
 
 def _none_missed(entry: Mapping[str, Any]) -> list[str]:

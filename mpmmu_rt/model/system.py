@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from mpmmu_rt.errors import AnswerError
+from mpmmu_rt.errors import AnswerError, CheckpointError
 from mpmmu_rt.evaluation.systems import System
 from mpmmu_rt.files import sha256_file
 from mpmmu_rt.known_images import KnownImages
@@ -19,9 +20,10 @@ from .training import fuse
 
 
 def checkpoint_system(folder: StrPath, *, trust_pickle: StrPath | None = None) -> System:
-    """Raises `CheckpointError`."""
+    """Raises `CheckpointError`, also for a head of other classes than 0 and 1."""
     folder = Path(folder)
     loaded = checkpoints.load(folder, trust_pickle=trust_pickle)
+    _require_binary(folder, loaded.head)
 
     def predict(pixels: Mapping[Modality, Array]) -> Array:
         embedding = fuse({modality: embed(loaded.encoders[modality], array) for modality, array in pixels.items()})
@@ -49,3 +51,13 @@ def checkpoint_system(folder: StrPath, *, trust_pickle: StrPath | None = None) -
         known_images=KnownImages.from_json(loaded.known_images),
         modality_check=loaded.modality_check,
     )
+
+
+def _require_binary(folder: Path, head: Any) -> None:
+    """`predict_proba` has a column for each class, sorted: of `malignant` and `normal` the second is that of normal."""
+    classes = np.asarray(getattr(head, "classes_", ())).tolist()
+    if classes != [0, 1]:
+        raise CheckpointError(
+            f"the head of {folder} tells the classes {classes}, expected 0 (benign) and 1 (malignant)",
+            hint="fit it on labels 0 and 1, both present, and write the checkpoint again",
+        )

@@ -183,3 +183,48 @@ def test_two_that_rank_alike_have_no_difference_and_no_interval() -> None:
     found = compare_auc(label, score, score**3, alone(6))
     assert (found.value, found.low, found.p) == (0.0, None, None)
     assert "alike" in found.reason
+
+
+@settings(deadline=None)
+@given(scored(), st.integers(1, 4))
+def test_an_interval_has_a_width(case: Scored, rows_of_one: int) -> None:
+    """Scores that are all equal, or patients whose rows cancel out, have no variance: that is no certainty."""
+    label, score = case
+    auc = estimate_auc(label, score, [str(row // rows_of_one) for row in range(len(label))])
+    assert auc.low is None or auc.high is None or auc.high - auc.low > 1e-6
+    assert (auc.low is None) == bool(auc.reason)
+
+
+@pytest.mark.parametrize(
+    ("label", "score", "groups", "value"),
+    [
+        ([0, 0, 0, 1, 1, 1], [0.5] * 6, "abcdef", 0.5),
+        ([0, 1, 0, 1, 0, 1], [2, 2, 3, 2, 2, 1], "baaabb", 2 / 9),
+    ],
+)
+def test_without_a_variance_there_is_no_interval(
+    label: list[int], score: list[float], groups: str, value: float
+) -> None:
+    auc = estimate_auc(np.array(label), np.array(score, float), list(groups))
+    assert auc.value == pytest.approx(value)
+    assert (auc.low, auc.high) == (None, None)
+    assert "variance" in auc.reason
+
+
+def test_a_difference_without_a_variance_is_not_called_alike() -> None:
+    label = np.repeat([0, 1], 20)
+    found = compare_auc(label, np.full(40, 0.5), label.astype(float), alone(40))
+    assert (found.value, found.low, found.p) == (0.5, None, None)
+    assert "alike" not in found.reason
+
+
+def test_one_pair_of_many_is_a_difference() -> None:
+    """20,000 patients of whom two change places. Of each class one placement changes by 10⁻⁴: the variance is
+    2 · 10⁻¹⁶, and no rounding; z is 10⁻⁸ over its root, 1/√2."""
+    label, score = np.repeat([0, 1], 10_000), np.arange(20_000.0)
+    other = score.copy()
+    other[[9_999, 10_000]] = score[[10_000, 9_999]]
+    found = compare_auc(label, score, other, alone(20_000))
+    assert found.value == pytest.approx(-1e-8)
+    assert found.p == pytest.approx(2 * stats.norm.sf(1 / math.sqrt(2)), abs=1e-3)
+    assert found.low is not None

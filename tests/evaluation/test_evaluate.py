@@ -14,6 +14,7 @@ from typing import Any
 import joblib
 import numpy as np
 import pytest
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from typer.testing import CliRunner, Result
 
@@ -506,3 +507,178 @@ def test_thresholds_are_not_chosen_on_copies_of_what_is_judged(
     refused = call(bundle_folder, phantoms, "-o", tmp_path / "out", "--choose-on", copies)
     assert "images of " in two_lines(refused)
     assert "are judged, too, under this name or another" in refused.stderr
+
+
+def test_a_threshold_chosen_on_learnt_images_is_said_loudly(
+    small_model: Checkpoint, phantoms: Path, tmp_path: Path
+) -> None:
+    """Under other ids: by the card nobody there was learnt from."""
+    data = of_manifest(phantoms, small_model.config.preprocessing, silent)
+    checkpoints.save(
+        replace(small_model, known_images={"train": listing(data.pixels["mammography"][8:15])}), tmp_path / "checkpoint"
+    )
+    path = manifest(phantoms, "parted.csv", parted)
+    done = call(tmp_path / "checkpoint", path, "-o", tmp_path / "out", "--at-sensitivity", 0.9)
+    assert done.exit_code == 0, done.stderr
+    said = "WARNING: thresholds were chosen on 12 cases, and the model has learnt from 7 of their patients"
+    assert said in " ".join(report(tmp_path / "out")["remarks"])
+
+
+# ---------------------------------------------------------------- who is who
+
+
+def test_an_image_of_two_patients_is_counted_and_said_loudly(
+    phantoms: Path, bundle_folder: Path, tmp_path: Path
+) -> None:
+    """Three patients are there twice, under other ids: they would count as six, and intervals be too narrow."""
+    with phantoms.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    again = [row | {"case_id": f"Z{row['case_id']}", "patient": f"Z{row['patient']}"} for row in rows[:3]]
+    path = phantoms.with_name("twice.csv")
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows([*rows, *again])
+    assert call(bundle_folder, path, "-o", tmp_path / "out").exit_code == 0
+    said = "WARNING: 6 of 43 cases show an image that a case of another patient shows, too"
+    for name in ("report.md", "report.html"):
+        assert said in " ".join((tmp_path / "out" / name).read_text().split()), name
+    # The same rows of the same patients are several rows of theirs.
+    same = manifest(path, "same.csv", lambda _, row: row | {"patient": row["patient"].removeprefix("Z")})
+    assert call(bundle_folder, same, "-o", tmp_path / "same").exit_code == 0
+    assert report(tmp_path / "same")["cases"]["images_of_several"] == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (
+            lambda _, row: {"patient_id" if key == "patient" else key: cell for key, cell in row.items()},
+            "none named `patient`",
+        ),
+        (lambda number, row: row | {"patient": row["patient"] if number else ""}, "1 of 40 cases name no patient"),
+        (lambda number, row: row | {"patient": ("P7", "p07", row["case_id"])[min(number, 2)]}, "`P7` and `p07`"),
+    ],
+    ids=["another name", "a cell is empty", "two spellings"],
+)
+def test_patients_that_can_not_be_told_apart_are_not_counted(
+    phantoms: Path, bundle_folder: Path, tmp_path: Path, change: Cells, says: str
+) -> None:
+    """Neither among the judged nor among those that a threshold is chosen on."""
+    path = manifest(phantoms, "who.csv", change)
+    for arguments in ([path], [phantoms, "--choose-on", path]):
+        refused = call(bundle_folder, *arguments, "-o", tmp_path / "out")
+        assert refused.exit_code == 1
+        assert says in two_lines(refused)
+
+
+def test_a_patient_is_the_same_in_another_spelling(phantoms: Path, bundle_folder: Path, tmp_path: Path) -> None:
+    """In the card of the model, and beside the judged."""
+    groups = [case.group for case in read_manifest(phantoms).cases]
+    record = split_record.record(groups, {"train": range(10), "validation": range(10, 20), "test": range(20, 40)})
+    bundle = resealed(bundle_folder, tmp_path / "b", card={split_record.KEY: record})
+    other = manifest(
+        phantoms, "other.csv", lambda _, row: row | {"patient": row["patient"].upper().replace("-00", "-") + " "}
+    )
+    assert call(bundle, other, "-o", tmp_path / "out", "--part", "all").exit_code == 0
+    assert report(tmp_path / "out")["learnt_from"] == {"train": 10, "validation": 10}
+    judged = manifest(phantoms, "judged.csv", lambda number, row: row if number >= 20 else {})
+    shutil.copytree(phantoms.parent, tmp_path / "elsewhere")
+    chosen = manifest(
+        tmp_path / "elsewhere" / phantoms.name,
+        "chosen.csv",
+        lambda number, row: row | {"patient": row["patient"].upper()} if number <= 20 else {},
+    )
+    refused = call(bundle_folder, judged, "-o", tmp_path / "no", "--choose-on", chosen)
+    assert "holds the patient `PHANTOM-5-0020` (`phantom-5-0020`), which is judged, too" in two_lines(refused)
+
+
+def test_what_was_learnt_from_is_never_taken_for_tested() -> None:
+    """Without a column `patient` two cases may be called 7 and 07."""
+    found = split_record.record(["7", "07"], {"train": [0], "validation": [], "test": [1]})
+    parts = split_record.parts_of({split_record.KEY: found})
+    assert [split_record.part_of(parts, name) for name in ("7", "07", "007", "8")] == ["train", "test", "train", ""]
+
+
+def test_parts_in_a_column_of_another_name_are_refused(phantoms: Path, bundle_folder: Path, tmp_path: Path) -> None:
+    """All cases would be judged, those of the training too."""
+    path = manifest(
+        phantoms, "set.csv", lambda number, row: row | {"Subset": "Train" if number < 20 else "test", "side": "left"}
+    )
+    said = two_lines(call(bundle_folder, path, "-o", tmp_path / "out"))
+    assert "has the column `Subset`, whose cells name parts, and none named `split`" in said
+    follows = manifest(path, "split.csv", lambda _, row: {"split" if key == "Subset" else key: row[key] for key in row})
+    assert call(bundle_folder, follows, "-o", tmp_path / "out").exit_code == 0
+    assert report(tmp_path / "out")["parts"]["judged"] == {"test": 20}
+
+
+@pytest.mark.parametrize("right", [0, 4])
+def test_labels_the_other_way_round_are_told(phantoms: Path, bundle_folder: Path, tmp_path: Path, right: int) -> None:
+    """right: so many of 40 that are labelled as the model ranks them."""
+    assert call(bundle_folder, phantoms, "-o", tmp_path / "first").exit_code == 0
+    with (tmp_path / "first/cases.csv").open(newline="", encoding="utf-8") as file:
+        said = [float(row["probability"]) for row in csv.DictReader(file)]
+    high = [one > float(np.median(said)) for one in said]
+    for name, good in (("inverse", right), ("fitting", 40 - right)):
+        path = manifest(
+            phantoms,
+            f"{name}.csv",
+            lambda number, row, good=good: row | {"label": str(int(high[number] == (number < good)))},  # type: ignore[misc]
+        )
+        assert call(bundle_folder, path, "-o", tmp_path / name).exit_code == 0
+        remarks = " ".join(report(tmp_path / name)["remarks"])
+        assert ("WARNING: the AUC is below 0.5, and not by chance" in remarks) == (name == "inverse")
+
+
+def test_the_threshold_that_is_shown_is_the_one_that_is_judged(
+    phantoms: Path, bundle_folder: Path, tmp_path: Path
+) -> None:
+    """It is a case's own probability: one digit less, and that case is on its other side."""
+    path = manifest(phantoms, "parted.csv", parted)
+    done = call(bundle_folder, path, "-o", tmp_path / "out", "--at-sensitivity", 0.9, "--prevalence", 0.02)
+    (chosen,) = [one for one in report(tmp_path / "out")["thresholds"] if one["name"].startswith("sens")]
+    assert np.float32(chosen["threshold"]) == chosen["threshold"] or len(str(chosen["threshold"])) >= 10
+    for text in (done.stdout, *((tmp_path / "out" / name).read_text() for name in ("report.md", "report.html"))):
+        (shown,) = {
+            cell for cell in text.replace("<", " ").replace(">", " ").split() if cell == str(chosen["threshold"])
+        }
+        assert np.float32(shown) == np.float32(chosen["threshold"])
+    assert "chosen on the validation part" in " ".join(done.stdout.split())
+    assert "the stated prevalence, 0.02" in done.stdout
+
+
+def test_a_calibration_error_is_held_against_chance(phantoms: Path, bundle_folder: Path, tmp_path: Path) -> None:
+    assert call(bundle_folder, phantoms, "-o", tmp_path / "out").exit_code == 0
+    one = report(tmp_path / "out")["figures"]["calibration_error"]
+    assert one["low"] is one["high"] is None
+    more = one["value"] > one["by_chance"]
+    said = f"The calibration error of {one['value']:.2f} {'is more than' if more else 'may be'} chance"
+    for name in ("report.md", "report.html"):
+        assert said in " ".join((tmp_path / "out" / name).read_text().split()), name
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [(("malignant", "normal"), "['malignant', 'normal']"), ((2, 1), "[1, 2]"), ((1, 0, 2), "[0, 1, 2]")],
+    ids=str,
+)
+def test_a_head_of_other_classes_is_refused(
+    small_model: Checkpoint, phantoms: Path, tmp_path: Path, names: tuple[object, ...], says: str
+) -> None:
+    """Columns of `predict_proba` are sorted by class: the second would be the probability of a normal lesion."""
+    label = np.array(names)[np.arange(60) % len(names)]
+    width = sum(encoder.channels for encoder in small_model.encoders.values())
+    head = LogisticRegression().fit(np.random.default_rng(0).random((60, width), np.float32), label)
+    checkpoints.save(replace(small_model, head=head), tmp_path / "checkpoint")
+    refused = call(tmp_path / "checkpoint", phantoms, "-o", tmp_path / "out")
+    assert refused.exit_code == 1
+    assert f"tells the classes {says}, expected 0 (benign) and 1 (malignant)" in two_lines(refused)
+
+
+def test_the_card_says_at_which_threshold_and_prevalence(phantoms: Path, bundle_folder: Path, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(bundle_folder, tmp_path / "b"))
+    options = ["-o", tmp_path / "out", "--overwrite", "--update-card"]
+    assert call(bundle, phantoms, *options, "--prevalence", 0.02).exit_code == 0
+    assert "At the threshold 0.4 and a stated prevalence of 0.02:" in (bundle / NAME).read_text()
+    assert call(bundle, phantoms, *options).exit_code == 0
+    assert "At the threshold 0.4:" in (bundle / NAME).read_text()

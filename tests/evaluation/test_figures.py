@@ -179,6 +179,42 @@ def test_no_false_alarm_is_no_certainty() -> None:
     assert 0.2 < found.low < 0.66  # Jeffreys' posterior begins at 0.65
 
 
+@settings(deadline=None)
+@given(st.integers(0, 12), st.integers(0, 12), st.floats(0.001, 0.999))
+def test_a_predictive_value_lies_in_its_interval(hits: int, calm: int, prevalence: float) -> None:
+    """The adjustment for a rate of 0 or 1 moves away from what was seen, and would leave it outside."""
+    for one in predictive_values(hits / 12, calm / 12, prevalence, (12, 12)).values():
+        if one.value is not None:
+            assert one.low is not None
+            assert one.high is not None
+            assert 0 <= one.low <= one.value <= one.high <= 1
+
+
+@pytest.mark.parametrize(("rows_of_one", "most"), [(1, 0.05), (4, 0.05)])
+def test_calibrated_systems_are_beyond_chance_in_one_of_twenty(
+    monkeypatch: pytest.MonkeyPatch, rows_of_one: int, most: float
+) -> None:
+    monkeypatch.setattr(figures, "DRAWS", 200)
+    rng = np.random.default_rng(0)
+    found = 0
+    for _ in range(200):
+        probability = rng.beta(1, 1.5, 80).astype(np.float32)
+        label = (rng.random(80) < probability).astype(int)
+        one = figures.calibration_figure(
+            Answers(label, probability, tuple(str(row // rows_of_one) for row in range(80)))
+        )
+        assert one["low"] is None, "an interval would not hold the truth, which is 0"
+        found += one["value"] > one["by_chance"]
+    assert found / 200 < most + 3 * math.sqrt(most * (1 - most) / 200)
+
+
+def test_a_system_that_is_not_calibrated_is_beyond_chance() -> None:
+    label = np.repeat([0, 1], 50)
+    one = figures.calibration_figure(Answers(label, np.full(100, 0.9, np.float32), tuple(map(str, range(100)))))
+    assert one["value"] == pytest.approx(0.4)
+    assert one["by_chance"] < 0.1
+
+
 # ---------------------------------------------------------------- thresholds
 
 

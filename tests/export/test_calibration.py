@@ -6,6 +6,7 @@ import csv
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from mpmmu_rt import bundle as bundles
 from mpmmu_rt.bundle import TRIED_INT8, UNTRAINED, Bundle
 from mpmmu_rt.cases import Case, Manifest, read_manifest
 from mpmmu_rt.cli import app
+from mpmmu_rt.decisions import UNKNOWN
 from mpmmu_rt.engines import engines
 from mpmmu_rt.errors import ManifestError, UsageError
 from mpmmu_rt.export import Limits, Wanted, calibration, export_checkpoint, export_reference, reference
@@ -29,6 +31,7 @@ from mpmmu_rt.model.data import data_from_manifest
 from mpmmu_rt.progress import silent
 from mpmmu_rt.spec import MODALITIES, Target
 from mpmmu_rt.split_record import digest
+from tests.conftest import Traced
 
 SIZE = Preprocessing(size=32)
 INT8 = Target("openvino", "int8")
@@ -137,12 +140,13 @@ def test_phantoms_are_others_than_those_that_judge() -> None:
 
 
 @pytest.fixture(scope="module")
-def tried(checkpoint_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tried(checkpoint_folder: Path, traced_once: Traced, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle whose INT8 was calibrated on phantoms."""
     if problem := engines()["openvino"].problem("int8"):
         pytest.skip(str(problem))
     path = tmp_path_factory.mktemp("tried") / "tried.bundle"
-    export_checkpoint(checkpoint_folder, path, calibration_phantoms=16, wanted=Wanted((INT8,), limits=WIDE))
+    with traced_once():
+        export_checkpoint(checkpoint_folder, path, calibration_phantoms=16, wanted=Wanted((INT8,), limits=WIDE))
     return path
 
 
@@ -192,6 +196,7 @@ def test_without_int8_nothing_was_calibrated_on(bundle_folder: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("traces_kept")
 def test_the_reference_model_is_calibrated_too(
     small_model: Checkpoint, phantom_manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -245,6 +250,21 @@ def test_patients_who_calibrate_do_not_judge_in_another_manifest(tmp_path: Path)
     (tmp_path / "b.csv").write_text(f"{header}9,e,f,ann,\n")
     with pytest.raises(UsageError, match=r"1 patients are in .*a\.csv and in .*b\.csv, the first is `ann`"):
         calibration.require_other_patients(tmp_path / "a.csv", tmp_path / "b.csv", {})
+    (tmp_path / "b.csv").write_text(f"{header}9,e,f,ANN ,\n")
+    with pytest.raises(UsageError, match="the first is `ann`"):
+        calibration.require_other_patients(tmp_path / "a.csv", tmp_path / "b.csv", {})
+
+
+def test_labels_that_are_known_are_kept(phantom_manifest: Path) -> None:
+    manifest = read_manifest(phantom_manifest)
+    bare = replace(manifest.cases[1], label=None)
+    found, _ = of_cases(
+        replace(manifest, cases=(manifest.cases[0], bare, *manifest.cases[2:])), range(12), SIZE, silent
+    )
+    assert found.labels is not None
+    assert found.labels.tolist() == [UNKNOWN if row == 1 else case.label for row, case in enumerate(manifest.cases)]
+    none, _ = of_cases(replace(manifest, cases=(bare,)), range(1), SIZE, silent)
+    assert none.labels is None
 
 
 def test_one_image_for_both_modalities_neither_proves_nor_trains(phantom_manifest: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import onnx
 import onnxruntime
 import pytest
 
+from mpmmu_rt.decisions import UNKNOWN
 from mpmmu_rt.errors import EngineError, ExportError, ParityError, UsageError
 from mpmmu_rt.export.quantization import (
     Limits,
@@ -143,6 +144,23 @@ def test_without_labels_flips_and_differences_count() -> None:
     assert malignant.auc is None
     assert malignant.sensitivity is not None
     assert not compare(want, np.minimum(want, 0.49), np.ones(101, int), 0.5, replace(LOOSE, mean_difference=1)).passed
+
+
+def test_a_case_without_a_label_takes_no_limit_away() -> None:
+    """One of 200 is not labelled: the AUC of the others is held to its limit all the same, and so is sensitivity."""
+    labels = np.repeat([0, 1], 100)
+    want = np.where(labels == 1, 0.6, 0.3)
+    got = want.copy()
+    got[100:104] = 0.2
+    whole = compare(want, got, labels, 0.5, Limits())
+    labels[7] = UNKNOWN
+    gate = compare(want, got, labels, 0.5, Limits())
+    for one in (whole, gate):
+        assert [check.name for check in one.checks if not check.passed] == ["AUC loss", "sensitivity loss"]
+    assert (gate.cases, gate.labelled, gate.malignant) == (200, 199, 100)
+    assert gate.basis == "199 labelled cases of 200"
+    assert gate.sensitivity == (1.0, 0.96)
+    assert compare(want, want, np.full(200, UNKNOWN), 0.5, Limits()).auc is None
 
 
 @pytest.mark.parametrize("got", [np.full(3, np.nan), np.full(3, 1.5), np.zeros(2), np.zeros((3, 1))])

@@ -448,6 +448,18 @@ def test_training_data_must_be_whole(tmp_path: Path) -> None:
         data_from_manifest(read_manifest(path), Preprocessing(size=32))
 
 
+@pytest.mark.parametrize("name", ["train", "ablate"])
+def test_a_column_that_names_parts_is_not_kept_to_and_that_is_said(tmp_path: Path, name: str) -> None:
+    """Whoever writes `test` there expects that nothing learns from these cases."""
+    path = write_phantoms(3, tmp_path / "phantoms", seed=0)
+    arguments = [name, str(path), "-o", str(tmp_path / "out"), "--preset", "tiny"]
+    says = f"warning: the column `split` of {path} is not read: patients are split by the seed"
+    assert says not in CliRunner().invoke(app, arguments).stderr
+    first, *rows = path.read_text().splitlines()
+    path.write_text("\n".join([f"{first},split", *(f"{row},test" for row in rows)]))
+    assert says in CliRunner().invoke(app, arguments).stderr
+
+
 def test_the_digest_names_all_that_training_sees(data: TrainingData) -> None:
     label = data.label.copy()
     label[0] ^= 1
