@@ -1,4 +1,4 @@
-"""What `run` and `predict` say of a target's proof: at export, and on this machine."""
+"""What commands that ask a bundle say of a target's proof: at export, and on this machine."""
 
 from __future__ import annotations
 

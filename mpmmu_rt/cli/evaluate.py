@@ -10,6 +10,7 @@ import typer
 
 from mpmmu_rt.errors import BundleError, UsageError
 
+from ._proven import looked_up, note_verdict, warn_never_run
 from ._report import JsonTo, bars, check_json, fitted, note, put_json, say, wrapped
 from .export import warn_untrained
 
@@ -103,6 +104,8 @@ def evaluate(
             if other_system is not None:
                 second = stack.enter_context(_opened(other_system, against_target, trust_pickle))
             found = run(judged, cases, wanted, against=second, progress=progress)
+        for asked in (judged, second):
+            _note_proof(asked)
         write(output, found, overwrite=overwrite)
     if not put_json(json_to, found.entry):
         say(describe(found.entry))
@@ -113,6 +116,18 @@ def evaluate(
         note(f"wrote the figures into the model card of {system} and sealed it anew: `mpmmu-rt verify {system}` again")
     note(f"wrote {output}: report.html, report.md, report.json, cases.csv and plots")
     warn_untrained(judged.trained)
+
+
+def _note_proof(system: System | None) -> None:
+    """As the other commands that ask a bundle: figures are those of this machine, where it may not be verified."""
+    from mpmmu_rt.bundle import Bundle
+    from mpmmu_rt.spec import Target
+
+    if system is not None and system.kind == "bundle":
+        path, target = Path(system.path), Target.parse(system.target)
+        bundle = Bundle.open(path)
+        warn_never_run(bundle, target, path)
+        note_verdict(looked_up(bundle, target, require=False), target, path)
 
 
 def _is_bundle(path: Path) -> bool:

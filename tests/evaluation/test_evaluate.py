@@ -133,6 +133,10 @@ def test_two_targets_of_one_bundle(phantoms: Path, bundle_folder: Path, tmp_path
     assert result.exit_code == 0, result.stderr
     entry = report(tmp_path / "out")
     assert entry["against"]["system"]["target"] == "onnxruntime:fp32"
+    said = " ".join(result.stderr.split())
+    for target in ("onnxruntime:fp32", "openvino:fp32"):
+        assert f"note: {target} is not verified on this machine: " in said
+        assert f"`mpmmu-rt verify {bundle_folder} --target {target}`" in said
     result = call(bundle_folder, phantoms, "-o", tmp_path / "same", "--against", bundle_folder)
     assert result.exit_code == 2
     assert "is what is judged" in two_lines(result)
