@@ -159,6 +159,13 @@ def time_pool(clock: Clock, row: Row, top: dict[str, float], deadline: Deadline 
     return found
 
 
+def torch_inputs(torch: Any, cupy: Any, row: Row) -> list[Any]:
+    """`input_sets` of a row as torch's tensors, in the same memory."""
+    sets = input_sets(cupy, product(row.size), row.batch, row.element, device_facts().l2_bytes)
+    cupy.cuda.Device().synchronize()
+    return [tuple(torch.utils.dlpack.from_dlpack(x) for x in one) for one in sets]
+
+
 def time_torch(row: Row, cupy: Any) -> dict[str, Any]:
     """Eager and torch.compile on the same inputs, captured as the kernel is, in ms; `not_run`, or `failed`."""
     try:
@@ -172,9 +179,7 @@ def time_torch(row: Row, cupy: Any) -> dict[str, Any]:
     result: dict[str, Any] = {"version": torch.__version__}
     try:
         pools = product(row.size)
-        sets = input_sets(cupy, pools, row.batch, row.element, device_facts().l2_bytes)
-        cupy.cuda.Device().synchronize()
-        inputs = [tuple(torch.utils.dlpack.from_dlpack(x) for x in one) for one in sets]
+        inputs = torch_inputs(torch, cupy, row)
         modules = [
             Original(pool.weights.kind, pool.weights.channels).cuda().to(inputs[0][0].dtype).eval() for pool in pools
         ]
@@ -183,9 +188,9 @@ def time_torch(row: Row, cupy: Any) -> dict[str, Any]:
             return torch.cat([modules[0](first), modules[1](second)], 1).float()
 
         with torch.inference_mode():
-            result["eager_ms"] = captured_ms(torch, forward, inputs, launches_of(sets))
+            result["eager_ms"] = captured_ms(torch, forward, inputs, launches_of(inputs))
             compiled, graphs = compile_anew(torch, forward)
-            result["compile_ms"] = captured_ms(torch, compiled, inputs, launches_of(sets))
+            result["compile_ms"] = captured_ms(torch, compiled, inputs, launches_of(inputs))
             result["compiled_graphs"] = graphs()
             if result["compiled_graphs"] < 1:
                 result["failed"] = "torch.compile has compiled nothing: its time is that of eager"
@@ -207,17 +212,15 @@ def time_triton(row: Row, cupy: Any) -> dict[str, Any]:
     result: dict[str, Any] = {}
     try:
         pools = product(row.size)
-        sets = input_sets(cupy, pools, row.batch, row.element, device_facts().l2_bytes)
-        cupy.cuda.Device().synchronize()
-        inputs = [tuple(torch.utils.dlpack.from_dlpack(x) for x in one) for one in sets]
-        ours = AttentionPool(pools, row.batch, row.element)(*sets[0]).get()
+        inputs = torch_inputs(torch, cupy, row)
+        ours = AttentionPool(pools, row.batch, row.element)(*map(cupy.from_dlpack, inputs[0])).get()
         timed = {}
         for channels in CHANNELS:
             rival = TritonPool(pools, row.batch, channels)
             result["difference"] = check.difference(rival(*inputs[0]).cpu().numpy(), ours)
             if not result["difference"] <= check.TOLERANCE[row.element]:
                 return result | {"failed": f"relative difference {result['difference']:.2e} from the kernel"}
-            timed[channels] = captured_ms(torch, rival, inputs, launches_of(sets))
+            timed[channels] = captured_ms(torch, rival, inputs, launches_of(inputs))
         result["channels"] = min(timed, key=lambda one: timed[one])
         result["ms"] = timed[result["channels"]]
     except Exception as error:  # noqa: BLE001  # of Triton's compiler, all kinds: recorded
