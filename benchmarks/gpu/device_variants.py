@@ -40,16 +40,17 @@ ONNXRUNTIME: Mapping[str, Mapping[str, tuple[Mapping[str, str], Mapping[str, boo
 }
 TORCH = ("torch", "torch-compile")  # targets of `benchmarks.gpu.torch_engine`, which the product does not have
 Make = Callable[[], Any]  # a pipeline
-Call = Callable[[Pixels], tuple[dict[str, Array], Mapping[str, float]]]
+Call = Callable[[Pixels, Array], tuple[dict[str, Array], Mapping[str, float]]]  # into an embedding [N, width]
 
 
 @dataclass
 class Variant:
-    """One way to run a target. asked: of its pipeline; `graphs` is what is held to."""
+    """One way to run a target. width: of an embedding. asked: of its pipeline; `graphs` is what is held to."""
 
     name: str
     call: Call
     pipeline: Any
+    width: int
     asked: Mapping[str, bool] = field(default_factory=dict)
     alone: Array | None = None  # embeddings of every case on its own, in a precision that is too coarse without
     wrong: str | None = None  # with those
@@ -61,9 +62,13 @@ class Variant:
             if deadline.passed:
                 self.wrong = f"{OUT_OF_TIME} before every case was asked on its own"
                 return
-            rows.append(self.call(judge.cases.rows(slice(row, row + 1)))[0]["embedding"].copy())
+            rows.append(self.call(judge.cases.rows(slice(row, row + 1)), self.room(1))[0]["embedding"])
         self.alone = np.concatenate(rows)
         self.wrong = judge.anchor(self.alone)
+
+    def room(self, batch: int) -> Array:
+        """For embeddings: all NaN, in memory that has been touched, as a caller has it that keeps its arrays."""
+        return np.full((batch, self.width), np.nan, np.float32)
 
     @property
     def largest(self) -> int | None:
@@ -122,12 +127,13 @@ def variants(bundle: Bundle, target: Target, closing: ExitStack) -> tuple[list[V
             continue
         closing.callback(pipeline.close)
 
-        def run(pixels: Pixels, pipeline: Any = pipeline) -> tuple[dict[str, Array], Mapping[str, float]]:
-            embedding = np.empty((len(pixels["mammography"]), width), np.float32)
+        def run(
+            pixels: Pixels, embedding: Array, pipeline: Any = pipeline
+        ) -> tuple[dict[str, Array], Mapping[str, float]]:
             said, stages = pipeline.run(pixels, embedding)
             return {"probability": said["probability"], "embedding": embedding}, stages
 
-        loaded.append(Variant(name, run, pipeline, asked))
+        loaded.append(Variant(name, run, pipeline, width, asked))
     return loaded, failed
 
 

@@ -106,12 +106,12 @@ def test_what_is_fast_but_wrong_is_found(
         one = loaded[0]
         call = one.call
 
-        def wrong(pixels: Pixels) -> Any:
+        def wrong(pixels: Pixels, embedding: Array) -> Any:
             first.append(pixels)
             if fault == "pixels of the first call":
                 same = [one for one in first if len(one["ultrasound"]) == len(pixels["ultrasound"])]
-                return call(same[0])
-            got, spent = call(pixels)
+                return call(same[0], embedding)
+            got, spent = call(pixels, embedding)
             if fault == "other embeddings":
                 return got | {"embedding": np.roll(got["embedding"], 1, 1)}, spent
             return {key: np.resize(array[:32], array.shape) for key, array in got.items()}, spent
@@ -157,12 +157,12 @@ def test_a_coarse_precision_is_told_by_its_own_cases(
         one = loaded[0]
         call = one.call
 
-        def wrong(pixels: Pixels) -> Any:
+        def wrong(pixels: Pixels, embedding: Array) -> Any:
             before.append(pixels)
             if fault == "the case before":
                 same = [one for one in before if len(one["ultrasound"]) == len(pixels["ultrasound"])]
-                return call(same[-2:][0])
-            got, spent = call(pixels)
+                return call(same[-2:][0], embedding)
+            got, spent = call(pixels, embedding)
             if fault and len(pixels["ultrasound"]) > 1:
                 got["embedding"][3] = got["embedding"][11]
             return got, spent
@@ -215,7 +215,7 @@ def test_an_error_of_any_kind_costs_one_variant(
     def variants(*given: Any) -> Any:
         loaded, failed = original(*given)
 
-        def broken(pixels: Pixels) -> Any:
+        def broken(pixels: Pixels, embedding: Array) -> Any:
             raise RuntimeError("cudaErrorIllegalAddress")
 
         return [*loaded[:2], replace(loaded[2], call=broken)], failed

@@ -202,7 +202,7 @@ def test_what_a_gpu_is_to_measure_runs(cuda_ort: Any, cases: Any, engine: str, c
         running, failed = device_variants.variants(machine.target.bundle, Target(engine, "fp32"), closing)
         assert (len(running), failed) == (count, {})
         for one in running:
-            got, _ = one.call(few.pixels)
+            got, _ = one.call(few.pixels, one.room(2))
             np.testing.assert_allclose(got["embedding"], few.embedding, rtol=0, atol=TOLERANCE)
             assert (one.problem(), one.facts()["ran"] == "device path") == (None, "device path" in one.name)
         asked = {(session["prefer_nhwc"], session["enable_cuda_graph"]) for session in runtime.asked}

@@ -4,8 +4,8 @@
     side stream    pixels ─ ultrasound encoder ──┘
 
 The side stream is forked from the main one and joined to it by events, so that all of it can be captured into one CUDA
-graph. It has run on an H200 with torch's encoders and head (docs/gpu.md), **with TensorRT's or ONNX Runtime's on no
-GPU yet**; the tests run it on a simulated CUDA runtime (tests/device).
+graph. It has run on an H200 and an H100 with torch's encoders and head, and on the H100 with ONNX Runtime's
+(docs/gpu.md), **with TensorRT's on no GPU yet**; the tests run it on a simulated CUDA runtime (tests/device).
 
 Where the kernel can't be had, the engine of the whole graph runs instead (`WholeGraph`), and says why.
 """
@@ -285,8 +285,8 @@ class WholeGraph:
 
     def run(self, pixels: Mapping[Modality, Array], embedding: Array) -> tuple[dict[str, Array], dict[str, float]]:
         check_embedding(embedding, (len(pixels["mammography"]), *self._session.tensors["embedding"].shape))
-        found, spent = self._session.timed({f"{modality}_pixels": array for modality, array in pixels.items()})
-        np.copyto(embedding, found["embedding"])
+        feeds = {f"{modality}_pixels": array for modality, array in pixels.items()}
+        found, spent = self._session.timed(feeds, {"embedding": embedding})
         return {name: found[name] for name in _OUTPUTS if name in found}, spent
 
     def counts(self, cases: int) -> dict[str, int | str]:
