@@ -204,13 +204,13 @@ def _session(runtime: Any, graph: str | bytes, threads: int, provider: Mapping[s
 
 
 def require_options(session: Any, graph: Path, asked: Mapping[str, str]) -> None:
-    """Raise `EngineError` where the CUDA provider of `session` says that it took something else than was asked of it:
-    TF32 is off, or the graph is not loaded."""
+    """Raise `EngineError` where the CUDA provider of `session` says that it took something else than was asked of it,
+    or does not say what: TF32 is off, or the graph is not loaded."""
     took = session.get_provider_options().get(PROVIDER, {})
     for name, want in asked.items():
-        if (got := str(took.get(name, want))) != want:
+        if (got := took.get(name)) is None or str(got) != want:
             raise EngineError(
-                f"{graph.name} was to run with {name} {want} on {PROVIDER}, which says {got}",
+                f"{graph.name} was to run with {name} {want} on {PROVIDER}, which says {got or 'nothing of it'}",
                 hint="report this, with the version of onnxruntime-gpu: results would be others than were proven",
             )
 

@@ -28,7 +28,8 @@ RUNS_BEFORE_CAPTURE = 2
 
 class SimulatedOnnxRuntime(ModuleType):
     """Stands in for `onnxruntime`. ran: how often each batch size reached a session. broken: graphs that fail to run.
-    elsewhere: graphs whose nodes are placed on the processor. stubborn: what the provider takes whatever is asked."""
+    elsewhere: graphs whose nodes are placed on the processor. stubborn: what the provider takes whatever is asked;
+    silent: options of which it does not say what it took."""
 
     def __init__(self, cuda: SimulatedCuda) -> None:
         super().__init__("onnxruntime")
@@ -41,6 +42,7 @@ class SimulatedOnnxRuntime(ModuleType):
         self.broken: set[str] = set()
         self.elsewhere: set[str] = set()
         self.stubborn: dict[str, str] = {}
+        self.silent: set[str] = set()
         self.OrtValue = SimpleNamespace(ortvalue_from_shape_and_type=self.memory)
 
     def __getattr__(self, name: str) -> Any:
@@ -131,7 +133,7 @@ class Session:
         return [PROVIDER, "CPUExecutionProvider"]
 
     def get_provider_options(self) -> dict[str, dict[str, str]]:
-        return {PROVIDER: self.options}
+        return {PROVIDER: {name: took for name, took in self.options.items() if name not in self.module.silent}}
 
     def get_provider_graph_assignment_info(self) -> list[Any]:
         place = "CPUExecutionProvider" if self.name in self.module.elsewhere else PROVIDER

@@ -133,6 +133,9 @@ def test_tf32_is_off_in_every_session_and_read_back(cuda_ort: Any) -> None:
     runtime.stubborn = {"use_tf32": "1"}
     with pytest.raises(EngineError, match="was to run with use_tf32 0 on CUDAExecutionProvider, which says 1"):
         open_on(machine)
+    runtime.stubborn, runtime.silent = {}, {"use_tf32"}
+    with pytest.raises(EngineError, match="was to run with use_tf32 0 on CUDAExecutionProvider, which says nothing of"):
+        open_on(machine)
 
 
 def test_without_cupy_the_head_is_on_the_host_and_sizes_are_the_same(cuda_ort: Any, cases: Any) -> None:
