@@ -28,8 +28,10 @@ def problems(report: Mapping[str, Any]) -> list[str]:
 
 
 def overhead(stages_ms: Mapping[str, float], wall_ms: float) -> float | None:
-    """`wall_ms` over what the parts take that can't overlap, minus 1; None where the parts were not timed in the very
-    runs that `wall_ms` is of, as in a CUDA graph."""
+    """`wall_ms` over what the device takes, minus 1: in a CUDA graph over `device`, and without over the parts that
+    can't overlap; None where neither was timed."""
+    if "device" in stages_ms:
+        return wall_ms / stages_ms["device"] - 1
     if not {"mammography", "ultrasound", "attention_pool", "head", "transfers"} <= set(stages_ms):
         return None
     encoders = max(stages_ms["mammography"], stages_ms["ultrasound"])
@@ -91,7 +93,8 @@ def row_cells(name: str, row: Mapping[str, Any]) -> tuple[object, ...]:
     if not row.get("compared", True):
         said.append("**compared with nothing**")
     stages = row.get("stages_ms", {})
-    more = overhead(stages, row["wall_p50_ms"]) if name.startswith("device path") and stages else None
+    on_device = name.startswith("device path") or "device" in stages
+    more = overhead(stages, row["wall_p50_ms"]) if on_device and stages else None
     graph = {True: "yes", False: "no"}.get(row.get("graph"), "")  # type: ignore[arg-type]
     counts = f"{row.get('crossings', 0):.0f}, {row.get('flips', 0):.0f} of {row.get('cases', 0)}"
     head = f"; {row['max_head']:.1e}" if "max_head" in row else "; head not checked"
