@@ -8,10 +8,10 @@ For every GPU target that BUNDLE lists, or that is named (`torch:fp32` and `torc
 `benchmarks.gpu.torch_engine`): latency at batch 1, 8, 32 and 128, with CUDA graphs and without, and of the
 whole-graph engine. Every call gets other cases than the one before (noise, each of another grey level), and is held to
 what onnxruntime:fp32 says of them on the processor, here or in the FILE that was written elsewhere (see
-`device_answers.Judge`). A target that can't run here, or that fails, is listed with the reason, and so is a variant
-that did not run as it was asked to: without its CUDA graph, or as the whole graph. The exit code then says so. It
-has run (results/nvidia-h200/, results/nvidia-h100/) for `torch`, `torch-compile` and `onnxruntime-cuda`, **for
-TensorRT nowhere.**
+`device_answers.Judge`); the first comes again at the end, to see whether it says the same to the bit. A target that
+can't run here, or that fails, is listed with the reason, and so is a variant that did not run as it was asked to:
+without its CUDA graph, or as the whole graph. The exit code then says so. It has run (results/nvidia-h200/,
+results/nvidia-h100/) for `torch`, `torch-compile` and `onnxruntime-cuda`, **for TensorRT nowhere.**
 
 wall: from pixels in host memory to probabilities in host memory, input checks included. Embeddings go to memory that
 the caller has touched before: where every answer is kept, new memory costs 0.2 ms at batch 32 (on two cores of a Xeon
@@ -87,7 +87,7 @@ def measure(running: Sequence[Variant], judge: Judge, batch: int, deadline: Dead
     stages: dict[str, list[Mapping[str, float]]] = {one.name: [] for one in running}
     said: dict[str, list[tuple[int, slice, dict[str, Array]]]] = {one.name: [] for one in running}
     failed: dict[str, str] = {}
-    for turn in range(WARM_UP + ROUNDS):
+    for turn in [*range(WARM_UP + ROUNDS), 0]:  # at the end the first call again: does it say the same?
         if deadline.passed:
             break
         start = turn * STEP % (judge.cases.count - batch + 1)
@@ -111,7 +111,7 @@ def measure(running: Sequence[Variant], judge: Judge, batch: int, deadline: Dead
     found: dict[str, Any] = {}
     for one in running:  # judged afterwards: the processor's head is not to run between what is timed
         row: dict[str, Any] = {"runs_per_call": one.runs(batch), "rounds": len(walls[one.name])}
-        row |= judged(judge, said[one.name], one.alone)
+        row |= judged(judge, said[one.name], one.alone) | repeated(said[one.name])
         if one.name in failed:
             row["failed"] = failed[one.name]
         if row["rounds"] >= min(ENOUGH_ROUNDS, ROUNDS):
@@ -138,6 +138,19 @@ def judged(judge: Judge, calls: Sequence[tuple[int, slice, dict[str, Array]]], a
         if wrong:
             total.setdefault("failed", f"ParityError: batch {rows.stop - rows.start}, call {turn}: {'; '.join(wrong)}")
     return total
+
+
+def repeated(calls: Sequence[tuple[int, slice, dict[str, Array]]]) -> dict[str, float]:
+    """`again`: how far the last call's embeddings are from the first's, relative to the largest, if it is the same
+    call; 0 where all that was said is the same to the bit."""
+    if len(calls) < 2 or calls[-1][0] != calls[0][0]:
+        return {}
+    first, last = calls[0][2], calls[-1][2]
+    if all(first[name].tobytes() == last[name].tobytes() for name in first):
+        return {"again": 0.0}
+    one, other = (said["embedding"].astype(np.float64) for said in (first, last))
+    far = float(np.abs(one - other).max() / np.abs(one).max())
+    return {"again": far or float(np.finfo(np.float64).tiny)}  # of the probabilities alone
 
 
 def medians(stages: Sequence[Mapping[str, float]]) -> dict[str, float]:

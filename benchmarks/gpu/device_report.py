@@ -43,13 +43,13 @@ def markdown(report: Mapping[str, Any]) -> str:
     for target, found in report["targets"].items():
         for key, words in (("not_run", "*not measured*"), ("failed", "**failed**")):
             if key in found:
-                rows.append((target, "", f"{words}: {found[key]}", *[""] * 9))
+                rows.append((target, "", f"{words}: {found[key]}", *[""] * 10))
         for name, one in found.get("variants", {}).items():
             facts.append((target, name, *fact_cells(one)))
         for batch, measured in found.get("batches", {}).items():
             rows += [(target, batch, *row_cells(name, row)) for name, row in measured.items()]
     if not rows:
-        rows.append(("none", "", "the bundle lists no GPU target", *[""] * 9))
+        rows.append(("none", "", "the bundle lists no GPU target", *[""] * 10))
     bundle = report["bundle"]
     return "\n".join(
         [
@@ -62,11 +62,12 @@ def markdown(report: Mapping[str, Any]) -> str:
             "",
             "Differences from the processor: of probabilities, and of embeddings relative to the largest. Crossings: "
             "cases whose probability moved by more than 1e-4; head: the largest difference from the processor's head "
-            f"on the same embedding. Expected answers: {report.get('expected', 'not known')}.",
+            "on the same embedding. Again: the first call, asked again at the end; how far its embedding is from "
+            f"before, where not the same to the bit. Expected answers: {report.get('expected', 'not known')}.",
             "",
             table(
                 "target | batch | variant | runs | graph | wall p50, ms | p99 | stages, ms | overhead | max Δp | "
-                "embedding | crossings, flips of cases; head",
+                "embedding | crossings, flips of cases; head | again",
                 rows,
             ),
             "## What ran",
@@ -98,6 +99,7 @@ def row_cells(name: str, row: Mapping[str, Any]) -> tuple[object, ...]:
     graph = {True: "yes", False: "no"}.get(row.get("graph"), "")  # type: ignore[arg-type]
     counts = f"{row.get('crossings', 0):.0f}, {row.get('flips', 0):.0f} of {row.get('cases', 0)}"
     head = f"; {row['max_head']:.1e}" if "max_head" in row else "; head not checked"
+    again = f"{row['again']:.1e}" if row.get("again") else "same" if "again" in row else ""
     return (
         "; ".join(said),
         row.get("runs_per_call", ""),
@@ -107,4 +109,5 @@ def row_cells(name: str, row: Mapping[str, Any]) -> tuple[object, ...]:
         "" if more is None else f"{more:+.1%}",
         *(f"{row[key]:.1e}" if key in row else "" for key in ("max_difference", "max_embedding")),
         counts + head if "max_difference" in row else "",
+        again,
     )

@@ -70,7 +70,7 @@ def test_every_variant_is_compared_and_measured(plug: Callable[..., Any], answer
             assert 0 < row["max_embedding"] < 1e-4
             assert 0 <= row["max_head"] < 1e-4
             assert row["strangers"] == row["clear_flips"] == 0
-            assert row["cases"] == 3 * int(batch)
+            assert (row["cases"], row["again"]) == (4 * int(batch), 0.0)
             assert 0 < row["wall_p50_ms"] <= row["wall_p99_ms"]
             assert row["graph"] == ("no graph" not in name)
             assert row["runs_per_call"] == (2 if batch == "40" else 1)  # the profile ends at 33
@@ -86,6 +86,7 @@ def test_every_variant_is_compared_and_measured(plug: Callable[..., Any], answer
     report["targets"]["tensorrt:fp16"] = {"not_run": "no TensorRT"}
     text = device_report.markdown(report)
     assert text.count("tensorrt-rtx:fp32") == 9
+    assert text.count("| same |") == 6
     assert "*not measured*: no TensorRT" in text
     assert "3: 1, 7, 33" in text
     assert "- cupy: 14" in text
@@ -177,7 +178,7 @@ def test_a_coarse_precision_is_told_by_its_own_cases(
     if fault == "the case before":
         assert "of the cases are told from the others, expected at least 90%" in bad[0]
     elif fault:
-        assert found["batches"]["24"]["device path, CUDA graph"]["strangers"] == 3
+        assert found["batches"]["24"]["device path, CUDA graph"]["strangers"] == 4  # of as many calls
     for rows in found["batches"].values():
         assert rows["device path, no graph"]["strangers"] == 0
 
@@ -450,6 +451,22 @@ def test_without_a_gpu_two_lines_and_no_file(
     said = capsys.readouterr()
     assert (said.out, len(said.err.splitlines())) == ("", 2)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_call_that_says_something_else_when_it_is_asked_again_is_seen() -> None:
+    def call(turn: int, embedding: float, probability: float) -> tuple[int, slice, dict[str, Any]]:
+        found = {"embedding": np.array([[4.0, embedding]], np.float32), "probability": np.array([probability])}
+        return turn, ROWS, found
+
+    first = call(0, 1.0, 0.5)
+    assert device_path.repeated([first]) == device_path.repeated([first, call(1, 1.0, 0.5)]) == {}
+    assert device_path.repeated([first, call(1, 2.0, 0.1), call(0, 1.0, 0.5)]) == {"again": 0.0}
+    assert device_path.repeated([first, call(0, 1.5, 0.5)]) == {"again": 0.125}
+    other = device_path.repeated([first, call(0, 1.0, 0.25)])
+    assert other["again"] > 0
+    assert device_report.row_cells("", {"again": 0.125})[-1] == "1.2e-01"
+    assert device_report.row_cells("", {"again": 0.0})[-1] == "same"
+    assert device_report.row_cells("", {})[-1] == ""
 
 
 def test_overhead_is_over_the_device_s_time_or_what_can_t_overlap() -> None:
