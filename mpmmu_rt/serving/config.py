@@ -44,13 +44,15 @@ class Batching:
 
 @dataclass(frozen=True)
 class Instances:
-    """count: processes, on each GPU where it is for one."""
+    """count: processes, on each of the GPUs where it is for one: those of `gpus`, or all if none is named."""
 
     count: int = 1
     gpu: bool = False
+    gpus: tuple[int, ...] = ()
 
     def text(self) -> str:
-        return f"instance_group [ {{ kind: {'KIND_GPU' if self.gpu else 'KIND_CPU'} count: {self.count} }} ]\n"
+        where = f"KIND_GPU{f' gpus: {list(self.gpus)}' if self.gpus else ''}" if self.gpu else "KIND_CPU"
+        return f"instance_group [ {{ kind: {where} count: {self.count} }} ]\n"
 
 
 def model(

@@ -109,6 +109,7 @@ def configurations(bundle: Bundle, asked: Served, *, place: str | None = None) -
     traits = known_engine(asked.target).traits
     batch = batching(bundle, asked)
     size, outputs = bundle.preprocessing.size, _outputs(bundle)
+    instances = config.Instances(asked.instances, traits.gpu, gpus=(0,))  # engines of this package take the first GPU
     facts = {
         "target": str(asked.target),
         "bundle_digest": bundle.digest,
@@ -120,7 +121,7 @@ def configurations(bundle: Bundle, asked: Served, *, place: str | None = None) -
         "python",
         ([config.Tensor(f"{one}_pixels", "uint8", (1, size, size)) for one in MODALITIES], outputs),
         batch,
-        config.Instances(asked.instances, traits.gpu),
+        instances,
         {"bundle": place or "bundle", **facts},
     )
     files = config.model(
@@ -134,7 +135,7 @@ def configurations(bundle: Bundle, asked: Served, *, place: str | None = None) -
             outputs,
         ),
         batch,
-        config.Instances(asked.instances, traits.gpu),
+        instances,
         {"bundle": place or f"../../{asked.name}/{asked.version}/bundle", **facts},
     )
     return {asked.name: pixels, asked.files_name: files}

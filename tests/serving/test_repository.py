@@ -110,7 +110,8 @@ def test_a_gpu_target_gets_its_gpu_and_the_batches_of_its_engines(tmp_path: Path
     config = parsed(place / "mpmmu/config.pbtxt")
     assert config.max_batch_size == 32
     assert list(config.dynamic_batching.preferred_batch_size) == [8, 32]
-    assert [(group.count, group.kind == group.KIND_GPU) for group in config.instance_group] == [(2, True)]
+    groups = [(group.count, group.kind == group.KIND_GPU, list(group.gpus)) for group in config.instance_group]
+    assert groups == [(2, True, [0])], "engines take the first GPU, whichever Triton makes an instance for"
     (narrow := tmp_path / "narrow").mkdir()
     smaller = parsed(write(narrow, target=Target("tensorrt", "fp16"), most=16) / "mpmmu/config.pbtxt")
     assert (smaller.max_batch_size, list(smaller.dynamic_batching.preferred_batch_size)) == (16, [8])
@@ -171,7 +172,8 @@ def test_native_configurations_fit_their_graphs_and_each_other(tmp_path: Path, t
     for step in whole.ensemble_scheduling.step:
         config = parsed(place / step.model_name / "config.pbtxt")
         assert (config.name, config.backend, config.max_batch_size) == (step.model_name, "onnxruntime", 32)
-        assert [group.kind == group.KIND_GPU for group in config.instance_group] == [gpu]
+        groups = [(group.kind == group.KIND_GPU, list(group.gpus)) for group in config.instance_group]
+        assert groups == [(gpu, [])], "Triton's own backend can use any GPU"
         graph = place / step.model_name / "1/model.onnx"
         session = onnxruntime.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
         for given, real in ((config.input, session.get_inputs()), (config.output, session.get_outputs())):
