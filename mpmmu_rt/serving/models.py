@@ -19,7 +19,7 @@ import numpy as np
 
 from mpmmu_rt.bundle import Bundle
 from mpmmu_rt.engines import engine
-from mpmmu_rt.errors import ImageError, MpmmuError, PixelsError
+from mpmmu_rt.errors import DigestMismatch, ImageError, MpmmuError, PixelsError
 from mpmmu_rt.machine import usable_threads
 from mpmmu_rt.pairs import require_pairs, said_against
 from mpmmu_rt.predictor import Predictor
@@ -46,6 +46,7 @@ class PixelsModel:
         with _refused(self.triton):
             config = json.loads(args["model_config"])
             bundle = Bundle.open(_bundle(args, config))
+            _require_the_same(bundle, _parameter(config, "bundle_digest"))
             target = Target.parse(_parameter(config, "target"))
             engine(target)
             bundle.require_proven(target)
@@ -211,6 +212,16 @@ def _parameter(config: Mapping[str, Any], name: str) -> str:
 def _bundle(args: Mapping[str, str], config: Mapping[str, Any]) -> Path:
     """Relative to the folder of the version that is loaded, or wherever it lies."""
     return Path(args["model_repository"]) / args["model_version"] / _parameter(config, "bundle")
+
+
+def _require_the_same(bundle: Bundle, digest: str) -> None:
+    """As the configuration tells clients which bundle answers, and what its threshold and its learners are."""
+    if bundle.digest != digest:
+        raise DigestMismatch(
+            f"{bundle.path} is the bundle {bundle.digest[:12]}, expected {digest[:12]}, for which this repository was "
+            "written",
+            hint="write it again with `mpmmu-rt repository`, or copy that bundle back",
+        )
 
 
 def _instances(config: Mapping[str, Any]) -> int:

@@ -38,7 +38,8 @@ def write_native(bundle: Bundle, output: StrPath, asked: Served, *, overwrite: b
     """Write the repository to the folder `output`, whole or not at all.
 
     Raises `UsageError` for a target of another engine or a batch that is not taken, `EngineError` for a graph that
-    ONNX Runtime can't load, `MissingPackage` without it, `OutputError` for an `output` that is in the way.
+    ONNX Runtime can't load, `MissingPackage` without it, `DigestMismatch` for a bundle that changes meanwhile,
+    `OutputError` for an `output` that is in the way.
     """
     if asked.target.engine not in _ENGINES:
         raise UsageError(
@@ -59,6 +60,7 @@ def write_native(bundle: Bundle, output: StrPath, asked: Served, *, overwrite: b
             version = folder / f"{asked.name}_{step}" / str(asked.version)
             shutil.copyfile(graph, version / "model.onnx")
             _place(graph.with_name(WEIGHTS), version / WEIGHTS, placed)
+        bundle.require_unchanged()  # what was copied is what was checked
 
 
 def _place(weights: Path, place: Path, placed: dict[Path, Path]) -> None:

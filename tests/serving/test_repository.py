@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from mpmmu_rt.bundle import Bundle, seal
 from mpmmu_rt.cases import read_manifest
 from mpmmu_rt.cli import app
-from mpmmu_rt.errors import UsageError
+from mpmmu_rt.errors import DigestMismatch, UsageError
 from mpmmu_rt.images import read_pixels
 from mpmmu_rt.modality_check import SAYS
 from mpmmu_rt.options import delay_ms
@@ -154,6 +154,15 @@ def test_delays(given: str, ms: float) -> None:
 
 
 # ---------------------------------------------------------------- native
+
+
+def test_a_bundle_that_changes_after_it_was_opened_leaves_no_native_repository(tmp_path: Path) -> None:
+    bundle = Bundle.open(shutil.copytree(BUNDLE, tmp_path / "b.bundle"))
+    weights = bundle.path / "onnx/weights.bin"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    with pytest.raises(DigestMismatch):
+        native.write_native(bundle, tmp_path / "models", Served(FP32))
+    assert not (tmp_path / "models").exists()
 
 
 @pytest.mark.parametrize(("target", "gpu"), [("onnxruntime:fp32", False), ("onnxruntime-cuda:fp16", True)])
@@ -295,6 +304,24 @@ def test_the_pixels_model(tmp_path: Path, predictor: Predictor, monkeypatch: pyt
     (missing,) = model.execute([{"mammography_pixels": sent[0]["mammography"]}])
     assert "no `ultrasound_pixels`" in missing.error.message
     model.finalize()
+
+
+def test_a_bundle_that_was_exchanged_is_not_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The configuration tells clients another digest and another threshold than would decide."""
+    place = write(tmp_path)
+    folder = place / "mpmmu/1/bundle"
+    entry = json.loads((folder / "bundle.json").read_text())
+    before, entry["threshold"] = Bundle.open(folder).digest, 0.25
+    seal(folder, entry)
+    with pytest.raises(RuntimeError) as refused:
+        loaded(place, "mpmmu", monkeypatch)
+    said = str(refused.value).splitlines()
+    assert said[0].startswith(
+        f"error: {folder} is the bundle {Bundle.open(folder).digest[:12]}, expected {before[:12]}"
+    )
+    assert said[1].startswith("hint: write it again with `mpmmu-rt repository`")
+    with pytest.raises(RuntimeError, match="for which this repository was written"):
+        loaded(place, "mpmmu_files", monkeypatch)
 
 
 def test_an_untrained_model_says_so_in_every_answer(
