@@ -6,7 +6,8 @@ Trees take the same leaf as scikit-learn for every float32 embedding, as long as
 embedding through scalers, selectors and compositions of these, or is a share of whole votes (of pure leaves). Behind a
 projection (PCA, Normalizer) or on other probabilities of other learners they are evaluated on float32 values that may
 differ from scikit-learn's in the last bits. All else is float32 arithmetic, within 1e-5 in probability, or the report's
-`notes` say where not. An embedding that holds NaN or infinity gives the probability NaN, which the Predictor refuses.
+`notes` say where not. An embedding that holds NaN or infinity gives the probability NaN, which the Predictor refuses,
+and so does one of which a learner of a stack makes such a number.
 
 A family of estimators is one module that registers itself in `families`, and its name in `_FAMILIES`.
 """
@@ -94,7 +95,7 @@ def lower(
     strategies = _write_forests(emitter, [probability, *base], embedding, engine)
     whole = emitter.write(probability)
     parts = [emitter.write(node) for node in base]
-    kept = graph.op("Where", _finite(graph, n_features), whole, graph.scalar(float("nan")))
+    kept = graph.op("Where", _finite(graph, n_features, parts), whole, graph.scalar(float("nan")))
     graph.op("Reshape", kept, graph.constant(np.array([-1])), output="probability")
     graph.op("Concat", *parts, axis=1, output="base_probability")
     model = clean(graph.model(n_features, len(parts), OPSET, ML_OPSET))
@@ -115,12 +116,19 @@ def _within(probability: ir.Node) -> bool:
     return False
 
 
-def _finite(graph: Graph, n_features: int) -> str:
-    """Whether all of a row is finite: bool [N, 1]. NaN or infinity anywhere makes the sum no finite number; scaled
-    by a power of two, finite values can't."""
-    scaled = graph.op("Mul", "embedding", graph.scalar(2.0 ** -n_features.bit_length()))
-    size = graph.op("Abs", graph.op("ReduceSum", scaled, graph.constant(np.array([1]))))
+def _finite(graph: Graph, n_features: int, parts: list[str]) -> str:
+    """Whether all of a row is finite, of the embedding and of `parts` [N, 1]: bool [N, 1]. Of the parts too, as trees
+    that are asked behind a learner send NaN left or right and say something that looks right."""
+    row = graph.op("Concat", _total(graph, "embedding", n_features), *parts, axis=1)
+    size = graph.op("Abs", _total(graph, row, len(parts) + 1))
     return graph.op("LessOrEqual", size, graph.scalar(float(np.finfo(np.float32).max)))
+
+
+def _total(graph: Graph, x: str, width: int) -> str:
+    """The sum of x [N, width], scaled by a power of two: NaN or infinity anywhere makes it no finite number, and finite
+    values can't. [N, 1]."""
+    scaled = graph.op("Mul", x, graph.scalar(2.0 ** -width.bit_length()))
+    return graph.op("ReduceSum", scaled, graph.constant(np.array([1])))
 
 
 def report(model: onnx.ModelProto) -> dict[str, Any]:

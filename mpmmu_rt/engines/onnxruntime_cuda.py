@@ -46,8 +46,8 @@ PROVIDER_OPTIONS = {
     "device_id": "0",
     "use_tf32": "0",  # FP32 means FP32
 }
-# How cuDNN chooses, by the precision of a graph: never by a race, whose winner may be another in every process. What one
-# case says in FP16 was another in each session on an H100 all the same (docs/edge.md).
+# How cuDNN chooses, by the precision of a graph: never by a race, whose winner may be another in every process. What
+# one case says in FP16 was another in each session on an H100 all the same (docs/edge.md).
 SEARCHES = {"fp32": "DEFAULT", "fp16": "HEURISTIC"}
 _PURPOSE = "the targets onnxruntime-cuda:fp32 and onnxruntime-cuda:fp16"
 _INSTALL = "pip uninstall -y onnxruntime, then pip install 'mpmmu-rt[cuda-ort]'"

@@ -16,6 +16,7 @@ from sklearn.calibration import CalibratedClassifierCV
 from sklearn.compose import ColumnTransformer
 from sklearn.datasets import load_breast_cancer
 from sklearn.decomposition import PCA
+from sklearn.discriminant_analysis import QuadraticDiscriminantAnalysis
 from sklearn.dummy import DummyClassifier
 from sklearn.ensemble import (
     BaggingClassifier,
@@ -31,7 +32,7 @@ from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import train_test_split
-from sklearn.naive_bayes import MultinomialNB
+from sklearn.naive_bayes import GaussianNB, MultinomialNB
 from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import FeatureUnion, Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer, MinMaxScaler, Normalizer, PolynomialFeatures, StandardScaler
@@ -353,6 +354,21 @@ def test_an_embedding_that_is_not_finite_gives_nan(kind: str, engine: HeadEngine
     probability, _ = run(lower(head, 6, engine), x)
     np.testing.assert_array_equal(np.isnan(probability), bad)
     np.testing.assert_allclose(probability[~bad], head.predict_proba(x[~bad])[:, 1], rtol=0, atol=FINAL)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("base", [QuadraticDiscriminantAnalysis(reg_param=0.1), GaussianNB()])
+def test_a_learner_without_a_number_gives_nan(base: Any, engine: HeadEngine) -> None:
+    """Squares of large features are more than float32 holds, and trees behind them would answer all the same."""
+    stack = StackingClassifier([("a", base), ("b", LogisticRegression())], DecisionTreeClassifier(max_depth=3), cv=3)
+    stack.fit(X, Y)
+    x = np.repeat(X[:4], 2, axis=0)
+    x[1::2] *= np.float32(1e25)
+    probability, learners = run(lower(stack, 6, engine), x)
+    silent = ~np.isfinite(learners).all(1)
+    assert (silent[1::2].sum() >= 3, silent[::2].any()) == (True, False)
+    np.testing.assert_array_equal(np.isnan(probability), silent)
+    np.testing.assert_allclose(probability[::2], stack.predict_proba(x[::2])[:, 1], rtol=0, atol=FINAL)
 
 
 def test_the_largest_floats_are_finite() -> None:
