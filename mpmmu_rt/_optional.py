@@ -75,6 +75,8 @@ def require(module: str, purpose: str, extra: str | None = None) -> ModuleType:
         with _without_reporter(top):
             return importlib.import_module(module)
     except ImportError as error:
+        if isinstance(error.__cause__, KeyboardInterrupt):  # as an extension module calls whatever ends its loading
+            raise error.__cause__ from None
         missing = isinstance(error, ModuleNotFoundError) and error.name in (top, module)
         state = "is not installed" if missing else f"is installed but can't be imported ({error})"
         raise MissingPackage(

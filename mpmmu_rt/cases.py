@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -57,6 +58,7 @@ class Manifest:
     sha256: str
     near: Mapping[str, str] = field(default_factory=dict)  # see `columns.near_misses`
     others: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # by further column its cells, case by case
+    folder: str | None = None  # of the images; None where all their paths are absolute
 
     @property
     def remarks(self) -> tuple[str, ...]:
@@ -80,7 +82,8 @@ def read_manifest(path: StrPath) -> Manifest:
         raise no_case(path)
     _check_unique(path, cases)
     others = {name: tuple(cells[name] for _, cells in rows) for name in header if name not in COLUMNS}
-    return Manifest(path, cases, hashlib.sha256(data).hexdigest(), near_misses(header), others)
+    folder = folder_of(path) if any(is_relative(cells) for _, cells in rows) else None
+    return Manifest(path, cases, hashlib.sha256(data).hexdigest(), near_misses(header), others, folder)
 
 
 def remarks_of(path: Path, near: Mapping[str, str]) -> tuple[str, ...]:
@@ -218,6 +221,16 @@ def cells_of(path: Path, line: int, row: Mapping[str | None, str | None]) -> tup
     return line, {str(name): (value or "").strip() for name, value in row.items()}
 
 
+def is_relative(cells: Mapping[str, str]) -> bool:
+    """Whether an image of a row lies where the manifest lies: the same bytes elsewhere name another one."""
+    return any(cells[modality] and not Path(cells[modality]).is_absolute() for modality in MODALITIES)
+
+
+def folder_of(path: Path) -> str:
+    """What images of the manifest `path` are relative to, under its one name."""
+    return str(path.parent.resolve())
+
+
 def case_of(path: Path, line: int, cells: Mapping[str, str]) -> Case:
     """The case that a row says, its images beside the manifest `path`. Raises `ManifestError`."""
     case_id = cells["case_id"]
@@ -254,3 +267,20 @@ def _check_unique(path: Path, cases: Sequence[Case]) -> None:
             "expected every id once",
             hint="a case is one lesion: give each row an id of its own and group people by `patient`",
         )
+    seen: dict[str, str] = {}
+    for case_id in counts:
+        if (other := seen.setdefault(composed(case_id), case_id)) != case_id:
+            raise same_letters(path, other, case_id)
+
+
+def composed(case_id: str) -> str:
+    """As it is read: an id whose accents are letters of their own looks the same."""
+    return unicodedata.normalize("NFC", case_id)
+
+
+def same_letters(path: Path, one: str, other: str) -> ManifestError:
+    return ManifestError(
+        f"{path} has the case_ids {one!a} and {other!a}, the same letters otherwise encoded, expected ids that can be "
+        "told apart",
+        hint="write letters with accents in one way (Unicode's NFC), and give every case an id of its own",
+    )

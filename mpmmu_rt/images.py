@@ -31,7 +31,7 @@ import struct
 import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, get_args
@@ -239,22 +239,24 @@ def _read(
 ) -> GreyImage:
     with named(path):
         _check_file(path)
-        with path.open("rb") as stream, nullcontext() if digest is None else _hashed(stream, digest):
+        with path.open("rb") as stream, _unchanged(stream, digest):
             return _decoded(stream, path.suffix, frame, modality)
 
 
 @contextmanager
-def _hashed(stream: BinaryIO, digest: Callable[[str], object]) -> Iterator[None]:
-    """Give the SHA-256 of an open file to `digest` once it has been read in the block. Raises `ImageError` where it
-    was written or replaced meanwhile."""
-    before = stamp(os.fstat(stream.fileno()))
-    found = hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]
-    stream.seek(0)
+def _unchanged(stream: BinaryIO, digest: Callable[[str], object] | None) -> Iterator[None]:
+    """Give the SHA-256 of an open file to `digest`, if it is asked for, once it has been read in the block. Raises
+    `ImageError` where it was written or replaced meanwhile: an image without checksums would be half of each."""
+    before, found = stamp(os.fstat(stream.fileno())), ""
+    if digest is not None:
+        found = hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]
+        stream.seek(0)
     try:
         yield
     finally:
         same = stamp(os.fstat(stream.fileno())) == before
-        digest(found if same else "")
+        if digest is not None:
+            digest(found if same else "")
         if not same:
             raise ImageError(
                 "changed while it was read, expected a file that stays as it is", hint="run it again once it is whole"

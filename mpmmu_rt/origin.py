@@ -7,6 +7,7 @@ of these have errors. What is not known is None: earlier versions wrote neither.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 KEYS = frozenset({"made_by", "earlier"})
 _FACTS = ("started", "machine", "verified", "processors")
+_DIGITS = {"cpu": "processor", "threads": "number of threads", "packages": "set of packages"}
 _UNKNOWN = {"started": None, "machine": None, "verified": None}
 Entry = dict[str, Any]
 
@@ -35,6 +37,18 @@ def of_record(entry: Mapping[str, Any]) -> Entry:
     return {"made_by": {key: entry[key] for key in _FACTS if key in entry}, "earlier": entry.get("earlier", [])}
 
 
+def started(found: Mapping[str, Any]) -> str | None:
+    """When the process began that made the last of the rows that lie where `found` stands; None where that is not
+    known."""
+    by = found.get("made_by")
+    said = by.get("started") if isinstance(by, dict) else None
+    try:
+        datetime.fromisoformat(said)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return None
+    return str(said)
+
+
 def taken_over(found: Mapping[str, Any], rows: int, failed: int, *, dropped: bool) -> list[Entry]:
     """Who made `rows` rows, of which `failed` have errors, that lie where `found` stands. dropped: those with errors
     are not taken over."""
@@ -49,11 +63,30 @@ def taken_over(found: Mapping[str, Any], rows: int, failed: int, *, dropped: boo
     return [one for one in entries if one["rows"]]
 
 
+def without(entries: Sequence[Entry], rows: int, failed: int) -> list[Entry]:
+    """`entries` once some of their rows were dropped, so that these many are left: whose they were is not known."""
+    facts = dict(entries[0]) if len(entries) == 1 else _UNKNOWN
+    return [{**facts, "rows": rows, "failed": failed}] if rows else []
+
+
 def _is_entry(one: object) -> bool:
     if not isinstance(one, dict):
         return False
     rows, failed = one.get("rows"), one.get("failed")
     return isinstance(rows, int) and isinstance(failed, int) and 0 <= failed <= rows
+
+
+def elsewhere(earlier: Sequence[Entry], by: Entry) -> dict[str, int]:
+    """By what of a machine decides on the last digits of an answer, how many rows were made with another than `by`, as
+    far as that is known."""
+    here, found = by["machine"], dict[str, int]()
+    for one in earlier:
+        if not isinstance(there := one.get("machine"), dict):
+            continue
+        for key, name in _DIGITS.items():
+            if there.get(key) != here.get(key):
+                found[name] = found.get(name, 0) + int(one["rows"])
+    return found
 
 
 def unverified(earlier: Sequence[Entry]) -> list[Entry]:

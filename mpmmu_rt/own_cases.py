@@ -31,14 +31,16 @@ _KEPT = 2000  # embeddings to forecast from
 
 @dataclass(frozen=True)
 class OwnCases:
-    """What was found. reference: what the new target was held to, in words. unread: cases whose images can't be read,
-    with the reason. unanswered: cases for which an engine had no number. warned: cases with something against them, of
+    """What was found. reference: what the new target was held to, in words. patients: whose the cases are that are
+    counted, each its own where the manifest does not say. unread: cases whose images can't be read, with the reason.
+    unanswered: cases for which an engine had no number. warned: cases with something against them, of
     which look_swapped; first_warning: with its case, "" if there is none. stages: of the cases that differ most.
     at_export: (flips, cases) that the export recorded; None where it recorded none. notes: what was left out, and why.
     """
 
     reference: str
     decisions: Decisions
+    patients: int
     checks: tuple[Check, ...]
     stage: str
     forecast: Forecast | None
@@ -57,6 +59,7 @@ class OwnCases:
             "reference": self.reference,
             "sign": "delta is new - reference",
             "decisions": self.decisions.to_json(),
+            "patients": self.patients,
             "stage_at_fault": self.stage or None,
             "forecast": self.forecast.to_json() if self.forecast else None,
             "unread": list(self.unread),
@@ -122,6 +125,12 @@ def judge(
             )
         if limits is None:
             notes.append("the export judged no decisions of these targets: there are no limits to hold them to")
+        people = len(set(seen.patients))
+        if people < found.cases:
+            notes.append(
+                f"decisions are counted by case: the {found.cases} cases are of {people} patients, and intervals that "
+                "take each case for a patient's only one are too narrow"
+            )
         checks = checks_of(found, wanted, got, limits)
         if seen.unanswered:
             checks.append(Check("own cases without an answer", float(seen.unanswered), 0.0))
@@ -146,6 +155,7 @@ def judge(
     return OwnCases(
         reference=str(reference.target) if reference else "the portable head on the same embeddings",
         decisions=found,
+        patients=people,
         checks=(*checks, *(check for _, check in stages)),
         stage=stage,
         forecast=expected,

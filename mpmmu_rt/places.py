@@ -23,6 +23,7 @@ _BUSY = frozenset({errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES, errno.EDEADLK}
 _FULL_TEXT = re.compile(r"no space left|disk quota exceeded|file too large|os error (28|122|27)\b", re.IGNORECASE)
 _OPEN_FILE = re.compile(r"/dev/(stdin|stdout|stderr|fd/.*)|/proc/[^/]+/fd/.*")
 _MOST_BYTES = 255 - len("..partial.12345678.partial")  # of a name, on most file systems, with that around it
+_BUNDLE = "bundle.json"  # in a folder that is one
 _LOCKED_BYTE = 2**30  # beyond what is written: Windows lets nobody read a byte that is locked
 
 # Output → process and thread that hold it. A fork inherits it, and holds nothing.
@@ -35,11 +36,12 @@ def claimed(output: Path) -> Iterator[None]:
     """Hold `output`, a file or a folder, for this process, and clear what a killed one left beside it.
 
     The lock is the system's, on the file `.<name>.lock`, and goes with the process however that ends. Claims of one
-    thread may be nested. Raises `OutputError` where another process or thread holds it, and where its folder can't be
-    written: so it stands before the work.
+    thread may be nested. Raises `OutputError` where another process or thread holds it, where its folder can't be
+    written, and where that is a bundle's: so it stands before the work.
     """
     place = output.parent.resolve() / output.name
     _require_name(output)
+    _require_no_bundle(output, place)
     if is_fed(output) and not output.is_dir():
         raise OutputError(
             f"{output} is a device or a pipe, expected a free path, a file or a folder",
@@ -86,6 +88,15 @@ def _require_name(output: Path) -> None:
     if not 1 <= (count := len(os.fsencode(output.name))) <= _MOST_BYTES:
         got = f"has a name of {count} bytes" if count else "is a folder without a name"
         raise OutputError(f"{output} {got}, expected one of 1 to {_MOST_BYTES}", hint="choose another -o")
+
+
+def _require_no_bundle(output: Path, place: Path) -> None:
+    """Raise `OutputError` where `output` lies in a bundle, which could not be opened with another file in it."""
+    if found := next((folder for folder in place.parents if (folder / _BUNDLE).is_file()), None):
+        raise OutputError(
+            f"{output} lies in {found}, which is a bundle and holds no other file, expected another place",
+            hint="choose another -o",
+        )
 
 
 def _let_go(place: Path, handle: int) -> None:

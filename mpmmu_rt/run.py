@@ -11,6 +11,7 @@ batch changes the last bits of an engine's answers; so a run that was killed and
 from __future__ import annotations
 
 import hashlib
+import os
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence, Set
@@ -28,11 +29,12 @@ from . import origin, single
 from .bundle import Bundle
 from .cases import Case, Manifest
 from .checks import shortest
-from .errors import AnswerError, ImageError, UsageError
+from .errors import AnswerError, ImageError, OutputError, UsageError
 from .files import sha256_file
+from .image_marks import mark, were_exchanged, written_since
 from .images import Preprocessing, read_with_warnings, require_two
 from .journal import COLUMNS as COLUMNS
-from .journal import SCHEMA, Layout, Row, open_journal, require_apart
+from .journal import SCHEMA, Layout, Row, There, open_journal, require_apart
 from .latency import Latency, summarise
 from .machine import usable_threads
 from .modality_check import ModalityCheck
@@ -43,6 +45,7 @@ from .progress import Progress, silent
 from .spec import MODALITIES, Array, Modality, StrPath, Target
 
 MOST_LETTERS = 4000  # of a cell
+_ASKING = 16  # threads that look at files: a shared file system answers late, and many at once
 EXTRAS = ("base", "embedding", "files")  # columns that can be asked for
 
 
@@ -74,7 +77,7 @@ class Decoded:
 
     basis: `both`, or the one modality that there is, where that may be. warnings: what the headers of its images say
     against them, one line; "" if nothing. digests: SHA-256 of each image
-    file, where that was asked for and it could be read.
+    file, where that was asked for and it could be read. mark: of the files, before they were read.
     """
 
     case: Case
@@ -84,6 +87,7 @@ class Decoded:
     decode_ms: float
     digests: Mapping[Modality, str] = field(default_factory=dict)
     basis: str = single.BOTH
+    mark: str = ""
 
 
 @dataclass(frozen=True)
@@ -106,6 +110,7 @@ class Summary:
     single: int  # rows that rest on one image, in the whole output
     header: dict[str, Any]  # of the rows: what another run must have in common to go on from them
     earlier: Sequence[origin.Entry] = ()  # who made the rows that were there: see `origin`
+    outdated: int = 0  # rows that were there and were made again: their images were exchanged since
 
     @property
     def pairs_per_s(self) -> float:
@@ -120,6 +125,7 @@ class Summary:
             "from_one_image": self.single,
             "resumed": self.resumed,
             "earlier": list(self.earlier),
+            "outdated": self.outdated,
             "wall_ms": self.wall_ms,
             "decode_ms": self.decode_ms,
             "throughput_pairs_per_s": self.pairs_per_s,
@@ -152,7 +158,8 @@ def run(
     that hold several. columns: more of them, of `EXTRAS`: "base", what each base learner says; "embedding", the SHA-256
     of its float32 values; "files", that of both image files. allow_single: a case of which the manifest gives one image
     alone is predicted by the head for that modality; every row says in `modalities` what it rests on. resume,
-    retry_failed, require_verified, by: `open_journal`. Through a link it writes the file that the link names.
+    retry_failed, require_verified, by: `open_journal`; rows that are there are made again where an image was exchanged
+    since (`Summary.outdated`). Through a link it writes the file that the link names.
 
     Raises `OutputError` if `output` or its journal is in the way or written by another process, `UsageError` for
     columns that there are not, `EngineError` if inference fails, and `MissingPackage` if a format needs a package; the
@@ -160,6 +167,7 @@ def run(
     """
     output = written(Path(output))
     require_apart(output, manifest.path)
+    _require_no_image(output, manifest.cases)
     extra = extra_columns(predictor.bundle, columns, alone=allow_single)
     if allow_single:
         single.require_single(predictor.bundle, predictor.target)
@@ -167,9 +175,12 @@ def run(
         "schema": SCHEMA,
         "bundle": predictor.bundle.digest,
         "manifest": manifest.sha256,
+        "folder": manifest.folder,
         "target": str(predictor.target),
+        "head_target": str(predictor.head_target),
         "frame": frame,
         "columns": list(extra),
+        "batch": batch,
     }
     layout = Layout(header, predictor.bundle, {case.case_id for case in manifest.cases}, extra)
     with claimed(output):
@@ -181,6 +192,8 @@ def run(
             retry_failed=retry_failed,
             by=by,
             require_verified=require_verified,
+            marked=lambda: {case.case_id: mark(case) for case in manifest.cases},
+            outdated=lambda there: _outdated(there, manifest.cases, 1 if retry_failed else batch),
         )
         try:
             batches = batched(manifest.cases, batch, without=journal.rows.keys())
@@ -199,7 +212,9 @@ def run(
             with decoder as decoded:
                 progress("predicting", len(journal.rows), len(manifest.cases), "cases")
                 for one in batches:
-                    journal.add(rows_of(predictor, list(islice(decoded, len(one))), ledger, extra))
+                    items = list(islice(decoded, len(one)))
+                    marks = {item.case.case_id: item.mark for item in items}
+                    journal.add(rows_of(predictor, items, ledger, extra), marks)
                     progress("predicting", len(journal.rows), len(manifest.cases), "cases")
             wall_ms = (time.perf_counter() - start) * 1e3
             rows = [journal.rows[case.case_id] for case in manifest.cases]
@@ -225,7 +240,40 @@ def run(
         single=sum(rests_on_one(row, layout.columns) for row in rows),
         header=header,
         earlier=journal.earlier,
+        outdated=journal.outdated,
     )
+
+
+def _require_no_image(output: Path, cases: Sequence[Case]) -> None:
+    """Raise `OutputError` where `output` is an image of a case, by whichever name: once it is replaced that is lost."""
+    if not output.is_file():
+        return
+    place = output.stat()
+    for case in cases:
+        for path in (case.image(modality) for modality in MODALITIES):
+            with suppress(OSError, ValueError):  # what can't be looked at says so when it is read
+                if path is not None and os.path.samestat(place, path.stat()):
+                    raise OutputError(
+                        f"{output} is an image of the case `{case.case_id}`, expected another file",
+                        hint="choose another -o",
+                    )
+
+
+def _outdated(there: There, cases: Sequence[Case], batch: int) -> set[str]:
+    """Of the cases that have answers those of which an image was exchanged since, and all that shared their batch: in a
+    smaller one the others' last bits would be others. Rows with errors say nothing of an image."""
+    marks, started = there.marks, there.started
+
+    def is_other(case: Case) -> bool:
+        if marks is not None:
+            return were_exchanged(marks[case.case_id], case)
+        return started is not None and written_since(started, case)
+
+    have = [case for case in cases if (row := there.rows.get(case.case_id)) and not row[COLUMNS.index("error")]]
+    with ThreadPoolExecutor(_ASKING) as pool:
+        others = {case.case_id for case, one in zip(have, pool.map(is_other, have), strict=True) if one}
+    together = [{case.case_id for case in one} for one in batched(cases, batch)]
+    return {case_id for ids in together if ids & others for case_id in ids if case_id in there.rows}
 
 
 def rests_on_one(row: Row, columns: Sequence[str]) -> bool:
@@ -400,7 +448,7 @@ def decode(
     pixels: dict[Modality, Array] = {}
     files: dict[Modality, str] = {}
     warnings: list[str] = []
-    error = ""
+    error, marked = "", mark(case)
     given = [modality for modality in MODALITIES if case.image(modality) is not None]
     one = alone and len(given) == 1
     try:
@@ -424,7 +472,7 @@ def decode(
     if digests and error:
         files = {**_digests(case, without=files.keys()), **files}
     said, spent_ms = _one_line("; ".join(warnings)), (time.perf_counter() - start) * 1e3
-    return Decoded(case, pixels, error, said, spent_ms, files, given[0] if one else single.BOTH)
+    return Decoded(case, pixels, error, said, spent_ms, files, given[0] if one else single.BOTH, marked)
 
 
 def _digests(case: Case, *, without: Set[Modality]) -> dict[Modality, str]:

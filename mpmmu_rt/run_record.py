@@ -106,6 +106,13 @@ def read_record(output: Path) -> dict[str, Any]:
     return dict(parse_json_object(place, read_bounded(place, MAX_BYTES, OutputError, hint), OutputError, hint))
 
 
+def drop(output: Path) -> None:
+    """Before another `output` is written: what stands beside it would be said of that, if nothing more was written."""
+    place = place_of(output)
+    if _is_ours(place):
+        place.unlink()
+
+
 def keep(output: Path, entry: dict[str, Any]) -> Path:
     """Write `entry` beside `output`, whole or not at all; returns its path."""
     place = place_of(output)

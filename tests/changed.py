@@ -82,3 +82,25 @@ def seldom(folder: Path) -> Path:
         graph.node.append(helper.make_node("Add", ["own", "off"], ["feature_map"]))
 
     return changed(folder, "mammography_onnxruntime", "feature_map", add)
+
+
+def unanswering(folder: Path, grey: float) -> Path:
+    """With a mammography encoder that has no number for images whose mean is below `grey`."""
+
+    def add(graph: onnx.GraphProto) -> None:
+        node = helper.make_node
+        graph.initializer.append(numpy_helper.from_array(np.array([1, 2, 3]), "image"))
+        graph.initializer.append(numpy_helper.from_array(np.array(grey, np.float32), "grey"))
+        graph.initializer.append(numpy_helper.from_array(np.array(0, np.float32), "nothing"))
+        graph.node.extend(
+            [
+                node("Cast", ["pixels"], ["bright"], to=onnx.TensorProto.FLOAT),
+                node("ReduceMean", ["bright", "image"], ["of_image"], keepdims=1),
+                node("Sub", ["of_image", "grey"], ["above"]),
+                node("Sqrt", ["above"], ["root"]),
+                node("Mul", ["root", "nothing"], ["zero"]),
+                node("Add", ["own", "zero"], ["feature_map"]),
+            ]
+        )
+
+    return changed(folder, "mammography_onnxruntime", "feature_map", add)

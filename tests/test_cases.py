@@ -204,3 +204,19 @@ def test_a_label_that_was_probably_meant_is_in_the_hint(tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match="has no label") as caught:
         require_complete(read(tmp_path, "case_id,mammography,ultrasound,Class\na,m,u,1\n"), labels=True)
     assert caught.value.hint == "rename `Class` to `label`"
+
+
+def test_ids_that_look_the_same_are_refused(tmp_path: Path) -> None:
+    """Two rows of one name, which nobody can tell apart in what `run` writes."""
+    text = HEADER + "f\u00e9,1,2,\nfe\u0301,3,4,\n"
+    with pytest.raises(
+        ManifestError, match=r"the case_ids 'f\\xe9' and 'fe\\u0301', the same letters otherwise"
+    ) as caught:
+        read(tmp_path, text)
+    assert "NFC" in caught.value.hint
+    assert len(read(tmp_path, HEADER + "fe\u0301,1,2,\nfe,3,4,\n007,5,6,\n7,7,8,\nFe,9,0,\n").cases) == 5
+
+
+def test_the_folder_is_that_of_images_with_relative_paths(tmp_path: Path) -> None:
+    assert read(tmp_path, HEADER + "a,1.png,/2.png,\n").folder == str(tmp_path)
+    assert read(tmp_path, HEADER + "a,/1.png,/2.png,\nb,,,\n").folder is None

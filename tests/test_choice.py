@@ -321,3 +321,37 @@ def test_what_does_not_go_together(
     first, second = result.stderr.splitlines()
     assert error in first
     assert hint in second
+
+
+def test_a_run_goes_on_with_the_head_where_it_was_begun(
+    bundle_folder: Path, phantom_manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Begun where ONNX Runtime, which runs the head where it is installed, was not: their last digits differ."""
+    import mpmmu_rt.run
+
+    out = tmp_path / "out.csv"
+    command = ("run", bundle_folder, phantom_manifest, "-o", out, "--batch", 3, "--target", "openvino:fp32")
+    rows_of: Any = mpmmu_rt.run.rows_of
+    batches = iter(range(2))
+
+    def twice(*given: Any) -> Any:
+        if next(batches, None) is None:
+            raise KeyboardInterrupt
+        return rows_of(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "onnxruntime", None)
+        patch.setattr(mpmmu_rt.run, "rows_of", twice)
+        assert call(*command).exit_code == 130
+    begun = place_of(out).read_text()
+    refused = call(*command, "--resume")
+    assert refused.exit_code == 1
+    error, hint = refused.stderr.splitlines()[-2:]
+    assert error.endswith("out.csv.partial belongs to another run (other head_target), expected this run's")
+    assert hint.startswith("hint: its head ran on openvino:fp32: make that as it was (`mpmmu-rt doctor` says ")
+    assert place_of(out).read_text() == begun
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "onnxruntime", None)
+        done = call(*command, "--resume")
+    assert done.exit_code == 0, done.stderr
+    assert "(6 rows there already)" in done.stderr

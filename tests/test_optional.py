@@ -57,3 +57,10 @@ def test_an_error_that_is_no_import_error_is_not_hidden(packages: Path) -> None:
     (packages / "__init__.py").write_text("raise ZeroDivisionError\n")
     with pytest.raises(ZeroDivisionError):
         require("tensorrt_rtx", "a test")
+
+
+def test_an_interruption_is_no_missing_package(packages: Path) -> None:
+    """Ctrl-C while an extension module loads, which says only that it failed: the hint was to install it."""
+    (packages / "__init__.py").write_text("raise ImportError('initialization failed') from KeyboardInterrupt()\n")
+    with pytest.raises(KeyboardInterrupt):
+        require("tensorrt_rtx", "a test")

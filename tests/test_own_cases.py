@@ -127,6 +127,24 @@ def test_the_first_target_is_held_to_the_portable_head(folder: Path, phantom_man
     assert not all(check.passed for check in found.checks)
 
 
+@pytest.mark.parametrize("patients", [12, 5])
+def test_it_is_said_that_cases_are_counted_and_not_patients(
+    bundle_folder: Path, phantom_manifest: Path, tmp_path: Path, patients: int
+) -> None:
+    """The interval of flips took each of a patient's rows for another patient, without a word."""
+    lines = ["case_id,mammography,ultrasound,patient"]
+    for row, case in enumerate(read_manifest(phantom_manifest).cases):
+        lines.append(f"{case.case_id},{case.mammography},{case.ultrasound},p{row % patients}")
+    (tmp_path / "m.csv").write_text("\n".join(lines) + "\n")
+    verify = ("verify", bundle_folder, tmp_path / "m.csv", "--no-record", "--target", "openvino:fp32")
+    result = call(*verify)
+    assert result.exit_code == 0, result.stderr
+    said = "note: decisions are counted by case: the 12 cases are of 5 patients, and intervals that take each case for"
+    assert (said in " ".join(result.stderr.split())) == (patients == 5)
+    assert f"Decisions on 12 own cases{' of 5 patients' if patients == 5 else ''}. Reference" in result.stdout
+    assert document(call(*verify, "--json", "-"))["own_cases"]["patients"] == patients
+
+
 @pytest.mark.slow
 def test_what_can_not_be_read_is_named_and_not_counted(
     bundle_folder: Path, phantom_manifest: Path, tmp_path: Path

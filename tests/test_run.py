@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -278,7 +279,7 @@ def test_a_journal_with_every_row_needs_no_prediction(predictor: Predictor, mani
     assert len(read(out)) == 12
 
 
-@pytest.mark.parametrize("key", ["schema", "bundle", "manifest", "target", "frame"])
+@pytest.mark.parametrize("key", ["schema", "bundle", "manifest", "folder", "target", "head_target", "frame", "batch"])
 def test_the_journal_of_another_run_is_refused(predictor: Predictor, manifest: Manifest, out: Path, key: str) -> None:
     interrupted(predictor, manifest, out)
     lines = journal(out).read_text().splitlines(keepends=True)
@@ -311,7 +312,120 @@ def test_a_changed_manifest_does_not_resume(predictor: Predictor, manifest: Mani
 def test_another_frame_does_not_resume(predictor: Predictor, manifest: Manifest, out: Path) -> None:
     interrupted(predictor, manifest, out)
     with pytest.raises(OutputError, match=r"other frame\)"):
-        run(predictor, manifest, out, resume=True, frame=0)
+        run(predictor, manifest, out, batch=3, resume=True, frame=0)
+
+
+def test_another_batch_does_not_resume(predictor: Predictor, manifest: Manifest, out: Path) -> None:
+    """The rows of both sizes differed in their last bits, and nothing said so."""
+    interrupted(predictor, manifest, out)
+    with pytest.raises(OutputError, match=r"other batch\), expected this run's") as caught:
+        run(predictor, manifest, out, batch=4, resume=True)
+    assert caught.value.hint.startswith("--batch 3 goes on with it; ")
+    assert resume(predictor, manifest, out) == (6, 6)
+
+
+def test_a_head_that_ran_elsewhere_does_not_resume(predictor: Predictor, manifest: Manifest, out: Path) -> None:
+    interrupted(predictor, manifest, out)
+    other = journal(out).read_text().replace('"head_target": "onnxruntime:fp32"', '"head_target": "openvino:fp32"')
+    journal(out).write_text(other)
+    with pytest.raises(OutputError, match=r"other head_target\)") as caught:
+        resume(predictor, manifest, out)
+    assert caught.value.hint.startswith("its head ran on openvino:fp32: ")
+
+
+def two_sites(phantom_manifest: Path, folder: Path) -> tuple[Manifest, Manifest]:
+    """Manifests of the same bytes in two folders, in which the same names are other patients' images."""
+    text = "".join(
+        f"case-{row},mammography/phantom-{row:04}.png,ultrasound/phantom-{row:04}.png\n" for row in range(12)
+    )
+    for name in ("a", "b"):
+        for modality in MODALITIES:
+            (folder / name / modality).mkdir(parents=True)
+            for row in range(12):
+                image = phantom_manifest.parent / modality / f"phantom-{row if name == 'a' else 11 - row:04}.png"
+                shutil.copy2(image, folder / name / modality / f"phantom-{row:04}.png")
+        (folder / name / "manifest.csv").write_text(f"case_id,mammography,ultrasound\n{text}")
+    first, second = (read_manifest(folder / name / "manifest.csv") for name in ("a", "b"))
+    assert first.sha256 == second.sha256
+    return first, second
+
+
+def test_the_same_manifest_in_another_folder_does_not_resume(
+    predictor: Predictor, phantom_manifest: Path, out: Path, tmp_path: Path
+) -> None:
+    """Half of the rows were of one folder's patients, half of the other's, under ids that both have."""
+    first, second = two_sites(phantom_manifest, tmp_path)
+    interrupted(predictor, first, out)
+    with pytest.raises(OutputError, match=r"other folder\), expected this run's") as caught:
+        resume(predictor, second, out)
+    assert caught.value.hint.startswith(f"its images are those of {first.path.parent}: ")
+    (tmp_path / "link").symlink_to(first.path.parent)  # another name of the same place is no other
+    assert resume(predictor, read_manifest(tmp_path / "link/manifest.csv"), out) == (6, 6)
+
+
+def test_a_manifest_of_absolute_paths_says_the_same_wherever_it_lies(
+    predictor: Predictor, manifest: Manifest, out: Path, tmp_path: Path
+) -> None:
+    rows = [(case.case_id, case.mammography, case.ultrasound) for case in manifest.cases]
+    first = write_manifest(tmp_path, list(rows))
+    assert (first.folder, manifest.folder) == (None, str(manifest.path.parent))
+    interrupted(predictor, first, out)
+    (tmp_path / "moved").mkdir()
+    first.path.rename(tmp_path / "moved/m.csv")
+    assert resume(predictor, read_manifest(tmp_path / "moved/m.csv"), out) == (6, 6)
+
+
+def exchange(manifest: Manifest, row: int, by: int) -> None:
+    """The mammogram of one case gets another's content, size and time of writing as before where a disk allows it."""
+    here, other = manifest.cases[row].mammography, manifest.cases[by].mammography
+    assert here is not None
+    assert other is not None
+    before, content = here.stat(), other.read_bytes()
+    length = max(before.st_size, len(content))
+    here.write_bytes(content + bytes(length - len(content)))  # a PNG's end is marked: what follows is no picture
+    os.utime(here, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def test_rows_of_images_that_were_exchanged_meanwhile_are_made_again(
+    predictor: Predictor, phantom_manifest: Path, out: Path, tmp_path: Path
+) -> None:
+    """The row of the image that was there before stayed, under the name of one that nobody had looked at."""
+    cases, _ = two_sites(phantom_manifest, tmp_path)
+    interrupted(predictor, cases, out)
+    kept = [line for line in finished(out) if line.startswith("case-0,")]
+    exchange(cases, 4, 9)
+    gone = cases.cases[0].ultrasound
+    assert gone is not None
+    gone.rename(gone.with_suffix(".away"))  # a row that is there needs no image
+    summary = run(predictor, cases, out, batch=3, resume=True)
+    assert (summary.outdated, summary.resumed, summary.predicted) == (3, 3, 9)
+    assert (summary.to_json()["outdated"], [one["rows"] for one in summary.earlier]) == (3, [3])
+    gone.with_suffix(".away").rename(gone)
+    assert read(out)[0]["probability"] == kept[0].split(",")[1]
+    run(predictor, cases, out.with_name("whole.csv"), batch=3)
+    assert out.read_bytes() == out.with_name("whole.csv").read_bytes(), "its batch is made again as a whole"
+
+
+def test_whose_the_rows_are_that_stay_of_several_runs_is_not_known(
+    predictor: Predictor, phantom_manifest: Path, out: Path, tmp_path: Path
+) -> None:
+    cases, _ = two_sites(phantom_manifest, tmp_path)
+    interrupted(predictor, cases, out)
+    interrupted(predictor, cases, out, after=9, resume=True)
+    exchange(cases, 8, 2)
+    (earlier,) = run(predictor, cases, out, batch=3, resume=True).earlier
+    assert earlier == {"rows": 6, "failed": 0, "started": None, "machine": None, "verified": None}
+
+
+@pytest.mark.parametrize("mark", ["", "x", "1:2:3", "1:2:3 4:5", "- 1:2:x"])
+def test_a_row_without_a_mark_of_its_images_is_refused(
+    predictor: Predictor, manifest: Manifest, out: Path, mark: str
+) -> None:
+    interrupted(predictor, manifest, out)
+    with journal(out).open("a") as file:
+        file.write(f"phantom-0011,0.5,malignant,,,{mark}\n\n")
+    with pytest.raises(OutputError, match="is damaged in line 11"):
+        resume(predictor, manifest, out)
 
 
 @pytest.mark.parametrize(
@@ -396,6 +510,20 @@ def test_a_manifest_that_lies_where_a_run_keeps_something_is_refused(
     with pytest.raises(OutputError, match=rf"{name} is the manifest itself, and where .*out\.csv is written with"):
         run(predictor, read_manifest(path), tmp_path / "out.csv", overwrite=True)
     assert path.read_bytes() == manifest.path.read_bytes()
+
+
+def test_an_image_is_not_replaced_by_the_output(predictor: Predictor, phantom_manifest: Path, tmp_path: Path) -> None:
+    """Not even if that is asked for: a slip of the hand, and the image of a patient was gone."""
+    cases, _ = two_sites(phantom_manifest, tmp_path)
+    image = cases.cases[3].ultrasound
+    assert image is not None
+    before = image.read_bytes()
+    (tmp_path / "other").symlink_to(image.parent)
+    for name in (image, tmp_path / "other" / image.name):
+        with pytest.raises(OutputError, match=r"is an image of the case `case-3`, expected another file"):
+            run(predictor, cases, name, overwrite=True)
+    assert image.read_bytes() == before
+    assert not journal(image).exists()
 
 
 def test_through_a_link_the_file_that_it_names_is_written(
@@ -536,6 +664,36 @@ def test_a_digest_is_that_of_the_bytes_that_were_decoded(
     monkeypatch.undo()
     assert run(predictor, cases, tmp_path / "out.csv", columns=["files"], overwrite=True).failed == 0
     assert read(tmp_path / "out.csv")[0]["mammography_sha256"] == hashlib.sha256(other).hexdigest()
+
+
+@pytest.mark.parametrize("columns", [(), ("files",)])
+def test_an_image_that_is_written_while_it_is_read_is_none(
+    predictor: Predictor, phantom_manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, columns: list[str]
+) -> None:
+    """A bitmap has no checksum: of rows of one patient and rows of another it gave a probability, unless digests were
+    asked for."""
+    one, two = read_manifest(phantom_manifest).cases[:2]
+    bitmaps = []
+    for case in (one, two):
+        with io.BytesIO() as out:
+            Image.fromarray(read_grey(case.mammography or "")).save(out, "bmp")
+            bitmaps.append(out.getvalue())
+    path = tmp_path / "a.bmp"
+    path.write_bytes(bitmaps[0])
+    decoded = images._decoded
+
+    def write_and_decode(stream: BinaryIO, *options: Any) -> GreyImage:
+        if stream.name == str(path):  # as one that is copied over it, and has come half-way
+            with path.open("r+b") as file:
+                file.write(bitmaps[1][: len(bitmaps[1]) // 2])
+        return decoded(stream, *options)
+
+    monkeypatch.setattr(images, "_decoded", write_and_decode)
+    cases = write_manifest(tmp_path, [("a", path, one.ultrasound)])
+    assert run(predictor, cases, tmp_path / "out.csv", columns=columns).failed == 1
+    (row,) = read(tmp_path / "out.csv")
+    assert row["error"].startswith(f"{path} changed while it was read, expected a file that stays as it is")
+    assert row["probability"] == ""
 
 
 def test_a_frame_is_chosen_of_those_that_have_several(

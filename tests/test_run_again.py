@@ -9,6 +9,7 @@ import json
 import re
 import shutil
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -77,6 +78,117 @@ def test_rows_that_failed_are_made_again_and_no_others(run: Callable[..., Result
     entry = json.loads((tmp_path / "s.json").read_text())
     assert (entry["predicted"], entry["resumed"], entry["failed"]) == (1, 11, 0)
     assert not out.with_name("p.csv.partial").exists()
+
+
+def test_rows_of_images_that_were_written_since_are_made_again_too(
+    run: Callable[..., Result], cases: Path, tmp_path: Path
+) -> None:
+    """The row of an image that was put right since stayed as it was, and the output said that it was of today."""
+    assert run(cases).exit_code == 1
+    before = rows(tmp_path / "p.csv")
+    repair(cases)
+    one, other = (read_manifest(cases).cases[row].mammography for row in (5, 6))
+    assert one is not None
+    assert other is not None
+    time.sleep(1.1)  # when a run began is known to the second
+    shutil.copy(other, one)
+    done = run(cases, "--retry-failed", "--json", tmp_path / "s.json")
+    assert done.exit_code == 0, done.stderr
+    assert "warning: 1 row that was there already was made again: images were written since" in done.stderr
+    after = rows(tmp_path / "p.csv")
+    assert [at for at, (old, new) in enumerate(zip(before, after, strict=True)) if old != new] == [2, 5]
+    entry = json.loads((tmp_path / "s.json").read_text())
+    assert (entry["outdated"], entry["resumed"], entry["predicted"]) == (1, 10, 2)
+    assert [(found["rows"], found["failed"]) for found in entry["earlier"]] == [(10, 0)]
+    again = run(cases, "--retry-failed")
+    assert "made again" not in again.stderr, "what was repaired before the rows were made is no news"
+
+
+def test_an_image_that_was_repaired_is_none_that_was_exchanged(
+    run: Callable[..., Result], cases: Path, tmp_path: Path
+) -> None:
+    """Its row was an error: whose the other rows are stays known."""
+    other = read_manifest(cases).cases[7].mammography
+    assert other is not None
+    other.rename(other.with_suffix(".away"))
+    assert run(cases).exit_code == 1
+    repair(cases)
+    assert run(cases, "--retry-failed").exit_code == 1
+    time.sleep(1.1)  # when a run began is known to the second
+    other.with_suffix(".away").rename(other)
+    assert run(cases, "--retry-failed").exit_code == 0
+    entry = record(tmp_path / "p.csv")
+    assert (entry["outdated"], [one["rows"] for one in entry["earlier"]]) == (0, [10, 1])
+    assert all(one["started"] for one in entry["earlier"])
+
+
+def test_a_manifest_of_another_folder_is_not_gone_on_from(
+    run: Callable[..., Result], cases: Path, tmp_path: Path
+) -> None:
+    run(cases)
+    there = Path(shutil.copytree(cases.parent, tmp_path / "there"))
+    done = run(there / "manifest.csv", "--retry-failed")
+    assert "belongs to another run (other folder), expected this run's" in done.stderr
+    assert f"hint: its images are those of {cases.parent}: " in done.stderr
+
+
+def test_what_is_said_to_be_kept_is_what_a_run_goes_on_from(
+    run: Callable[..., Result], cases: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of the batch that it was at were counted, too: they are made again."""
+    write, count = journal._write, itertools.count()
+
+    def half(file: TextIO, those: Sequence[journal.Row]) -> None:
+        if next(count) < 2:  # the rows that are there, which are none, and the first batch
+            return write(file, those)
+        csv.writer(file, lineterminator="\n").writerows(those[:2])
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(journal, "_write", half)
+        ended = run(cases, "--batch", 4)
+    assert ended.exit_code == 130
+    assert f"error: interrupted; 4 rows kept in {tmp_path / 'p.csv.partial'}" in ended.stderr
+    assert "(4 rows there already)" in run(cases, "--batch", 4, "--resume").stderr
+
+
+def test_beside_an_output_stands_no_record_of_another(
+    run: Callable[..., Result], cases: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Interrupted between both it said that nothing was written, and left the earlier output's record."""
+    from mpmmu_rt import run_record
+
+    def interrupted(path: Path) -> str:
+        raise KeyboardInterrupt
+
+    repair(cases)
+    out = tmp_path / "p.csv"
+    assert run(cases, "--frame", 0).exit_code == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(run_record, "sha256_of", interrupted)
+        patch.setattr(sys, "argv", ["mpmmu-rt", "run", "B", "M"])
+        ended = run(cases, "--overwrite")
+    assert ended.exit_code == 130
+    error, hint = ended.stderr.splitlines()[-2:]
+    assert error == f"error: interrupted; {out} is whole, and what it was made with is not written beside it"
+    assert hint == "hint: to go on: mpmmu-rt run B M --overwrite"
+    assert len(rows(out)) == 12
+    assert not out.with_name("p.csv.json").exists()
+
+
+def test_nothing_is_written_into_a_bundle(bundle_folder: Path, cases: Path, tmp_path: Path) -> None:
+    """It was, and the bundle could not be opened any more."""
+    bundle = Path(shutil.copytree(bundle_folder, tmp_path / "b.bundle"))
+    for command, name in (("run", "p.csv"), ("run", "onnx/p.csv"), ("explain", "e"), ("evaluate", "e")):
+        done = CliRunner().invoke(app, [command, str(bundle), str(cases), "-o", str(bundle / name)])
+        assert done.exit_code == 1
+        error, hint = done.stderr.splitlines()[-2:]
+        assert error == (
+            f"error: {bundle / name} lies in {bundle}, which is a bundle and holds no other file, expected another "
+            "place"
+        )
+        assert hint == "hint: choose another -o"
+    Bundle.open(bundle)
 
 
 def test_an_output_that_is_not_this_runs_is_not_gone_on_from(
@@ -308,6 +420,25 @@ def test_a_retry_tells_who_made_the_rows_that_it_takes_over(
     assert done.exit_code == 0, done.stderr
     assert "not known to be verified" not in done.stderr
     assert [one["verified"]["passed"] for one in record(out)["earlier"]] == [True]
+
+
+def test_rows_of_other_threads_are_told(
+    call: Callable[..., Result], cases: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their last digits may be others; it stood in the record alone."""
+    named = ("run", cases, "-o", tmp_path / "p.csv")
+    monkeypatch.setenv(THREADS_VARIABLE, "1")
+    assert call(*named).exit_code == 1
+    assert "taken over from another" not in call(*named, "--retry-failed").stderr
+    out = tmp_path / "p.csv.json"
+    entry = record(tmp_path / "p.csv")
+    entry["machine"] |= {"threads": 7, "packages": entry["machine"]["packages"] | {"mpmmu-rt": "0.0.1"}}
+    entry["earlier"] = []
+    out.write_text(json.dumps(entry))
+    said = call(*named, "--retry-failed").stderr
+    for what in ("number of threads", "set of packages"):
+        assert f"note: 11 rows taken over from another {what}: the last digits may differ" in said
+    assert "another processor" not in said
 
 
 @pytest.mark.parametrize("resumed", [0, 5])

@@ -324,7 +324,7 @@ def test_a_worker_of_a_cluster_makes_the_same_rows(
     bundle, plan = predictor.bundle, read_plan(some_missing.path, 12)
     asked = Asked(bundle, predictor.target, batch=4, alone=True)
     extra = extra_columns(bundle, (), alone=True)
-    layout = Layout(_header(asked, plan, predictor.head_target, "csv", extra), bundle, frozenset(), extra)
+    layout = Layout(_header(asked, plan, predictor.head_target, "csv", extra, 1), bundle, frozenset(), extra)
     job = _job(asked, plan, layout, work, 1)
     job.parts().clear()
     (shard,) = plan.shards

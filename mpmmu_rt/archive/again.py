@@ -1,18 +1,24 @@
-"""`--retry-failed` on a cluster: rows with errors are made again, and what succeeded is kept, as parts.
+"""What is gone on from on a cluster. `--retry-failed`: rows with errors are made again, and what succeeded is kept, as
+parts.
 
 A shard without errors is a part as it is. Of another the rows without errors are kept beside the parts, and the worker
-that takes the shard makes the others: those of a batch together, as `mpmmu_rt.run` does.
+that takes the shard makes the others: those of a batch together, as `mpmmu_rt.run` does. A shard of which an image was
+written since its rows were is made again, whole.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
 from mpmmu_rt import origin
+from mpmmu_rt.cases import Case
 from mpmmu_rt.files import sha256_of
+from mpmmu_rt.image_marks import written_after, written_since
 from mpmmu_rt.journal import COLUMNS, Layout, Row, require_same_rows, require_unchanged
 from mpmmu_rt.progress import Progress, silent
 from mpmmu_rt.run_record import read_record
@@ -21,21 +27,40 @@ from .parts import Parts, cells_of_output
 from .plan import Plan
 
 _ERROR = COLUMNS.index("error")
+_ASKING = 16  # threads: a file system that all nodes share answers late, and many at once
 
 
-def counted(plan: Plan, parts: Parts, layout: Layout, progress: Progress = silent) -> tuple[int, int]:
-    """How many rows there are of an unfinished run, and how many of these have errors. Raises `OutputError`."""
-    there = parts.done()
-    count = failed = 0
-    for shard in plan.shards:
-        progress("counting rows", shard.index, len(plan.shards), "shards")
-        if shard.index in there:
-            rows = parts.read(shard.index, plan.ids(shard), layout)
-            failed += len(rows) - len(_without_errors(rows))
-            count += len(rows)
-        elif parts.keeps(shard.index):
-            count += len(parts.kept(shard.index, plan.ids(shard), layout))
-    return count, failed
+@dataclass
+class Counted:
+    """rows: there of an unfinished run, `failed` of them with an error. exchanged: the same of each shard whose images
+    are others now."""
+
+    rows: int = 0
+    failed: int = 0
+    exchanged: dict[int, tuple[int, int]] = field(default_factory=dict)
+
+
+def counted(plan: Plan, parts: Parts, layout: Layout, progress: Progress = silent) -> Counted:
+    """What there is of an unfinished run. Raises `OutputError`."""
+    there, found = parts.done(), Counted()
+    with ThreadPoolExecutor(_ASKING) as pool:
+        for shard in plan.shards:
+            progress("counting rows", shard.index, len(plan.shards), "shards")
+            if not (shard.index in there or parts.keeps(shard.index)):
+                continue
+            cases = plan.cases(shard)
+            ids = [case.case_id for case in cases]
+            if shard.index in there:
+                rows = parts.read(shard.index, ids, layout)
+            else:
+                rows = list(parts.kept(shard.index, ids, layout).values())
+            good = {row[0] for row in _without_errors(rows)}  # others say nothing of an image
+            failed = len(rows) - len(good)
+            found.rows, found.failed = found.rows + len(rows), found.failed + failed
+            answered = [case for case in cases if case.case_id in good]
+            if any(pool.map(partial(written_after, parts.written_ns(shard.index)), answered)):
+                found.exchanged[shard.index] = len(rows), failed
+    return found
 
 
 def drop_failed(plan: Plan, parts: Parts, layout: Layout, progress: Progress = silent) -> None:
@@ -53,9 +78,9 @@ def drop_failed(plan: Plan, parts: Parts, layout: Layout, progress: Progress = s
 
 def take_over(
     output: Path, plan: Plan, parts: Parts, layout: Layout, progress: Progress = silent
-) -> list[origin.Entry]:
+) -> tuple[list[origin.Entry], int]:
     """Of a finished output, which the document beside it tells to be this run's: make parts of what succeeded. Returns
-    who made these rows.
+    who made these rows, and how many others are made again as an image was written since that run began.
 
     Raises `OutputError` for an output that is not, or was changed since.
     """
@@ -63,19 +88,32 @@ def take_over(
     require_same_rows(output, entry, layout.header)
     require_unchanged(output, entry, sha256_of(output))
     cells = cells_of_output(output, layout.columns)
-    count = failed = 0
-    for shard in plan.shards:
-        progress("looking for errors", shard.index, len(plan.shards), "shards")
-        ids = plan.ids(shard)
-        here = replace(layout, case_ids=frozenset(ids))
-        rows = [row for one in islice(cells, shard.rows) if (row := here.row(one)) is not None]
-        kept = _without_errors(rows)
-        count, failed = count + len(rows), failed + len(rows) - len(kept)
-        if len(kept) == len(ids):
-            parts.write(shard.index, kept)
-        else:
-            parts.keep(shard.index, kept)
-    return origin.taken_over(origin.of_record(entry), count, failed, dropped=True)
+    made = origin.of_record(entry)
+    started = origin.started(made)
+    count = failed = outdated = 0
+    with ThreadPoolExecutor(_ASKING) as pool:
+        for shard in plan.shards:
+            progress("looking for errors", shard.index, len(plan.shards), "shards")
+            cases = plan.cases(shard)
+            here = replace(layout, case_ids=frozenset(case.case_id for case in cases))
+            rows = [row for one in islice(cells, shard.rows) if (row := here.row(one)) is not None]
+            good = _without_errors(rows)
+            exchanged = set() if started is None else _exchanged(pool, started, cases)
+            kept = [row for row in good if row[0] not in exchanged]
+            count, failed = count + len(rows), failed + len(rows) - len(good)
+            outdated += len(good) - len(kept)
+            if len(kept) == len(cases):
+                parts.write(shard.index, kept)
+            else:
+                parts.keep(shard.index, kept)
+    earlier = origin.taken_over(made, count, failed, dropped=True)
+    return (origin.without(earlier, count - failed - outdated, 0) if outdated else earlier), outdated
+
+
+def _exchanged(pool: ThreadPoolExecutor, started: str, cases: Sequence[Case]) -> set[str]:
+    """Ids of those of which an image was written since."""
+    since = pool.map(partial(written_since, started), cases)
+    return {case.case_id for case, one in zip(cases, since, strict=True) if one}
 
 
 def _without_errors(rows: Sequence[Row]) -> list[Row]:

@@ -52,7 +52,7 @@ class Parts:
             if differs := [key for key in self.header if found.get(key) != self.header[key]]:
                 raise OutputError(
                     f"{self.work} belongs to another run (other {', '.join(differs)}), expected this run's",
-                    hint=how_to_go_on([key for key in differs if key != "head_target"], found),
+                    hint=how_to_go_on(differs, found),
                 )
         return self._header_file.exists()
 
@@ -105,6 +105,16 @@ class Parts:
             self._kept(index).parent.mkdir(exist_ok=True)  # an earlier version has begun without
             self._write(self._kept(index), rows)
         self.path(index).unlink(missing_ok=True)
+
+    def drop(self, index: int) -> None:
+        """Have a shard done again, whole."""
+        self.path(index).unlink(missing_ok=True)
+        self._kept(index).unlink(missing_ok=True)
+
+    def written_ns(self, index: int) -> int:
+        """When the rows of a shard were written, or what is kept of them."""
+        path = self.path(index)
+        return (path if path.exists() else self._kept(index)).stat().st_mtime_ns
 
     def keeps(self, index: int) -> bool:
         return self._kept(index).exists()

@@ -17,9 +17,13 @@ from mpmmu_rt.cases import (
     Case,
     case_of,
     cells_of,
+    composed,
     decoded,
+    folder_of,
+    is_relative,
     no_case,
     remarks_of,
+    same_letters,
     take_header,
     unreadable,
     valid_csv,
@@ -52,7 +56,7 @@ class Plan:
     """A manifest that was read once: every row was checked, and none is held.
 
     path: the manifest's own, whose folder images are relative to; csv: where its rows lie, the same or a copy; sha256:
-    of its bytes.
+    of its bytes; folder: of the images, None where all their paths are absolute.
     """
 
     path: Path
@@ -60,6 +64,7 @@ class Plan:
     header: tuple[str, ...]
     sha256: str
     shards: tuple[Shard, ...] = ()
+    folder: str | None = None
 
     @property
     def rows(self) -> int:
@@ -171,6 +176,7 @@ def _read(
     ids = array("Q")
     shards: list[Shard] = []
     begin = line = count = 0
+    relative = False
 
     def close_shard() -> None:
         if count:
@@ -180,7 +186,9 @@ def _read(
         header = take_header(plan.path, reader)
         begin, line, lines.of_shard = lines.offset, reader.line_num + 1, _digest()
         for row in reader:
-            ids.append(_folded(check(plan.path, *cells_of(plan.path, reader.line_num, row)).case_id))
+            at, cells = cells_of(plan.path, reader.line_num, row)
+            ids.append(_folded(check(plan.path, at, cells).case_id))
+            relative = relative or is_relative(cells)
             count += 1
             if count == rows:
                 close_shard()
@@ -191,13 +199,19 @@ def _read(
     if not shards:
         raise no_case(plan.path)
     progress(lines.offset)
-    found = replace(plan, header=tuple(header), sha256=lines.digest.hexdigest(), shards=tuple(shards))
+    found = replace(
+        plan,
+        header=tuple(header),
+        sha256=lines.digest.hexdigest(),
+        shards=tuple(shards),
+        folder=folder_of(plan.path) if relative else None,
+    )
     _check_unique(found, np.frombuffer(ids, np.uint64))
     return found
 
 
 def _folded(case_id: str) -> int:
-    return int.from_bytes(hashlib.blake2b(case_id.encode(), digest_size=8).digest(), "little")
+    return int.from_bytes(hashlib.blake2b(composed(case_id).encode(), digest_size=8).digest(), "little")
 
 
 def _check_unique(plan: Plan, folded: np.ndarray[tuple[int], np.dtype[np.uint64]]) -> None:
@@ -206,18 +220,20 @@ def _check_unique(plan: Plan, folded: np.ndarray[tuple[int], np.dtype[np.uint64]
     doubtful = set(ordered[1:][ordered[1:] == ordered[:-1]].tolist())
     if not doubtful:
         return
-    seen: dict[str, int] = {}
+    seen: dict[str, tuple[str, int]] = {}
     for shard in plan.shards:
         for place, case in enumerate(plan.cases(shard)):
             if _folded(case.case_id) not in doubtful:
                 continue
-            if case.case_id in seen:
+            here = case.case_id, _row(shard, place, plan.shards)
+            other, row = seen.setdefault(composed(case.case_id), here)
+            if other != case.case_id:
+                raise same_letters(plan.path, other, case.case_id)
+            if row != here[1]:
                 raise ManifestError(
-                    f"{plan.path} has the case_id `{case.case_id}` in two rows, {seen[case.case_id]} and "
-                    f"{_row(shard, place, plan.shards)}, expected one",
+                    f"{plan.path} has the case_id `{other}` in two rows, {row} and {here[1]}, expected one",
                     hint="give every case an id of its own",
                 )
-            seen[case.case_id] = _row(shard, place, plan.shards)
 
 
 def _row(shard: Shard, place: int, shards: Sequence[Shard]) -> int:

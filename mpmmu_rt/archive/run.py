@@ -21,7 +21,7 @@ from mpmmu_rt.files import atomic_file, atomic_folder, check_replaceable, sha256
 from mpmmu_rt.journal import SCHEMA, Layout, Row, place_of, require_apart
 from mpmmu_rt.progress import Progress, silent
 from mpmmu_rt.run import Allowed, Asked, Summary, extra_columns, rests_on_one
-from mpmmu_rt.run_record import Made
+from mpmmu_rt.run_record import Made, drop
 from mpmmu_rt.spec import Target
 
 from .address import copied, is_address, local_path, without_secrets
@@ -61,10 +61,10 @@ def run(
     work, head = place_of(output), head_target(asked.target)
     try:
         plan = _plan(manifest, work, asked.batch * BATCHES, progress)
-        layout = Layout(_header(asked, plan, head, form, extra), asked.bundle, frozenset(), extra)
+        layout = Layout(_header(asked, plan, head, form, extra, cluster.cpus), asked.bundle, frozenset(), extra)
         job = _job(asked, plan, layout, work, cluster.cpus)
         parts = job.parts()
-        earlier = _begin(output, plan, parts, layout, allowed, by or origin.made_by(), progress)
+        earlier, outdated = _begin(output, plan, parts, layout, allowed, by or origin.made_by(), progress)
         start = time.perf_counter()
         resumed, total = _work(job, plan, parts, layout, cluster, progress)
     except BaseException:
@@ -89,6 +89,7 @@ def run(
         single=seen.single,
         header=layout.header,
         earlier=earlier,
+        outdated=outdated,
     )
     remarks = tuple(dict.fromkeys([*([said] if (said := asked.bundle.warning) else []), *total.remarks]))
     listing = _Listed(without_secrets(str(manifest)), plan) if is_address(manifest) else plan
@@ -111,12 +112,13 @@ class _Listed:
         return tuple(remark.replace(str(self.plan.path), self.path) for remark in self.plan.remarks)
 
 
-def _header(asked: Asked, plan: Plan, head: Target, form: str, extra: tuple[str, ...]) -> dict[str, Any]:
+def _header(asked: Asked, plan: Plan, head: Target, form: str, extra: tuple[str, ...], threads: int) -> dict[str, Any]:
     """All that parts depend on: another header is another run."""
     return {
         "schema": SCHEMA,
         "bundle": asked.bundle.digest,
         "manifest": plan.sha256,
+        "folder": plan.folder,
         "target": str(asked.target),
         "head_target": str(head),
         "frame": asked.frame,
@@ -124,6 +126,7 @@ def _header(asked: Asked, plan: Plan, head: Target, form: str, extra: tuple[str,
         "batch": asked.batch,
         "batches": BATCHES,
         "format": form,
+        "threads": threads,
     }
 
 
@@ -186,26 +189,35 @@ def _check(manifest: Path | str, output: Path, form: str, allowed: Allowed) -> N
 
 def _begin(
     output: Path, plan: Plan, parts: Parts, layout: Layout, allowed: Allowed, by: origin.Entry, progress: Progress
-) -> list[origin.Entry]:
-    """Make the place of the parts, with what there is to go on from, and return who made that. Raises `OutputError`, or
-    `ParityError` where it must be verified and was not.
+) -> tuple[list[origin.Entry], int]:
+    """Make the place of the parts, with what there is to go on from, and return who made that, and how many rows are
+    made again as their images are others now. Raises `OutputError`, or `ParityError` where it must be verified and was
+    not.
 
     It counts as begun at the end: killed before, a finished output stands as it was, and the same command begins anew.
     """
     earlier: list[origin.Entry] = []
+    outdated, others = 0, list[int]()
     if begun := parts.begun():
-        rows, failed = counted(plan, parts, layout, progress)
-        earlier = origin.taken_over(parts.sealed(), rows, failed, dropped=allowed.retry_failed)
+        found = counted(plan, parts, layout, progress)
+        earlier = origin.taken_over(parts.sealed(), found.rows, found.failed, dropped=allowed.retry_failed)
+        if others := list(found.exchanged):
+            outdated = sum(rows for rows, _ in found.exchanged.values())
+            failed = found.failed - sum(failed for _, failed in found.exchanged.values())
+            rows = found.rows - outdated
+            earlier = origin.without(earlier, *((rows - failed, 0) if allowed.retry_failed else (rows, failed)))
     else:
         parts.clear()
         if allowed.retry_failed and output.exists():
-            earlier = take_over(output, plan, parts, layout, progress)
+            earlier, outdated = take_over(output, plan, parts, layout, progress)
     if allowed.require_verified:
         origin.require_verified(earlier, output)
     parts.seal(by, earlier)
-    if allowed.retry_failed and begun:  # once it is sealed: of what a killed one has dropped half, the counts hold
+    for index in others:  # once it is sealed: of what a killed one has dropped half, the counts hold
+        parts.drop(index)
+    if allowed.retry_failed and begun:
         drop_failed(plan, parts, layout, progress)
-    return earlier
+    return earlier, outdated
 
 
 def _plan(manifest: Path | str, work: Path, rows: int, progress: Progress) -> Plan:
@@ -318,6 +330,9 @@ def _finish(output: Path, form: str, plan: Plan, parts: Parts, layout: Layout) -
             writer.writerow(layout.columns)
             for some in rows():
                 writer.writerows(some)
+            file.flush()
+            os.fsync(file.fileno())  # from here on nothing can be wanting but the rename
+            drop(output)
     else:
         for _ in rows():
             pass
@@ -325,5 +340,6 @@ def _finish(output: Path, form: str, plan: Plan, parts: Parts, layout: Layout) -
             for shard in plan.shards:
                 _placed(parts.path(shard.index), folder)
             write_json(folder / MARKER, {**layout.header, "column_names": list(layout.columns)})
+            drop(output)
     shutil.rmtree(parts.work)
     return seen

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mpmmu_rt.errors import ImageError, UsageError
+from mpmmu_rt.errors import AnswerError, ImageError, UsageError
 
 from ._proven import looked_up, note_verdict, warn_never_run
 from ._report import JsonTo, bars, check_json, count, fitted, going_on, note, put_json, say, wrapped
@@ -95,7 +95,7 @@ def explain(
     if failed:
         first = f"`{failed[0]['case_id']}`: {failed[0]['error']}"
         raise ImageError(
-            f"{len(failed)} of {len(cases)} cases could not be read, expected none; the first is {first}",
+            f"{len(failed)} of {len(cases)} cases could not be explained, expected none; the first is {first}",
             hint=f"{output}/{REPORT} says why for each",
         )
 
@@ -156,8 +156,8 @@ def _explained(
     folder: Path,
     progress: Progress,
 ) -> tuple[list[dict[str, Any]], list[Files], list[dict[str, str]]]:
-    """Of each case its JSON and its pictures, in `folder`; and of each that can't be read why. how: frame and sampling
-    of `explain`. The images themselves, up to 200 million pixels each, are let go case by case."""
+    """Of each case its JSON and its pictures, in `folder`; and of each that can't be read or answered why. how: frame
+    and sampling of `explain`. The images themselves, up to 200 million pixels each, are let go case by case."""
     from mpmmu_rt.explain import explain as run
     from mpmmu_rt.verify import portable_head
 
@@ -171,8 +171,8 @@ def _explained(
             progress("explaining", done, len(cases), "cases")
             try:
                 explained = run(predictor, one, head, mean=mean, frame=frame, sampling=sampling, progress=progress)
-            except ImageError as error:
-                failed.append({"case_id": one.case_id, "error": str(error)})
+            except (ImageError, AnswerError) as error:  # as `run` does: one case costs its own
+                failed.append({"case_id": one.case_id, "error": f"{error}; {error.hint}"})
             else:
                 found.append(explained.to_json())
                 drawn.append(_draw(explained, size, folder, len(found)))

@@ -45,9 +45,14 @@ def run(
             "--allow-single", help="Predict cases with one image by heads for it alone; each row says what it rests on."
         ),
     ] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an unfinished run.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an unfinished run, with the same options.")
+    ] = False,
     retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Make the rows with errors of a run again, and no others.")
+        bool,
+        typer.Option(
+            "--retry-failed", help="Make the rows of a run again that have errors, or whose images were replaced."
+        ),
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUTPUT or an unfinished run.")] = False,
     require_verified: Annotated[
@@ -105,11 +110,13 @@ def run(
         else:
             made = _here(what, Path(listed), path, allowed, by, keeps=output != Path("-"))
         summary = made.summary
-        entry = run_record.record(made, output, by, choice)
-        if output == Path("-"):
-            put_file(path)
-        else:
-            place = run_record.keep(path, entry)
+        whole = f"{output} is whole, and what it was made with is not written beside it"
+        with going_on(output, lambda: whole if output != Path("-") else "rows for stdout are not kept", "--overwrite"):
+            entry = run_record.record(made, output, by, choice)
+            if output == Path("-"):
+                put_file(path)
+            else:
+                place = run_record.keep(path, entry)
     put_json(json_to, entry)
     note(
         f"wrote {output}: {count(summary.cases - summary.failed, 'prediction')}, {count(summary.failed, 'error')}"
@@ -117,6 +124,11 @@ def run(
         + ("" if output == Path("-") else f"; what they were made with: {place.name if to == output else place}")
     )
     _note_speed(made, batch)
+    if summary.outdated:
+        note(
+            f"warning: {count(summary.outdated, 'row')} that {'was' if summary.outdated == 1 else 'were'} there "
+            f"already {'was' if summary.outdated == 1 else 'were'} made again: images were written since"
+        )
     for remark in made.listing.remarks:
         note(f"warning: {remark}")
     if summary.warned:
@@ -135,6 +147,8 @@ def run(
     unverified = sum(one["rows"] for one in origin.unverified(summary.earlier))
     if verdict.passed and unverified:
         note(f"warning: {unverified} of {summary.cases} rows were there, of a run that is not known to be verified")
+    for other, rows in origin.elsewhere(summary.earlier, by).items():
+        note(f"note: {count(rows, 'row')} taken over from another {other}: the last digits may differ")
     if summary.failed and opened.single_heads and not allow_single:
         note("note: --allow-single predicts cases of which one image is there by heads for it alone")
     if not summary.failed:
@@ -153,7 +167,7 @@ def run(
 def _here(asked: Asked, manifest: Path, output: Path, allowed: Allowed, by: Entry, *, keeps: bool) -> Made:
     """In this process. keeps: what is finished when it is interrupted stays."""
     from mpmmu_rt.cases import read_manifest
-    from mpmmu_rt.journal import place_of
+    from mpmmu_rt.journal import finished, place_of
     from mpmmu_rt.predictor import Predictor
     from mpmmu_rt.run import run as run_manifest
     from mpmmu_rt.run_record import Made
@@ -170,8 +184,7 @@ def _here(asked: Asked, manifest: Path, output: Path, allowed: Allowed, by: Entr
             return "rows for stdout are not kept"
         if not begun():
             return "no row was finished"
-        finished = sum(1 for line in rows.read_bytes().split(b"\n")[1:] if line)
-        return f"{count(finished, 'row')} kept in {rows}"
+        return f"{count(finished(rows), 'row')} kept in {rows}"
 
     with (
         going_on(output, kept, *(["--resume"] if keeps else []), begun=begun),

@@ -233,7 +233,8 @@ def decisions_table(own: OwnCases, target: str) -> str:
         for name, pair in found.pairs.items()
         if pair
     ]
-    title = f"Decisions on {cases} own cases. Reference: {own.reference}; new: {target}. Δ is new - reference."
+    people = f" of {own.patients} patients" if own.patients < cases else ""
+    title = f"Decisions on {cases} own cases{people}. Reference: {own.reference}; new: {target}. Δ is new - reference."
     flipped = f"{share(found.flips, cases)}; to malignant {found.to_malignant}, to benign {found.to_benign}"
     facts = [("flipped", flipped)]
     if own.at_export:

@@ -83,6 +83,10 @@ def test_lines_end_as_they_do_for_one_process(tmp_path: Path, end: str, count: i
         ("case_id,mammography,ultrasound\na,1,2\nb,1\n", ":3 has more or fewer cells"),
         ("case_id,mammography,ultrasound\na,1,2\n,1,2\n", ":3 has the case_id ''"),
         ("case_id,mammography,ultrasound\na,1,2\nb,1,2\nc,1,2\nb,1,2\n", "the case_id `b` in two rows, 2 and 4"),
+        (
+            "case_id,mammography,ultrasound\n\u00e9,1,2\nb,1,2\nc,1,2\ne\u0301,1,2\n",
+            "the same letters otherwise encoded",
+        ),
         ('case_id,mammography,ultrasound\na,1,"2\n', "is not valid CSV"),
         ("case_id,mammography,ultrasound\na,1,\0\n", "NUL"),
         ("case_id,mammography,ultrasound\na,1," + "x" * 2**20 + "\n", "a line of 1048576 bytes or more"),

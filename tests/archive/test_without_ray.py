@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
+import os
 import shutil
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -27,6 +28,7 @@ from mpmmu_rt.journal import place_of
 from mpmmu_rt.machine import THREADS_VARIABLE
 from mpmmu_rt.places import claimed
 from mpmmu_rt.run import Allowed, Asked
+from mpmmu_rt.run import run as run_here
 from mpmmu_rt.run_record import Made
 from mpmmu_rt.spec import MODALITIES, Target
 from mpmmu_rt.verified import Verdict
@@ -195,3 +197,90 @@ def test_a_manifest_whose_lines_end_by_cr_alone(bundle_folder: Path, manifest: P
     other.write_bytes(manifest.read_bytes().replace(b"\r\n", b"\r"))
     call(asked, other, tmp_path / "p.csv", origin.made_by())
     assert (tmp_path / "p.csv").read_bytes() == (tmp_path / "want.csv").read_bytes()
+
+
+@pytest.fixture
+def own_images(phantom_manifest: Path, tmp_path: Path) -> Path:
+    """24 cases with images of their own: three shards of batches of one."""
+    pairs = [(case.mammography, case.ultrasound) for case in read_manifest(phantom_manifest).cases]
+    lines = ["case_id,mammography,ultrasound"]
+    for row in range(24):
+        for modality, image in zip(MODALITIES, pairs[row % len(pairs)], strict=True):
+            assert image is not None
+            shutil.copy2(image, tmp_path / f"{row}.{modality}.png")
+        lines.append(f"case-{row},{row}.mammography.png,{row}.ultrasound.png")
+    path = tmp_path / "own.csv"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.mark.parametrize("form", ["csv", "parquet"])
+def test_rows_of_images_that_were_exchanged_are_made_again(
+    bundle_folder: Path, own_images: Path, tmp_path: Path, form: str
+) -> None:
+    if form == "parquet":
+        pytest.importorskip("pyarrow")
+    out, whole = tmp_path / f"p.{form}", tmp_path / f"whole.{form}"
+    asked = Asked(Bundle.open(bundle_folder), FP32, batch=1)
+    by = origin.made_by()
+    call(asked, own_images, whole, by)
+    before = sha256_of(whole)
+    with pytest.raises(KeyboardInterrupt):
+        call(asked, own_images, out, by, most=2)
+    shutil.copy(tmp_path / "3.mammography.png", tmp_path / "9.mammography.png")
+    by = origin.made_by()
+    made = call(asked, own_images, out, by, resume=True)
+    assert (made.summary.outdated, made.summary.resumed, made.summary.predicted) == (8, 8, 16)
+    assert [one["rows"] for one in made.summary.earlier] == [8]
+    call(asked, own_images, whole, by, overwrite=True)
+    assert before != sha256_of(whole) == sha256_of(out)
+    # Of a finished output, too.
+    shutil.copy(tmp_path / "3.mammography.png", tmp_path / "20.mammography.png")
+    os.utime(tmp_path / "20.mammography.png", (2**31, 2**31))  # later than the second in which the run began
+    made = call(asked, own_images, out, by, retry_failed=True)
+    assert (made.summary.outdated, made.summary.resumed, made.summary.predicted) == (1, 23, 1)
+    call(asked, own_images, whole, by, overwrite=True)
+    assert sha256_of(whole) == sha256_of(out)
+
+
+@pytest.mark.parametrize("how", ["resume", "retry_failed"])
+def test_an_image_that_was_repaired_is_none_that_was_exchanged(
+    bundle_folder: Path, manifest: Path, tmp_path: Path, how: str
+) -> None:
+    out, asked = tmp_path / "p.csv", Asked(Bundle.open(bundle_folder), FP32, batch=1)
+    with pytest.raises(KeyboardInterrupt):
+        call(asked, manifest, out, origin.made_by("first", PASSED), most=2)
+    first = read_manifest(manifest).cases[0].mammography
+    assert first is not None
+    shutil.copy(first, tmp_path / "no.png")
+    made = call(asked, manifest, out, origin.made_by("second", PASSED), **{how: True})
+    assert made.summary.outdated == 0
+    assert told(made) == [(16, 1, "first") if how == "resume" else (15, 0, "first")]
+    assert made.summary.failed == (how == "resume")
+
+
+def test_other_threads_are_another_run(bundle_folder: Path, own_images: Path, tmp_path: Path) -> None:
+    """--ray-cpus changes the last digits, and the page said that other options are refused."""
+    out, asked = tmp_path / "p.csv", Asked(Bundle.open(bundle_folder), FP32, batch=1)
+    with pytest.raises(KeyboardInterrupt):
+        call(asked, own_images, out, origin.made_by(), most=1)
+    with claimed(out), pytest.raises(OutputError, match=r"other threads\), expected this run's") as caught:
+        run(asked, own_images, out, Here(cpus=2), allowed=Allowed(resume=True))
+    assert caught.value.hint.startswith("--ray-cpus 1 goes on with it; ")
+    call(asked, own_images, out, origin.made_by(), resume=True)
+
+
+def test_the_same_manifest_in_another_folder_is_another_run(
+    bundle_folder: Path, own_images: Path, tmp_path: Path
+) -> None:
+    out, asked = tmp_path / "p.csv", Asked(Bundle.open(bundle_folder), FP32, batch=1)
+    with pytest.raises(KeyboardInterrupt):
+        call(asked, own_images, out, origin.made_by(), most=1)
+    (tmp_path / "there").mkdir()
+    there = Path(shutil.copy(own_images, tmp_path / "there/own.csv"))
+    with pytest.raises(OutputError, match=r"other folder\), expected this run's") as caught:
+        call(asked, there, out, origin.made_by(), resume=True)
+    assert caught.value.hint.startswith(f"its images are those of {tmp_path}: ")
+    call(asked, own_images, out, origin.made_by(), resume=True)
+    with load(bundle_folder) as predictor, pytest.raises(OutputError, match=r"other folder\), expected this run's"):
+        run_here(predictor, read_manifest(there), out, retry_failed=True)  # without --ray as well

@@ -38,6 +38,7 @@ from mpmmu_rt.model.checkpoint import Checkpoint
 from mpmmu_rt.model.encoder import Encoder
 from mpmmu_rt.spec import MODALITIES, Array, Modality, Target
 from mpmmu_rt.verify import portable_head
+from tests.changed import unanswering
 from tests.conftest import Traced
 from tests.swapped import checking
 
@@ -272,7 +273,7 @@ def test_the_command(knowing: Path, phantom_manifest: Path, tmp_path: Path) -> N
     command = ["explain", str(knowing), str(listed), "-o", str(out)]
     done = CliRunner().invoke(app, [*command, "--json", str(tmp_path / "j")])
     assert done.exit_code == 1
-    assert "1 of 3 cases could not be read" in done.stderr
+    assert "1 of 3 cases could not be explained" in done.stderr
     entry: dict[str, Any] = json.loads((out / "explanations.json").read_text())
     assert entry == json.loads((tmp_path / "j").read_text())
     assert (entry["schema"], entry["bundle"]["digest"]) == ("mpmmu-explanation/1", Bundle.open(knowing).digest)
@@ -404,6 +405,34 @@ def test_images_are_let_go_case_by_case(knowing: Path, phantom_manifest: Path, t
     assert (len(found), len(drawn), failed) == (4, 4, [])
     assert len(alive) == 5
     assert max(alive) - alive[0] <= 2, "no more than the two of one case"
+
+
+def test_a_case_without_an_answer_costs_its_own(phantom_manifest: Path, tmp_path: Path) -> None:
+    """It ended the command, and what was found of all others was lost."""
+    bundle = unanswering(tmp_path / "b.bundle", grey=20)
+    cases = read_manifest(phantom_manifest).cases[:3]
+    lines = ["case_id,mammography,ultrasound"]
+    for row, case in enumerate(cases):
+        assert case.mammography is not None
+        with Image.open(case.mammography) as image:
+            grey = np.asarray(image.convert("L"))
+        Image.fromarray(grey // 8 if row == 1 else grey).save(tmp_path / f"{row}.png")
+        lines.append(f"{case.case_id},{row}.png,{case.ultrasound}")
+    (tmp_path / "m.csv").write_text("\n".join(lines) + "\n")
+    out = tmp_path / "out"
+    done = CliRunner().invoke(app, ["explain", str(bundle), str(tmp_path / "m.csv"), "-o", str(out)])
+    assert done.exit_code == 1
+    error, hint = done.stderr.splitlines()[-2:]
+    said = "onnxruntime:fp32 gave embeddings that are not finite for 1 of 1 cases; `mpmmu-rt verify BUNDLE` tells "
+    assert error.startswith(
+        f"error: 1 of 3 cases could not be explained, expected none; the first is `{cases[1].case_id}`: {said}"
+    )
+    assert hint == f"hint: {out}/explanations.json says why for each"
+    entry = json.loads((out / "explanations.json").read_text())
+    assert [one["case_id"] for one in entry["cases"]] == [cases[0].case_id, cases[2].case_id]
+    assert [one["case_id"] for one in entry["failed"]] == [cases[1].case_id]
+    assert entry["failed"][0]["error"].startswith(said)
+    assert all((out / f"{number:04d}_mammography_occlusion.png").is_file() for number in (1, 2))
 
 
 @pytest.mark.slow
