@@ -31,11 +31,11 @@ from pathlib import Path
 from typing import Any
 
 from . import gate
-from .baseline_file import FEWEST_TURNS, MOST_SESSIONS, MOST_TURNS, Baseline, Session
+from .baseline_file import FEWEST_TURNS, HINT, MOST_SESSIONS, MOST_TURNS, Baseline, Session
 from .bundle import Bundle
 from .compare import TURN_S, Side, Turn, require_same, take_turn
 from .conditions import WHAT, conditions, control_ms, differences, plain
-from .counts import Counts, Moved, count, moved
+from .counts import Counts, Moved, count, may_not_grow, moved
 from .errors import MpmmuError, UsageError
 from .gate import MOST_SLOWDOWN, STATISTICS, Estimate, Rule, Verdict, statistics
 from .machine import now, package_versions
@@ -180,6 +180,8 @@ def judge_against(
     if different:
         rule = _tripwire(rule)
     counted = count(side.path, side.target, batch)
+    if not different:
+        _require_counts(path, stored.counts, counted)
     differ = moved(stored.counts, counted, allow_counts, judged=not different)
     drawn = random.Random()
     pool = [one for session in stored.sessions for one in session.turns]
@@ -230,6 +232,15 @@ def judge(rounds: list[dict[str, float]], rule: Rule, floor: Mapping[str, float]
         if found and found.answer in wanted:
             return Verdict(found.answer, _reason(found, floor), found.rounds, _estimates(rounds, rule))
     return None
+
+
+def _require_counts(path: StrPath, then: Counts, here: Counts) -> None:
+    """Raise `UsageError` where no count would be judged: it would look as if none had grown."""
+    if not any(may_not_grow(name) and then.get(name) is not None and here[name] is not None for name in here):
+        raise UsageError(
+            f"{path} holds none of the {len(here)} counts that are judged here, expected some: {next(iter(here))}, …",
+            hint=HINT,
+        )
 
 
 def _tripwire(rule: Rule) -> Rule:

@@ -48,15 +48,18 @@
 A bundle is written to a temporary folder and renamed. Opening it checks the schema, and the size and digest of
 every listed file, before anything is deserialised. Whatever is not as it was sealed gets one answer, `DigestMismatch`:
 a file that is missing, cut, changed or linked, one that is not listed, and a `bundle.json` that is no JSON any more.
-What was sealed and makes no sense is a `BundleError`. It never contains a pickle.
+What was sealed and makes no sense is a `BundleError`. It never contains a pickle. Files that systems leave in folders
+which are looked at (`.DS_Store`) are let be, unless a graph names them: its weights could lie there.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
 import os
+import stat
 import time
 import zlib
 from collections.abc import Mapping
@@ -206,10 +209,14 @@ class Bundle:
         """Of pairs whose images look swapped; None where the model was not trained by us, or long ago."""
         return ModalityCheck.from_json(self.entry.get("modality_check"))
 
+    @property
+    def _width(self) -> int:
+        return int(self.tensors["embedding"].shape[1])
+
     @cached_property
     def single_heads(self) -> Mapping[Modality, SingleHead]:
         """For one modality alone; {} where the model was trained without them."""
-        return read_single_heads(self.entry, int(self.tensors["embedding"].shape[1]))
+        return read_single_heads(self.entry, self._width)
 
     @cached_property
     def learners(self) -> tuple[str, ...] | None:
@@ -280,16 +287,29 @@ class Bundle:
     def golden(self) -> dict[str, Array]:
         """The golden vectors: `<modality>.pixels`, `<modality>.feature_map`, `embedding`, `probability`."""
         path = self.path / self.entry["golden"]
-        found = _read_arrays(path, MAX_GOLDEN_BYTES)
-        self.require_unchanged()
+        found = self._golden_arrays()
         wanted = GOLDEN | {of_single_head(modality) for modality in self.single_heads}
         if missing := wanted.difference(found):
             raise BundleError(f"{path} lacks `{min(missing)}`, expected {', '.join(sorted(wanted))}", hint=_HINT)
+        known = {name: array for name, array in found.items() if name in wanted or ":" in name}  # of a target
+        _check_golden(path, known, self.preprocessing.size, self._width)
         return found
 
     def embedding_mean(self) -> Array | None:
         """float32 [D], the mean embedding of the rows that the model was trained on; None where it is not known."""
-        return _read_arrays(self.path / self.entry["golden"], MAX_GOLDEN_BYTES).get(EMBEDDING_MEAN)
+        mean = self._golden_arrays().get(EMBEDDING_MEAN)
+        if mean is not None and (mean.shape != (self._width,) or mean.dtype.kind != "f" or not np.isfinite(mean).all()):
+            raise BundleError(
+                f"{self.path / self.entry['golden']} has {mean.dtype}{list(mean.shape)} as `{EMBEDDING_MEAN}`, "
+                f"expected {self._width} finite floats",
+                hint=_HINT,
+            )
+        return mean
+
+    def _golden_arrays(self) -> dict[str, Array]:
+        found = _read_arrays(self.path / self.entry["golden"], MAX_GOLDEN_BYTES)
+        self.require_unchanged()
+        return found
 
     def golden_of(self, target: Target, golden: Mapping[str, Array]) -> dict[str, Array]:
         """`embedding` and `probability` of an INT8 target when it was proven, out of `golden`. Raises `BundleError`."""
@@ -315,7 +335,9 @@ class Bundle:
                 f"{self.path} holds no weights of attention pools, expected a model that has them",
                 hint="export it again; a module of your own has none, and its whole graph is what runs",
             )
-        return _read_arrays(self.path / pool["weights"], MAX_POOL_BYTES)
+        found = _read_arrays(self.path / pool["weights"], MAX_POOL_BYTES)
+        self.require_unchanged()
+        return found
 
     def check_files(self) -> None:
         """Hold every file to its digest again. Raises `DigestMismatch` for one that is altered, missing, or not listed,
@@ -339,12 +361,20 @@ class Bundle:
             name = path.relative_to(self.path).as_posix()
             if name in files or name == MANIFEST or (path.is_dir() and not path.is_symlink()):
                 continue
-            if path.name not in _LEFT_BY_SYSTEMS or name.startswith(f"{ENGINES}/"):
+            if not self._is_left_by_systems(path, name):
                 raise DigestMismatch(
                     f"{self.path} holds {name}, which {MANIFEST} does not list, expected the files as they were "
                     "exported",
                     hint="remove it, if you put it there; else do not use the bundle: copy or export it again",
                 )
+
+    def _is_left_by_systems(self, path: Path, name: str) -> bool:
+        """Whether a file that is not listed is nobody's doing, and nothing would read it: an engine reads weights from
+        any file beside a graph that the graph names."""
+        if path.name not in _LEFT_BY_SYSTEMS or name.startswith(f"{ENGINES}/") or not _is_file(path):
+            return False
+        graphs = {one for one in self.entry["files"] if one.endswith(".onnx")} | set(self.entry["graphs"].values())
+        return not any(_holds(self.path / graph, path.name.lower().encode()) for graph in graphs)
 
     def require_unchanged(self) -> None:
         """Of what is loaded from the bundle later than it was opened: raise `DigestMismatch`, or whatever `check_files`
@@ -354,6 +384,30 @@ class Bundle:
         """
         if any(_seen(self.path / name) != self._hashed.get(name) for name in self.entry["files"]):
             self.check_files()
+
+
+def _is_file(path: Path) -> bool:
+    """And no link; nor is a name that no file can have."""
+    try:
+        return stat.S_ISREG(os.lstat(path).st_mode)
+    except ValueError:
+        return False
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP):
+            return False
+        raise
+
+
+def _holds(path: Path, text: bytes) -> bool:
+    """Whether a file of any size holds `text` (small letters), in small letters or capitals: names of files may be
+    alike then."""
+    before = b""
+    with path.open("rb") as file:
+        while part := file.read(2**20):
+            if text in (before + part).lower():
+                return True
+            before = (before + part)[-len(text) :]
+    return False
 
 
 def _seen(path: Path) -> tuple[int, ...] | None:
@@ -384,7 +438,7 @@ def _read_manifest(folder: Path) -> tuple[dict[str, Any], bytes]:
     if (size := path.stat().st_size) > MAX_JSON_BYTES:
         raise DigestMismatch(f"{path} has {size} bytes, expected at most {MAX_JSON_BYTES}", hint=_ALTERED)
     data = read_bounded(path, MAX_JSON_BYTES, BundleError, "check its permissions and the disk")
-    entry: dict[str, Any] = dict(parse_json_object(path, data, DigestMismatch, _ALTERED))
+    entry: dict[str, Any] = parse_json_object(path, data, DigestMismatch, _ALTERED, twice=True, finite=True)
     # Without white space, which tools and transfers change: what a value's digest can't see is how it was spelt (1e-05
     # and 1E-05), and a key that is there twice.
     as_sealed = json.dumps(entry).encode()
@@ -411,7 +465,7 @@ def _check_file(folder: Path, name: str, size: int, digest: str) -> None:
     if relative.is_absolute() or ".." in relative.parts or "\\" in name:
         raise BundleError(f"{folder / MANIFEST} lists the path `{name}`, expected one inside the bundle", hint=_HINT)
     path = folder / relative
-    if path.is_symlink() or not path.is_file():
+    if not _is_file(path):
         raise DigestMismatch(f"{path} is missing or a link, expected a file of {size} bytes", hint=_ALTERED)
     got = path.stat().st_size
     if got != size or size > MAX_FILE_BYTES or sha256_file(path) != digest:
@@ -423,7 +477,10 @@ def _check_file(folder: Path, name: str, size: int, digest: str) -> None:
 
 def _read_arrays(path: Path, limit: int) -> dict[str, Array]:
     """The arrays of an .npz file of at most `limit` bytes, unpacked too. Raises `BundleError`."""
-    from zipfile import BadZipFile  # imports slowly, and a prediction has no use for it
+    # Import slowly, and a prediction has no use for them.
+    from lzma import LZMAError
+    from tokenize import TokenError
+    from zipfile import BadZipFile
 
     data = read_bounded(path, limit, BundleError, _HINT)
     try:
@@ -431,13 +488,42 @@ def _read_arrays(path: Path, limit: int) -> dict[str, Array]:
             if (size := sum(item.file_size for item in arrays.zip.infolist())) > limit:
                 raise ValueError(f"it unpacks to {size} bytes, expected at most {limit}")
             found = {name: arrays[name] for name in arrays.files}
+            if len(found) < len(arrays.zip.infolist()):  # which of the two counts?
+                raise ValueError("it holds a name twice")
             if strange := [name for name, array in found.items() if not isinstance(array, np.ndarray)]:
                 raise ValueError(f"`{strange[0]}` is no array")
             return found
     # TypeError: of a .npy file `np.load` gives an array, which is no context manager. MemoryError: of a header that
-    # claims more than there can be.
-    except (ValueError, OSError, EOFError, TypeError, MemoryError, zlib.error, BadZipFile) as error:
+    # claims more than there can be. RuntimeError: of what is encrypted, or packed in a way that there is not here.
+    except (
+        *(ValueError, OSError, EOFError, TypeError, MemoryError, RuntimeError, SyntaxError, TokenError),
+        *(zlib.error, LZMAError, BadZipFile),
+    ) as error:
         raise BundleError(f"{path} is not a readable .npz file: {error}", hint=_HINT) from error
+
+
+def _check_golden(path: Path, golden: Mapping[str, Array], size: int, width: int) -> None:
+    """Raise `BundleError` for vectors that no answer could be held to. NaN is left to who compares: it equals nothing.
+
+    size: of an image; width: of an embedding.
+    """
+    cases = golden["probability"].shape[:1] or (0,)
+    if not cases[0]:
+        raise BundleError(f"{path} holds no golden cases, expected some", hint=_HINT)
+    for name, array in golden.items():
+        *_, part = name.rpartition(".")
+        shape: tuple[int, ...] | None = {
+            "pixels": (*cases, 1, size, size),
+            "embedding": (*cases, width),
+            "probability": cases,
+        }.get(part)
+        if part == "feature_map":
+            shape = (*cases, *array.shape[1:])
+        fits = array.dtype == np.uint8 if part == "pixels" else array.dtype.kind == "f"
+        if shape is not None and (array.shape != shape or not fits):
+            got = f"{array.dtype}{list(array.shape)}"
+            wanted = f"{'uint8' if part == 'pixels' else 'floats'}{list(shape)}"
+            raise BundleError(f"{path} has {got} as `{name}`, expected {wanted}", hint=_HINT)
 
 
 def _mapping(entry: Mapping[str, Any], key: str) -> Mapping[str, Any]:
@@ -472,12 +558,31 @@ def _check_facts(entry: Mapping[str, Any]) -> None:
             raise TypeError(f"`{key}` is a {type(entry[key]).__name__}, expected a {kind.__name__}")
     if not all(isinstance(target, str) for target in entry["targets"]):
         raise TypeError(f"`targets` is {entry['targets']!r}, expected texts")
+    for name in entry["targets"]:
+        Target.parse(name)
+    if not 0 < len(entry["targets"]) == len(set(entry["targets"])):
+        raise ValueError(f"`targets` is {entry['targets']!r}, expected at least one, and none twice")
     for key in ("model", "card", "provenance", "parity", "precision", "head"):
         _mapping(entry, key)
+    if entry["parity"]:  # of a draft it is empty
+        _check_report(entry, "parity")
+    for name in entry["precision"]:
+        _check_report(entry["precision"], name)
+    for name in entry["head"]:
+        learners = _mapping(entry["head"], name).get("learners")
+        if learners is not None and not (isinstance(learners, list) and all(isinstance(one, str) for one in learners)):
+            raise TypeError(f"`{name}` has the learners {learners!r}, expected texts")
     if entry.get("attention_pool") is not None:
         _check_pool(_mapping(entry, "attention_pool"))
     if entry.get("calibration") is not None:
         _mapping(entry, "calibration")
+
+
+def _check_report(entry: Mapping[str, Any], name: str) -> None:
+    """What the export says of a target."""
+    passed = _mapping(entry, name)["passed"]
+    if passed is not None and not isinstance(passed, bool):
+        raise TypeError(f"`{name}` has passed {passed!r}, expected true, false or null")
 
 
 def _check_pool(pool: Mapping[str, Any]) -> None:

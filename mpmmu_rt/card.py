@@ -102,6 +102,7 @@ def update(path: StrPath, evaluation: Mapping[str, Any]) -> Bundle:
             place = partial / name
             place.parent.mkdir(parents=True, exist_ok=True)
             _link(path / name, place)
+        bundle.require_unchanged()  # or what was written over meanwhile would be sealed
         write(partial, entry)
         seal(partial, entry)
     return Bundle.open(path)

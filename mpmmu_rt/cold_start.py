@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .bundle import Bundle
-from .child import FIRST, answer, python, run_timed, telling
+from .child import FIRST, answer, limit_s, python, run_timed, telling
 from .engines import engine, head_target
 from .predictor import Predictor
 from .spec import Target
@@ -59,7 +59,8 @@ class ColdStart:
 def measure(path: Path, target: Target, batch: int) -> ColdStart:
     """Start a process, and have it predict one pair, the same again, and `batch`. Raises what the child raised."""
     hint = f"`mpmmu-rt verify {path} --target {target}` runs the same here"
-    started, spent, said = run_timed(f"cold start of {path} on {target}", command(path, target, batch), hint)
+    what = f"cold start of {path} on {target}"
+    started, spent, said = run_timed(what, command(path, target, batch), hint, limit_s(batch))
     ends = [started, *said["ends_ns"]]
     parts = {name: (end - begin) / 1e6 for name, begin, end in zip(PARTS, ends, ends[1:], strict=False)}
     return ColdStart(spent / 1e6, parts, said["second_call_ms"], said["peak_rss_bytes"])

@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from .bundle import ENGINES, Bundle, target_folder
-from .child import answer, python, run, telling
+from .child import answer, limit_s, python, run, telling
 from .engines import engines, known_engine
 from .errors import UsageError
 from .onnx_counts import GraphCounts, count_graph
@@ -55,7 +55,7 @@ def count(path: Path, target: Target, batch: int) -> Counts:
     Bundle.open(path)
     command = python("-m", "mpmmu_rt.counts", str(path.resolve()), str(target), str(batch))
     hint = f"`mpmmu-rt verify {path} --target {target}` says what is wrong"
-    found: Counts = run(f"{path} on {target}", command, hint)
+    found: Counts = run(f"the counts of {path} on {target}", command, hint, limit_s(batch))
     return found
 
 
@@ -104,7 +104,7 @@ def moved(a: Counts, b: Counts, allowed: Mapping[str, float] | None, *, judged: 
         old, new = a.get(name), b.get(name)
         if old != new:
             most = max((share for one, share in allowed.items() if _named(name, one)), default=0.0)
-            found.append(Moved(name, old, new, judged and _judged(name) and _worse(old, new, most)))
+            found.append(Moved(name, old, new, judged and may_not_grow(name) and _worse(old, new, most)))
     return sorted(found, key=lambda one: not one.worse)
 
 
@@ -112,7 +112,8 @@ def _named(name: str, wanted: str) -> bool:
     return name == wanted or name.startswith(f"{wanted}.")
 
 
-def _judged(name: str) -> bool:
+def may_not_grow(name: str) -> bool:
+    """Whether the count of that name is judged: one of operators by type only explains."""
     return not (name.startswith("operators.") and name.count(".") > 1)
 
 

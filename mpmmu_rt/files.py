@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -63,10 +64,35 @@ def read_bounded(path: Path, limit: int, error: ErrorFactory, hint: str) -> byte
     return data
 
 
-def parse_json_object(path: Path, data: bytes, error: ErrorFactory, hint: str) -> dict[str, object]:
-    """`data` as a JSON object, or `error`."""
+class _Twice(Exception):
+    """A key that an object has twice; `str` is the key."""
+
+
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise _Twice(next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1))
+    return found
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"it holds {name}")
+
+
+def parse_json_object(
+    path: Path, data: bytes, error: ErrorFactory, hint: str, *, twice: bool = False, finite: bool = False
+) -> dict[str, object]:
+    """`data` as a JSON object, or `error`.
+
+    twice: keys may be there twice, and the last counts: for who finds that otherwise. Who reads such a file with other
+    eyes, or an editor, takes the first. finite: NaN and Infinity, which JSON has not and Python reads, are refused.
+    """
+    hook, constant = None if twice else _once, _no_number if finite else None
     try:
-        entry = json.loads(data)
+        entry = json.loads(data, object_pairs_hook=hook, parse_constant=constant)
+    except _Twice as cause:
+        key = f"{str(cause)[:60]!r}"
+        raise error(f"{path} has the key {key} twice in one object, expected every key once", hint=hint) from cause
     except (ValueError, RecursionError) as cause:
         raise error(f"{path} is not valid JSON: {cause}", hint=hint) from cause
     if not isinstance(entry, dict):

@@ -75,7 +75,8 @@ class ModalityCheck:
             raise ValueError("`modality_check` is not of the figures that this version computes")
         arrays = [np.asarray(entry[name], np.float64) for name in ("weights", "means", "scales")]
         numbers = [float(entry[name]) for name in ("intercept", "margin")]
-        if any(one.shape != (len(FIGURES),) or not np.isfinite(one).all() for one in arrays) or (arrays[2] <= 0).any():
+        sound = all(one.shape == (len(FIGURES),) and np.isfinite(one).all() for one in arrays)
+        if not sound or not all(map(math.isfinite, numbers)) or (arrays[2] <= 0).any():
             raise ValueError(f"`modality_check` does not hold {len(FIGURES)} finite numbers each")
         return cls(arrays[0], arrays[1], arrays[2], *numbers)
 

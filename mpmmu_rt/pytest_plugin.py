@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Generator, Iterator, Sequence
     from pathlib import Path
 
     from .compare import Side
 
-_PROPERTY = "mpmmu_latency"
+_PROPERTY = _FIXTURE = "mpmmu_latency"
+_PASSED = pytest.StashKey[bool]()
 _FAILS = ("slower", "far slower", "counts grew")
 _CANNOT_TELL = "cannot tell"
 
@@ -52,10 +53,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_itemcollected(item: pytest.Item) -> None:
     """With pytest-benchmark, these tests are benchmarks: what was timed is in its JSON, by its own clock."""
     names = getattr(item, "fixturenames", [])
-    if "mpmmu_latency" in names and item.config.pluginmanager.hasplugin("benchmark"):
+    if _FIXTURE in names and item.config.pluginmanager.hasplugin("benchmark"):
         if "benchmark" not in names:
             names.append("benchmark")
         item.add_marker(pytest.mark.benchmark(timer=_CLOCK))
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, None]:
+    outcome = yield
+    if call.when == "call" and _FIXTURE in getattr(item, "fixturenames", ()):
+        item.stash[_PASSED] = outcome.get_result().passed
 
 
 @pytest.fixture
@@ -65,9 +73,11 @@ def mpmmu_latency(request: pytest.FixtureRequest) -> Iterator[Callable[..., Verd
 
     Takes turns of fresh processes, one measurement at a time on this machine, and judges them against the baseline file
     of `mpmmu-rt bench --save`, and against a limit on the 99th percentile in ms. Fails the test where the bundle is
-    slower or beyond the limit, and with `--mpmmu-strict` where that can't be told; returns the `Verdict`.
+    slower or beyond the limit, and with `--mpmmu-strict` where that can't be told; returns the `Verdict`. A test that
+    passes and never called it is an error: nothing was judged.
     """
 
+    asked = False
     benchmark = request.getfixturevalue("benchmark") if "benchmark" in request.fixturenames else None
 
     def judge(
@@ -91,6 +101,8 @@ def mpmmu_latency(request: pytest.FixtureRequest) -> Iterator[Callable[..., Verd
         from .spec import Target
         from .turnstile import alone
 
+        nonlocal asked
+        asked = True
         refused: MpmmuError | None = None
         try:
             if baseline is None:
@@ -119,6 +131,8 @@ def mpmmu_latency(request: pytest.FixtureRequest) -> Iterator[Callable[..., Verd
     yield judge
     if benchmark:
         benchmark.skipped = True  # or it warns where a test failed before anything was timed
+    if not asked and request.node.stash.get(_PASSED, False):  # as in a loop over bundles of which there is none
+        pytest.fail("mpmmu_latency was never called, expected a bundle to judge: nothing was", pytrace=False)
 
 
 def _check_alone(p99_ms: float | None, judging: object) -> None:

@@ -127,6 +127,29 @@ def test_a_value_of_another_kind_is_refused(stored: Path, what: str) -> None:  #
     assert caught.value.hint == HINT
 
 
+def test_a_key_that_is_there_twice_is_refused(stored: Path) -> None:  # noqa: F811
+    """The last of them was judged by, whatever the first said."""
+    text = stored.read_text()
+    for key in ("sessions", "counts", "threads"):
+        value = json.dumps(json.loads(text)["counts"]["threads"] + 9 if key == "threads" else json.loads(text)[key])
+        stored.write_text(text.replace(f'"{key}": ', f'"{key}": {value}, "{key}": ', 1))
+        with pytest.raises(UsageError, match=rf"b\.json has the key '{key}' twice in one object, expected") as caught:
+            judge_against(stored, SIDE, 2)
+        assert caught.value.hint == HINT
+
+
+@pytest.mark.parametrize("held", [{"a": 1}, {"parameters.head": None}, {"operators.head.Add": 3}])
+def test_counts_that_judge_nothing_are_refused(stored: Path, held: dict[str, Any]) -> None:  # noqa: F811
+    """It was green however the bundle had grown."""
+    entry = json.loads(stored.read_text())
+    stored.write_text(json.dumps(entry | {"counts": held}))
+    with pytest.raises(
+        UsageError, match=r"b\.json holds none of the \d+ counts that are judged here, expected"
+    ) as caught:
+        judge_against(stored, SIDE, 2)
+    assert caught.value.hint == HINT
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("quiet")
 def test_a_file_that_was_changed_is_judged_by_or_refused(

@@ -309,7 +309,7 @@ def test_a_check_without_a_finite_value_is_still_json(folder: Path) -> None:
     path = folder / "golden/golden.npz"
     with np.load(path) as vectors:
         golden: dict[str, Any] = {name: vectors[name] for name in vectors.files}
-    golden["embedding"] = golden["embedding"][:, :-1]
+    golden["embedding"] = np.full_like(golden["embedding"], np.nan)
     with path.open("wb") as file:
         np.savez(file, **golden)
     reseal(folder)
@@ -367,6 +367,46 @@ def test_inspect(bundle_folder: Path) -> None:
         assert said.lower() in result.stdout.lower()
     entry = document(call("inspect", bundle_folder, "--json", "-"))
     assert entry == json.loads((bundle_folder / "bundle.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("keys", "value"),
+    [
+        *((("provenance", "versions"), []), (("provenance",), {}), (("head", "head"), {"forests": 3})),
+        *((("calibration",), {"kind": "manifest"}), (("parity", "checks"), [])),
+        *((("parity", "checks"), [{"name": 3}]), (("precision", "openvino:fp32"), {"passed": True})),
+    ],
+)
+def test_inspect_of_a_bundle_that_says_less_of_itself_is_two_lines(
+    folder: Path, keys: tuple[str, ...], value: object
+) -> None:
+    """What is only for people, opening a bundle does not ask for."""
+    entry = json.loads((folder / "bundle.json").read_text())
+    part: dict[str, Any] = entry
+    for key in keys[:-1]:
+        part = part[key]
+    part[keys[-1]] = value
+    seal(folder, entry)
+    result = call("inspect", folder)
+    error, hint = two_lines(result)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "is not as an export has it (" in error
+    assert "--json" in hint
+    assert document(call("inspect", folder, "--json", "-"))["name"] == entry["name"]
+
+
+def test_what_a_bundle_says_does_not_steer_the_terminal(folder: Path) -> None:
+    entry = json.loads((folder / "bundle.json").read_text())
+    steers = "\x1b[2J\x1b]0;mine\x07 \x9b31m\rproven"
+    seal(folder, entry | {"name": f"a{steers}", "card": entry["card"] | {"trained_on": steers}})
+    told = call("inspect", folder)
+    (folder / f"onnx/{steers.replace('/', '')}").write_bytes(b"x")
+    refused = call("inspect", folder)
+    assert (told.exit_code, refused.exit_code) == (0, 3)
+    for text in (told.stdout, told.stderr, refused.stderr):
+        assert not [letter for letter in text if not letter.isprintable() and letter not in "\n\t"]
+    assert "a?[2J?]0;mine?" in told.stdout
+    two_lines(refused)
 
 
 def test_inspect_loads_no_engine(bundle_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,20 +7,25 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 import mpmmu_rt
-from mpmmu_rt import child, cold_start
+from mpmmu_rt import child, cold_start, compare, counts
 from mpmmu_rt.bundle import seal
 from mpmmu_rt.cli import app
 from mpmmu_rt.errors import AnswerError, DigestMismatch, EngineError, MpmmuError
 from mpmmu_rt.spec import Target
 
 FP32 = Target("onnxruntime", "fp32")
+STORED = Path(__file__).parent / "data" / "bundle_613dfc9"
+LIMIT_S = 60.0
 
 
 @pytest.mark.slow
@@ -110,31 +115,31 @@ def said(value: object) -> str:
 def test_what_comes_with_the_first_line_is_not_lost() -> None:
     """A parent that had to wait finds both lines at once."""
     both = f"print('{child.FIRST}', flush=True); {said(2)}"
-    _, spent, found = child.run_timed("work", child.python("-c", both), "look")
+    _, spent, found = child.run_timed("work", child.python("-c", both), "look", LIMIT_S)
     assert (found, spent > 0) == (2, True)
     with pytest.raises(EngineError, match="said: why"):
-        child.run_timed("work", child.python("-c", "raise SystemExit('why')"), "look")
+        child.run_timed("work", child.python("-c", "raise SystemExit('why')"), "look", LIMIT_S)
     loud = f"import sys; print('{child.FIRST}', flush=True); sys.stderr.write('x' * 2**20); {said(2)}"
-    assert child.run_timed("work", child.python("-c", loud), "look")[2] == 2
+    assert child.run_timed("work", child.python("-c", loud), "look", LIMIT_S)[2] == 2
 
 
 def test_a_child_that_works_is_heard() -> None:
-    assert child.run("work", child.python("-c", said([7])), "look") == [7]
+    assert child.run("work", child.python("-c", said([7])), "look", LIMIT_S) == [7]
     with pytest.raises(EngineError, match="status 5"):
-        child.run("work", child.python("-c", "raise SystemExit(5)"), "look")
+        child.run("work", child.python("-c", "raise SystemExit(5)"), "look", LIMIT_S)
 
 
 def test_what_else_is_printed_is_no_answer() -> None:
     """By libraries, or by what a site runs in every Python; not even what is no text."""
     noise = "import os; print('[1, 2]'); print('{}'); os.write(1, b'\\xff\\n'); os.write(2, b'\\xff\\n'); "
-    assert child.run("work", child.python("-c", f"{noise}{said(None)}; print('bye')"), "look") is None
+    assert child.run("work", child.python("-c", f"{noise}{said(None)}; print('bye')"), "look", LIMIT_S) is None
     first = f"print('hello', flush=True); import time; time.sleep(0.3); print('{child.FIRST}', flush=True); "
-    _, spent, found = child.run_timed("work", child.python("-c", f"{noise}{first}{said(3)}"), "look")
+    _, spent, found = child.run_timed("work", child.python("-c", f"{noise}{first}{said(3)}"), "look", LIMIT_S)
     assert (found, spent > 0.3e9) == (3, True)
     for silent in (noise, "", f"print('{child.FIRST}')"):
         for ask in (child.run, child.run_timed):
             with pytest.raises(EngineError, match=r"its process ended and said .+, expected a result") as caught:
-                ask("work", child.python("-c", silent), "look")
+                ask("work", child.python("-c", silent), "look", LIMIT_S)
             assert caught.value.hint == "look"
 
 
@@ -149,6 +154,7 @@ def test_an_error_is_heard_before_what_libraries_say_after_it() -> None:
                 f"{late}{raised}def work(): raise DigestMismatch('a, expected b', hint='c')\nchild.telling(work)",
             ),
             "look",
+            LIMIT_S,
         )
 
 
@@ -161,8 +167,85 @@ def test_a_child_is_this_package_whatever_lies_in_the_working_folder(
     where = "import random, mpmmu_rt; from mpmmu_rt import child; child.answer(mpmmu_rt.__file__)"
     for folder in (tmp_path, Path(child.__file__).parents[1]):
         monkeypatch.chdir(folder)
-        assert child.run("work", child.python("-c", where), "look") == mpmmu_rt.__file__
+        assert child.run("work", child.python("-c", where), "look", LIMIT_S) == mpmmu_rt.__file__
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
     assert "-P" in child.python("-c", where)
+
+
+def ended(pid: int) -> bool:
+    """Whether a process that somebody else will wait for is done within some seconds."""
+    for _ in range(200):
+        status = Path(f"/proc/{pid}/stat")
+        if not status.exists() or status.read_text().rpartition(")")[2].split()[0] in "ZX":
+            return True
+        time.sleep(0.05)
+    return False
+
+
+HANGS = {
+    "at once": "",
+    "after its first line": f"print('{child.FIRST}', flush=True); ",
+    "with nothing more to say": "import os; os.close(1); os.close(2); ",
+}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="process groups are those of POSIX")
+@pytest.mark.parametrize("how", HANGS)
+@pytest.mark.parametrize("ask", [child.run, child.run_timed])
+def test_a_child_that_hangs_is_ended_with_all_that_it_started(
+    ask: Callable[..., object], how: str, tmp_path: Path
+) -> None:
+    pids = tmp_path / "pids"
+    other = "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])"
+    code = (
+        f"import os, pathlib, subprocess, sys, time; other = {other}; "
+        f"pathlib.Path({str(pids)!r}).write_text(f'{{os.getpid()}} {{other.pid}}'); {HANGS[how]}time.sleep(600)"
+    )
+    with pytest.raises(EngineError) as caught:
+        ask("work", child.python("-c", code), "look", 3)
+    assert str(caught.value) == "work: its process gave no result within 3 s and was ended, expected one"
+    assert caught.value.hint == "look; where a driver hangs, so will that"
+    assert all(ended(int(pid)) for pid in pids.read_text().split())
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no timer that interrupts")
+def test_a_child_ends_with_the_parent_that_is_interrupted(tmp_path: Path) -> None:
+    """It is in a group of its own, where Ctrl-C does not reach it."""
+    pid = tmp_path / "pid"
+
+    def interrupt(*_: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    code = f"import os, pathlib, time; pathlib.Path({str(pid)!r}).write_text(str(os.getpid())); time.sleep(600)"
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 2)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            child.run("work", child.python("-c", code), "look", LIMIT_S)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert ended(int(pid.read_text()))
+
+
+def test_what_a_child_may_take_grows_with_what_is_asked() -> None:
+    assert child.limit_s(1) >= 600
+    assert child.limit_s(128, 1) - child.limit_s(32, 1) >= 96
+    assert child.limit_s(1, 60) - child.limit_s(1) >= 600
+
+
+@pytest.mark.parametrize("what", ["a turn", "the counts", "cold start"])
+def test_every_child_of_ours_has_a_limit(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import time; time.sleep(600)")  # a driver that hangs
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(child, "_START_S", 1.0)
+    side = compare.Side(STORED, FP32)
+    asks: dict[str, Callable[[], object]] = {
+        "a turn": lambda: compare.take_turn(side, 0, 0.0),
+        "the counts": lambda: counts.count(STORED, FP32, 0),
+        "cold start": lambda: cold_start.measure(STORED, FP32, 0),
+    }
+    with pytest.raises(EngineError, match=rf"^{what} of .+ on onnxruntime:fp32: its process gave no result within"):
+        asks[what]()

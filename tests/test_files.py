@@ -216,6 +216,16 @@ def test_a_json_object_is_read() -> None:
     assert parse_json_object(Path("f"), b'\xef\xbb\xbf{"a": [1]}', BundleError, "h") == {"a": [1]}
 
 
+@pytest.mark.parametrize(
+    "data", [b'{"a": 1, "b": 2, "a": 3}', b'{"b": [{"a": 1, "a": 1}]}', b'{"a": {}, "\\u0061": {}}']
+)
+def test_a_key_that_is_there_twice_is_refused(data: bytes) -> None:
+    """Of two values one reader takes the first, and another the last."""
+    with pytest.raises(BundleError, match=r"^f has the key 'a' twice in one object, expected every key once$"):
+        parse_json_object(Path("f"), data, BundleError, "hint")
+    assert parse_json_object(Path("f"), b'{"a": {"a": 1}, "b": [{"a": 1}, {"a": 2}]}', BundleError, "hint")
+
+
 def test_sha256(tmp_path: Path) -> None:
     data = bytes(range(256)) * 9999
     (tmp_path / "file").write_bytes(data)

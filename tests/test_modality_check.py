@@ -97,6 +97,14 @@ def test_it_reads_back_what_it_wrote(check: ModalityCheck) -> None:
     assert ModalityCheck.from_json(None) is None
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("name", ["intercept", "margin"])
+def test_a_check_by_no_number_is_refused(check: ModalityCheck, name: str, value: float) -> None:
+    """Python's JSON has them: every pair would pass, or every pair be warned of."""
+    with pytest.raises(ValueError, match="does not hold 8 finite numbers each"):
+        ModalityCheck.from_json(json.loads(json.dumps(check.to_json() | {name: value})))
+
+
 @pytest.mark.parametrize(
     "wrong",
     [3, {}, {"figures": []}, {"weights": [1.0]}, {"scales": [0.0] * 8}, {"means": ["x"] * 8}, {"margin": None}],

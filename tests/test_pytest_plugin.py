@@ -75,6 +75,31 @@ def test_it_does_nothing_unless_it_is_used(run: Callable[..., pytest.RunResult],
     assert "mpmmu-rt latency" not in result.stdout.str()
 
 
+def test_a_test_that_judges_nothing_is_not_green(
+    run: Callable[..., pytest.RunResult], pytester: pytest.Pytester
+) -> None:
+    """One that fails or is skipped before it asks says so itself."""
+    pytester.makepyfile(
+        """
+        import pytest
+
+        def test_none(mpmmu_latency):
+            for bundle in []:
+                mpmmu_latency(bundle, p99_ms=400)
+
+        def test_fails(mpmmu_latency):
+            assert False
+
+        def test_is_skipped(mpmmu_latency):
+            pytest.skip("no bundle here")
+        """
+    )
+    result = run("-p", "no:xdist")
+    result.assert_outcomes(passed=1, failed=1, skipped=1, errors=1)
+    result.stdout.fnmatch_lines(["mpmmu_latency was never called, expected a bundle to judge: nothing was"])
+    assert result.stdout.str().count("was never called, expected") == 1
+
+
 @pytest.mark.slow
 def test_three_states(run: Callable[..., pytest.RunResult], pytester: pytest.Pytester) -> None:
     pytester.makepyfile(TESTS)

@@ -23,6 +23,7 @@ from mpmmu_rt.files import rounded
 from mpmmu_rt.progress import Lines, Progress, counted, silent
 
 _Arguments = ParamSpec("_Arguments")
+_STEERS = {code: "?" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}  # C0, DEL and C1
 _LEAST = 24  # columns in which words can still be read
 _tracebacks = False
 _quiet = False
@@ -140,9 +141,10 @@ def usage_error(error: Exception) -> int | None:
 
 
 def say(text: str, *, end: str = "\n", err: bool = False) -> None:
-    """Print. A reader that has what it wanted and goes away (`| head`) ends neither the work nor changes its exit code:
-    what comes after goes nowhere. Raises `OSError` where the text does not fit."""
-    _echo(text + end, err=err)
+    """Print, without what would steer the terminal: a bundle or a manifest of others may hold it. A reader that has
+    what it wanted and goes away (`| head`) ends neither the work nor changes its exit code: what comes after goes
+    nowhere. Raises `OSError` where the text does not fit."""
+    _echo(text.translate(_STEERS) + end, err=err)
 
 
 def put_file(path: Path) -> None:

@@ -36,6 +36,7 @@ def ablate(
     from dataclasses import replace
 
     from mpmmu_rt import image_warnings
+    from mpmmu_rt.cases import read_manifest
     from mpmmu_rt.files import atomic_file, rounded, write_json
     from mpmmu_rt.machine import describe, now, package_versions
     from mpmmu_rt.model.ablation import Study
@@ -47,7 +48,8 @@ def ablate(
     from mpmmu_rt.places import claimed
 
     require_one(manifest, phantom, "ablate")
-    note_split(manifest)
+    cases = read_manifest(manifest) if manifest is not None else None
+    note_split(cases)
     check_json(json_to, manifest, output)
     config = configured(PRESETS[preset.value](), arch, size, Attention.paper)
     training = TRAINING_PRESETS[preset.value]
@@ -61,7 +63,7 @@ def ablate(
     make_folder(output.parent)
     with claimed(output), going_on(output, kept):
         with bars() as progress:
-            data = read_data(manifest, phantom, 0, config.preprocessing, progress)
+            data = read_data(cases, phantom, 0, config.preprocessing, progress)
             study = Study(data, config, training, tuple(range(seeds)), output / "runs", on)
             entry = run(study, progress=progress, say=note)
         machine = describe()

@@ -15,6 +15,7 @@ from ._report import JsonTo, bars, check_json, fitted, note, put_json, say, wrap
 from .export import warn_untrained
 
 if TYPE_CHECKING:
+    from mpmmu_rt.bundle import Bundle
     from mpmmu_rt.evaluation.study import Evaluation
     from mpmmu_rt.evaluation.systems import System
 
@@ -100,9 +101,10 @@ def evaluate(
         with contextlib.ExitStack() as stack:
             progress = stack.enter_context(bars())
             judged = stack.enter_context(_opened(system, target, trust_pickle))
+            opened = judged.bundle if other_system == system else None  # two targets of it: of one and the same
             second = None
             if other_system is not None:
-                second = stack.enter_context(_opened(other_system, against_target, trust_pickle))
+                second = stack.enter_context(_opened(other_system, against_target, trust_pickle, opened))
             found = run(judged, cases, wanted, against=second, progress=progress)
         for asked in (judged, second):
             _note_proof(asked)
@@ -120,14 +122,12 @@ def evaluate(
 
 def _note_proof(system: System | None) -> None:
     """As the other commands that ask a bundle: figures are those of this machine, where it may not be verified."""
-    from mpmmu_rt.bundle import Bundle
     from mpmmu_rt.spec import Target
 
-    if system is not None and system.kind == "bundle":
+    if system is not None and system.bundle is not None:  # what was judged, whatever lies in its place by now
         path, target = Path(system.path), Target.parse(system.target)
-        bundle = Bundle.open(path)
-        warn_never_run(bundle, target, path)
-        note_verdict(looked_up(bundle, target, require=False), target, path)
+        warn_never_run(system.bundle, target, path)
+        note_verdict(looked_up(system.bundle, target, require=False), target, path)
 
 
 def _is_bundle(path: Path) -> bool:
@@ -166,11 +166,14 @@ def _check_systems(
 
 
 @contextlib.contextmanager
-def _opened(path: Path, target: str | None, trust_pickle: Path | None) -> Iterator[System]:
-    if _is_bundle(path):
+def _opened(
+    path: Path, target: str | None, trust_pickle: Path | None, opened: Bundle | None = None
+) -> Iterator[System]:
+    """opened: the bundle at `path`, where it was opened already."""
+    if opened or _is_bundle(path):
         from mpmmu_rt.evaluation.systems import bundle_system
 
-        with bundle_system(path, target or TARGET) as found:
+        with bundle_system(opened or path, target or TARGET) as found:
             yield found
         return
     if not _is_checkpoint(path):

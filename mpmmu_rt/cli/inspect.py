@@ -14,6 +14,7 @@ from ._report import JsonTo, check_json, count, fitted, put_json, say, wrapped
 from .export import describe_precision, warn_phantoms, warn_untrained
 
 if TYPE_CHECKING:
+    from mpmmu_rt.bundle import Bundle
     from mpmmu_rt.images import Preprocessing
 
 
@@ -23,17 +24,34 @@ def inspect(
 ) -> None:
     """Say what a bundle is, what it runs on and what was proven of it. Loads no engine; checks every digest."""
     from mpmmu_rt.bundle import Bundle
-    from mpmmu_rt.card import calibrated_on, other_threshold
-    from mpmmu_rt.engines import engines
-    from mpmmu_rt.single_record import graph_of
-    from mpmmu_rt.spec import Target
+    from mpmmu_rt.card import FOREIGN
 
     check_json(json_to, bundle)
     opened = Bundle.open(bundle)
     entry = opened.entry
     if put_json(json_to, entry, exact=True):
         return
-    runs = []
+    try:
+        told = _describe(opened)
+    except FOREIGN as error:  # sealed, but by nothing of ours: what is only for people, opening it does not ask for
+        raise BundleError(
+            f"{bundle} is not as an export has it ({type(error).__name__}: {error}), expected what it says of itself",
+            hint="export it again; `mpmmu-rt inspect --json FILE` writes what it says",
+        ) from error
+    for text in told:
+        say(text)
+    warn_untrained(opened.trained)
+    warn_phantoms(entry)
+
+
+def _describe(opened: Bundle) -> list[str]:
+    """For a terminal, in parts. Raises `BundleError` for a bundle without a parity report."""
+    from mpmmu_rt.card import calibrated_on, other_threshold
+    from mpmmu_rt.engines import engines
+    from mpmmu_rt.single_record import graph_of
+    from mpmmu_rt.spec import Target
+
+    entry, runs = opened.entry, []
     for name in opened.targets:
         target = Target.parse(name)
         known = target.engine in engines()
@@ -42,7 +60,7 @@ def inspect(
         runs.append([name, verdict])
     parity = entry["parity"]
     if not parity:
-        raise BundleError(f"{bundle} holds no parity report, expected a verified bundle", hint="export it again")
+        raise BundleError(f"{opened.path} holds no parity report, expected a verified bundle", hint="export it again")
     lines = [
         f"{opened.name}  (bundle {opened.digest[:12]}, {entry['schema']})",
         *_card(entry["card"]),
@@ -61,20 +79,18 @@ def inspect(
     if opened.single_heads:
         lines.append("heads for one image alone: `run --allow-single` uses them where a case has no other")
     notes = dict.fromkeys(text for head in entry["head"].values() for text in head["notes"])
-    say(wrapped("\n".join([*lines, *(f"warning: {text}" for text in notes)])))
+    told = [wrapped("\n".join([*lines, *(f"warning: {text}" for text in notes)]))]
     if entry["card"].get("metrics"):
-        say("\n" + _tested(entry["card"]["metrics"]))
+        told.append("\n" + _tested(entry["card"]["metrics"]))
     if other := other_threshold(entry["card"], opened.threshold):
-        say(wrapped(f"warning: {other}"))
-    say("\n" + fitted(["target", ""], runs))
+        told.append(wrapped(f"warning: {other}"))
+    told.append("\n" + fitted(["target", ""], runs))
     shapes = [[tensor.name, tensor.dtype, " x ".join(map(str, tensor.shape))] for tensor in opened.tensors.values()]
-    say("\n" + fitted(["tensor", "dtype", "shape"], shapes))
+    told.append("\n" + fitted(["tensor", "dtype", "shape"], shapes))
     files = [[name, f"{facts['bytes']:,}", facts["sha256"][:12]] for name, facts in entry["files"].items()]
-    say("\n" + fitted(["file", "bytes", "sha256"], files))
+    told.append("\n" + fitted(["file", "bytes", "sha256"], files))
     versions = ", ".join(f"{name} {version}" for name, version in entry["provenance"]["versions"].items())
-    say("\n" + wrapped(f"made with {versions}"))
-    warn_untrained(opened.trained)
-    warn_phantoms(entry)
+    return [*told, "\n" + wrapped(f"made with {versions}")]
 
 
 def _card(card: Mapping[str, Any]) -> list[str]:

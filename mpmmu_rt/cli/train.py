@@ -3,7 +3,7 @@ from __future__ import annotations
 import shutil
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,6 +11,9 @@ from mpmmu_rt.errors import UsageError
 
 from ._metrics import TOO_FEW, tested, with_weakness
 from ._report import JsonTo, bars, check_json, command, fitted, going_on, next_command, note, put_json, say, wrapped
+
+if TYPE_CHECKING:
+    from mpmmu_rt.cases import Manifest
 
 
 class Preset(StrEnum):
@@ -85,6 +88,7 @@ def train(
     from dataclasses import replace
 
     from mpmmu_rt import image_warnings, split_record
+    from mpmmu_rt.cases import read_manifest
     from mpmmu_rt.files import check_replaceable, rounded
     from mpmmu_rt.machine import now, package_versions
     from mpmmu_rt.model import checkpoint, learning_curves
@@ -98,7 +102,8 @@ def train(
     from mpmmu_rt.places import claimed, require_room
 
     require_one(manifest, phantom, "train")
-    note_split(manifest)
+    cases = read_manifest(manifest) if manifest is not None else None  # once: what is warned of is what is learnt from
+    note_split(cases)
     check_json(json_to, manifest, output)
     if preview is None:  # which writes no checkpoint
         check_replaceable(output, marker=checkpoint.CONFIG, overwrite=overwrite)
@@ -109,7 +114,7 @@ def train(
         settings = replace(settings, epochs=epochs)
     if preview is not None:
         with bars() as progress:
-            data = read_data(manifest, phantom, seed, config.preprocessing, progress)
+            data = read_data(cases, phantom, seed, config.preprocessing, progress)
         write_preview(data, settings.augmentation, preview, seed=seed)
         note(f"wrote {preview}: of each modality some images, and what augmentation makes of them")
         return
@@ -123,7 +128,7 @@ def train(
         require_room(output, disk_bytes(config), "this training")
         if work_dir.exists():
             note(f"going on with the training in {work_dir}")
-        data = read_data(manifest, phantom, seed, config.preprocessing, progress)
+        data = read_data(cases, phantom, seed, config.preprocessing, progress)
         if folds:
             fold_splits(data.label, data.groups, folds, seed=seed)  # whether there are patients enough
         model = train_model(data, config, settings, work_dir=work_dir, weights=weights, device=on, progress=progress)
@@ -184,14 +189,13 @@ def configured(config: Any, arch: Arch | None, size: int | None, attention: Atte
     return replace(config, mammography=mammography, ultrasound=ultrasound, preprocessing=preprocessing)
 
 
-def note_split(manifest: Path | None) -> None:
+def note_split(cases: Manifest | None) -> None:
     """Whoever says which cases are for testing must hear that a training doesn't keep to it."""
-    from mpmmu_rt.cases import read_manifest
     from mpmmu_rt.evaluation.parts import COLUMN
 
-    if manifest is not None and any(read_manifest(manifest).others.get(COLUMN, ())):
+    if cases is not None and any(cases.others.get(COLUMN, ())):
         note(
-            f"warning: the column `{COLUMN}` of {manifest} is not read: patients are split by the seed, 7 : 2 : 1, "
+            f"warning: the column `{COLUMN}` of {cases.path} is not read: patients are split by the seed, 7 : 2 : 1, "
             "also those that it calls test; leave these out of the manifest if they are to judge the model"
         )
 

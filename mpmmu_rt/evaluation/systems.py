@@ -30,7 +30,7 @@ Predict = Callable[[Mapping[Modality, Array]], Array]
 class System:
     """predict: pixels uint8 [N, 1, S, S] per modality to probability float32 [N]; raises `AnswerError` for rows without
     one. kind: bundle or checkpoint. target: of a checkpoint `torch`. digest: of its description file, which names those
-    of the rest. warning: `Bundle.warning`. modality_check: None where it has none."""
+    of the rest. warning: `Bundle.warning`. modality_check: None where it has none. bundle: None of a checkpoint."""
 
     path: str
     kind: str
@@ -46,6 +46,7 @@ class System:
     warning: str | None = None
     known_images: KnownImages = field(default_factory=lambda: KnownImages.from_json(None))
     modality_check: ModalityCheck | None = None
+    bundle: Bundle | None = None
 
     def to_json(self) -> dict[str, Any]:
         names = ("path", "kind", "name", "target", "digest", "trained", "threshold", "warning")
@@ -53,13 +54,14 @@ class System:
 
 
 @contextmanager
-def bundle_system(path: StrPath, target: str) -> Iterator[System]:
-    """Raises what opening and loading a bundle raises, and `UsageError` for a target that was not proven."""
-    bundle, wanted = Bundle.open(path), Target.parse(target)
+def bundle_system(given: Bundle | StrPath, target: str) -> Iterator[System]:
+    """given: opened, or a path. Raises what opening and loading a bundle raises, and `UsageError` for a target that was
+    not proven."""
+    bundle, wanted = given if isinstance(given, Bundle) else Bundle.open(given), Target.parse(target)
     bundle.require_proven(wanted)
     with Predictor(bundle, wanted) as predictor:
         yield System(
-            path=str(path),
+            path=str(bundle.path),
             kind="bundle",
             name=bundle.name,
             target=str(wanted),
@@ -73,6 +75,7 @@ def bundle_system(path: StrPath, target: str) -> Iterator[System]:
             warning=bundle.warning,
             known_images=bundle.known_images,
             modality_check=bundle.modality_check,
+            bundle=bundle,
         )
 
 

@@ -10,6 +10,7 @@ head.skops               the fitted stacking head (or, if the user vouches for i
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -64,7 +65,8 @@ TRUSTED_TYPES = frozenset(
 class Checkpoint:
     """A trained model in memory. `card` says what it was trained on, how, and how well it did; JSON values only.
     known_images: by part of the split, what it learnt from (`mpmmu_rt.known_images`). embedding_mean: float32 [D], of
-    the training rows, if known. single_heads: for one modality alone, of both, or none."""
+    the training rows, if known. single_heads: for one modality alone, of both, or none. digest: SHA-256 of
+    `config.json`, which names those of the rest; empty of what was not read."""
 
     config: ModelConfig
     encoders: Mapping[Modality, Encoder]
@@ -75,6 +77,7 @@ class Checkpoint:
     embedding_mean: Array | None = None
     modality_check: ModalityCheck | None = None
     single_heads: Mapping[Modality, Any] = field(default_factory=dict)
+    digest: str = ""
 
 
 def save(checkpoint: Checkpoint, folder: StrPath, *, overwrite: bool = False) -> None:
@@ -108,7 +111,8 @@ def load(folder: StrPath, *, trust_pickle: StrPath | None = None) -> Checkpoint:
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is not a folder, expected a checkpoint", hint=_HINT)
     path = folder / CONFIG
-    entry = parse_json_object(path, read_bounded(path, MAX_JSON_BYTES, CheckpointError, _HINT), CheckpointError, _HINT)
+    data = read_bounded(path, MAX_JSON_BYTES, CheckpointError, _HINT)
+    entry = parse_json_object(path, data, CheckpointError, _HINT)
     if entry.get("schema") != SCHEMA:
         raise CheckpointError(f"{path} has the schema {entry.get('schema')!r}, expected `{SCHEMA}`", hint=_HINT)
     digests, threshold, card = entry.get("files"), entry.get("threshold"), entry.get("card")
@@ -130,7 +134,8 @@ def load(folder: StrPath, *, trust_pickle: StrPath | None = None) -> Checkpoint:
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: {error}", hint=_HINT) from error
     head, single = _head(folder, digests, trust_pickle), _single_heads(folder, digests)
-    return Checkpoint(config, encoders, head, float(threshold), card, known, mean, check, single)
+    digest = hashlib.sha256(data).hexdigest()
+    return Checkpoint(config, encoders, head, float(threshold), card, known, mean, check, single, digest)
 
 
 def _single(modality: Modality) -> str:

@@ -16,13 +16,13 @@ from pathlib import Path
 
 import numpy as np
 
-from mpmmu_rt.cases import Manifest, read_manifest, require_complete, require_people
+from mpmmu_rt.cases import Manifest, require_complete, require_people
 from mpmmu_rt.errors import ManifestError
 from mpmmu_rt.image_warnings import ImageWarning, warnings_of
 from mpmmu_rt.images import Preprocessing, read_with_warnings, require_two_in
 from mpmmu_rt.known_images import digest
 from mpmmu_rt.progress import Progress, silent
-from mpmmu_rt.spec import MODALITIES, Array, Modality, StrPath
+from mpmmu_rt.spec import MODALITIES, Array, Modality
 
 from .phantom import patient, phantom_pixels
 
@@ -68,11 +68,11 @@ class TrainingData:
 
 
 def read_data(
-    manifest: StrPath | None, phantom: int | None, seed: int, preprocessing: Preprocessing, progress: Progress = silent
+    manifest: Manifest | None, phantom: int | None, seed: int, preprocessing: Preprocessing, progress: Progress = silent
 ) -> TrainingData:
     """What is trained on: the cases of the manifest, else so many phantoms."""
     if manifest is not None:
-        return data_from_manifest(read_manifest(manifest), preprocessing, progress)
+        return data_from_manifest(manifest, preprocessing, progress)
     return data_from_phantoms(phantom or 0, seed, preprocessing)
 
 

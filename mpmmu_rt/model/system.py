@@ -10,7 +10,6 @@ import numpy as np
 
 from mpmmu_rt.errors import AnswerError, CheckpointError
 from mpmmu_rt.evaluation.systems import System
-from mpmmu_rt.files import sha256_file
 from mpmmu_rt.known_images import KnownImages
 from mpmmu_rt.spec import Array, Modality, StrPath
 
@@ -42,7 +41,7 @@ def checkpoint_system(folder: StrPath, *, trust_pickle: StrPath | None = None) -
         kind="checkpoint",
         name=folder.resolve().name,
         target="torch",
-        digest=sha256_file(folder / checkpoints.CONFIG),
+        digest=loaded.digest,
         trained=True,
         threshold=loaded.threshold,
         card=loaded.card,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 import threading
 from collections.abc import Callable
@@ -18,15 +19,17 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from typer.testing import CliRunner, Result
 
-from mpmmu_rt import split_record
+from mpmmu_rt import split_record, verified
 from mpmmu_rt.bundle import Bundle, seal
 from mpmmu_rt.card import NAME, update
 from mpmmu_rt.cases import read_manifest
 from mpmmu_rt.cli import app
+from mpmmu_rt.cli.evaluate import _note_proof, _opened
 from mpmmu_rt.errors import BundleError, DigestMismatch, ManifestError
 from mpmmu_rt.evaluation.parts import read_parts
 from mpmmu_rt.evaluation.systems import ask, bundle_system
 from mpmmu_rt.export.cases import of_manifest
+from mpmmu_rt.files import sha256_file
 from mpmmu_rt.images import read_grey
 from mpmmu_rt.known_images import listing
 from mpmmu_rt.modality_check import SAYS
@@ -36,6 +39,7 @@ from mpmmu_rt.model.phantom import write_phantoms
 from mpmmu_rt.model.system import checkpoint_system
 from mpmmu_rt.places import claimed
 from mpmmu_rt.progress import silent
+from mpmmu_rt.spec import Target
 from tests.swapped import checking, exchanged
 
 pytestmark = pytest.mark.slow
@@ -421,7 +425,59 @@ def test_answers_do_not_depend_on_their_neighbours(
     assert together == pytest.approx(original, abs=1e-4)
 
 
+def test_what_is_said_of_the_proof_is_of_the_bundle_that_was_judged(
+    bundle_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Another that was verified here may lie in its place by the time that it is said."""
+    path = Path(shutil.copytree(bundle_folder, tmp_path / "b"))
+    target = Target.parse("onnxruntime:fp32")
+    with bundle_system(path, str(target)) as judged:
+        seal(path, {**Bundle.open(path).entry, "name": "another"})
+        verified.keep(Bundle.open(path), target, [{"name": "all", "value": 0.0, "limit": 1.0, "passed": True}])
+        _note_proof(judged)
+    assert "is not verified on this machine: the verdict of" in (said := capsys.readouterr().err)
+    assert "is for another bundle" in said
+
+
+def test_two_targets_of_a_bundle_are_of_one_and_the_same(bundle_folder: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copytree(bundle_folder, tmp_path / "b"))
+    with bundle_system(path, "onnxruntime:fp32") as judged:
+        assert judged.bundle is not None
+        seal(path, {**judged.bundle.entry, "name": "another", "threshold": 0.9})
+        with _opened(path, "openvino:fp32", None, judged.bundle) as second:
+            assert (second.digest, second.threshold) == (judged.digest, judged.threshold)
+        (path / "onnx/weights.bin").write_bytes(bytes((path / "onnx/weights.bin").stat().st_size))
+        with pytest.raises(DigestMismatch), _opened(path, "openvino:fp32", None, judged.bundle):
+            pass
+
+
+def test_the_digest_of_a_checkpoint_is_of_what_was_read(checkpoint_folder: Path) -> None:
+    assert checkpoint_system(checkpoint_folder).digest == sha256_file(checkpoint_folder / "config.json")
+
+
 # ---------------------------------------------------------------- the model card
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_what_is_written_over_while_a_card_is_written_is_not_sealed(
+    phantoms: Path, bundle_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    """By another process, once the bundle was opened: it would have digests that hold."""
+    bundle = Path(shutil.copytree(bundle_folder, tmp_path / "b"))
+    assert call(bundle, phantoms, "-o", tmp_path / "out").exit_code == 0
+    before, link = (bundle / "bundle.json").read_bytes(), os.link
+
+    def damaging(source: Path, place: Path) -> None:
+        if source.name == "weights.bin":
+            source.write_bytes(bytes(source.stat().st_size))
+        if not links:
+            raise OSError("a file system without hard links")
+        link(source, place)
+
+    monkeypatch.setattr(os, "link", damaging)
+    with pytest.raises(DigestMismatch, match=r"weights\.bin has \d+ bytes and another SHA-256"):
+        update(bundle, report(tmp_path / "out"))
+    assert (bundle / "bundle.json").read_bytes() == before
 
 
 def test_the_card_is_written_sealed_and_shown(phantoms: Path, bundle_folder: Path, tmp_path: Path) -> None:

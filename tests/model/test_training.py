@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import sys
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from sklearn.linear_model import LogisticRegression
 from typer.testing import CliRunner
 
 from mpmmu_rt.cases import read_manifest
@@ -19,7 +23,7 @@ from mpmmu_rt.cli import app
 from mpmmu_rt.errors import CheckpointError, ImageError, ManifestError, OutputError, UsageError
 from mpmmu_rt.evaluation.auc import estimate_auc
 from mpmmu_rt.images import Preprocessing, read_pixels
-from mpmmu_rt.model import learning_curves
+from mpmmu_rt.model import head_state, learning_curves, training_state
 from mpmmu_rt.model.augmentation import Augmentation, augment
 from mpmmu_rt.model.config import HeadConfig, ModelConfig, reference, tiny
 from mpmmu_rt.model.data import TrainingData, data_from_manifest, data_from_phantoms
@@ -136,16 +140,20 @@ def test_another_seed_is_another_training(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("changed", ["learning rate", "pixel", "damaged", "empty"])
+@pytest.mark.parametrize("changed", ["learning rate", "pixel", "kind of device", "release", "damaged", "empty"])
 def test_a_state_of_another_training_is_refused(
-    data: TrainingData, model: ModelConfig, tmp_path: Path, changed: str
+    data: TrainingData, model: ModelConfig, tmp_path: Path, changed: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(Killed):
         train(data, model, CONFIG, work_dir=tmp_path, progress=killer(STEPS + 1))
     (path,) = tmp_path.iterdir()
-    config = CONFIG
+    config, device = CONFIG, "cpu"
     if changed == "learning rate":
         config = replace(CONFIG, learning_rate=2e-3)
+    elif changed == "kind of device":
+        device = "meta"  # the one beside the CPU that is everywhere; a GPU trains in bfloat16
+    elif changed == "release":
+        monkeypatch.setattr(training_state, "__version__", "0.0.1")
     elif changed == "pixel":
         pixels = {name: array.copy() for name, array in data.pixels.items()}
         pixels["ultrasound"][3, 0, 5, 5] ^= 1
@@ -155,7 +163,7 @@ def test_a_state_of_another_training_is_refused(
     else:
         path.write_bytes(b"")
     with pytest.raises(CheckpointError) as caught:
-        train(data, model, config, work_dir=tmp_path)
+        train(data, model, config, work_dir=tmp_path, device=device)
     assert path.name in str(caught.value)
     assert caught.value.hint
 
@@ -194,6 +202,25 @@ def test_a_training_that_stopped_between_heads_goes_on_there(
     after = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
     made = {file.partition(".")[0] for file in after if after[file] != before.get(file)}
     assert made == {name, "fused"}
+
+
+def test_a_head_of_another_release_is_fitted_again(
+    data: TrainingData, model: ModelConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it may have other learners."""
+    rows = [np.arange(40)]
+    told = []
+
+    def made() -> tuple[Any, dict[str, Any]]:
+        told.append(len(told))
+        return LogisticRegression().fit([[0.0], [1.0]], [0, 1]), {}
+
+    for version in ("0.0.1", "0.0.1", "0.0.2"):
+        monkeypatch.setattr(head_state, "__version__", version)
+        features = np.zeros((40, 2), np.float32)
+        key = head_state.digest(features, data.label, data.groups, rows, model.head, 0)
+        head_state.fitted(tmp_path / "fused", key, made)
+    assert told == [0, 1]
 
 
 def test_the_rate_rises_and_falls() -> None:
@@ -458,6 +485,32 @@ def test_a_column_that_names_parts_is_not_kept_to_and_that_is_said(tmp_path: Pat
     first, *rows = path.read_text().splitlines()
     path.write_text("\n".join([f"{first},split", *(f"{row},test" for row in rows)]))
     assert says in CliRunner().invoke(app, arguments).stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_manifest_is_read_once(tmp_path: Path) -> None:
+    """It may change meanwhile: what is warned of would not be what is learnt from. A pipe is there once."""
+    path = write_phantoms(3, tmp_path / "phantoms", seed=0)
+    first, *rows = path.read_text().splitlines()
+    texts = ["\n".join([f"{first},split", *(f"{row},test" for row in rows)]), path.read_text()]
+    path.unlink()
+    os.mkfifo(path)
+    written = []
+
+    def write() -> None:
+        for text in texts:
+            with path.open("w") as pipe:  # waits for a reader
+                pipe.write(text)
+            written.append(text)
+            time.sleep(0.3)  # until the reader has seen the end
+
+    threading.Thread(target=write, daemon=True).start()
+    picture = tmp_path / "picture.png"
+    done = CliRunner().invoke(app, ["train", str(path), "--preset", "tiny", "--preview", str(picture)])
+    assert done.exit_code == 0, done.stderr
+    assert "the column `split` of" in done.stderr
+    assert picture.exists()
+    assert len(written) == 1
 
 
 def test_the_digest_names_all_that_training_sees(data: TrainingData) -> None:

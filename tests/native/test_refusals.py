@@ -126,7 +126,7 @@ def test_facts_that_make_no_sense(library: Library, folder: Path) -> None:
 
 @pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", "1e999"])
 def test_numbers_that_json_has_not_are_no_json(library: Library, folder: Path, value: str) -> None:
-    """Python reads three of them, and refuses them where they count; here nothing that holds one is a bundle."""
+    """Nothing that holds one is a bundle, though Python's JSON has three of them."""
     path = folder / "bundle.json"
     path.write_text(path.read_text().replace('"threshold": 0.4', f'"threshold": {value}'))
     assert refusal(lambda: library.check(folder))[0] == "DIGEST_MISMATCH"
@@ -200,6 +200,28 @@ def test_what_systems_leave_behind_is_let_be(library: Library, folder: Path) -> 
         (folder / name).write_bytes(b"x")
     (folder / "empty").mkdir()
     library.check(folder)
+
+
+def test_what_systems_leave_behind_holds_no_weights_and_is_no_link(library: Library, folder: Path) -> None:
+    for name in parameters(faults.test_what_systems_leave_behind_holds_no_weights, 1):
+        faults.weigh(folder, "mammography_onnxruntime", name)
+        for place in (folder / "onnx" / name, folder / name):
+            place.write_bytes(b"x")
+            assert problems(library, folder, place) == []
+            place.unlink()
+        library.check(folder)
+        restored(folder)
+        (folder / name).symlink_to(folder / "onnx")
+        assert problems(library, folder, name) == []
+        restored(folder)
+
+
+def test_names_that_no_file_can_have(library: Library, folder: Path) -> None:
+    whole = (folder / "bundle.json").read_bytes()
+    for name in parameters(faults.test_a_name_that_no_file_can_have_is_missing):
+        (folder / "bundle.json").write_bytes(whole)
+        faults.edit(folder, faults.put({"bytes": 1, "sha256": "0" * 64}, "files", name))
+        assert problems(library, folder, name[:9]) == []
 
 
 def test_what_is_no_bundle(library: Library, tmp_path: Path) -> None:
@@ -529,7 +551,7 @@ def test_more_keys_than_any_bundle_has(library: Library, folder: Path) -> None:
 @pytest.mark.parametrize("said", [{"reason": "it flips 3 of 40 decisions"}, {"reason": ""}, {"reason": None}, {}])
 def test_a_target_that_was_left_out_says_why(library: Library, folder: Path, said: dict[str, object]) -> None:
     entry = json.loads((folder / "bundle.json").read_text())
-    entry["precision"] |= {"openvino:bf16": said}
+    entry["precision"] |= {"openvino:bf16": {"passed": False, **said}}
     seal(folder, entry)
     with pytest.raises(UsageError) as theirs:
         Bundle.open(folder).require_proven(Target("openvino", "bf16"))

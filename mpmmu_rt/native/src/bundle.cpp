@@ -138,6 +138,37 @@ void check_pool(const Json &pool) {
   }
 }
 
+// mpmmu_rt.spec.Target.parse: ENGINE:PRECISION, and compute capabilities behind an @.
+bool is_target(const std::string &text) {
+  std::size_t at = 0;
+  const auto span = [&](auto fits) {
+    const std::size_t begin = at;
+    while (at < text.size() && fits(text[at])) ++at;
+    return at - begin;
+  };
+  const auto take = [&](char one) { return at < text.size() && text[at] == one && ++at; };
+  const auto letter = [](char one) { return one >= 'a' && one <= 'z'; };
+  const auto digit = [](char one) { return one >= '0' && one <= '9'; };
+  if (!span(letter)) return false;
+  span([&](char one) { return letter(one) || digit(one) || one == '-'; });
+  if (!take(':') || !span(letter) || !span(digit)) return false;
+  if (take('-') && (!span(letter) || !span(digit))) return false;
+  if (at == text.size()) return true;
+  if (!take('@')) return false;
+  do {
+    const std::size_t digits = span(digit);
+    if (digits < 2 || digits > 3) return false;
+  } while (take(','));
+  return at == text.size();
+}
+
+void check_report(const Json &entry, const std::string &name) {
+  const Json &passed = at(mapping(entry, name), "passed");
+  if (!passed.is_null() && !passed.is_boolean()) {
+    throw Malformed{"`" + name + "` has passed " + python_repr(passed) + ", expected true, false or null"};
+  }
+}
+
 void check_facts(const Json &entry) {
   const auto kind = [&](const char *key, bool fits, const char *expected) {
     const Json &value = at(entry, key);
@@ -151,7 +182,28 @@ void check_facts(const Json &entry) {
   if (!std::all_of(targets.begin(), targets.end(), [](const Json &one) { return one.is_string(); })) {
     throw Malformed{"`targets` is " + python_repr(targets) + ", expected texts"};
   }
+  std::set<std::string> once;
+  for (const Json &one : targets) {
+    const std::string name = one.get<std::string>();
+    if (!is_target(name)) {
+      throw Malformed{"target is `" + name + "`, expected ENGINE:PRECISION such as `onnxruntime:fp32`"};
+    }
+    once.insert(name);
+  }
+  if (once.empty() || once.size() != targets.size()) {
+    throw Malformed{"`targets` is " + python_repr(targets) + ", expected at least one, and none twice"};
+  }
   for (const char *key : {"model", "card", "provenance", "parity", "precision", "head"}) mapping(entry, key);
+  if (!entry.at("parity").empty()) check_report(entry, "parity");  // of a draft it is empty
+  for (const auto &item : entry.at("precision").items()) check_report(entry.at("precision"), item.key());
+  for (const auto &item : entry.at("head").items()) {
+    const Json learners = mapping(entry.at("head"), item.key()).value("learners", Json());
+    const bool texts = learners.is_array() && std::all_of(learners.begin(), learners.end(),
+                                                          [](const Json &one) { return one.is_string(); });
+    if (!learners.is_null() && !texts) {
+      throw Malformed{"`" + item.key() + "` has the learners " + python_repr(learners) + ", expected texts"};
+    }
+  }
   const auto pool = entry.find("attention_pool");
   if (pool != entry.end() && !pool->is_null()) check_pool(mapping(entry, "attention_pool"));
   const auto calibrated = entry.find("calibration");
@@ -476,14 +528,29 @@ void Bundle::check_files() const {
   for (const auto &[parts, kind] : found) {
     const std::string name = joined(parts);
     if (kind == Kind::kFolder || name == kManifest || files.contains(name)) continue;
-    const std::string &last = parts.back();
-    const bool left_by_systems = last == ".DS_Store" || last == "Thumbs.db" || last == "desktop.ini";
-    if (!left_by_systems || name.rfind("engines/", 0) == 0) {
+    if (kind != Kind::kFile || !left_by_systems(name, parts.back())) {
       throw altered(folder + " holds " + name + ", which " + kManifest +
                         " does not list, expected the files as they were exported",
                     "remove it, if you put it there; else do not use the bundle: copy or export it again");
     }
   }
+}
+
+// Whether a file that is not listed is nobody's doing, and nothing would read it: an engine reads weights from any file
+// beside a graph that the graph names.
+bool Bundle::left_by_systems(const std::string &name, const std::string &last) const {
+  if (last != ".DS_Store" && last != "Thumbs.db" && last != "desktop.ini") return false;
+  if (name.rfind("engines/", 0) == 0) return false;
+  std::set<std::string> graphs;
+  for (const auto &item : entry->at("graphs").items()) graphs.insert(item.value().get<std::string>());
+  for (const auto &item : entry->at("files").items()) {
+    const std::string &file = item.key(), ending = ".onnx";
+    if (file.size() > ending.size() && file.compare(file.size() - ending.size(), ending.size(), ending) == 0) {
+      graphs.insert(file);
+    }
+  }
+  return std::none_of(graphs.begin(), graphs.end(),
+                      [&](const std::string &graph) { return holds(join_path(folder, graph), last); });
 }
 
 void Bundle::require_proven(const std::string &target) const {

@@ -92,6 +92,7 @@ struct Bundle {
   Arrays golden() const;
 
   void check_files() const;
+  bool left_by_systems(const std::string &name, const std::string &last) const;
 };
 
 }  // namespace mpmmu

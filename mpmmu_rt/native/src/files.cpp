@@ -107,6 +107,24 @@ Kind kind_of(const std::string &path, std::uint64_t *size) {
   return S_ISDIR(found.st_mode) ? Kind::kFolder : Kind::kOther;
 }
 
+bool holds(const std::string &path, std::string text) {
+  const auto lower = [](char &one) {
+    if (one >= 'A' && one <= 'Z') one = static_cast<char>(one - 'A' + 'a');
+  };
+  std::for_each(text.begin(), text.end(), lower);
+  File file(path);
+  std::string seen;
+  std::vector<char> part(kPart);
+  ssize_t got;
+  while ((got = file.read(part.data(), part.size())) > 0) {
+    std::for_each(part.begin(), part.begin() + got, lower);
+    seen.append(part.data(), static_cast<std::size_t>(got));
+    if (seen.find(text) != std::string::npos) return true;
+    if (seen.size() > text.size()) seen.erase(0, seen.size() - text.size());
+  }
+  return false;
+}
+
 std::optional<std::string> read_file(const std::string &path, std::uint64_t limit, std::string &problem) {
   File file(path);
   std::string data;

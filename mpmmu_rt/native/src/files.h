@@ -14,6 +14,9 @@ enum class Kind { kNone, kFile, kFolder, kLink, kOther };
 // Of what the path names itself: a link is a link.
 Kind kind_of(const std::string &path, std::uint64_t *size = nullptr);
 
+// Whether a file of any size holds a text, in small letters or capitals: names of files may be alike then.
+bool holds(const std::string &path, std::string text);
+
 // At most `limit` bytes; nothing where there are more, or the file can't be read (`problem` says why).
 std::optional<std::string> read_file(const std::string &path, std::uint64_t limit, std::string &problem);
 
