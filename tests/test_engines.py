@@ -144,6 +144,18 @@ def test_a_graph_that_can_not_be_loaded(tmp_path: Path, data: bytes) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_a_damaged_graph_is_refused_in_words_that_can_be_read(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """ONNX Runtime quotes the operator that it does not know, whose name is no UTF-8, and stdout may be for JSON."""
+    path = double(tmp_path / "head.onnx")
+    path.write_bytes(path.read_bytes().replace(b"Add", b"A\xe9d"))
+    with pytest.raises(EngineError, match="A\ufffdd") as caught:
+        engine(FP32).load(path, "fp32", 1)
+    assert "codec" not in str(caught.value)
+    assert capfd.readouterr().out == "", "ONNX Runtime's fallback would write there, and try the same again"
+
+
 def test_weights_that_are_gone_are_an_error_of_loading(bundle_folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "ultrasound.onnx"
     path.write_bytes((bundle_folder / "onnx/ultrasound.onnx").read_bytes())

@@ -236,6 +236,16 @@ def test_a_graph_that_can_not_be_loaded(tmp_path: Path, data: bytes) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_a_damaged_graph_is_refused_in_words_that_can_be_read(tmp_path: Path) -> None:
+    """OpenVINO quotes the operator that it does not know, whose name is no UTF-8."""
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 2]) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "damaged", ends[:1], ends[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    (tmp_path / "head.onnx").write_bytes(model.SerializeToString().replace(b"Relu", b"Rel\xe9"))
+    with pytest.raises(EngineError, match="No conversion rule found for operations: Rel\ufffd-17"):
+        ENGINE.load(tmp_path / "head.onnx", "fp32", 1)
+
+
 def test_a_run_that_fails_is_an_engine_error_with_its_cause(bundle_folder: Path) -> None:
     session = ENGINE.load(Bundle.open(bundle_folder).graph("head"), "fp32", 1)
     width = int(Bundle.open(bundle_folder).tensors["embedding"].shape[1])

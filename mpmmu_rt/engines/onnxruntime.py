@@ -130,7 +130,8 @@ class OnnxRuntime:
             options.add_session_config_entry(_WEIGHTS_FOLDER, str(graph.parent))
             model = with_outputs(graph.read_bytes(), tensors)
         try:
-            session = runtime.InferenceSession(model, options, providers=[PROVIDER])
+            # Its fallback would try the same again, and say so on stdout.
+            session = runtime.InferenceSession(model, options, providers=[PROVIDER], enable_fallback=0)
         except Exception as error:
             raise EngineError(
                 f"ONNX Runtime can't load {graph.name}: {first_line(error)}",

@@ -37,6 +37,7 @@ from . import Traits
 from .shared.blob_cache import BlobCache
 from .shared.host_head import HostHead
 from .shared.openvino_streams import Shape, Streams, halves
+from .shared.words import words_of
 
 _PURPOSE = "the targets openvino:fp32, openvino:bf16, openvino:int8 and openvino:int8-bf16"
 # What is not 8 bits wide in an INT8 graph stays FP32, so that the graph alone decides the result, not the processor:
@@ -53,6 +54,7 @@ LEAST_REQUESTS = 4  # a stream gets of several cases, or else none: such a model
 
 
 _JOINED = "joined"  # beside the halves
+REFUSED = (RuntimeError, UnicodeDecodeError)  # the latter: see `words_of`
 
 
 class OpenVinoSession:
@@ -211,7 +213,7 @@ class OpenVinoEmbedder:
     def _read(self, bundle: Bundle) -> Any:
         try:
             model = _join(self._runtime, self._core, bundle, self._precision)
-        except (RuntimeError, KeyError) as error:
+        except (*REFUSED, KeyError) as error:
             raise _cannot_load(f"the graphs of {bundle.name}", error) from error
         bundle.require_unchanged()  # this may be long after the bundle was opened
         return model
@@ -265,7 +267,7 @@ class OpenVinoEmbedder:
         try:
             compiled = self._core.import_model(self._runtime.Tensor(blob, shared_memory=True), "CPU", settings)
             _check_precision(compiled, self._precision, self._name)
-        except (RuntimeError, EngineError) as error:
+        except (*REFUSED, EngineError) as error:
             self._cache.drop(facts, _reason(error))
             return None
         return compiled, blob
@@ -354,7 +356,7 @@ class OpenVino:
             if tensors:
                 model.add_outputs(list(tensors))
             outputs = [next((name for name in tensors if name in item.names), item.any_name) for item in model.outputs]
-        except RuntimeError as error:
+        except REFUSED as error:
             raise _cannot_load(graph.name, error) from error
         return OpenVinoSession(_compile(core, model, precision, threads, 1, graph.name), graph, outputs)
 
@@ -372,7 +374,7 @@ class OpenVino:
             graph = bundle.graph(modality, precision)
             try:
                 model = core.read_model(str(graph))
-            except RuntimeError as error:
+            except REFUSED as error:
                 raise _cannot_load(graph.name, error) from error
             kinds = convolution_precisions(_compiled(core, model, precision, threads, 1, graph.name))
             count += sum(kind in ("i8", "u8") for kind in kinds)
@@ -431,7 +433,7 @@ def _compile(core: Any, model: Any, precision: str, threads: int, streams: int, 
 def _compiled(core: Any, model: Any, precision: str, threads: int, streams: int, name: str) -> Any:
     try:
         return core.compile_model(model, "CPU", _settings(precision, threads, streams))
-    except RuntimeError as error:
+    except REFUSED as error:
         raise _cannot_load(name, error) from error
 
 
@@ -475,7 +477,7 @@ def _cannot_load(name: str, error: Exception) -> EngineError:
 def _reason(error: Exception) -> str:
     """The last lines: OpenVINO's messages begin with where in its sources they were raised. Of operators that it can't
     convert, their names come last, and the reason of one before them."""
-    said, _, summary = str(error).partition("\nSummary:")
+    said, _, summary = words_of(error).partition("\nSummary:")
     last = [next((line for line in reversed(part.splitlines()) if line.strip()), "") for part in (summary, said)]
     return (": ".join(line.strip("- ") for line in last if line) or type(error).__name__)[:300]
 

@@ -94,7 +94,7 @@ def signature(graph: Path) -> Signature:
     """Inputs and outputs of a graph, by ONNX Runtime's own word. Raises `EngineError` or `MissingPackage`."""
     runtime = require("onnxruntime", "`repository --native`")
     try:
-        session = runtime.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
+        session = runtime.InferenceSession(str(graph), providers=["CPUExecutionProvider"], enable_fallback=0)
     except Exception as error:
         raise EngineError(
             f"ONNX Runtime can't load {graph.name}: {str(error).splitlines()[0]}",

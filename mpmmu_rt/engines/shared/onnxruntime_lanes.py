@@ -17,6 +17,8 @@ import numpy as np
 from mpmmu_rt.errors import EngineError
 from mpmmu_rt.spec import MODALITIES, Array, Modality
 
+from .words import words_of
+
 _DTYPES: dict[str, np.dtype[Any]] = {"tensor(float)": np.dtype(np.float32), "tensor(float16)": np.dtype(np.float16)}
 _POOL = "attention_pool"
 
@@ -30,7 +32,7 @@ def failed(name: str, error: Exception) -> EngineError:
 
 
 def first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)[:300]
+    return next(iter(words_of(error).splitlines()), type(error).__name__)[:300]
 
 
 @dataclass(frozen=True)
