@@ -18,6 +18,7 @@ from mpmmu_rt import bundle as bundles
 from mpmmu_rt import card as cards
 from mpmmu_rt import single_record
 from mpmmu_rt.bundle import Bundle
+from mpmmu_rt.cases import Manifest
 from mpmmu_rt.engines import known_engine
 from mpmmu_rt.engines.shared import blob_cache
 from mpmmu_rt.errors import ExportError, ParityError, UsageError
@@ -138,10 +139,13 @@ def export_checkpoint(
     progress("reading the checkpoint", 1, 1)
     preprocessing = checkpoint.config.preprocessing
     wanted = wanted or Wanted()
-    if parity_manifest and calibration_manifest:  # before their images are read
-        calibration.require_other_patients(calibration_manifest, parity_manifest, checkpoint.card)
-    cases = all_cases.of_manifest(parity_manifest, preprocessing, progress) if parity_manifest else None
-    wanted = _calibrated(wanted, checkpoint, cases, calibration_manifest, calibration_phantoms, progress)
+    # Once: what is held to be of other patients is what calibrates and judges.
+    proving = all_cases.manifest_of(parity_manifest) if parity_manifest else None
+    calibrating = all_cases.manifest_of(calibration_manifest) if calibration_manifest else None
+    if proving and calibrating:  # before their images are read
+        calibration.require_other_patients(calibrating, proving, checkpoint.card)
+    cases = all_cases.of_manifest(proving, preprocessing, progress) if proving else None
+    wanted = _calibrated(wanted, checkpoint, cases, calibrating, calibration_phantoms, progress)
     return _export(
         model_of(checkpoint, folder.resolve().name, trained=True), output, cases, wanted, overwrite, progress
     )
@@ -171,7 +175,7 @@ def _calibrated(
     wanted: Wanted,
     checkpoint: Checkpoint,
     cases: Data | None,
-    manifest: StrPath | None,
+    manifest: StrPath | Manifest | None,
     count: int | None,
     progress: Progress,
 ) -> Wanted:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from mpmmu_rt.bundle import FROM_PHANTOMS
-from mpmmu_rt.cases import Manifest, read_manifest, require_people
+from mpmmu_rt.cases import Manifest, require_people
 from mpmmu_rt.errors import UsageError
 from mpmmu_rt.evaluation.parts import read_parts
 from mpmmu_rt.images import Preprocessing
@@ -16,7 +15,7 @@ from mpmmu_rt.people import plain
 from mpmmu_rt.progress import Progress
 from mpmmu_rt.spec import StrPath
 
-from .cases import Data, halves, of_cases, phantoms
+from .cases import Data, halves, manifest_of, of_cases, phantoms
 
 MOST_CASES = 2000  # pixels are held in memory, 0.1 MB a case of 224 x 224, and some hundred are what ranges need
 PHANTOM_SEED = 20_260_103  # of phantoms that neither a preset trains on nor a proof is made with
@@ -33,15 +32,20 @@ class Calibration:
 
 
 def of_manifest(
-    path: StrPath, preprocessing: Preprocessing, card: Mapping[str, Any], progress: Progress, *, halved: bool
+    given: StrPath | Manifest,
+    preprocessing: Preprocessing,
+    card: Mapping[str, Any],
+    progress: Progress,
+    *,
+    halved: bool,
 ) -> Calibration:
-    """Cases of the manifest at `path` but those of the test part, by its column `split`, else by what `card` records of
+    """Cases of a manifest but those of the test part, by its column `split`, else by what `card` records of
     the training's patients; of more than `MOST_CASES` so many, of patients at even distances. halved: every other
     patient is kept to judge on.
 
     Raises `UsageError` where there is none, and what reading the manifest and its images raises.
     """
-    manifest = read_manifest(path)
+    manifest = manifest_of(given)
     if halved:
         require_people(manifest)
     parts = read_parts(manifest, card)
@@ -57,7 +61,7 @@ def of_manifest(
     data, gate = halves(read, listed) if halved else (read, None)
     facts = {
         "kind": "manifest",
-        "manifest": Path(path).name,
+        "manifest": manifest.path.name,
         "sha256": manifest.sha256,
         "listed": len(manifest.cases),
         "of_the_test_part": len(manifest.cases) - len(usable),
@@ -67,10 +71,10 @@ def of_manifest(
     return Calibration(data, gate, facts)
 
 
-def require_other_patients(path: StrPath, judged: StrPath, card: Mapping[str, Any]) -> None:
-    """Raise `UsageError` where a patient whom the manifest at `path` calibrates on judges in the manifest `judged`, as
+def require_other_patients(given: StrPath | Manifest, judged: StrPath | Manifest, card: Mapping[str, Any]) -> None:
+    """Raise `UsageError` where a patient whom the manifest `given` calibrates on judges in the manifest `judged`, as
     far as these name their patients."""
-    manifest, other = read_manifest(path), read_manifest(judged)
+    manifest, other = manifest_of(given), manifest_of(judged)
     parts = read_parts(manifest, card).of_row
     judging = {plain(case.patient) for case in other.cases if case.patient}
     shared = [case.patient for case, part in zip(manifest.cases, parts, strict=True) if part != "test"]

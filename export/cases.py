@@ -55,9 +55,14 @@ def phantoms(count: int, seed: int, preprocessing: Preprocessing, progress: Prog
     return Data(pixels, labels, f"{count} generated phantoms")
 
 
-def of_manifest(path: StrPath, preprocessing: Preprocessing, progress: Progress) -> Data:
-    """Every case of the manifest at `path`. Raises what reading it and its images raises."""
-    manifest = read_manifest(path)
+def manifest_of(given: StrPath | Manifest) -> Manifest:
+    """What was read, or lies there. Raises `ManifestError`."""
+    return given if isinstance(given, Manifest) else read_manifest(given)
+
+
+def of_manifest(given: StrPath | Manifest, preprocessing: Preprocessing, progress: Progress) -> Data:
+    """Every case of a manifest. Raises what reading it and its images raises."""
+    manifest = manifest_of(given)
     return of_cases(manifest, range(len(manifest.cases)), preprocessing, progress)[0]
 
 

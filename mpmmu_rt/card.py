@@ -110,7 +110,8 @@ def update(path: StrPath, evaluation: Mapping[str, Any]) -> Bundle:
 
 def _same(one: Any, other: Mapping[str, Any]) -> bool:
     def of(entry: Mapping[str, Any]) -> tuple[Any, ...]:
-        return entry["dataset_sha256"], entry["target"], entry["parts"]["judged"]
+        # The same bytes elsewhere name other images.
+        return entry["dataset_sha256"], entry["cases"].get("images_sha256"), entry["target"], entry["parts"]["judged"]
 
     try:
         return of(one) == of(other)
@@ -214,8 +215,10 @@ def _evaluation(one: Mapping[str, Any]) -> list[str]:
     cases = one["cases"]
     figures = {"AUC": one["auc"], **one["thresholds"][0]["figures"], **one["figures"]}
     rows = [[name.replace("_", " "), _with_interval(value)] for name, value in figures.items()]
+    images = f", images {_one_line(cases['images_sha256'])[:12]}" if cases.get("images_sha256") else ""
     lines = [
-        f"{_one_line(one['dataset'])} ({one['dataset_sha256'][:12]}) on {one['target']}, {one['measured_at'][:10]}: "
+        f"{_one_line(one['dataset'])} ({one['dataset_sha256'][:12]}{images}) on {one['target']}, "
+        f"{one['measured_at'][:10]}: "
         f"{cases['judged']} cases of {cases['patients']['all']} patients, {cases['patients']['malignant']} malignant.",
         "",
         *(f"- {_one_line(text)}" for text in one["remarks"]),

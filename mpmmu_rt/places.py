@@ -41,7 +41,7 @@ def claimed(output: Path) -> Iterator[None]:
     """
     place = output.parent.resolve() / output.name
     _require_name(output)
-    _require_no_bundle(output, place)
+    require_no_bundle(output)
     if is_fed(output) and not output.is_dir():
         raise OutputError(
             f"{output} is a device or a pipe, expected a free path, a file or a folder",
@@ -90,8 +90,9 @@ def _require_name(output: Path) -> None:
         raise OutputError(f"{output} {got}, expected one of 1 to {_MOST_BYTES}", hint="choose another -o")
 
 
-def _require_no_bundle(output: Path, place: Path) -> None:
+def require_no_bundle(output: Path) -> None:
     """Raise `OutputError` where `output` lies in a bundle, which could not be opened with another file in it."""
+    place = output.parent.resolve() / output.name
     if found := next((folder for folder in place.parents if (folder / _BUNDLE).is_file()), None):
         raise OutputError(
             f"{output} lies in {found}, which is a bundle and holds no other file, expected another place",

@@ -107,6 +107,18 @@ def keep(
     return path
 
 
+def failed_own_cases(bundle: Bundle, target: Target) -> Mapping[str, Any] | None:
+    """What the own cases were with which `bundle` failed here, by the verdict that `keep` would replace; None without
+    such a verdict. Raises what `facts_of` does."""
+    facts = facts_of(target)
+    with contextlib.suppress(ParityError):  # what can't be read is no record
+        for record in _read(place_of(bundle)):
+            same = (record["bundle"], record["target"], record["facts"]) == (bundle.digest, str(target), facts)
+            if same and not _passed(record["checks"]) and isinstance(own := record.get("own_cases"), dict):
+                return own
+    return None
+
+
 def look_up(bundle: Bundle, target: Target) -> Verdict:
     """What is known of `bundle` on `target` here. Raises nothing: what can't be read or told does not count."""
     try:
@@ -154,7 +166,11 @@ def _differences(record: Mapping[str, Any], digest: str, facts: Mapping[str, str
 
 def _read(path: Path) -> list[dict[str, Any]]:
     """The records, each of which has what `look_up` asks for. Raises `ParityError`: it was not verified."""
-    if not path.exists():
+    try:
+        there = path.exists()
+    except OSError as error:  # a name that is too long with that behind it
+        raise ParityError(f"{path.name} can't be looked at ({error.strerror})") from error
+    if not there:
         raise ParityError(f"there is no {path.name}")
     entry = parse_json_object(path, read_bounded(path, MAX_JSON_BYTES, ParityError, ""), ParityError, "")
     records = entry.get("records")

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from PIL import Image
 from typer.testing import CliRunner, Result
 
 from mpmmu_rt import load
@@ -21,8 +22,10 @@ from mpmmu_rt.cli import app
 from mpmmu_rt.engines import engines
 from mpmmu_rt.images import read_grey
 from mpmmu_rt.modality_check import SAYS
+from mpmmu_rt.model.phantom import write_phantoms
 from mpmmu_rt.own_cases import judge
 
+from .changed import unanswering
 from .swapped import checking, exchanged
 
 Wrong = Callable[[onnx.ModelProto], object]
@@ -290,3 +293,27 @@ def test_a_case_without_an_answer_fails_and_the_others_count(
         found = judge(new, reference, read_manifest(phantom_manifest))
     assert (found.unanswered, found.decisions.cases, found.decisions.flips) == (1, 11, 0)
     assert [check.name for check in found.checks if not check.passed] == ["own cases without an answer"]
+
+
+@pytest.mark.parametrize("record", [True, False])
+def test_a_verdict_that_failed_on_own_cases_does_not_go_without_a_word(tmp_path: Path, record: bool) -> None:
+    """A plain `verify` passes, and takes its place: whoever had seen it fail must hear that nobody asked again."""
+    folder = unanswering(tmp_path / "copy.bundle", grey=2.0)
+    manifest = write_phantoms(6, tmp_path / "phantoms", seed=5)
+    dark = np.zeros((64, 64), np.uint8)
+    dark[:8, :8] = 1
+    Image.fromarray(dark).save(manifest.parent / "mammography" / "phantom-0002.png")
+    verify = ["verify", folder, "--target", "onnxruntime:fp32"]
+    asked = call(*verify, manifest)
+    assert asked.exit_code == 3, asked.stderr
+    assert "own cases without an answer" in asked.stdout
+    plain = call(*verify, *([] if record else ["--no-record"]))
+    assert plain.exit_code == 0, plain.stderr
+    said = (
+        f"had failed, with the own cases of {manifest}, which were not asked now: `mpmmu-rt verify {folder} {manifest} "
+    )
+    assert (said in plain.stderr) is record
+    again = call(*verify)  # there is no such verdict any more, or it is there still
+    assert (said in again.stderr) is not record
+    assert call(*verify, manifest).exit_code == 3
+    assert "warning: the verdict" not in call(*verify, manifest).stderr  # the same cases

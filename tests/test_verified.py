@@ -207,4 +207,5 @@ def test_a_place_that_can_not_be_written_is_a_line_and_no_failure(
     assert "note: the verdict is not kept, for " in result.stderr
     assert "can't be written (" in result.stderr
     assert "kept in" not in result.stderr
+    assert verified.look_up(Bundle.open(folder), FIRST).passed is None
     assert not list(folder.parent.glob(".*.partial"))

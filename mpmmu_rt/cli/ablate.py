@@ -45,12 +45,13 @@ def ablate(
     from mpmmu_rt.model.data import read_data
     from mpmmu_rt.model.stage_one import TRAINING_PRESETS, known_device
     from mpmmu_rt.model.training import make_folder
-    from mpmmu_rt.places import claimed
+    from mpmmu_rt.places import claimed, require_no_bundle
 
     require_one(manifest, phantom, "ablate")
     cases = read_manifest(manifest) if manifest is not None else None
     note_split(cases)
     check_json(json_to, manifest, output)
+    require_no_bundle(output / "ablation.json")  # the folder is not replaced: what is there stays
     config = configured(PRESETS[preset.value](), arch, size, Attention.paper)
     training = TRAINING_PRESETS[preset.value]
     if epochs is not None:

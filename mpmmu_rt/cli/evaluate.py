@@ -140,6 +140,11 @@ def _is_checkpoint(path: Path) -> bool:
     return (path / "config.json").is_file()
 
 
+def _holds(folder: Path, pickle: Path) -> bool:
+    """Whether `pickle` is a file of it, by whichever name."""
+    return folder.is_dir() and pickle.resolve() in [one.resolve() for one in folder.iterdir()]
+
+
 def _check_systems(
     judged: tuple[Path, str | None], other: tuple[Path | None, str | None], trust_pickle: Path | None
 ) -> None:
@@ -162,6 +167,11 @@ def _check_systems(
         raise UsageError(
             f"--trust-pickle {trust_pickle} is given without a CHECKPOINT, expected both: a bundle holds no pickle",
             hint="leave it out",
+        )
+    if trust_pickle is not None and not any(_holds(path, trust_pickle) for path, _ in named):
+        raise UsageError(
+            f"--trust-pickle names {trust_pickle}, which lies in nothing that is judged, expected a checkpoint's head",
+            hint=f"put it into the checkpoint: {judged[0] / 'head.joblib'}",
         )
 
 
@@ -186,7 +196,7 @@ def _opened(
     require("torch", "evaluating a checkpoint")
     from mpmmu_rt.model.system import checkpoint_system
 
-    yield checkpoint_system(path, trust_pickle=trust_pickle)
+    yield checkpoint_system(path, trust_pickle=trust_pickle if trust_pickle and _holds(path, trust_pickle) else None)
 
 
 def write(output: Path, found: Evaluation, *, overwrite: bool) -> None:

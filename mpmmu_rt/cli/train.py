@@ -99,6 +99,7 @@ def train(
     from mpmmu_rt.model.stage_one import known_device
     from mpmmu_rt.model.training import TRAINING_PRESETS, disk_bytes
     from mpmmu_rt.model.training import train as train_model
+    from mpmmu_rt.model.weights import Weights
     from mpmmu_rt.places import claimed, require_room
 
     require_one(manifest, phantom, "train")
@@ -131,11 +132,12 @@ def train(
         data = read_data(cases, phantom, seed, config.preprocessing, progress)
         if folds:
             fold_splits(data.label, data.groups, folds, seed=seed)  # whether there are patients enough
-        model = train_model(data, config, settings, work_dir=work_dir, weights=weights, device=on, progress=progress)
+        initial = Weights.of(weights)  # once: the folds, hours later, start from what the model did
+        model = train_model(data, config, settings, work_dir=work_dir, weights=initial, device=on, progress=progress)
         metrics = dict(model.metrics)
         if folds:
             metrics["cross_validation"] = cross_validate(
-                data, config, settings, folds, work_dir=work_dir, weights=weights, device=on, progress=progress
+                data, config, settings, folds, work_dir=work_dir, weights=initial, device=on, progress=progress
             )
         metrics = rounded(with_weakness(metrics))
         warned = image_warnings.summary(data.warnings)

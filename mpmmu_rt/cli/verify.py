@@ -97,6 +97,7 @@ def _verify(
         facts = rounded({"manifest": str(cases.path), "sha256": cases.sha256, **own.to_json()})
     checks = rounded([check.to_json() for check in found])
     passed = all(check["passed"] for check in checks)
+    failed_with = _failed_with(predictor, facts) if record and passed else ""
     kept, trouble = _keep(predictor, checks, facts) if record else (None, "")
     remarks = predictor.remarks
     stage = stage_at_fault(found) or (own.stage if own else "")
@@ -136,6 +137,11 @@ def _verify(
     note(f"{path}: digests hold, {len(checks)} checks passed on {target}")
     if kept:
         note(f"kept in {kept}")
+    if kept and failed_with:
+        note(
+            f"warning: the verdict that this replaces had failed, with the own cases of {failed_with}, which were not "
+            f"asked now: `mpmmu-rt verify {path} {failed_with} --target {target}` asks them again"
+        )
     allowed = choice and predictor.target.precision != "fp32"  # what `run` then comes to again
     named = ("--target", target) if choice is None else ("--allow-rounding",) if allowed else ()
     next_command("run", path, cases.path if cases else "MANIFEST", *named, *(["--require-verified"] if kept else []))
@@ -195,6 +201,16 @@ def _keep(
             f"the verdict is not kept, for {place} can't be written ({error.strerror}): copy the bundle to a place "
             "that can be, if `run --require-verified` shall find it, or pass --no-record"
         )
+
+
+def _failed_with(predictor: Predictor, own_cases: Mapping[str, Any] | None) -> str:
+    """The manifest of the own cases with which the verdict of before had failed; "" where they were asked again now."""
+    from mpmmu_rt.verified import failed_own_cases
+
+    before = failed_own_cases(predictor.bundle, predictor.target)
+    if before is None or (own_cases and own_cases["sha256"] == before.get("sha256")):
+        return ""
+    return str(before.get("manifest"))
 
 
 def _words(own: OwnCases | None) -> Iterable[str]:

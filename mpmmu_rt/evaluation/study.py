@@ -25,7 +25,7 @@ from .curves import curves
 from .figures import WITHOUT_THRESHOLD, Answers, at_threshold, bootstrap, calibration_figure, share
 from .paired import mcnemar
 from .parts import Parts
-from .systems import Answer, System, ask, images_of, labelled, of_several
+from .systems import Answer, System, ask, digest_of, images_of, labelled, of_several, require_same_images
 from .thresholds import at_sensitivity, youden
 
 SCHEMA = "mpmmu-evaluate/1"
@@ -54,7 +54,7 @@ def evaluate(
     rows = of_parts.judged(manifest, parts, wanted.part)
     chooser, lost = choose(system, manifest, parts, rows, wanted, progress)
     cases = [manifest.cases[row] for row in rows]
-    asked = ask(system, cases, frame=wanted.frame, progress=progress, name="judged cases")
+    asked = ask(system, cases, frame=wanted.frame, files=against is not None, progress=progress, name="judged cases")
     kept, answers = labelled(asked)
     if not kept:
         first = next((one.error for one in asked if one.error), "none has a label")
@@ -73,7 +73,16 @@ def evaluate(
     entry["curves"] = curves(answers) if both else None
     entry["against"] = None
     if against is not None:
-        entry["against"] = _against(system, against, manifest, [rows[at] for at in kept], answers, wanted, progress)
+        said = ask(
+            against,
+            [asked[at].case for at in kept],
+            frame=wanted.frame,
+            files=True,
+            progress=progress,
+            name="the other system",
+        )
+        require_same_images([asked[at] for at in kept], said)
+        entry["against"] = _against(system, against, manifest, [rows[at] for at in kept], answers, said)
     entry["remarks"] = words.remarks(entry)
     return Evaluation(rounded(entry), [_row(one, parts, row, system) for one, row in zip(asked, rows, strict=True)])
 
@@ -121,6 +130,7 @@ def _facts(
             "warned": sum(bool(one.warnings) for one in asked),
             "look_swapped": sum(one.swapped for one in asked),
             "images_of_several": of_several([asked[at] for at in kept]),
+            "images_sha256": digest_of([asked[at] for at in kept]),
             "patients": dict(answers.patients),
             "several_rows_per_patient": answers.clustered,
         },
@@ -211,13 +221,10 @@ def _against(
     manifest: Manifest,
     rows: Sequence[int],
     answers: Answers,
-    wanted: Wanted,
-    progress: Progress,
+    said: Sequence[Answer],
 ) -> dict[str, Any]:
-    """The judged system against another on the cases that both answer; every difference is judged - other."""
-    said = ask(
-        other, [manifest.cases[row] for row in rows], frame=wanted.frame, progress=progress, name="the other system"
-    )
+    """The judged system against another, which `said` that, on the cases that both answer; every difference is judged -
+    other."""
     both = np.array([one.probability is not None for one in said])
     ours, groups = answers.rows(both), answers.rows(both).groups
     theirs: Array = np.array([one.probability for one in said if one.probability is not None], np.float32)

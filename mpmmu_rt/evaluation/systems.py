@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,7 +13,7 @@ import numpy as np
 
 from mpmmu_rt.bundle import Bundle
 from mpmmu_rt.cases import Case
-from mpmmu_rt.errors import AnswerError
+from mpmmu_rt.errors import AnswerError, ImageError
 from mpmmu_rt.images import Preprocessing
 from mpmmu_rt.known_images import KnownImages, digest
 from mpmmu_rt.modality_check import SAYS, ModalityCheck
@@ -82,13 +84,14 @@ def bundle_system(given: Bundle | StrPath, target: str) -> Iterator[System]:
 @dataclass(frozen=True)
 class Answer:
     """probability: None where there is none, and then `error` says why. warnings: as `mpmmu-rt run` says them. images:
-    `known_images.digest` of each, as the system sees it."""
+    `known_images.digest` of each, as the system sees it. files: SHA-256 of each file, where that was asked for."""
 
     case: Case
     probability: float | None
     error: str
     warnings: str
     images: frozenset[str] = frozenset()
+    files: Mapping[Modality, str] = field(default_factory=dict)
 
     @property
     def swapped(self) -> bool:
@@ -96,13 +99,21 @@ class Answer:
 
 
 def ask(
-    system: System, cases: Sequence[Case], *, frame: int | None = None, progress: Progress = silent, name: str = "cases"
+    system: System,
+    cases: Sequence[Case],
+    *,
+    frame: int | None = None,
+    files: bool = False,
+    progress: Progress = silent,
+    name: str = "cases",
 ) -> list[Answer]:
-    """An answer for every case, in their order: one that can't be read or answered has an error, and none is lost."""
+    """An answer for every case, in their order: one that can't be read or answered has an error, and none is lost.
+    files: take their digests, too."""
     found: dict[str, Answer] = {}
     pending: list[Decoded] = []
     progress(name, 0, len(cases))
-    decoder = Decoder(cases, system.preprocessing, frame=frame, ahead=2 * BATCH, check=system.modality_check)
+    check = system.modality_check
+    decoder = Decoder(cases, system.preprocessing, frame=frame, ahead=2 * BATCH, digests=files, check=check)
     with decoder as decoded:
         for item in decoded:
             if item.error:
@@ -132,7 +143,7 @@ def _answers(system: System, items: Sequence[Decoded]) -> dict[str, Answer]:
         return bad | (_answers(system, others) if others else {})
     shown = [frozenset(map(digest, item.pixels.values())) for item in items]
     return {
-        item.case.case_id: Answer(item.case, float(value), "", item.warnings, images)
+        item.case.case_id: Answer(item.case, float(value), "", item.warnings, images, item.digests)
         for item, value, images in zip(items, said, shown, strict=True)
     }
 
@@ -140,6 +151,23 @@ def _answers(system: System, items: Sequence[Decoded]) -> dict[str, Answer]:
 def images_of(asked: Sequence[Answer]) -> frozenset[str]:
     """Digests of the images of all cases that have an answer."""
     return frozenset[str]().union(*(one.images for one in asked))
+
+
+def digest_of(asked: Sequence[Answer]) -> str:
+    """Which images the answers are of, case by case: SHA-256, the same wherever they lie."""
+    seen = [(one.case.case_id, sorted(one.images)) for one in asked if one.images]
+    return hashlib.sha256(json.dumps(seen).encode()).hexdigest()
+
+
+def require_same_images(one: Sequence[Answer], other: Sequence[Answer]) -> None:
+    """Raise `ImageError` where two systems answered the same cases, and an image was exchanged between them."""
+    pairs = [(a, b) for a, b in zip(one, other, strict=True) if a.files and b.files and not b.error]
+    if changed := [a for a, b in pairs if a.files != b.files]:
+        raise ImageError(
+            f"images of {len(changed)} of {len(pairs)} cases were exchanged before the second system was asked, the "
+            f"first of `{changed[0].case.case_id}`, expected both to judge the same",
+            hint="evaluate again once nothing writes there",
+        )
 
 
 def of_several(asked: Sequence[Answer]) -> int:

@@ -142,7 +142,8 @@ def _encoder_run(
     """The embedding of every image, float32 [M, C], by the encoder that was trained for it."""
     config = replace(study.model.encoder(modality), attention=kind)
     training = replace(study.training, seed=seed)
-    key = _key(study, seed, split, {"encoder": asdict(config), "modality": modality, "training": asdict(training)})
+    facts = {"encoder": asdict(config), "modality": modality, "training": asdict(training)}
+    key = _key(study, seed, split, {**facts, "made_with": training_state.made_with(study.device)})
     name = f"seed {seed}, {modality}, attention {kind}"
     path = study.folder / f"{modality}-{kind}-{key[:16]}.npy"
     if path.exists():

@@ -66,7 +66,8 @@ class Checkpoint:
     """A trained model in memory. `card` says what it was trained on, how, and how well it did; JSON values only.
     known_images: by part of the split, what it learnt from (`mpmmu_rt.known_images`). embedding_mean: float32 [D], of
     the training rows, if known. single_heads: for one modality alone, of both, or none. digest: SHA-256 of
-    `config.json`, which names those of the rest; empty of what was not read."""
+    `config.json`, which names those of the rest, and of a pickled head that it does not name; empty of what was not
+    read."""
 
     config: ModelConfig
     encoders: Mapping[Modality, Encoder]
@@ -105,7 +106,8 @@ def save(checkpoint: Checkpoint, folder: StrPath, *, overwrite: bool = False) ->
 def load(folder: StrPath, *, trust_pickle: StrPath | None = None) -> Checkpoint:
     """Read a checkpoint. `trust_pickle` names the one pickled head that may be executed, if there is one.
 
-    Raises `CheckpointError` for anything that is absent, altered, too large or of an unknown type.
+    Raises `CheckpointError` for anything that is absent, altered, too large or of an unknown type, and for a pickle
+    that would be passed over.
     """
     folder, trust_pickle = Path(folder), None if trust_pickle is None else Path(trust_pickle)
     if not folder.is_dir():
@@ -133,8 +135,8 @@ def load(folder: StrPath, *, trust_pickle: StrPath | None = None) -> Checkpoint:
         check = ModalityCheck.from_json(entry.get("modality_check"))
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: {error}", hint=_HINT) from error
-    head, single = _head(folder, digests, trust_pickle), _single_heads(folder, digests)
-    digest = hashlib.sha256(data).hexdigest()
+    (head, unnamed), single = _head(folder, digests, trust_pickle), _single_heads(folder, digests)
+    digest = hashlib.sha256(data + unnamed.encode()).hexdigest()
     return Checkpoint(config, encoders, head, float(threshold), card, known, mean, check, single, digest)
 
 
@@ -184,11 +186,17 @@ def _encoder(folder: Path, modality: Modality, config: ModelConfig, digests: Map
     return encoder.eval()
 
 
-def _head(folder: Path, digests: Mapping[str, Any], trust_pickle: Path | None) -> Any:
+def _head(folder: Path, digests: Mapping[str, Any], trust_pickle: Path | None) -> tuple[Any, str]:
+    """The head, and its SHA-256 where `digests` has none of it."""
     path = folder / "head.skops"
     if path.exists():
+        if trust_pickle is not None:
+            raise CheckpointError(
+                f"{folder} holds head.skops, and --trust-pickle names {trust_pickle}, expected one head",
+                hint="leave --trust-pickle out; if it is the pickle that shall count, move head.skops away",
+            )
         _check_file(path, digests, MAX_HEAD_BYTES)
-        return load_skops(path)
+        return load_skops(path), ""
     for pickled in (folder / name for name in PICKLED_HEADS):
         if not pickled.exists():
             continue
@@ -199,7 +207,7 @@ def _head(folder: Path, digests: Mapping[str, Any], trust_pickle: Path | None) -
             )
         if pickled.name in digests:
             _check_file(pickled, digests, MAX_HEAD_BYTES)
-        return joblib.load(pickled)
+        return joblib.load(pickled), "" if pickled.name in digests else sha256_file(pickled)
     raise CheckpointError(f"{folder} holds no head.skops, expected a fitted stacking head", hint=_HINT)
 
 

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import sklearn
-import torch
 from sklearn.model_selection import StratifiedKFold
 
 from mpmmu_rt.errors import CheckpointError, ManifestError
@@ -32,7 +31,7 @@ from .evaluation import evaluate
 from .split import CLASSES, TEST_SHARE, VALIDATION_SHARE, Split, patient_labels
 from .stage_one import TrainingConfig
 from .training import THRESHOLD, fit_on, stage_one
-from .training_state import key
+from .training_state import key, made_with
 from .weights import Weights
 
 SCHEMA = "mpmmu-fold/1"
@@ -78,7 +77,7 @@ def cross_validate(
     folds: int,
     *,
     work_dir: StrPath,
-    weights: StrPath | None = None,
+    weights: StrPath | Weights | None = None,
     device: str = "cpu",
     progress: Progress = silent,
 ) -> dict[str, Any]:
@@ -90,7 +89,7 @@ def cross_validate(
     `ManifestError` for too few patients, `CheckpointError` where `work_dir` belongs to another training.
     """
     splits = fold_splits(data.label, data.groups, folds, seed=training_config.seed)
-    initial = None if weights is None else Weights.read(weights)
+    initial = Weights.of(weights)
     said = {name: np.full(len(data.label), np.nan) for name in (*MODALITIES, "fused")}
     by_fold: dict[str, list[float | None]] = {name: [] for name in said}
     for number, split in enumerate(splits, 1):
@@ -100,7 +99,7 @@ def cross_validate(
             progress(title + description, done, total, *more)
 
         kept = Path(work_dir) / f"fold-{number}-of-{folds}"
-        digest = _digest(data, model_config, training_config, split, initial)
+        digest = _digest(data, model_config, training_config, split, initial, device)
         result = kept.with_suffix(".json")
         if result.exists():
             found = _read(result, digest, len(split.test))
@@ -149,8 +148,8 @@ def _read(path: Path, digest: str, count: int) -> dict[str, list[float]]:
     entry = parse_json_object(path, read_bounded(path, MAX_JSON_BYTES, CheckpointError, _HINT), CheckpointError, _HINT)
     if (entry.get("schema"), entry.get("digest")) != (SCHEMA, digest):
         raise CheckpointError(
-            f"{path} is a fold of a training with another configuration, other data or other releases of torch and "
-            f"scikit-learn, expected {digest[:12]}",
+            f"{path} is a fold of a training with another configuration, other data, another kind of device or other "
+            f"releases of mpmmu-rt, torch or scikit-learn, expected {digest[:12]}",
             hint=_HINT,
         )
     found: dict[str, list[float]] = {}
@@ -168,6 +167,7 @@ def _digest(
     training_config: TrainingConfig,
     split: Split,
     initial: Weights | None,
+    device: str,
 ) -> str:
     """Names everything that a fold's result depends on, but for the machine."""
     return key(
@@ -176,7 +176,8 @@ def _digest(
             "model": model_config.to_json(),
             "training": asdict(training_config),
             "split": {name: rows.tolist() for name, rows in split.parts().items()},
-            "versions": [torch.__version__, sklearn.__version__],
+            **made_with(device),
+            "scikit-learn": sklearn.__version__,
             **({"initial": initial.sha256} if initial else {}),
         }
     )

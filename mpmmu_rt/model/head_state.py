@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import sklearn
 
+from mpmmu_rt import __version__
 from mpmmu_rt.errors import CheckpointError
 from mpmmu_rt.files import MAX_JSON_BYTES, atomic_file, parse_json_object, read_bounded, sha256_file, write_json
 from mpmmu_rt.spec import Array
@@ -29,7 +30,8 @@ def digest(
     """Names everything that a head and its metrics depend on, but for the machine. rows: of each part."""
     whole = hashlib.sha256(np.ascontiguousarray(features).data)
     parts = [one.tolist() for one in rows]
-    facts = [features.shape, label.tolist(), list(groups), parts, asdict(config), seed, sklearn.__version__]
+    versions = [__version__, sklearn.__version__]
+    facts = [features.shape, label.tolist(), list(groups), parts, asdict(config), seed, *versions]
     whole.update(json.dumps(facts).encode())
     return whole.hexdigest()
 

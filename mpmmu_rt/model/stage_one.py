@@ -23,7 +23,7 @@ from .config import EncoderConfig
 from .data import TrainingData
 from .encoder import Encoder, load_backbone
 from .split import Split
-from .training_state import EncoderState, key, load_state, save_state
+from .training_state import EncoderState, key, load_state, made_with, save_state
 from .weights import Weights
 
 Schedule = Literal["cosine", "constant"]
@@ -95,7 +95,7 @@ def train_encoder(
     one number of threads the result on a CPU is the same to the bit as without the interruption. Raises
     `CheckpointError` if `state_file` belongs to another training, `UsageError` if the loss is not finite.
     """
-    digest = _digest(data, modality, split, encoder_config, config, initial)
+    digest = _digest(data, modality, split, encoder_config, config, initial, device)
     state = _fresh_state(modality, encoder_config, config, initial, device)
     if state_file.exists():
         load_state(state, state_file, digest)
@@ -235,6 +235,7 @@ def _digest(
     encoder_config: EncoderConfig,
     config: TrainingConfig,
     initial: Weights | None,
+    device: str,
 ) -> str:
     """Names everything that the result depends on, but for the machine."""
     return key(
@@ -244,7 +245,7 @@ def _digest(
             "encoder": asdict(encoder_config),
             "training": asdict(config),
             "split": {name: rows.tolist() for name, rows in split.parts().items()},
-            "torch": torch.__version__,
+            **made_with(device),
             **({"initial": initial.sha256} if initial else {}),
         }
     )

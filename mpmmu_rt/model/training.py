@@ -91,13 +91,13 @@ def train(
     training_config: TrainingConfig,
     *,
     work_dir: StrPath,
-    weights: StrPath | None = None,
+    weights: StrPath | Weights | None = None,
     device: str = "cpu",
     progress: Progress = silent,
 ) -> TrainedModel:
     """Run both stages. An interrupted call is continued by the same call with the same `work_dir`.
 
-    weights: a file with a ResNet's weights (ImageNet's, say) that both encoders start from; random ones if None.
+    weights: a ResNet's (ImageNet's, say) that both encoders start from, or a file with them; random ones if None.
     Raises `ManifestError` when a class has too few patients, `CheckpointError` when `work_dir` belongs to another
     training, `UsageError` for arguments that don't fit each other, `OutputError` if `work_dir` can't be made.
     """
@@ -107,7 +107,7 @@ def train(
             hint="make the data with the model's preprocessing",
         )
     split = split_patients(data.label, data.groups, seed=training_config.seed)
-    initial = None if weights is None else Weights.read(weights)
+    initial = Weights.of(weights)
     work_dir = Path(work_dir)
     make_folder(work_dir)
     trained = stage_one(

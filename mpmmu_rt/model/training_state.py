@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from mpmmu_rt import __version__
 from mpmmu_rt.errors import CheckpointError
 from mpmmu_rt.files import atomic_file
 
@@ -31,6 +32,12 @@ _HINT = "continue with the arguments and the data of the first run, or choose an
 def key(facts: Mapping[str, Any]) -> str:
     """Names what a result depends on, JSON values: another key is another training."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def made_with(device: str) -> dict[str, Any]:
+    """What else decides on what is learnt: the releases, whose defaults and augmentation may be others, and the kind of
+    device, as a GPU trains in bfloat16."""
+    return {"versions": [__version__, torch.__version__], "device": torch.device(device).type}
 
 
 @dataclass
@@ -108,8 +115,8 @@ def load_state(state: EncoderState, path: Path, digest: str) -> None:
 def _check(path: Path, facts: Any, digest: str) -> None:
     if facts["schema"] != SCHEMA or facts["digest"] != digest:
         raise CheckpointError(
-            f"{path} is the state of a training with another configuration, other data or another release of "
-            f"torch ({facts['digest'][:12]}), expected {digest[:12]}",
+            f"{path} is the state of a training with another configuration, other data, another kind of device or "
+            f"another release of mpmmu-rt or torch ({facts['digest'][:12]}), expected {digest[:12]}",
             hint=_HINT,
         )
 

@@ -33,6 +33,11 @@ class Weights:
     state: Mapping[str, Tensor]
 
     @classmethod
+    def of(cls, given: StrPath | Weights | None) -> Weights | None:
+        """Those that are given, or in the file. Raises `CheckpointError`."""
+        return given if given is None or isinstance(given, Weights) else cls.read(given)
+
+    @classmethod
     def read(cls, path: StrPath) -> Weights:
         """Read a state dict, also one inside `{"state_dict": …}`, or of a module in DataParallel.
 

@@ -25,8 +25,10 @@ from mpmmu_rt.card import NAME, update
 from mpmmu_rt.cases import read_manifest
 from mpmmu_rt.cli import app
 from mpmmu_rt.cli.evaluate import _note_proof, _opened
-from mpmmu_rt.errors import BundleError, DigestMismatch, ManifestError
+from mpmmu_rt.errors import BundleError, DigestMismatch, ImageError, ManifestError
+from mpmmu_rt.evaluation.choosing import Wanted
 from mpmmu_rt.evaluation.parts import read_parts
+from mpmmu_rt.evaluation.study import evaluate
 from mpmmu_rt.evaluation.systems import ask, bundle_system
 from mpmmu_rt.export.cases import of_manifest
 from mpmmu_rt.files import sha256_file
@@ -177,6 +179,17 @@ def test_a_pickled_head_is_loaded_as_the_hint_says(
     result = call(own, phantoms, "-o", tmp_path / "out", "--against", checkpoint_folder, *given)
     assert result.exit_code == 0, result.stderr
     assert report(tmp_path / "out")["against"]["max_difference"] == 0
+    (tmp_path / "link").symlink_to(own / "head.joblib")
+    linked = call(own, phantoms, "-o", tmp_path / "linked", "--trust-pickle", tmp_path / "link")
+    assert linked.exit_code == 0, linked.stderr
+    joblib.dump(small_model.head, tmp_path / "head.joblib")
+    lost = call(checkpoint_folder, phantoms, "-o", tmp_path / "lost", "--trust-pickle", tmp_path / "head.joblib")
+    assert lost.exit_code == 2
+    assert "which lies in nothing that is judged, expected a checkpoint's head" in two_lines(lost)
+    shutil.copy(checkpoint_folder / "head.skops", own)
+    both = call(own, phantoms, "-o", tmp_path / "both", *given)
+    assert both.exit_code == 1
+    assert "expected one head" in two_lines(both)
     none = call(bundle_folder, phantoms, "-o", tmp_path / "none", *given)
     assert none.exit_code == 2
     assert "a bundle holds no pickle" in two_lines(none)
@@ -507,6 +520,53 @@ def test_the_card_is_written_sealed_and_shown(phantoms: Path, bundle_folder: Pat
     (bundle / NAME).write_text((bundle / NAME).read_text().replace("not for diagnosis", "for diagnosis"))
     with pytest.raises(DigestMismatch):
         Bundle.open(bundle)
+
+
+def test_a_manifest_of_another_folder_is_another_data_set(phantoms: Path, bundle_folder: Path, tmp_path: Path) -> None:
+    """Byte by byte the same, with other images beside it: the figures of one site don't go for those of the other."""
+    bundle = Path(shutil.copytree(bundle_folder, tmp_path / "b"))
+    other = write_phantoms(40, tmp_path / "other", seed=6)
+    shutil.copy(phantoms, other)
+    moved = Path(shutil.copytree(phantoms.parent, tmp_path / "moved")) / phantoms.name
+    options = ["-o", tmp_path / "out", "--overwrite", "--update-card"]
+    for path in (phantoms, other, moved):
+        assert call(bundle, path, *options).exit_code == 0
+    found = Bundle.open(bundle).entry["card"]["eval_metrics"]
+    assert len({one["dataset_sha256"] for one in found}) == 1
+    assert len({one["cases"]["images_sha256"] for one in found}) == len(found) == 2
+    assert [one["auc"]["value"] for one in found][-1] == report(tmp_path / "out")["auc"]["value"]
+    for one in found:
+        assert (
+            f"{one['dataset_sha256'][:12]}, images {one['cases']['images_sha256'][:12]}" in (bundle / NAME).read_text()
+        )
+
+
+@pytest.mark.parametrize("exchanged_by", ["the other system", None])
+def test_both_systems_judge_the_same_images(
+    phantoms: Path, bundle_folder: Path, tmp_path: Path, exchanged_by: str | None
+) -> None:
+    """An image that is exchanged once the first has answered."""
+    folder = Path(shutil.copytree(phantoms.parent, tmp_path / "phantoms"))
+    images = [folder / f"mammography/phantom-{number:04d}.png" for number in (7, 8)]
+
+    def progress(description: str, done: int, total: int, *more: str) -> None:
+        if description == exchanged_by and done == 0:
+            shutil.copy(images[1], images[0])
+
+    def judge() -> dict[str, Any]:
+        with (
+            bundle_system(bundle_folder, "openvino:fp32") as one,
+            bundle_system(bundle_folder, "onnxruntime:fp32") as other,
+        ):
+            return evaluate(
+                one, read_manifest(folder / phantoms.name), Wanted(), against=other, progress=progress
+            ).entry
+
+    if exchanged_by is None:
+        assert judge()["against"]["max_difference"] < 1e-4
+        return
+    with pytest.raises(ImageError, match=r"images of 1 of 40 cases were exchanged .* the first of `phantom-0007`"):
+        judge()
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -253,6 +256,32 @@ def test_patients_who_calibrate_do_not_judge_in_another_manifest(tmp_path: Path)
     (tmp_path / "b.csv").write_text(f"{header}9,e,f,ANN ,\n")
     with pytest.raises(UsageError, match="the first is `ann`"):
         calibration.require_other_patients(tmp_path / "a.csv", tmp_path / "b.csv", {})
+
+
+@pytest.mark.slow
+def test_a_manifest_is_read_once(checkpoint_folder: Path, phantom_manifest: Path, tmp_path: Path) -> None:
+    """It may change meanwhile: who was found to be another would not be who judges. A pipe is there once."""
+    cases = read_manifest(phantom_manifest).cases
+    pipes = [tmp_path / name for name in ("parity.csv", "calibrate.csv")]
+
+    def write(pipe: Path, text: str) -> None:
+        for each in (text, "nothing"):
+            pipe.write_text(each)  # waits for a reader
+            time.sleep(0.3)  # until that has seen the end
+
+    for pipe, some in zip(pipes, (cases[:6], cases[6:]), strict=True):
+        rows = [f"{one.case_id},{one.mammography},{one.ultrasound},{one.label},{one.patient}\n" for one in some]
+        text = "case_id,mammography,ultrasound,label,patient\n" + "".join(rows)
+        os.mkfifo(pipe)
+        threading.Thread(target=write, args=(pipe, text), daemon=True).start()
+    with pytest.raises(UsageError, match="would be judged on 6 cases, expected at least"):  # all of them were read
+        export_checkpoint(
+            checkpoint_folder,
+            tmp_path / "b",
+            parity_manifest=pipes[0],
+            calibration_manifest=pipes[1],
+            wanted=Wanted((INT8,)),
+        )
 
 
 def test_labels_that_are_known_are_kept(phantom_manifest: Path) -> None:

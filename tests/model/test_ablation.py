@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import threading
 from collections.abc import Iterable
 from dataclasses import replace
@@ -15,6 +16,7 @@ import pytest
 from scipy import stats
 from typer.testing import CliRunner
 
+from mpmmu_rt.bundle import Bundle
 from mpmmu_rt.cli import app
 from mpmmu_rt.cli._ablate_text import markdown, text
 from mpmmu_rt.errors import CheckpointError, UsageError
@@ -121,6 +123,18 @@ def test_what_is_there_is_not_made_again(
     ablate(other)
     assert len([name for name in written(folder) if name.startswith("heads-")]) == 4
     assert len(list(folder.glob("*.npy"))) == 12
+
+
+@pytest.mark.slow
+def test_what_another_kind_of_device_made_is_not_taken(
+    made: tuple[Path, dict[str, Any]], data: TrainingData, model: ModelConfig
+) -> None:
+    """A GPU trains in bfloat16: half of the seeds from there would be another study."""
+    folder, _ = made
+    before = written(folder)
+    with pytest.raises(RuntimeError, match="meta"):  # a device without numbers: it trains, instead of taking them
+        ablate(replace(study(data, model, folder), device="meta"))
+    assert written(folder) == before
 
 
 @pytest.mark.slow
@@ -242,6 +256,16 @@ def test_the_command(tmp_path: Path) -> None:
     assert found[0].exit_code == 1
     assert "is being written by another thread" in found[0].stderr
     assert not nested.exists()
+
+
+def test_no_bundle_is_written_into(bundle_folder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(bundle_folder, tmp_path / "b"))
+    (tmp_path / "link").symlink_to(folder)
+    for place in (folder, tmp_path / "link", folder / "ablation"):
+        done = CliRunner().invoke(app, ["ablate", "--phantom", "60", "--epochs", "1", "-o", str(place)])
+        assert done.exit_code == 1
+        assert f"lies in {folder}, which is a bundle and holds no other file" in done.stderr
+    Bundle.open(folder)
 
 
 def test_a_device_that_there_is_not() -> None:

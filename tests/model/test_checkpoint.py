@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 import skops.io
 import torch
+from sklearn.dummy import DummyClassifier
+from typer.testing import CliRunner
 
+from mpmmu_rt.cli import app
 from mpmmu_rt.errors import CheckpointError, OutputError
 from mpmmu_rt.files import sha256_file
 from mpmmu_rt.model import checkpoint as checkpoints
@@ -102,8 +105,27 @@ def test_a_pickle_runs_only_if_named(folder: Path, tmp_path: Path, name: str) ->
 def test_a_trusted_head_is_used(small_model: Checkpoint, folder: Path) -> None:
     (folder / "head.skops").unlink()
     joblib.dump(small_model.head, folder / "head.joblib")
-    head = checkpoints.load(folder, trust_pickle=folder / "head.joblib").head
-    assert type(head) is type(small_model.head)
+    loaded = checkpoints.load(folder, trust_pickle=folder / "head.joblib")
+    assert type(loaded.head) is type(small_model.head)
+    joblib.dump(DummyClassifier(), folder / "head.joblib")
+    other = checkpoints.load(folder, trust_pickle=folder / "head.joblib")
+    assert isinstance(other.head, DummyClassifier)
+    assert other.digest != loaded.digest  # `config.json`, which is the same, names neither
+
+
+@pytest.mark.parametrize("place", ["beside", "elsewhere"])
+def test_a_pickle_that_is_vouched_for_is_not_passed_over(
+    small_model: Checkpoint, folder: Path, tmp_path: Path, place: str
+) -> None:
+    """A head that was fitted anew, beside the one of the training."""
+    path = (folder if place == "beside" else tmp_path) / "head.joblib"
+    joblib.dump(small_model.head, path)
+    with pytest.raises(CheckpointError, match=r"holds head\.skops, and --trust-pickle names .*, expected one head"):
+        checkpoints.load(folder, trust_pickle=path)
+    done = CliRunner().invoke(app, ["export", str(folder), "-o", str(tmp_path / "b"), "--trust-pickle", str(path)])
+    assert done.exit_code == 1
+    assert "expected one head" in done.stderr
+    assert not (tmp_path / "b").exists()
 
 
 def test_skops_with_a_foreign_type_is_refused(folder: Path) -> None:

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from mpmmu_rt.cli import app
 from mpmmu_rt.errors import CheckpointError, ManifestError
 from mpmmu_rt.metrics import too_few
+from mpmmu_rt.model import training_state
 from mpmmu_rt.model.config import HeadConfig, ModelConfig, tiny
 from mpmmu_rt.model.cross_validation import cross_validate, fold_splits
 from mpmmu_rt.model.data import TrainingData, data_from_phantoms
@@ -82,7 +83,9 @@ CONFIG: TrainingConfig = replace(TRAINING_PRESETS["tiny"], epochs=2, seed=4)
 
 
 @pytest.mark.slow
-def test_killed_it_goes_on_to_the_same_result(data: TrainingData, model: ModelConfig, tmp_path: Path) -> None:
+def test_killed_it_goes_on_to_the_same_result(
+    data: TrainingData, model: ModelConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: list[str] = []
 
     def watch(description: str, done: int, total: int, *more: str) -> None:
@@ -116,6 +119,12 @@ def test_killed_it_goes_on_to_the_same_result(data: TrainingData, model: ModelCo
     other = replace(CONFIG, seed=9)
     with pytest.raises(CheckpointError, match="is a fold of a training with another configuration"):
         cross_validate(data, model, other, FOLDS, work_dir=folder)
+    with pytest.raises(CheckpointError, match="another kind of device or other releases of mpmmu-rt"):
+        cross_validate(data, model, CONFIG, FOLDS, work_dir=folder, device="meta")
+    with monkeypatch.context() as patch:
+        patch.setattr(training_state, "__version__", "0.0.1")
+        with pytest.raises(CheckpointError, match="is a fold of a training with another configuration"):
+            cross_validate(data, model, CONFIG, FOLDS, work_dir=folder)
     entry = json.loads((folder / "fold-1-of-3.json").read_text())
     (folder / "fold-1-of-3.json").write_text(json.dumps(entry | {"fused": entry["fused"][1:]}))
     with pytest.raises(CheckpointError, match="lacks `fused`, expected 20 probabilities"):

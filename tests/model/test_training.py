@@ -209,7 +209,7 @@ def test_a_head_of_another_release_is_fitted_again(
 ) -> None:
     """As it may have other learners."""
     rows = [np.arange(40)]
-    told = []
+    told: list[int] = []
 
     def made() -> tuple[Any, dict[str, Any]]:
         told.append(len(told))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -126,3 +128,26 @@ def test_training_starts_from_them_and_says_so(state: dict[str, Tensor], tmp_pat
     halved = CliRunner().invoke(app, [*command, "--weights", str(path), "-o", str(tmp_path / "d")])
     assert halved.exit_code == 1
     assert "does not fit resnet18" in halved.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("few_trees")
+def test_they_are_read_once(state: dict[str, Tensor], tmp_path: Path) -> None:
+    """Folds that start from what lies there hours later tell nothing of the model that stands beside them."""
+    path = tmp_path / "resnet18.pth"
+    torch.save({"state_dict": state}, path)
+    ended = threading.Event()
+
+    def exchange() -> None:
+        while not list((tmp_path / "a.training").glob("*.safetensors")) and not ended.is_set():
+            time.sleep(0.01)
+        path.write_bytes(b"other weights")
+
+    thread = threading.Thread(target=exchange)
+    thread.start()
+    command = ["train", "--phantom", "60", "--preset", "tiny", "--epochs", "1", "--folds", "2", "-o"]
+    done = CliRunner().invoke(app, [*command, str(tmp_path / "a"), "--weights", str(path)])
+    ended.set()
+    thread.join()
+    assert done.exit_code == 0, done.stderr
+    assert checkpoints.load(tmp_path / "a").card["metrics"]["cross_validation"]["folds"] == 2
