@@ -15,6 +15,7 @@ from pathlib import Path
 from .cases import Case
 from .spec import MODALITIES
 
+ASKING = 16  # threads that look at files: a file system that others share answers late, and many at once
 _NOTHING = "-"
 _MARK = re.compile(rf"({_NOTHING}|\d+:-?\d+:-?\d+)")
 

@@ -31,7 +31,7 @@ from .cases import Case, Manifest
 from .checks import shortest
 from .errors import AnswerError, ImageError, OutputError, UsageError
 from .files import sha256_file
-from .image_marks import mark, were_exchanged, written_since
+from .image_marks import ASKING, mark, were_exchanged, written_since
 from .images import Preprocessing, read_with_warnings, require_two
 from .journal import COLUMNS as COLUMNS
 from .journal import SCHEMA, Layout, Row, There, open_journal, require_apart
@@ -45,7 +45,6 @@ from .progress import Progress, silent
 from .spec import MODALITIES, Array, Modality, StrPath, Target
 
 MOST_LETTERS = 4000  # of a cell
-_ASKING = 16  # threads that look at files: a shared file system answers late, and many at once
 EXTRAS = ("base", "embedding", "files")  # columns that can be asked for
 
 
@@ -270,7 +269,7 @@ def _outdated(there: There, cases: Sequence[Case], batch: int) -> set[str]:
         return started is not None and written_since(started, case)
 
     have = [case for case in cases if (row := there.rows.get(case.case_id)) and not row[COLUMNS.index("error")]]
-    with ThreadPoolExecutor(_ASKING) as pool:
+    with ThreadPoolExecutor(ASKING) as pool:
         others = {case.case_id for case, one in zip(have, pool.map(is_other, have), strict=True) if one}
     together = [{case.case_id for case in one} for one in batched(cases, batch)]
     return {case_id for ids in together if ids & others for case_id in ids if case_id in there.rows}

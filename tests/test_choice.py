@@ -283,8 +283,8 @@ def test_a_run_goes_on_on_the_target_that_it_was_begun_on(
     assert again.stderr.splitlines()[-1].startswith(f"hint: --target {ORT} goes on with it")
 
 
-def journal_of_half(command: tuple[object, ...], out: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The rows of a run without OpenVINO that was cut off after two batches of three."""
+def cut_off(command: tuple[object, ...], missing: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """What a run without the package `missing` says that is interrupted after two batches."""
     import mpmmu_rt.run
 
     rows_of: Any = mpmmu_rt.run.rows_of
@@ -296,9 +296,14 @@ def journal_of_half(command: tuple[object, ...], out: Path, monkeypatch: pytest.
         return rows_of(*given)
 
     with monkeypatch.context() as patch:
-        patch.setitem(sys.modules, "openvino", None)
+        patch.setitem(sys.modules, missing, None)
         patch.setattr(mpmmu_rt.run, "rows_of", twice)
-        result = call(*command)
+        return call(*command)
+
+
+def journal_of_half(command: tuple[object, ...], out: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The rows of a run without OpenVINO that was cut off after two batches of three."""
+    result = cut_off(command, "openvino", monkeypatch)
     assert one_line(result).startswith(f"target {ORT}: ")
     return place_of(out).read_text()
 
@@ -327,22 +332,9 @@ def test_a_run_goes_on_with_the_head_where_it_was_begun(
     bundle_folder: Path, phantom_manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Begun where ONNX Runtime, which runs the head where it is installed, was not: their last digits differ."""
-    import mpmmu_rt.run
-
     out = tmp_path / "out.csv"
     command = ("run", bundle_folder, phantom_manifest, "-o", out, "--batch", 3, "--target", "openvino:fp32")
-    rows_of: Any = mpmmu_rt.run.rows_of
-    batches = iter(range(2))
-
-    def twice(*given: Any) -> Any:
-        if next(batches, None) is None:
-            raise KeyboardInterrupt
-        return rows_of(*given)
-
-    with monkeypatch.context() as patch:
-        patch.setitem(sys.modules, "onnxruntime", None)
-        patch.setattr(mpmmu_rt.run, "rows_of", twice)
-        assert call(*command).exit_code == 130
+    assert cut_off(command, "onnxruntime", monkeypatch).exit_code == 130
     begun = place_of(out).read_text()
     refused = call(*command, "--resume")
     assert refused.exit_code == 1

@@ -18,7 +18,7 @@ from pathlib import Path
 from mpmmu_rt import origin
 from mpmmu_rt.cases import Case
 from mpmmu_rt.files import sha256_of
-from mpmmu_rt.image_marks import written_after, written_since
+from mpmmu_rt.image_marks import ASKING, written_after, written_since
 from mpmmu_rt.journal import COLUMNS, Layout, Row, require_same_rows, require_unchanged
 from mpmmu_rt.progress import Progress, silent
 from mpmmu_rt.run_record import read_record
@@ -27,7 +27,6 @@ from .parts import Parts, cells_of_output
 from .plan import Plan
 
 _ERROR = COLUMNS.index("error")
-_ASKING = 16  # threads: a file system that all nodes share answers late, and many at once
 
 
 @dataclass
@@ -43,7 +42,7 @@ class Counted:
 def counted(plan: Plan, parts: Parts, layout: Layout, progress: Progress = silent) -> Counted:
     """What there is of an unfinished run. Raises `OutputError`."""
     there, found = parts.done(), Counted()
-    with ThreadPoolExecutor(_ASKING) as pool:
+    with ThreadPoolExecutor(ASKING) as pool:
         for shard in plan.shards:
             progress("counting rows", shard.index, len(plan.shards), "shards")
             if not (shard.index in there or parts.keeps(shard.index)):
@@ -91,7 +90,7 @@ def take_over(
     made = origin.of_record(entry)
     started = origin.started(made)
     count = failed = outdated = 0
-    with ThreadPoolExecutor(_ASKING) as pool:
+    with ThreadPoolExecutor(ASKING) as pool:
         for shard in plan.shards:
             progress("looking for errors", shard.index, len(plan.shards), "shards")
             cases = plan.cases(shard)

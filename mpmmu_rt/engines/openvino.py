@@ -54,7 +54,7 @@ LEAST_REQUESTS = 4  # a stream gets of several cases, or else none: such a model
 
 
 _JOINED = "joined"  # beside the halves
-REFUSED = (RuntimeError, UnicodeDecodeError)  # the latter: see `words_of`
+_REFUSED = (RuntimeError, UnicodeDecodeError)  # the latter: see `words_of`
 
 
 class OpenVinoSession:
@@ -213,7 +213,7 @@ class OpenVinoEmbedder:
     def _read(self, bundle: Bundle) -> Any:
         try:
             model = _join(self._runtime, self._core, bundle, self._precision)
-        except (*REFUSED, KeyError) as error:
+        except (*_REFUSED, KeyError) as error:
             raise _cannot_load(f"the graphs of {bundle.name}", error) from error
         bundle.require_unchanged()  # this may be long after the bundle was opened
         return model
@@ -267,7 +267,7 @@ class OpenVinoEmbedder:
         try:
             compiled = self._core.import_model(self._runtime.Tensor(blob, shared_memory=True), "CPU", settings)
             _check_precision(compiled, self._precision, self._name)
-        except (*REFUSED, EngineError) as error:
+        except (*_REFUSED, EngineError) as error:
             self._cache.drop(facts, _reason(error))
             return None
         return compiled, blob
@@ -356,7 +356,7 @@ class OpenVino:
             if tensors:
                 model.add_outputs(list(tensors))
             outputs = [next((name for name in tensors if name in item.names), item.any_name) for item in model.outputs]
-        except REFUSED as error:
+        except _REFUSED as error:
             raise _cannot_load(graph.name, error) from error
         return OpenVinoSession(_compile(core, model, precision, threads, 1, graph.name), graph, outputs)
 
@@ -374,7 +374,7 @@ class OpenVino:
             graph = bundle.graph(modality, precision)
             try:
                 model = core.read_model(str(graph))
-            except REFUSED as error:
+            except _REFUSED as error:
                 raise _cannot_load(graph.name, error) from error
             kinds = convolution_precisions(_compiled(core, model, precision, threads, 1, graph.name))
             count += sum(kind in ("i8", "u8") for kind in kinds)
@@ -433,7 +433,7 @@ def _compile(core: Any, model: Any, precision: str, threads: int, streams: int, 
 def _compiled(core: Any, model: Any, precision: str, threads: int, streams: int, name: str) -> Any:
     try:
         return core.compile_model(model, "CPU", _settings(precision, threads, streams))
-    except REFUSED as error:
+    except _REFUSED as error:
         raise _cannot_load(name, error) from error
 
 
