@@ -26,7 +26,7 @@ class Ledger:
 
     @property
     def remainder_ms(self) -> float:
-        """What no stage explains."""
+        """What no stage explains; negative where stages run at the same time."""
         return self.total_ms - sum(self.stages_ms.values())
 
     def to_json(self) -> dict[str, Any]:
@@ -50,10 +50,12 @@ def ledger(
 def advice(stages_ms: Mapping[str, float], total_ms: float, target: Target, held: Sequence[str]) -> str:
     """What to speed up first: the largest part, what twice its speed would bring (Amdahl's law), and what is known."""
     parts = {name: spent for name, spent in stages_ms.items() if name not in ENCODERS}
-    parts["encoders"] = sum(stages_ms.get(name, 0.0) for name in ENCODERS)
+    # What runs at the same time is the encoders, on a stream each.
+    at_once = max(sum(stages_ms.values()) - total_ms, 0.0)
+    parts["encoders"] = sum(stages_ms.get(name, 0.0) for name in ENCODERS) - at_once
     largest = max(parts, key=lambda name: parts[name])
     share = parts[largest] / total_ms
-    verb = "are" if largest in ("encoders", "checks") else "is"
+    verb = "are" if largest.endswith("s") else "is"
     gain = 1 / (1 - min(share, 1.0) / 2)
     said = f"{largest.replace('_', ' ')} {verb} {share:.0%} of a call: twice as fast there is {gain:.2f} times in all"
     known = {"encoders": _faster_encoders, "head": _faster_head}.get(largest)

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from mpmmu_rt.cli._bench_text import _ledger
 from mpmmu_rt.engines import known_engine
 from mpmmu_rt.facts import FASTER_ENCODERS, faster_encoders
 from mpmmu_rt.ledger import advice, ledger
@@ -26,6 +27,18 @@ def test_means_add_up() -> None:
 
 def test_encoders_of_both_modalities_are_one_part() -> None:
     assert advice(SLOW_ENCODERS, 100.0, ORT, [str(INT8)]).startswith(f"{BOTH}; try --target openvino:int8, which this")
+
+
+def test_encoders_that_run_at_the_same_time_are_no_more_than_the_call() -> None:
+    """On two streams of a GPU: 20 + 13 + 1 + 1 ms in a call of 25."""
+    stages = {"mammography": 20.0, "ultrasound": 13.0, "attention_pool": 1.0, "head": 1.0}
+    target = Target.parse("onnxruntime-cuda:fp16")
+    found = ledger([25.0], {name: [spent] for name, spent in stages.items()}, target, [])
+    assert found.remainder_ms == -10.0
+    assert found.advice == "encoders are 92% of a call: twice as fast there is 1.85 times in all"
+    assert next(line.split()[:4] for line in _ledger(found.to_json(), 1).splitlines() if "time" in line) == (
+        ["at", "the", "same", "time"]
+    )
 
 
 def test_the_fastest_target_that_the_bundle_has() -> None:

@@ -15,10 +15,12 @@ results/nvidia-h100/) for `torch`, `torch-compile` and `onnxruntime-cuda`, **for
 
 wall: from pixels in host memory to probabilities in host memory, input checks included. Embeddings go to memory that
 the caller has touched before: where every answer is kept, new memory costs 0.2 ms at batch 32 (on two cores of a Xeon
-with AMX), and more where a virtual machine has to get it from its host. device: between two CUDA events around the
-launch of the graph. The ledger of the stages is taken without graphs, from events around each. overhead: the wall time
-over the device's; without graphs over the longer of the two encoders and the sum of pool, head and transfers. Variants
-of a target take turns within each round. runs: a batch larger than the engines take comes in so many parts.
+with AMX), and more where a virtual machine has to get it from its host. device: between two CUDA events, around the
+launch of the graph. host copies: of pixels to pinned memory and of answers from it. The ledger of the stages is taken
+without graphs, from events around each. overhead: the wall time over the device's; without graphs over the longer of
+the two encoders and the sum of pool, head and transfers; with pixels copied ahead, where `device` holds a part of the
+copies, over the device's time of the same variant without. Variants of a target take turns within each round. runs: a
+batch larger than the engines take comes in so many parts.
 
 Time: the expected answers take 10 to 60 s of processor (none with `--expected`), a target about 20 s plus what its
 engines take to load, and minutes where they have to be built anew; BF16 and INT8 are first asked every case on its own.

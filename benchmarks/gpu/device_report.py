@@ -8,6 +8,8 @@ from typing import Any
 from benchmarks.gpu.stage import ending
 from benchmarks.report import table
 
+AHEAD = ", pixels copied ahead"  # ends the name of a variant that copies beside the device's work; else it is the same
+
 
 def problems(report: Mapping[str, Any]) -> list[str]:
     """Whatever did not run, or did not run as it should; nothing where all is proven and measured."""
@@ -47,7 +49,10 @@ def markdown(report: Mapping[str, Any]) -> str:
         for name, one in found.get("variants", {}).items():
             facts.append((target, name, *fact_cells(one)))
         for batch, measured in found.get("batches", {}).items():
-            rows += [(target, batch, *row_cells(name, row)) for name, row in measured.items()]
+            rows += [
+                (target, batch, *row_cells(name, row, measured.get(name.removesuffix(AHEAD), row)))
+                for name, row in measured.items()
+            ]
     if not rows:
         rows.append(("none", "", "the bundle lists no GPU target", *[""] * 10))
     bundle = report["bundle"]
@@ -88,14 +93,15 @@ def fact_cells(one: Mapping[str, Any]) -> tuple[object, ...]:
     return f"{one['ran']}{pool}", one["largest_batch"] or "any", shown, "; ".join(remarks)
 
 
-def row_cells(name: str, row: Mapping[str, Any]) -> tuple[object, ...]:
+def row_cells(name: str, row: Mapping[str, Any], plain: Mapping[str, Any]) -> tuple[object, ...]:
+    """plain: the row whose time of the device is all its own: the overhead is over that."""
     words = {"failed": f"**failed**: {row.get('failed')}", "not_run": f"*not measured*: {row.get('not_run')}"}
     said = [name, *(words[key] for key in words if key in row)]
     if not row.get("compared", True):
         said.append("**compared with nothing**")
-    stages = row.get("stages_ms", {})
+    stages, alone = row.get("stages_ms", {}), plain.get("stages_ms", {})
     on_device = name.startswith("device path") or "device" in stages
-    more = overhead(stages, row["wall_p50_ms"]) if on_device and stages else None
+    more = overhead(alone, row["wall_p50_ms"]) if on_device and stages and alone else None
     graph = {True: "yes", False: "no"}.get(row.get("graph"), "")  # type: ignore[arg-type]
     counts = f"{row.get('crossings', 0):.0f}, {row.get('flips', 0):.0f} of {row.get('cases', 0)}"
     head = f"; {row['max_head']:.1e}" if "max_head" in row else "; head not checked"

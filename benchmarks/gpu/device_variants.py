@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.gpu.device_answers import Judge, Pixels
+from benchmarks.gpu.device_report import AHEAD
 from benchmarks.gpu.stage import OUT_OF_TIME, Deadline, failure
 from mpmmu_rt.bundle import Bundle
 from mpmmu_rt.engines import engine, known_engine
@@ -22,6 +23,7 @@ from mpmmu_rt.spec import Array, Target
 # What a variant asks of a TensorRT pipeline.
 VARIANTS: Mapping[str, Mapping[str, bool]] = {
     "device path, CUDA graph": {"graphs": True},
+    f"device path, CUDA graph{AHEAD}": {"graphs": True, "ahead": True},
     "device path, no graph": {"graphs": False},
     "whole graph, CUDA graph": {"graphs": True, "whole_graph": True},
 }

@@ -25,6 +25,7 @@ import torch
 from torch import nn
 
 from benchmarks.gpu import torch_graph
+from benchmarks.gpu.device_report import AHEAD
 from mpmmu_rt.bundle import Bundle
 from mpmmu_rt.engines.tensorrt import TENSORRT
 from mpmmu_rt.engines.tensorrt.cuda import Resources, Stream
@@ -181,13 +182,17 @@ def graph_of(bundle: Bundle, name: str, precision: str) -> Path:
     return bundle.target_graph(Target(TENSORRT.name, precision), name)
 
 
-def device_path(bundle: Bundle, precision: str, *, graphs: bool = True, **options: Any) -> DevicePath:
-    """The device path with torch's encoders and head around the kernel. options: of `TorchEngine`."""
+def device_path(
+    bundle: Bundle, precision: str, *, graphs: bool = True, ahead: bool = False, **options: Any
+) -> DevicePath:
+    """The device path with torch's encoders and head around the kernel. ahead: of `DevicePath`. options: of
+    `TorchEngine`."""
 
     def load(name: str, resources: Resources, stream: Stream) -> TorchEngine:
         return TorchEngine(graph_of(bundle, name, precision), **options)
 
-    return DevicePath(bundle, Target("torch", precision), load, no_graphs=None if graphs else ASKED_NOT_TO)
+    no_graphs = None if graphs else ASKED_NOT_TO
+    return DevicePath(bundle, Target("torch", precision), load, no_graphs=no_graphs, ahead=ahead)
 
 
 def whole(bundle: Bundle, precision: str, *, graphs: bool = True, **options: Any) -> WholeGraph:
@@ -216,7 +221,8 @@ def variants(
     all; of `torch-compile`, torch's compiler. All whole models run in one stream. options: of `TorchEngine`.
 
     In FP16 each comes with its weights channels last as well, which tensor cores read without turning them. Compiled,
-    it comes only so: a compilation takes longer than all the rest. Fused (`torch_blocks`) it is channels last.
+    it comes only so: a compilation takes longer than all the rest. Fused (`torch_blocks`) it is channels last, and
+    that, the fastest, comes `AHEAD` too.
     """
     set_up()
     half = target.precision == "fp16"
@@ -234,6 +240,8 @@ def variants(
     if half:
         found["device path, CUDA graph, channels last"] = (graphs, functools.partial(path, options=LAST))
         found["torch eager, CUDA graph, channels last"] = (alone, functools.partial(model, options=LAST))
-        found["device path, CUDA graph, ReLU fused too"] = (graphs, functools.partial(path, options=FUSED))
+        fused = functools.partial(path, options=FUSED)
+        found["device path, CUDA graph, ReLU fused too"] = (graphs, fused)
+        found[f"device path, CUDA graph, ReLU fused too{AHEAD}"] = (graphs, functools.partial(fused, ahead=True))
     found["device path, CUDA graph, blocks fused"] = (graphs, functools.partial(path, options=BLOCKS))
     return found

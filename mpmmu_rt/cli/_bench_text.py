@@ -59,7 +59,7 @@ def _missing(latency: dict[str, Any]) -> str:
 def _ledger(ledger: dict[str, Any], batch: int) -> str:
     total, rest = ledger["total_ms"], ledger["remainder_ms"]
     rows = [(name.replace("_", " "), spent) for name, spent in ledger["stages_ms"].items()]
-    rows += [("between stages", rest), ("all", total)]
+    rows += [("between stages" if rest >= 0 else "at the same time", rest), ("all", total)]
     cells = [[name, f"{spent:.3f}", f"{spent / batch:.3f}", f"{spent / total:.1%}"] for name, spent in rows]
     return fitted(["stage", "mean ms", "per pair", "share"], cells) + "\n" + wrapped(ledger["advice"])
 

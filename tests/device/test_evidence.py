@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -85,8 +86,8 @@ def test_every_variant_is_compared_and_measured(plug: Callable[..., Any], answer
     assert device_report.problems(report) == []
     report["targets"]["tensorrt:fp16"] = {"not_run": "no TensorRT"}
     text = device_report.markdown(report)
-    assert text.count("tensorrt-rtx:fp32") == 9
-    assert text.count("| same |") == 6
+    assert text.count("tensorrt-rtx:fp32") == 12
+    assert text.count("| same |") == 8
     assert "*not measured*: no TensorRT" in text
     assert "3: 1, 7, 33" in text
     assert "- cupy: 14" in text
@@ -190,7 +191,7 @@ def test_without_the_kernel_the_report_says_so(plug: Callable[..., Any], answers
     facts = found["variants"]["device path, CUDA graph"]
     assert facts["ran"] == "whole graph"
     bad = device_report.problems(report_of(bundle, {str(RTX): found}))
-    assert len(bad) == 2
+    assert len(bad) == 3
     assert "device path, CUDA graph: `whole graph` ran instead of the device path: " in bad[0]
     assert "**`whole graph` ran instead" in device_report.markdown(report_of(bundle, {str(RTX): found}))
 
@@ -202,8 +203,8 @@ def test_a_graph_that_was_not_captured_is_no_success(plug: Callable[..., Any], a
     with pytest.warns(RuntimeWarning, match="runs without CUDA graphs"):
         found = device_path.of_target(machine.target.bundle, RTX, answers)
     bad = device_report.problems(report_of(machine.target.bundle, {str(RTX): found}))
-    assert sum("no batch was captured into a CUDA graph: TensorRT-RTX says" in one for one in bad) == 2
-    assert sum("ran without a CUDA graph" in one for one in bad) == 4
+    assert sum("no batch was captured into a CUDA graph: TensorRT-RTX says" in one for one in bad) == 3
+    assert sum("ran without a CUDA graph" in one for one in bad) == 6
     assert found["variants"]["device path, no graph"]["problem"] is None
 
 
@@ -219,7 +220,7 @@ def test_an_error_of_any_kind_costs_one_variant(
         def broken(pixels: Pixels, embedding: Array) -> Any:
             raise RuntimeError("cudaErrorIllegalAddress")
 
-        return [*loaded[:2], replace(loaded[2], call=broken)], failed
+        return [*loaded[:-1], replace(loaded[-1], call=broken)], failed
 
     monkeypatch.setattr(device_path, "variants", variants)
     found = device_path.of_target(bundle, RTX, answers)
@@ -245,7 +246,7 @@ def test_a_variant_that_can_t_be_loaded_costs_no_other(
     assert found["variants"]["whole graph, CUDA graph"] == {
         "failed": "TypeError: deserialize_cuda_engine(): incompatible"
     }
-    assert list(found["batches"]["1"]) == list(device_variants.VARIANTS)[:2]
+    assert list(found["batches"]["1"]) == [name for name in device_variants.VARIANTS if not name.startswith("whole")]
     assert "TypeError" in device_report.markdown(report_of(machine.target.bundle, {str(RTX): found}))
 
 
@@ -253,7 +254,7 @@ def test_what_no_longer_fits_is_left_out(plug: Callable[..., Any], answers: Case
     bundle = plug().target.bundle
     found = device_path.of_target(bundle, RTX, answers, Deadline.after(0))
     bad = device_report.problems(report_of(bundle, {str(RTX): found}))
-    assert len(bad) == 6
+    assert len(bad) == 8
     assert all(one.endswith(": out of time") for one in bad)
 
     def run(target: Target, deadline: Deadline, note: device_path.Note) -> dict[str, Any]:
@@ -280,7 +281,7 @@ def test_without_answers_times_are_taken_and_called_uncompared(
     assert found["head_check"] == str(missing)
     report = report_of(bundle, {str(RTX): found}, cases.source)
     bad = device_report.problems(report)
-    assert len(bad) == 6
+    assert len(bad) == 8
     assert all("compared with nothing" in one and "MissingPackage" in one for one in bad)
     assert "**compared with nothing**" in device_report.markdown(report)
 
@@ -464,18 +465,25 @@ def test_a_call_that_says_something_else_when_it_is_asked_again_is_seen() -> Non
     assert device_path.repeated([first, call(0, 1.5, 0.5)]) == {"again": 0.125}
     other = device_path.repeated([first, call(0, 1.0, 0.25)])
     assert other["again"] > 0
-    assert device_report.row_cells("", {"again": 0.125})[-1] == "1.2e-01"
-    assert device_report.row_cells("", {"again": 0.0})[-1] == "same"
-    assert device_report.row_cells("", {})[-1] == ""
+    assert device_report.row_cells("", {"again": 0.125}, {})[-1] == "1.2e-01"
+    assert device_report.row_cells("", {"again": 0.0}, {})[-1] == "same"
+    assert device_report.row_cells("", {}, {})[-1] == ""
 
 
 def test_overhead_is_over_the_device_s_time_or_what_can_t_overlap() -> None:
     stages = {"mammography": 2.0, "ultrasound": 3.0, "attention_pool": 0.5, "head": 0.25, "transfers": 0.25}
     assert device_report.overhead(stages, 4.2) == pytest.approx(0.05)
-    assert device_report.overhead({"device": 4.0, "wall": 4.1}, 4.2) == pytest.approx(0.05)
+    assert device_report.overhead({"device": 4.0, "host_copies": 0.1}, 4.2) == pytest.approx(0.05)
     assert device_report.overhead({"mammography": 1.0, "ultrasound": 1.0}, 4.2) is None
     row = {"wall_p50_ms": 4.2, "wall_p99_ms": 5.0}
     beside: dict[str, dict[str, Any]] = {"device path, no graph": row | {"stages_ms": stages}}
-    beside["device path, CUDA graph"] = row | {"wall_p50_ms": 1.4, "stages_ms": {"device": 1.0}}
-    cells = {name: device_report.row_cells(name, one)[6] for name, one in beside.items()}
-    assert cells == {"device path, no graph": "+5.0%", "device path, CUDA graph": "+40.0%"}
+    graph = "device path, CUDA graph"
+    beside[graph] = row | {"wall_p50_ms": 1.4, "stages_ms": {"device": 1.0}}
+    ahead = f"{graph}{device_report.AHEAD}"
+    beside[ahead] = row | {"wall_p50_ms": 1.3, "stages_ms": {"device": 1.25}}
+    report = report_of(
+        cast("Bundle", SimpleNamespace(name="", digest="")), {"tensorrt:fp16": {"batches": {"32": beside}}}
+    )
+    lines = device_report.markdown(report).splitlines()
+    cells = {line.split(" | ")[2]: line.split(" | ")[8] for line in lines if line.startswith("| tensorrt:fp16 | 32")}
+    assert cells == {"device path, no graph": "+5.0%", graph: "+40.0%", ahead: "+30.0%"}

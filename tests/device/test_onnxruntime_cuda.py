@@ -68,7 +68,7 @@ def test_it_runs_the_device_path_in_sizes_that_verify_asks(cuda_ort: Any, cases:
     assert (pipeline.name, str(pipeline.head_target)) == ("device path", "onnxruntime-cuda:fp32")
     for rows in (slice(3, 4), slice(0, 35), slice(20, 25), slice(1, 3), slice(0, 9)):
         stages = check(pipeline, many, rows)
-        assert set(stages) == {*MODALITIES, "attention_pool", "head", "transfers", "wall"}
+        assert set(stages) == {*MODALITIES, "attention_pool", "head", "transfers", "host_copies"}
     assert set(runtime.ran) == set(SIZES)
     assert runtime.ran == {1: 3, 32: 6, 8: 6, 2: 3}, "three sessions: 1; 32 and 3; 5; 2; 9"
 

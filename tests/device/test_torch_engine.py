@@ -15,7 +15,7 @@ import pytest
 import torch
 from onnx import helper, numpy_helper
 
-from benchmarks.gpu import device_path, torch_blocks, torch_engine, torch_graph
+from benchmarks.gpu import device_path, device_report, torch_blocks, torch_engine, torch_graph
 from benchmarks.gpu.device_answers import Cases
 from mpmmu_rt.bundle import Bundle
 from mpmmu_rt.checks import relative_difference
@@ -37,8 +37,8 @@ def simulated(machine: Any) -> dict[str, Any]:
 
 
 def open_on(machine: Any, kind: str, precision: str, **options: Any) -> Any:
-    make = {"device path": torch_engine.device_path, "whole": torch_engine.whole}[kind]
-    pipeline = make(machine.target.bundle, precision, **simulated(machine), **options)
+    make: dict[str, Callable[..., Any]] = {"device path": torch_engine.device_path, "whole": torch_engine.whole}
+    pipeline = make[kind](machine.target.bundle, precision, **simulated(machine), **options)
     machine.opened.append(pipeline)
     return pipeline
 
@@ -271,6 +271,7 @@ def test_every_variant_of_torch_is_judged_and_measured(measured: Callable[[str],
     names = ["device path, CUDA graph", "device path, no graph", "torch eager, CUDA graph"]
     if name == "torch:fp16":
         names += [f"{names[0]}, channels last", f"{names[2]}, channels last", f"{names[0]}, ReLU fused too"]
+        names.append(f"{names[-1]}{device_report.AHEAD}")
     names.append(f"{names[0]}, blocks fused")
     for rows in found["batches"].values():
         assert list(rows) == names

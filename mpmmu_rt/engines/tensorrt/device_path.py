@@ -25,7 +25,7 @@ from mpmmu_rt.spec import MODALITIES, Array, Modality, Target
 
 from .cuda import ALIGNMENT, Resources, Stream, align, on_device
 from .interface import DeviceEngine, Tensor
-from .run import POISON, Batches, Clock, Pixels, Results, TensorRtSession, Work
+from .run import POISON, Batches, Clock, Pixels, Results, Step, TensorRtSession, Work
 from .sidecar import Profile
 
 _EXPORT = "export the bundle again with `mpmmu-rt export`"
@@ -85,9 +85,11 @@ class DevicePath:
         no_graphs: str | None = None,
         sizes: Sequence[int] = (),
         rebuilt: Mapping[str, str] | None = None,
+        ahead: bool = False,
     ) -> None:
         """load: the engine of that name, which will run on that stream; it fills `rebuilt` where it had to build one.
-        no_graphs, sizes: as of `Batches`.
+        no_graphs, sizes: as of `Batches`. ahead: the mammogram's encoder does not wait until the ultrasound's pixels
+        are copied to pinned memory; a batch is three graphs then, not one.
 
         Raises `NoKernel`, before anything is allocated where that can be known then.
         """
@@ -100,6 +102,7 @@ class DevicePath:
         except MissingPackage as error:
             raise NoKernel(str(error)) from error
         self.head_target = Target(target.engine, "fp32")
+        self._ahead = ahead
         self.rebuilt: Mapping[str, str] = {} if rebuilt is None else rebuilt
         with ExitStack() as made, on_device():
             resources = Resources()
@@ -205,14 +208,7 @@ class DevicePath:
             with clock(name, stream):
                 encoders[name].execute(stream)
 
-        def enqueue() -> None:
-            self._fork.record(main)
-            side.wait(self._fork)
-            encode("ultrasound", side)
-            self._join.record(side)
-            results.poison(batch, main)
-            encode("mammography", main)
-            main.wait(self._join)
+        def finish() -> None:
             with clock("attention_pool", main):
                 self._pool.launch(maps, at["embedding"], batch, self._cupy_stream)
             with clock("head", main):
@@ -220,9 +216,32 @@ class DevicePath:
             with clock("transfers", main):
                 results.download(batch, main)
 
+        def together() -> None:
+            self._fork.record(main)
+            side.wait(self._fork)
+            encode("ultrasound", side)
+            self._join.record(side)
+            results.poison(batch, main)
+            encode("mammography", main)
+            main.wait(self._join)
+            finish()
+
+        def begin() -> None:
+            results.poison(batch, main)
+            encode("mammography", main)
+
         inputs = {str(name): self._pixels[name].array(batch) for name in MODALITIES}
+        if self._ahead:
+            seen = inputs.pop("ultrasound")
+            steps = [
+                Step(main, inputs, begin),
+                Step(side, {"ultrasound": seen}, lambda: encode("ultrasound", side), done=self._join),
+                Step(main, {}, finish, behind=self._join),
+            ]
+        else:
+            steps = [Step(main, inputs, together)]
         contexts = [(encoders["mammography"], main), (encoders["ultrasound"], side), (head, main)]
-        return Work(inputs, results.arrays(batch), enqueue, contexts)
+        return Work(steps, results.arrays(batch), contexts)
 
     def run(self, pixels: Mapping[Modality, Array], embedding: Array) -> tuple[dict[str, Array], dict[str, float]]:
         cases = len(pixels["mammography"])

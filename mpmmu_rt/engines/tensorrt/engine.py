@@ -91,12 +91,19 @@ class TensorRt:
         return str(library(self.flavour).__version__)
 
     def pipeline(
-        self, bundle: Bundle, precision: str, threads: int, *, graphs: bool = True, whole_graph: bool = False
+        self,
+        bundle: Bundle,
+        precision: str,
+        threads: int,
+        *,
+        graphs: bool = True,
+        ahead: bool = False,
+        whole_graph: bool = False,
     ) -> DevicePath | WholeGraph:
         """The device path, or, where its kernel can't be had, the whole graph: with the warning `WholeGraphInstead`.
 
-        Its `name` says which of the two it is, and `reason` why. graphs: run batches as CUDA graphs. whole_graph: run
-        that, without a warning. Raises as `load` does.
+        Its `name` says which of the two it is, and `reason` why. graphs: run batches as CUDA graphs. ahead: as of
+        `DevicePath`. whole_graph: run that, without a warning. Raises as `load` does.
         """
         target, rebuilt = Target(self.name, precision), dict[str, str]()
         no_graphs = None if graphs else ASKED_NOT_TO
@@ -113,7 +120,7 @@ class TensorRt:
                 return self._find(self._graph(bundle, name, precision), precision, make, bundle=bundle)
 
             try:
-                return DevicePath(bundle, target, engine, no_graphs=no_graphs, rebuilt=rebuilt)
+                return DevicePath(bundle, target, engine, no_graphs=no_graphs, rebuilt=rebuilt, ahead=ahead)
             except NoKernel as error:
                 reason = str(error)
                 warnings.warn(

@@ -15,6 +15,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -190,6 +191,19 @@ class Clock:
         return spent
 
 
+class Stopwatch:
+    """ms: the host's time inside of it, of all the times together."""
+
+    def __init__(self) -> None:
+        self.ms = 0.0
+
+    def __enter__(self) -> None:
+        self._start = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self.ms += (time.perf_counter() - self._start) * 1e3
+
+
 class Results:
     """What a run brings back, in one block of device memory and one of pinned memory: one fill and one copy.
 
@@ -250,36 +264,69 @@ class Pixels:
 
 
 @dataclass(frozen=True)
+class Step:
+    """What is enqueued at once, and is one CUDA graph where batches run as graphs.
+
+    inputs: pinned memory, by name, that is filled before it. behind: what its stream waits for first. done: recorded
+    when it is over.
+    """
+
+    stream: Stream
+    inputs: Mapping[str, Array]
+    enqueue: Callable[[], None]
+    behind: Event | None = None
+    done: Event | None = None
+
+    def go(self, how: Callable[[], None]) -> None:
+        """how: puts it on its stream; `enqueue` or the launch of its graph."""
+        if self.behind:
+            self.stream.wait(self.behind)
+        how()
+        if self.done:
+            self.done.record(self.stream)
+
+
+@dataclass(frozen=True)
 class Work:
-    """All that one batch size needs. enqueue: puts the run on the streams; results are in `outputs` once it is done.
+    """All that one batch size needs. steps: in order, the first and the last on the main stream, which times a run;
+    results are in `outputs` when it is done.
 
     contexts: with the stream that each runs on.
     """
 
-    inputs: Mapping[str, Array]
+    steps: Sequence[Step]
     outputs: Mapping[str, Array]
-    enqueue: Callable[[], None]
     contexts: Sequence[tuple[DeviceContext, Stream]]
+
+    @property
+    def bytes_in(self) -> int:
+        return sum(array.nbytes for step in self.steps for array in step.inputs.values())
 
 
 @dataclass
 class _Ready:
-    """A batch size that is kept ready."""
+    """A batch size that is kept ready. graphs: one for each step, or none."""
 
     work: Work
-    graph: Graph | None = None
+    graphs: tuple[Graph, ...] = ()
     settled: bool = False  # its first run is over
 
+    def launches(self) -> list[Callable[[], None]]:
+        """What puts each step on its stream."""
+        if not self.graphs:
+            return [step.enqueue for step in self.work.steps]
+        return [partial(graph.launch, step.stream) for graph, step in zip(self.graphs, self.work.steps, strict=True)]
+
     def close(self) -> None:
-        with ExitStack() as stack:  # the graph first: it uses the contexts
+        with ExitStack() as stack:  # the graphs first: they use the contexts
             for context, _ in reversed(self.work.contexts):
                 stack.callback(context.close)
-            if self.graph:
-                stack.callback(self.graph.close)
+            for graph in self.graphs:
+                stack.callback(graph.close)
 
 
 class Batches:
-    """Runs any number of cases in batches that the engines take, each batch size from a CUDA graph of its own.
+    """Runs any number of cases in batches that the engines take, each batch size from CUDA graphs of its own.
 
     A batch size is captured when it first comes, and the `CAPTURED_SIZES` that were last used are kept. Threads take
     turns. A run that fails is waited for, and its batch size is made anew when it comes again. A capture that fails is
@@ -315,27 +362,28 @@ class Batches:
 
     @property
     def captured(self) -> tuple[int, ...]:
-        return tuple(sorted(batch for batch, ready in list(self._ready.items()) if ready.graph))
+        return tuple(sorted(batch for batch, ready in list(self._ready.items()) if ready.graphs))
 
     def run(
         self, feeds: Mapping[str, Array], cases: int, take: Callable[[slice, Mapping[str, Array]], None]
     ) -> dict[str, float]:
         """feeds: checked arrays [cases, …]. take: is given the results of a slice of the cases, to be copied at once.
 
-        Returns times in ms: of each stage, or `device` where a graph ran, and `wall`, of all together as the caller
-        sees it (waiting for other threads not included). Stages overlap: their sum may exceed `wall`.
+        Returns times in ms: `host_copies`, of pixels to pinned memory and of answers from it, and `device`, between
+        the launch of the first graph and the end of the last; or of each stage, where no graph ran. Waiting for other
+        threads is not included. What runs at the same time is counted twice: stages of two streams, and copies beside
+        work of the device.
         """
         spent: dict[str, float] = {}
         with self._lock:
             if self._closed:
                 raise EngineError("the session is closed, expected an open one", hint="make another Predictor")
-            start = time.perf_counter()
             with on_device():
                 for first in range(0, cases, self._most):
                     rows = slice(first, min(first + self._most, cases))
                     for stage, ms in self._run(feeds, rows, take).items():
                         spent[stage] = spent.get(stage, 0.0) + ms
-            return spent | {"wall": (time.perf_counter() - start) * 1e3}
+            return spent
 
     def _run(
         self, feeds: Mapping[str, Array], rows: slice, take: Callable[[slice, Mapping[str, Array]], None]
@@ -344,27 +392,28 @@ class Batches:
         batch = self._batch(cases)
         main = self._streams[0]
         ready = self._get(batch)
+        copies = Stopwatch()
         with self._draining(batch):
-            for name, array in ready.work.inputs.items():
-                np.copyto(array[:cases], feeds[name][rows])
-                array[cases:] = 0
-            if ready.graph:
-                self._begin.record(main)
-                ready.graph.launch(main)
+            self._clock.start(on=not ready.graphs)
+            for step, launch in zip(ready.work.steps, ready.launches(), strict=True):
+                with copies:
+                    for name, array in step.inputs.items():
+                        np.copyto(array[:cases], feeds[name][rows])
+                        array[cases:] = 0
+                if ready.graphs and step is ready.work.steps[0]:
+                    self._begin.record(main)
+                step.go(launch)
+            if ready.graphs:
                 self._end.record(main)
-                main.synchronize()
-                spent = {"device": self._end.ms_since(self._begin)}
-            else:
-                self._clock.start(on=True)
-                ready.work.enqueue()
-                main.synchronize()
-                spent = self._clock.read()
-            take(rows, {name: array[:cases] for name, array in ready.work.outputs.items()})
+            main.synchronize()
+            spent = {"device": self._end.ms_since(self._begin)} if ready.graphs else self._clock.read()
+            with copies:
+                take(rows, {name: array[:cases] for name, array in ready.work.outputs.items()})
         if not ready.settled:
             ready.settled = True
             for context, _ in ready.work.contexts:
                 context.settled()
-        return spent
+        return spent | {"host_copies": copies.ms}
 
     def counts(self, cases: int) -> dict[str, int | str]:
         """Of a call of so many cases: bytes over the bus and CUDA graphs launched. All its batch sizes have run."""
@@ -372,9 +421,9 @@ class Batches:
         with self._lock:
             works = [self._ready[batch].work for batch in parts]
             return {
-                "device.bytes_in": sum(array.nbytes for work in works for array in work.inputs.values()),
+                "device.bytes_in": sum(work.bytes_in for work in works),
                 "device.bytes_out": sum(array.nbytes for work in works for array in work.outputs.values()),
-                "device.graph_launches": sum(self._ready[batch].graph is not None for batch in parts),
+                "device.graph_launches": sum(len(self._ready[batch].graphs) for batch in parts),
                 "device.engine_launches": sum(len(work.contexts) for work in works),
             }
 
@@ -397,13 +446,15 @@ class Batches:
         if self.not_captured is None:
             with self._draining(batch):
                 self._clock.start(on=False)
-                ready.work.enqueue()  # what is allocated or compiled at the first run can't be captured
+                for step in ready.work.steps:
+                    step.go(step.enqueue)  # what is allocated or compiled at the first run can't be captured
                 self._streams[0].synchronize()
                 if not all(context.capturable(stream) for context, stream in ready.work.contexts):
                     self._enqueue_from_here(f"TensorRT-RTX says that the engine can't be captured at batch {batch}")
                     return ready
                 try:
-                    ready.graph = capture(self._streams[0], ready.work.enqueue)
+                    for step in ready.work.steps:
+                        ready.graphs += (capture(step.stream, step.enqueue),)
                 except EngineError as error:
                     self._enqueue_from_here(f"the capture of batch {batch} failed: {error}")
                     for stream in self._streams:
@@ -486,7 +537,7 @@ class TensorRtSession:
                 self._results.download(batch, stream)
 
         inputs = {name: one.array(batch) for name, one in self._pixels.items()}
-        return Work(inputs, self._results.arrays(batch), enqueue, [(context, stream)])
+        return Work([Step(stream, inputs, enqueue)], self._results.arrays(batch), [(context, stream)])
 
     @property
     def tensors(self) -> Mapping[str, Tensor]:
