@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 from . import dicom_header
 from ._optional import require
 from .dicom_tables import monochrome_grey, palette_grey
-from .dicom_values import text
+from .dicom_values import shown, text
 from .errors import ImageError
 from .grey import GreyImage, check_depth, check_sides, choose_frame, luma
 from .spec import Array, Modality
@@ -39,6 +39,7 @@ _INTEGER_PIXELS = 0x7FE00010
 _PIXEL_ELEMENTS = (0x7FE00008, 0x7FE00009, _INTEGER_PIXELS)  # float, double float, integer
 _OVERLAY_BITS_ALLOCATED = tuple(0x60000100 + (group << 16) for group in range(0, 0x20, 2))
 _UNDEFINED_LENGTH = 0xFFFFFFFF
+_UID_LENGTH = 64
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
 _MONOCHROME = ("MONOCHROME1", "MONOCHROME2")
 _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")  # pydicom decodes all of these to RGB
@@ -66,7 +67,7 @@ def _stored(stream: BinaryIO, header: Any, pixel_bytes: int, frame: int) -> tupl
     syntax = _transfer_syntax(header)
     if syntax.is_encapsulated != (pixel_bytes == _UNDEFINED_LENGTH):
         raise ImageError(
-            f"has pixel data that contradict its transfer syntax ({syntax.name})",
+            f"has pixel data that contradict its transfer syntax ({shown(syntax.name, 80)}), expected those of it",
             hint="export it again, or correct it with dcmconv",
         )
     if syntax.is_encapsulated:
@@ -118,20 +119,28 @@ def _read_header(stream: BinaryIO) -> tuple[Any, int, int]:
         )
     stream.seek(0)
     found: list[tuple[int, int]] = []
+    wanted = [tag(name) for name in (*_HEADER_KEYWORDS.split(), *_OVERLAY_BITS_ALLOCATED)]
+    seen = set[int]()
 
     def at_pixel_data(element: int, vr: str | None, length: int) -> bool:
         if element in _PIXEL_ELEMENTS:
             found.append((element, length))
+        elif element in seen and element in wanted:  # pydicom takes the last, others the first
+            raise ImageError(
+                f"has the element {tag(element)} twice, expected it once",
+                hint="the file is damaged or was joined from two: export it again",
+            )
+        seen.add(element)
         return bool(found)
 
     header = filereader.read_partial(
         stream,
         at_pixel_data,
         force=True,
-        specific_tags=[tag(name) for name in (*_HEADER_KEYWORDS.split(), *_OVERLAY_BITS_ALLOCATED)],
+        specific_tags=wanted,
     )
     if not found:
-        modality = text(header, "Modality") or "unknown"
+        modality = shown(text(header, "Modality")) or "unknown"
         raise ImageError(
             f"holds no pixel data (modality {modality}), expected a DICOM image",
             hint="a report, a presentation state or a truncated file: export the image itself",
@@ -144,14 +153,20 @@ def _frames(header: Any) -> int:
         return 1
     stated = text(header, "NumberOfFrames")
     if not stated.isdecimal() or int(stated) < 1:
-        raise ImageError(f"has NumberOfFrames `{stated}`, expected a positive integer", hint="export it again")
+        raise ImageError(f"has NumberOfFrames `{shown(stated)}`, expected a positive integer", hint="export it again")
     return int(stated)
 
 
 def _transfer_syntax(header: Any) -> Any:
     uid = require("pydicom.uid", _PURPOSE)
     if "TransferSyntaxUID" in header.file_meta:
-        return header.file_meta.TransferSyntaxUID
+        syntax = header.file_meta.TransferSyntaxUID
+        if len(syntax) > _UID_LENGTH:
+            raise ImageError(
+                f"has a transfer syntax of {len(syntax)} characters, expected at most {_UID_LENGTH}",
+                hint="the file is damaged: export it again",
+            )
+        return syntax
     # Without file meta a data set can only be uncompressed; pydicom tells the three ways apart.
     implicit, little = header.original_encoding
     if implicit:
@@ -166,13 +181,18 @@ def _check_layout(header: Any) -> None:
     converted = photometric in ("YBR_ICT", "YBR_RCT") and not _transfer_syntax(header).is_encapsulated
     if photometric not in expected or converted:
         raise ImageError(
-            f"has the photometric interpretation {photometric} with {samples} sample(s) per pixel, "
+            f"has the photometric interpretation {shown(photometric, 40)} with {samples} sample(s) per pixel, "
             f"expected MONOCHROME1, MONOCHROME2 or PALETTE COLOR with 1, or RGB or YBR with 3",
             hint="export it as MONOCHROME2 or RGB",
         )
+    if photometric.startswith("YBR") and header.BitsAllocated != 8 and not _transfer_syntax(header).is_encapsulated:
+        raise ImageError(
+            f"has YBR colours of {header.BitsAllocated} bits allocated, expected 8",
+            hint="export it as RGB or MONOCHROME2",
+        )
     if "HighBit" in header and header.HighBit != header.BitsStored - 1:
         raise ImageError(
-            f"has HighBit {header.HighBit}, expected BitsStored - 1, which is {header.BitsStored - 1}",
+            f"has HighBit {shown(header.HighBit)}, expected BitsStored - 1, which is {header.BitsStored - 1}",
             hint="export it again: other positions of the bits are retired in DICOM",
         )
 

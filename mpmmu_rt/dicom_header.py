@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ._optional import require
-from .dicom_values import group, numbers, text
+from .dicom_values import group, numbers, shown, text
 from .errors import ImageError
 from .geometry import Stated, pixel_aspect
 from .spec import Modality
@@ -68,7 +68,7 @@ def check_attributes(header: Any, *, integers: bool, coded: bool) -> None:
         if value is None or value == "":
             raise ImageError(f"lacks {keyword}, expected an image's header", hint=_DAMAGED)
         if keyword != "PhotometricInterpretation" and not isinstance(value, int):
-            raise ImageError(f"has {keyword} `{str(value)[:40]}`, expected one integer", hint=_DAMAGED)
+            raise ImageError(f"has {keyword} `{shown(value, 40)}`, expected one integer", hint=_DAMAGED)
         if keyword in _ALLOWED and value not in _ALLOWED[keyword]:
             allowed = ", ".join(map(str, _ALLOWED[keyword]))
             raise ImageError(f"has {keyword} {value}, expected one of {allowed}", hint=_DAMAGED)
@@ -79,7 +79,7 @@ def check_attributes(header: Any, *, integers: bool, coded: bool) -> None:
         )
     for keyword in ("PixelPaddingValue", "PixelPaddingRangeLimit"):
         if not isinstance(header.get(keyword), (int, type(None))):
-            raise ImageError(f"has {keyword} `{str(header.get(keyword))[:40]}`, expected one integer", hint=_DAMAGED)
+            raise ImageError(f"has {keyword} `{shown(header.get(keyword), 40)}`, expected one integer", hint=_DAMAGED)
 
 
 def aspect(header: Any, frame: int) -> float:
@@ -92,7 +92,7 @@ def _kind(header: Any, expected: Modality | None) -> Modality | None:
     stated = text(header, "Modality").upper()
     if stated not in _MODALITIES:
         raise ImageError(
-            f"has the modality {stated[:16]}, expected MG (a mammogram) or US (an ultrasound image)",
+            f"has the modality {shown(stated)}, expected MG (a mammogram) or US (an ultrasound image)",
             hint="export the image itself: masks, reports, plans and images of other devices are not for this model",
         )
     told = _MODALITIES[stated]
@@ -102,10 +102,10 @@ def _kind(header: Any, expected: Modality | None) -> Modality | None:
         of_class = _SOP_CLASSES.get(sop_class)
         other = told is not None and of_class is not None and told != of_class
         if sop_class not in _SOP_CLASSES or other or (sop_class in _RADIOGRAPHS and told != "mammography"):
-            name = require("pydicom.uid", "reading a DICOM image").UID(sop_class).name[:80]
+            name = require("pydicom.uid", "reading a DICOM image").UID(sop_class).name
             raise ImageError(
-                f"is of the SOP class {name} and the modality {stated or 'unknown'}, expected a mammogram (MG), an "
-                "ultrasound image (US) or a secondary capture of either",
+                f"is of the SOP class {shown(name, 80)} and the modality {stated or 'unknown'}, expected a mammogram "
+                "(MG), an ultrasound image (US) or a secondary capture of either",
                 hint="export the image itself, or correct its modality if that is wrong",
             )
         told = told or of_class
@@ -147,14 +147,14 @@ def _doubts(header: Any, told: Modality | None) -> Iterator[str]:
         yield "it is a secondary capture, made from an image and not by the device"
     image_type = [part.strip().upper() for part in text(header, "ImageType").split("\\")]
     if "SECONDARY" in image_type[1:2]:  # PS3.3 C.7.6.1.1.2
-        yield f"its image type is {image_type[0]}\\SECONDARY, made after the examination"
+        yield f"its image type is {shown(image_type[0])}\\SECONDARY, made after the examination"
     if text(header, "BurnedInAnnotation").upper() == "YES":
         yield "it has burned-in annotation: text is part of the picture"
     if text(header, "QualityControlImage").upper() == "BOTH":
         yield "it is a quality control image of a patient and a test object"
     part = text(header, "BodyPartExamined").upper()
     if part and part != "BREAST":
-        yield f"the body part examined is {part[:16]}"
+        yield f"the body part examined is {shown(part)}"
 
 
 def _regions_doubt(header: Any) -> Iterator[str]:

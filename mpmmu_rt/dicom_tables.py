@@ -13,7 +13,7 @@ import numpy as np
 
 from . import dicom_values
 from ._optional import require
-from .dicom_values import group, number, text
+from .dicom_values import group, number, shown, text
 from .errors import ImageError
 from .grey import as_float64, check_content, check_spread, luma, stretch, to_uint8
 from .spec import Array
@@ -57,8 +57,8 @@ def palette_grey(header: Any, stored: Array) -> Array:
     first, bits, table = _palette(header)
     if bits > 8 and table.max() < 2 ** (bits - 1):
         raise _too_narrow("palette", int(table.max()), bits)
-    shown: Array = luma(table[None], bits)[0][(stored.astype(np.int64) - first).clip(0, len(table) - 1)]
-    return shown
+    grey: Array = luma(table[None], bits)[0][(stored.astype(np.int64) - first).clip(0, len(table) - 1)]
+    return grey
 
 
 def _check_presentation(header: Any, frame: int) -> None:
@@ -67,7 +67,7 @@ def _check_presentation(header: Any, frame: int) -> None:
     expected = "INVERSE" if photometric == "MONOCHROME1" else "IDENTITY"
     if shape and shape != expected:  # PS3.3 C.8.11.1.1.2, C.11.6
         raise ImageError(
-            f"has the presentation LUT shape {shape} with {photometric}, expected {expected}: "
+            f"has the presentation LUT shape {shown(shape)} with {photometric}, expected {expected}: "
             "one of both says that it is a negative",
             hint="export it again: which of both is right can't be seen in the file",
         )
@@ -173,7 +173,7 @@ def _apply_voi(dataset: Any, values: Array, *, signed: bool) -> Array | None:
     function = text(dataset, "VOILUTFunction").upper() or "LINEAR"
     if function not in ("LINEAR", "LINEAR_EXACT", "SIGMOID") or width <= 0 or (function == "LINEAR" and width < 1):
         raise ImageError(
-            f"has a {function} window of width {width:g}, expected LINEAR (≥ 1), LINEAR_EXACT or SIGMOID",
+            f"has a {shown(function)} window of width {width:g}, expected LINEAR (≥ 1), LINEAR_EXACT or SIGMOID",
             hint="export it again with a valid window",
         )
     if function == "SIGMOID":

@@ -6,6 +6,7 @@ window), and guess the sign of look-up table descriptors, where the standard has
 
 from __future__ import annotations
 
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,14 @@ def text(dataset: Any, keyword: str) -> str:
     return (value.decode("ascii", "replace") if isinstance(value, bytes) else str(value)).strip(" \0")
 
 
+def shown(value: object, most: int = 16) -> str:
+    """What a message shows of a value: its text, which a length that is damaged makes half of the file, with the
+    patient's name in it."""
+    words = str(value)
+    head = "".join(takewhile(str.isprintable, words))[:most]
+    return head if head == words else f"{head}…"
+
+
 def numbers(dataset: Any, keyword: str) -> tuple[float, ...]:
     """The values of a decimal or integer string, () when absent or empty. Raises `ImageError`."""
     parts = [part.strip(" \0") for part in text(dataset, keyword).split("\\")]
@@ -31,7 +40,7 @@ def numbers(dataset: Any, keyword: str) -> tuple[float, ...]:
         found = (float("nan"),)
     if not np.isfinite(found).all():
         raise ImageError(
-            f"has the {keyword} {text(dataset, keyword)[:40]}, expected finite numbers", hint="export it again"
+            f"has the {keyword} {shown(text(dataset, keyword), 40)}, expected finite numbers", hint="export it again"
         )
     return found
 

@@ -30,6 +30,11 @@ class GreyImage:
     warnings: tuple[str, ...] = ()
 
 
+def printable(words: str) -> str:
+    """On one line, and nothing that a terminal takes for an order: what headers hold may be anything."""
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in words)
+
+
 def check_sides(width: int, height: int) -> None:
     """Bounds before anything is decoded: what the header says is what the decoder would allocate."""
     if min(width, height) < MIN_SIDE:
@@ -82,8 +87,8 @@ def check_depth(grey: Array) -> None:
     bulk = _bulk(counts, BULK) if counts.any() else top
     if bulk < 128:
         raise ImageError(
-            f"has 16 bits per colour channel and grey values up to {bulk} in the upper 8, but for less than 1 % of its "
-            "pixels, expected 128 or more: fine detail would be lost",
+            f"has 16 bits per colour channel and grey values up to {bulk} of 255, but for less than 1 % of its pixels, "
+            "expected 128 or more: fine detail would be lost",
             hint="map its values to the whole range and save it in 8 bits; without markers, 16-bit grey will do too",
         )
 

@@ -6,7 +6,7 @@ PNG, JPEG, TIFF, BMP and DICOM are told apart by their content, never by their n
 DICOM file without its preamble needs the suffix .dcm or .dicom. What grey means:
 
 - 8-bit grey stays as it is, in DICOM too where no window, table or rescale maps it; colour becomes its ITU-R 601
-  luma (of 16-bit colour, the upper 8 bits' luma); what is transparent is black.
+  luma (of 16-bit colour, that of its values rounded to 8 bits); what is transparent is black.
 - More than 8 bits without a window are mapped linearly from the image's own minimum..maximum to 0..255:
   detectors store 10 to 14 bits in 16, and by the range of the container such an image would be black.
 - DICOM goes the standard's way: modality LUT or rescale, then VOI LUT or the first window, whose output
@@ -41,7 +41,7 @@ import numpy as np
 from .dicom import read_dicom
 from .errors import ImageError, ManifestError, PixelsError, UsageError
 from .files import stamp
-from .grey import GreyImage, check_content
+from .grey import GreyImage, check_content, printable
 from .raster import read_raster
 from .spec import Array, Modality, StrPath
 from .streams.stream import AGAIN
@@ -276,7 +276,7 @@ def named(name: object) -> Iterator[None]:
     try:
         yield
     except ImageError as error:
-        raise ImageError(f"{name} {error}", hint=error.hint) from error
+        raise ImageError(f"{name} {printable(str(error))}", hint=error.hint) from error
     except MemoryError as error:
         raise ImageError(
             f"{name} does not fit into this machine's memory, expected an image that does",
@@ -296,6 +296,8 @@ def _reason(error: Exception) -> tuple[str, str]:
         return "a kind of its format that is not supported", "save it as 8-bit or 16-bit grey PNG, without loss"
     if "\0" in words or "null" in words:
         return "no such name is possible", "check the path and its permissions"
+    if "decompressed data too large" in words or "too much memory" in words:  # Pillow's limits
+        return "more than 1 MB of text or of a colour profile beside its pixels", "save it without these"
     early = isinstance(error, EOFError) or "truncated" in words
     return (
         "it ends before its image does" if early else "its content does not follow its format",

@@ -14,7 +14,7 @@ from .geometry import Stated, pixel_aspect
 from .grey import GreyImage, check_depth, check_sides, check_spread, choose_frame, stretch
 from .spec import Array
 from .streams import bmp, jpeg, jpeg_header, png
-from .streams.stream import AGAIN
+from .streams.stream import AGAIN, damaged, unsupported
 
 if TYPE_CHECKING:
     from PIL.Image import Exif, Image
@@ -49,13 +49,18 @@ def read_raster(plugin: str, stream: BinaryIO, frame: int | None) -> GreyImage:
             entries = bmp.prove(stream, image.height)
         if plugin == "Png":
             _scale_transparency(image, data, deep_colour)
-            entries = len(_chunk(data, b"PLTE")) // 3 if image.mode == "P" else 0
+            entries = len(_chunks(data, b"PLTE")[0]) // 3 if image.mode == "P" else 0
+            if len(_chunks(data, b"eXIf")) > 1:  # the last counts for Pillow, the first for others
+                damaged("is a PNG file with a chunk 'eXIf' twice", "it once: it says how the picture is turned")
         aspect = _aspect(image)
         decoded: Image = image
         if coded is None:
             image.load()
             if entries:
                 _require_entries(image, entries)
+            if deep_colour:
+                stream.seek(0)
+                decoded = _rounded(image, PngImagePlugin.PngImageFile(stream))
         else:
             decoded = _jpeg_image(data, coded)
             decoded.info = image.info  # its orientation
@@ -73,10 +78,46 @@ def _require_entries(image: Image, entries: int) -> None:
         raise ImageError(f"has pixels of the colour {top}, expected less than {entries}, by its palette", hint=AGAIN)
 
 
+def _rounded(image: ImageFile, again: ImageFile) -> Image:
+    """16-bit colours rounded to 8 bits, as those of TIFF and DICOM are: Pillow leaves their lower bytes out, and reads
+    these alone where it takes them for the upper ones.
+
+    image: the picture as Pillow reads it, loaded. again: the same file, not loaded yet.
+    """
+    from PIL import Image as images
+
+    if getattr(image, "n_frames", 1) > 1:
+        unsupported(
+            "has 16 bits per colour channel and several frames",
+            "one",
+            "save the one that is meant as a file of its own",
+        )
+    codec, box, at, layout = again.tile[0]
+    swapped = {"RGB;16B": "RGB;16L", "RGBA;16B": "RGBA;16L", "LA;16B": "RGBA"}[str(layout)]
+    again.tile = [(codec, box, at, swapped)]  # type: ignore[list-item]
+    low = np.asarray(again)
+    if swapped == "RGBA":  # both bytes of both channels
+        low = low[..., [1, 1, 1, 3]]
+    wide = np.asarray(image).astype(np.uint32)
+    wide <<= 8
+    wide += low
+    wide += 128
+    wide //= 257  # rint(wide / 257), of which nothing is half
+    found = images.fromarray(wide.astype(np.uint8))
+    found.info = image.info  # its orientation
+    return found
+
+
 def _jpeg_image(data: bytes, coded: jpeg_header.Jpeg) -> Image:
     """What Pillow would give of a JPEG file that is whole: L, RGB or CMYK, of Adobe's inverted values."""
     from PIL import Image as images
 
+    if coded.stream.colour == "CMYK" and coded.adobe is None:  # some readers invert it all the same, others don't
+        unsupported(
+            "is a JPEG file of CMYK that doesn't say whether its values are inverted",
+            "Adobe's marker",
+            "save it as PNG",
+        )
     samples = jpeg.decode(data, coded, coded.stream.colour)
     if samples.ndim == 3 and samples.shape[-1] == 4:
         return images.fromarray(255 - samples, "CMYK")
@@ -105,16 +146,19 @@ def _scale_transparency(image: ImageFile, data: bytes, deep_colour: bool) -> Non
 
 def _transparent(data: bytes) -> tuple[int, ...]:
     """The grey value or the colour of the chunk tRNS of a PNG without a palette."""
-    body = _chunk(data, b"tRNS")
+    body = _chunks(data, b"tRNS")[0]
     return struct.unpack(f">{len(body) // 2}H", body)
 
 
-def _chunk(data: bytes, kind: bytes) -> bytes:
-    """The body of the first chunk of its kind in a PNG that is proven to be whole and to have one."""
-    at = 8
-    while data[at + 4 : at + 8] != kind:
-        at += 12 + int.from_bytes(data[at : at + 4], "big")
-    return data[at + 8 : at + 8 + int.from_bytes(data[at : at + 4], "big")]
+def _chunks(data: bytes, kind: bytes) -> list[bytes]:
+    """The body of each chunk of its kind in a PNG that is proven to be whole."""
+    found, at = [], 8
+    while at < len(data):
+        length = int.from_bytes(data[at : at + 4], "big")
+        if data[at + 4 : at + 8] == kind:
+            found.append(data[at + 8 : at + 8 + length])
+        at += 12 + length
+    return found
 
 
 def _aspect(image: ImageFile) -> float:

@@ -153,7 +153,9 @@ def _of_lzw(chunks: list[bytes], sizes: list[int], whole: int) -> Array:
     for chunk, size in ((chunks[0], sizes[0]), (chunks[-1], sizes[-1])):
         got = decoded_bytes(chunk)
         if got is None:
-            raise ImageError("has a strip or tile that is no LZW from its first code to its last", hint=_DAMAGED)
+            raise ImageError(
+                "has a strip or tile that is no LZW from its first code to its last, expected whole LZW", hint=_DAMAGED
+            )
         if got not in (size, whole):
             raise _of_another_size(got, size)
     equal = len(chunks) if sizes[-1] == sizes[0] else len(chunks) - 1

@@ -108,7 +108,9 @@ def pages(stream: BinaryIO, file_bytes: int) -> list[Page]:
     found: dict[int, Page] = {}
     while offset:
         if offset in found or len(found) == MAX_PAGES or offset >= file_bytes:
-            raise ImageError("has a chain of pages that does not end inside the file", hint=_DAMAGED)
+            raise ImageError(
+                "has a chain of pages that does not end inside the file, expected each page once", hint=_DAMAGED
+            )
         found[offset], offset = _directory(stream, offset, order, big, file_bytes)
     begins = sorted((page.begin, page.end) for page in found.values())
     if any(end > begin for (_, end), (begin, _) in pairwise(begins)):
@@ -138,7 +140,9 @@ def _directory(stream: BinaryIO, offset: int, order: str, big: bool, file_bytes:
         if tag not in _USED:
             continue
         if kind not in _TYPES or tag in entries or values == 0:
-            raise ImageError(f"has the tag {tag} twice, empty or of a type that it can't have", hint=_DAMAGED)
+            raise ImageError(
+                f"has the tag {tag} twice, empty or of a type that it can't have, expected it once", hint=_DAMAGED
+            )
         if values > (most := _MAX_LIST if tag in _LISTS else _MAX_VALUES):
             raise ImageError(f"has the tag {tag} with {values} values, expected at most {most}", hint=_DAMAGED)
         stored = data[at + entry - field : at + entry]

@@ -213,7 +213,7 @@ def test_a_range_beyond_float64_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("channels", "colour_type"), [(2, 4), (3, 2), (4, 6)])
-def test_16_bit_colour_keeps_its_upper_8_bits(tmp_path: Path, channels: int, colour_type: int) -> None:
+def test_16_bit_colour_is_read(tmp_path: Path, channels: int, colour_type: int) -> None:
     samples = np.repeat(257 * pattern()[..., None], channels, axis=-1).astype(np.uint16)
     if channels in (2, 4):
         samples[..., -1] = 65535

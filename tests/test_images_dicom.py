@@ -608,6 +608,86 @@ def test_pixel_data_that_contradict_the_transfer_syntax(save: Save) -> None:
     refused(path, "has pixel data that contradict its transfer syntax")
 
 
+def stored_element(data: bytes, tag: int) -> tuple[int, bytes]:
+    """Where an element of a short, explicit VR begins, and its bytes."""
+    head = struct.pack("<HH", tag >> 16, tag & 0xFFFF)
+    at = data.index(head)
+    return at, data[at : at + 8 + int.from_bytes(data[at + 6 : at + 8], "little")]
+
+
+@pytest.mark.parametrize(
+    ("tag", "old", "new"),
+    [(0x00281050, b"2000", b"0400"), (0x00280004, b"MONOCHROME2", b"MONOCHROME1"), (0x00280011, b"", b"")],
+)
+@pytest.mark.parametrize("before", [False, True])
+def test_an_element_that_is_there_twice_is_refused(
+    save_dicom: Save, tag: int, old: bytes, new: bytes, before: bool
+) -> None:
+    """pydicom takes the last of them, other readers the first."""
+    path = save_dicom(ramp(0, 4095, np.uint16), WindowCenter="2000", WindowWidth="3000")
+    read_grey(path)
+    data = path.read_bytes()
+    at, element = stored_element(data, tag)
+    other = element.replace(old, new)
+    parts = [other, element] if before else [element, other]
+    path.write_bytes(b"".join([data[:at], *parts, data[at + len(element) :]]))
+    refused(path, rf"has the element \({tag >> 16:04x},{tag & 0xFFFF:04x}\) twice", "export it again")
+
+
+def test_what_a_damaged_length_swallows_is_not_shown(save_dicom: Save) -> None:
+    """It would be the patient's name, and the pixels: messages go to logs, and to whoever asked a server."""
+    path = save_dicom(ramp(0, 255, np.uint8), PatientName="Doe^Jane")
+    data = path.read_bytes()
+    at, _ = stored_element(data, 0x00080060)  # Modality, of 2 bytes
+    path.write_bytes(data[: at + 6] + b"\xff\xff" + data[at + 8 :])
+    error = refused(path, r"holds no pixel data \(modality MG")
+    assert "Doe" not in str(error)
+    assert len(str(error)) < len(str(path)) + 100
+
+
+def test_ybr_of_more_than_8_bits_is_not_called_damaged(save_dicom: Save) -> None:
+    stored = np.stack([ramp(0, 4095, np.uint16)] * 3, axis=-1)
+    path = save_dicom(stored, PhotometricInterpretation="YBR_FULL", BitsStored=12)
+    refused(path, "has YBR colours of 16 bits allocated, expected 8", "as RGB or MONOCHROME2")
+
+
+def made_unprintable(path: Path, written: bytes) -> None:
+    """A line feed and the start of an order to the terminal, where `written` has stood."""
+    data = path.read_bytes()
+    assert data.count(written)
+    path.write_bytes(data.replace(written, b"\n\x1b".ljust(len(written), b"[")))
+
+
+@pytest.mark.parametrize(
+    ("keyword", "value"),
+    [
+        ("Modality", "QQ"),
+        ("PhotometricInterpretation", "MONOQQ"),
+        ("NumberOfFrames", "7777"),
+        ("RescaleSlope", "7777"),
+        ("VOILUTFunction", "LINEQQ"),
+        ("PresentationLUTShape", "IDENTQQ "),
+    ],
+)
+def test_what_a_message_shows_of_a_header_is_one_line_of_text(save_dicom: Save, keyword: str, value: str) -> None:
+    given = {"WindowCenter": "2000", "WindowWidth": "3000", keyword: value}
+    path = save_dicom(ramp(0, 4095, np.uint16), **given)
+    made_unprintable(path, b"7777" if "7" in value else b"QQ")
+    error = refused(path, ".")
+    assert str(error).isprintable()
+    assert value.strip("Q7 ") + "…" in str(error)
+
+
+def test_what_a_warning_shows_of_a_header_is_one_line_of_text(save_dicom: Save) -> None:
+    """In `predictions.csv`, in a terminal, and in what a server says."""
+    path = save_dicom(ramp(0, 4095, np.uint16), BodyPartExamined="ARQQM", ImageType=["ORIQQ", "SECONDARY"])
+    made_unprintable(path, b"QQ")
+    said = read_image(path).warnings
+    assert "the body part examined is AR…" in said
+    assert all(one.isprintable() for one in said)
+    assert any(one.startswith("its image type is ORI…") for one in said)
+
+
 # files ─────────────────────────────────────────────────────────────────────────────────────────────
 
 

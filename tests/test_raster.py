@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import zlib
 from pathlib import Path
@@ -22,13 +23,19 @@ def chunk(kind: bytes, body: bytes) -> bytes:
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
-def png(samples: Array, bits: int, colour_type: int, *chunks: bytes) -> bytes:
+ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+
+
+def png(samples: Array, bits: int, colour_type: int, *chunks: bytes, interlaced: bool = False) -> bytes:
     """Samples [H, W, C] of `bits` bits each, packed; `chunks` before the data."""
     height, width = samples.shape[:2]
-    flat = samples.reshape(height, -1).astype(np.uint16)
-    planes = (flat[..., None] >> np.arange(bits - 1, -1, -1) & 1).astype(np.uint8).reshape(height, -1)
-    rows = b"".join(b"\0" + row.tobytes() for row in np.packbits(planes, axis=1))
-    head = struct.pack(">IIBBBBB", width, height, bits, colour_type, 0, 0, 0)
+    passes = [samples[y::down, x::across] for x, y, across, down in ADAM7] if interlaced else [samples]
+    rows = b""
+    for one in passes:
+        flat = one.reshape(len(one), -1).astype(np.uint16)
+        planes = (flat[..., None] >> np.arange(bits - 1, -1, -1) & 1).astype(np.uint8).reshape(len(one), -1)
+        rows += b"".join(b"\0" + row.tobytes() for row in np.packbits(planes, axis=1))
+    head = struct.pack(">IIBBBBB", width, height, bits, colour_type, 0, 0, int(interlaced))
     parts = [chunk(b"IHDR", head), *chunks, chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
@@ -114,6 +121,49 @@ def test_16_bit_colour_of_16_bits_is_read(tmp_path: Path, marker: int) -> None:
     samples[:marker, :marker] = 65535
     (tmp_path / "a.png").write_bytes(png(samples, 16, 2))
     assert np.abs(read_grey(tmp_path / "a.png").astype(int) - (samples[..., 0] >> 8)).max() <= 1
+
+
+@pytest.mark.parametrize("interlaced", [False, True])
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize(("channels", "colour_type"), [(2, 4), (3, 2), (4, 6)])
+def test_16_bit_colour_is_rounded_and_not_cut(
+    tmp_path: Path, channels: int, colour_type: int, turned: bool, interlaced: bool
+) -> None:
+    """As in TIFF and DICOM. Upper bytes alone are half a grey value darker, on which a decision can hang."""
+    samples = np.random.default_rng(channels).integers(0, 65536, (H, W, channels))
+    samples[0, 0] = 255  # 1 of 255, and 0 of its upper byte
+    alpha = channels in (2, 4)
+    if alpha:
+        samples[..., -1] = np.random.default_rng(9).choice([65535, 32639, 128, 0], (H, W))
+    exif = [chunk(b"eXIf", b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x03\0\0\0\0\0\0")] if turned else []
+    (tmp_path / "a.png").write_bytes(png(samples, 16, colour_type, *exif, interlaced=interlaced))
+    rounded = np.rint(samples / 257).astype(np.uint8)
+    shown = Image.fromarray(rounded[..., [0, 0, 0, 1]] if channels == 2 else rounded)
+    if alpha:
+        shown = Image.alpha_composite(Image.new("RGBA", shown.size, (0, 0, 0, 255)), shown).convert("RGB")
+    wanted = np.asarray(shown.convert("L"))
+    np.testing.assert_array_equal(read_grey(tmp_path / "a.png"), wanted[::-1, ::-1] if turned else wanted)
+
+
+def test_16_bit_colour_of_png_is_that_of_tiff(tmp_path: Path) -> None:
+    tifffile = pytest.importorskip("tifffile", reason="tifffile is not installed: pip install 'mpmmu-rt[dev]'")
+    samples = np.random.default_rng(1).integers(0, 65536, (H, W, 3))
+    (tmp_path / "a.png").write_bytes(png(samples, 16, 2))
+    tifffile.imwrite(tmp_path / "a.tif", samples.astype(np.uint16), photometric="rgb")
+    np.testing.assert_array_equal(read_grey(tmp_path / "a.png"), read_grey(tmp_path / "a.tif"))
+
+
+def test_frames_of_16_bit_colour_are_refused(tmp_path: Path) -> None:
+    samples = np.random.default_rng(1).integers(0, 65536, (H, W, 3))
+    control = struct.pack(">IIIIIHHBB", 0, W, H, 0, 0, 1, 10, 0, 0)
+    again = struct.pack(">IIIIIHHBB", 1, W, H, 0, 0, 1, 10, 0, 0)
+    data = png(samples, 16, 2, chunk(b"acTL", struct.pack(">II", 2, 0)), chunk(b"fcTL", control))
+    at = data.index(b"IDAT") - 4
+    body = data[at + 8 : at + 8 + int.from_bytes(data[at : at + 4], "big")]
+    second = chunk(b"fcTL", again) + chunk(b"fdAT", struct.pack(">I", 2) + body)
+    (tmp_path / "a.png").write_bytes(data[:-12] + second + data[-12:])
+    with pytest.raises(ImageError, match="has 16 bits per colour channel and several frames, expected one"):
+        read_grey(tmp_path / "a.png", frame=1)
 
 
 @pytest.mark.parametrize("top", [1000, 3800, 5000])
@@ -408,3 +458,50 @@ def test_an_assertion_of_pillow_costs_one_file(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", load)
     refused(tmp_path / "a.png", r"can't be read \(its content does not follow its format\)")
+
+
+# PNG ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("behind", [False, True])
+def test_a_png_that_says_twice_how_it_is_turned_is_refused(tmp_path: Path, behind: bool) -> None:
+    first, second = (
+        chunk(b"eXIf", b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0" + bytes([turn]) + bytes(6)) for turn in (6, 1)
+    )
+    samples = pattern(255)[..., None]
+    (tmp_path / "a.png").write_bytes(png(samples, 8, 0, first))
+    assert read_grey(tmp_path / "a.png").shape == (W, H)
+    whole = png(samples, 8, 0, first) if behind else png(samples, 8, 0, first, second)
+    (tmp_path / "a.png").write_bytes(whole[:-12] + (second if behind else b"") + whole[-12:])
+    refused(tmp_path / "a.png", "is a PNG file with a chunk 'eXIf' twice, expected it once")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [(b"iCCP", b"profile\0\0"), (b"zTXt", b"text\0\0"), (b"iTXt", b"text\0\1\0\0\0")],
+    ids=lambda body: str(body[0]),
+)
+def test_a_large_profile_is_not_called_damaged(tmp_path: Path, body: tuple[bytes, bytes]) -> None:
+    large = chunk(body[0], body[1] + zlib.compress(bytes(3 * 10**6)))
+    (tmp_path / "a.png").write_bytes(png(pattern(255)[..., None], 8, 0, large))
+    with pytest.raises(ImageError, match="more than 1 MB of text or of a colour profile") as caught:
+        read_grey(tmp_path / "a.png")
+    assert caught.value.hint == "save it without these"
+
+
+# JPEG ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_cmyk_that_does_not_say_whether_it_is_inverted_is_refused(tmp_path: Path) -> None:
+    """Of readers, some invert it whatever it says, others only with Adobe's marker: one of them sees a negative."""
+    out = io.BytesIO()
+    Image.fromarray(np.repeat(pattern(255)[..., None], 3, axis=-1).astype(np.uint8)).convert("CMYK").save(out, "jpeg")
+    (tmp_path / "a.jpg").write_bytes(data := out.getvalue())
+    read_grey(tmp_path / "a.jpg")
+    at = data.index(b"\xff\xee")
+    end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    assert b"Adobe" in data[at:end]
+    (tmp_path / "a.jpg").write_bytes(data[:at] + data[end:])
+    refused(
+        tmp_path / "a.jpg", "is a JPEG file of CMYK that doesn't say whether its values are inverted, expected Adobe's"
+    )

@@ -47,7 +47,7 @@ def serve(
     from mpmmu_rt.bundle import Bundle
     from mpmmu_rt.engines import engine
     from mpmmu_rt.serving.repository import write_beside
-    from mpmmu_rt.serving.server import Addresses, started, tail
+    from mpmmu_rt.serving.server import Addresses, started
 
     opened = Bundle.open(bundle)
     wanted, _ = taken(opened, target, allow_rounding=allow_rounding)
@@ -67,15 +67,11 @@ def serve(
                 note_verdict(verdict, asked.target, bundle)
                 if opened.warning:
                     note(f"warning: {opened.warning}")
-                code = server.wait()
+                model = server.wait()
             except KeyboardInterrupt:
                 _stop(server, exit_timeout)
                 return
-            note(tail(server.log))
-            raise EngineError(
-                f"the Triton server ended with code {code}, expected it to run until it is told to stop",
-                hint="what it says is above; start it again",
-            )
+            raise _ended(server, model)
 
 
 def _wait_ready(server: Server, asked: Served) -> None:
@@ -91,6 +87,25 @@ def _wait_ready(server: Server, asked: Served) -> None:
     note(
         f"ready: http://{places.url(places.http)}/v2/models/{asked.name} (pixels) and {asked.files_name} (files); gRPC "
         f"{places.url(places.grpc)}; metrics http://{places.url(places.metrics)}/metrics"
+    )
+
+
+def _ended(server: Server, model: str | None) -> EngineError:
+    """What to say of a server that nobody told to stop; model: whose process ended, None for the server itself."""
+    from mpmmu_rt.serving.server import tail
+
+    if model is not None:
+        server.stop()  # the other model answers what it has
+    note(tail(server.log))
+    if model is None:
+        return EngineError(
+            f"the Triton server ended with code {server.process.returncode}, expected it to run until it is told to "
+            "stop",
+            hint="what it says is above; start it again",
+        )
+    return EngineError(
+        f"a process that runs the model {model} ended, expected it to run until it is told to stop",
+        hint="too little memory ends one, or a file that its decoder does not survive; start it again",
     )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mpmmu_rt.errors import AnswerError, EngineError, MpmmuError, PixelsError
+from mpmmu_rt.errors import AnswerError, MpmmuError, PixelsError
 from mpmmu_rt.images import Preprocessing, decode_with_warnings, require_two, same_image
 from mpmmu_rt.modality_check import ModalityCheck
 from mpmmu_rt.pairs import said_against
@@ -31,7 +31,8 @@ def answers(predictor: Predictor, requests: Sequence[Pixels | MpmmuError]) -> li
     """What is said to each of `requests`, in their order; one that is an error already stays it.
 
     A request whose pixels the model was not made for gets a `PixelsError`, and one of whose cases the engine has no
-    number for an `AnswerError`; the others are predicted together, again where they shared a batch with that.
+    number for an `AnswerError`; the others are predicted together, again where they shared a batch with that. What
+    fails for all (an engine, weights that were written over) is said to each of them.
     """
     said: list[Answer | MpmmuError | None] = [_fault(predictor, one) for one in requests]
     while waiting := [index for index, one in enumerate(said) if one is None]:
@@ -45,9 +46,19 @@ def answers(predictor: Predictor, requests: Sequence[Pixels | MpmmuError]) -> li
                 said[waiting[position]] = _without(predictor, error, cases)
             if not refused:
                 return [error if one is None else one for one in said]
-        except EngineError as error:
-            return [error if one is None else one for one in said]
+        except Exception as error:  # noqa: BLE001 - nobody's own fault, and no reason to take theirs from the others
+            return [as_ours(error) if one is None else one for one in said]
     return [one for one in said if one is not None]
+
+
+def as_ours(error: BaseException) -> MpmmuError:
+    """What a client is told of it: two lines, and not Python's traceback, which Triton would send."""
+    if isinstance(error, MpmmuError):
+        return error
+    return MpmmuError(
+        f"internal error: {type(error).__name__}: {' '.join(str(error).split())}, expected an answer",
+        hint="report it with the request",
+    )
 
 
 def _fault(predictor: Predictor, request: Pixels | MpmmuError) -> MpmmuError | None:

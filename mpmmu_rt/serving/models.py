@@ -26,7 +26,7 @@ from mpmmu_rt.predictor import Predictor
 from mpmmu_rt.spec import MODALITIES, Array, Modality, Target
 from mpmmu_rt.verify import require_replayed
 
-from .answers import Answer, Pixels, answers, read_pair
+from .answers import Answer, Pixels, answers, as_ours, read_pair
 
 # Of a file that is sent: more than any mammogram, and what a request may cost a server in memory.
 MAX_SENT_BYTES = 128 * 2**20
@@ -165,11 +165,7 @@ def rows_of(texts: Sequence[str]) -> Array:
 def _outcome(decoded: Future[Read]) -> Read:
     """What became of one request's files; whatever went wrong with them is nobody else's."""
     error = decoded.exception()
-    if error is None:
-        return decoded.result()
-    if not isinstance(error, MpmmuError):
-        error = MpmmuError(f"internal error: {type(error).__name__}: {error}", hint="report it with the two files")
-    return error, ()
+    return (as_ours(error), ()) if error is not None else decoded.result()
 
 
 def _tensor(triton: Any, name: str, array: Array) -> Any:

@@ -88,8 +88,15 @@ def write_repository(bundle: Bundle, output: StrPath, asked: Served, *, overwrit
 
 
 def write_beside(bundle: Bundle, folder: Path, asked: Served) -> None:
-    """Write the repository into `folder`, which names the bundle where it lies: for a server that starts here."""
-    _write(folder, asked, configurations(bundle, asked, place=str(bundle.path.resolve())))
+    """Write the repository into `folder`, which names the bundle where it lies: for a server that starts here.
+
+    Triton's Python knows names of ASCII alone, so that any other gets a link.
+    """
+    place = bundle.path.resolve()
+    plain = str(place).isascii()
+    _write(folder, asked, configurations(bundle, asked, place=str(place) if plain else None))
+    if not plain:
+        (folder / asked.name / str(asked.version) / "bundle").symlink_to(place, target_is_directory=True)
 
 
 def _write(folder: Path, asked: Served, configs: dict[str, str]) -> None:

@@ -34,6 +34,7 @@ _BACKEND = "backends/python"
 _STUB = "triton_python_backend_stub"
 _POLL_S = 0.1
 _GOODBYE_S = 2  # for connections that are open with nothing on the way
+_WATCH_S = 0.5
 _TOLD = 12  # lines of its output that an error shows
 _PR_SET_PDEATHSIG = 1
 
@@ -176,6 +177,7 @@ class Server:
     ) -> None:
         self.process, self.addresses, self.log = process, addresses, log
         self._repository, self._exit_s = repository, exit_s
+        self._running: dict[str, set[int]] = {}  # ids of the processes of each model, once they are ready
 
     def wait_ready(self, models: Sequence[str]) -> None:
         """Until every model says so. Raises `EngineError` with the server's own words where it ends instead."""
@@ -189,6 +191,7 @@ class Server:
                 )
             waiting = [name for name in waiting if not self._ready(name)]
             time.sleep(_POLL_S if waiting else 0)
+        self._running = {name: self._processes(name) for name in models}
 
     def _ready(self, model: str) -> bool:
         url = f"http://{self.addresses.url(self.addresses.http)}/v2/models/{model}/ready"
@@ -199,8 +202,37 @@ class Server:
         except (urllib.error.URLError, OSError):
             return False
 
-    def wait(self) -> int:
-        return self.process.wait()
+    def wait(self) -> str | None:
+        """Until it ends, or one of the processes that run its models does: the name of that one's model, else None.
+
+        Triton 2.51 starts no other in its place: it calls the model ready and refuses every request from then on.
+        """
+        while True:
+            try:
+                self.process.wait(_WATCH_S)
+                return None
+            except subprocess.TimeoutExpired:
+                for name, before in self._running.items():  # of none where /proc shows none: nothing is watched then
+                    if all(self._runs(Path(f"/proc/{one}"), name) for one in before):
+                        continue
+                    now = self._processes(name)
+                    if len(now) < len(before):
+                        return name
+                    self._running[name] = now  # a model that was loaded anew
+
+    def _processes(self, model: str) -> set[int]:
+        """Those of the server that run `model`, by their ids."""
+        return {int(place.name) for place in Path("/proc").glob("[0-9]*") if self._runs(place, model)}
+
+    def _runs(self, place: Path, model: str) -> bool:
+        """Whether the process at `place` in /proc is one of the server's, runs `model` and has not ended."""
+        try:
+            state, parent = (place / "stat").read_bytes().rpartition(b") ")[2].split()[:2]
+            if int(parent) != self.process.pid or state == b"Z":
+                return False
+            return f"{self._repository / model}/".encode() in (place / "cmdline").read_bytes()
+        except (FileNotFoundError, ProcessLookupError, PermissionError):  # it ended meanwhile, or is another user's
+            return False
 
     def stop(self) -> bool:
         """Have it refuse new requests, answer those that it accepted, and end; whether it had time for all.
@@ -210,12 +242,14 @@ class Server:
         answers those that it has, and lets go of the model then. So the models are removed first.
         """
         told = self.log.stat().st_size
+        # Triton never unloads a model whose process is gone: nobody is left to answer what that one had.
+        gone = {name for name, before in self._running.items() if before and not self._processes(name)}
         folders = [path for path in self._repository.iterdir() if path.is_dir()]
         for folder in folders:
             shutil.rmtree(folder)
         end = time.monotonic() + self._exit_s
         while (
-            (waiting := {one.name for one in folders} - self._unloaded(told))
+            (waiting := {one.name for one in folders} - gone - self._unloaded(told))
             and time.monotonic() < end
             and self.process.poll() is None
         ):
@@ -241,7 +275,7 @@ class Server:
 def reason(log: Path) -> str:
     """Of a server's output the first error of ours in it, else the last of its own, else its last line."""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    ours = [text for line in lines if (text := line.partition("Exception: error: ")[2])]
+    ours = [text.partition(r"\n")[0] for line in lines if (text := line.partition("Exception: error: ")[2])]
     found = (re.match(r'E\d.*?("(?:[^"\\]|\\.)*")', line) for line in lines)
     theirs = [json.loads(match[1]) for match in found if match]
     return next(iter([*ours, *reversed(theirs), *filter(None, map(str.strip, reversed(lines)))]), "it said nothing")

@@ -278,7 +278,7 @@ def _check_restarts(jpeg: Jpeg, scan: Scan, data: bytes) -> None:
     down, across = units(jpeg, scan)
     expected = -(-down * across // scan.restart_interval) - 1 if scan.restart_interval else 0
     seen = [data[found.end() - 1] & 7 for found in _RESTART.finditer(data, scan.start, scan.end)]
-    if seen != [index % 8 for index in range(expected)]:
+    if len(seen) != expected or any(number != index % 8 for index, number in enumerate(seen)):
         damaged(f"has a JPEG scan with {len(seen)} restart markers, or not in turn", f"{expected}, by its frame header")
 
 

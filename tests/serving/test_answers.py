@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,11 +14,11 @@ import pytest
 from mpmmu_rt.errors import AnswerError, ImageError, MpmmuError, PixelsError
 from mpmmu_rt.images import Preprocessing, read_pixels
 from mpmmu_rt.predictor import Predictor, load
-from mpmmu_rt.serving.answers import Answer, Pixels, answers, read_pair
+from mpmmu_rt.serving.answers import Answer, Pixels, answers, as_ours, read_pair
 from mpmmu_rt.spec import MODALITIES, Array, Modality
 from tests.test_predictor import AVERAGE, SAME, levels, tiny_bundle
 
-from .serving import encoded, random_pixels
+from .serving import BUNDLE, encoded, random_pixels
 
 
 def test_rows_are_what_the_predictor_says_of_each_request_alone(predictor: Predictor) -> None:
@@ -81,6 +83,25 @@ def test_an_engine_that_fails_is_everybodys_error_but_not_that_of_the_malformed(
     predictor._process = -1  # as after a fork
     said = answers(predictor, [levels(1), levels(2), ImageError("is no image")])
     assert [type(one).__name__ for one in said] == ["EngineError", "EngineError", "ImageError"]
+
+
+def test_weights_that_are_written_over_are_everybodys_error_in_two_lines(tmp_path: Path) -> None:
+    """Triton would send Python's traceback to all of them, the malformed as well."""
+    folder = Path(shutil.copytree(BUNDLE, tmp_path / "b"))
+    good, malformed = random_pixels(RNG, 1), random_pixels(RNG, 1, size=31)
+    with load(folder) as predictor:
+        time.sleep(0.02)  # the clock's tick
+        with (folder / "onnx/weights.bin").open("r+b") as file:
+            file.seek(-1, 2)
+            file.write(b"?")
+        said = answers(predictor, [good, malformed, good])
+    assert [type(one).__name__ for one in said] == ["DigestMismatch", "PixelsError", "DigestMismatch"]
+
+
+def test_a_defect_of_ours_is_told_in_two_lines() -> None:
+    said = as_ours(ValueError("one\ntwo"))
+    assert str(said) == "internal error: ValueError: one two, expected an answer"
+    assert said.hint
 
 
 def test_no_request_is_no_answer(predictor: Predictor) -> None:

@@ -4,6 +4,7 @@ Triton."""
 from __future__ import annotations
 
 import json
+import re
 import runpy
 import shutil
 import subprocess
@@ -26,7 +27,7 @@ from mpmmu_rt.options import delay_ms
 from mpmmu_rt.predictor import Predictor, load
 from mpmmu_rt.serving import native
 from mpmmu_rt.serving.models import OUTPUTS
-from mpmmu_rt.serving.repository import Served, write_repository
+from mpmmu_rt.serving.repository import Served, write_beside, write_repository
 from mpmmu_rt.spec import MODALITIES, Array, Target
 from tests.swapped import checking
 
@@ -79,6 +80,20 @@ def test_the_command_writes_a_repository_with_the_bundle_in_it(tmp_path: Path) -
     assert "--overwrite" in again.stderr
     assert call("repository", BUNDLE, "-o", place, "--overwrite").exit_code == 0
     assert sorted(path.name for path in place.iterdir()) == [".mpmmu-repository", "mpmmu", "mpmmu_files"]
+
+
+def test_a_server_that_starts_here_finds_a_bundle_of_any_name(tmp_path: Path) -> None:
+    """Triton's Python takes the letters of paths for ASCII."""
+    folder = Path(shutil.copytree(BUNDLE, tmp_path / "é ü.bundle"))
+    (repository := tmp_path / "models").mkdir()
+    write_beside(Bundle.open(folder), repository, Served(Target("onnxruntime", "fp32")))
+    for name in ("mpmmu", "mpmmu_files"):
+        text = (repository / name / "config.pbtxt").read_text(encoding="utf-8")
+        (place,) = re.findall(r'key: "bundle" value: { string_value: "(.*?)" }', text)
+        assert place.isascii()
+        assert (repository / name / "1" / place).samefile(folder)
+    shutil.rmtree(repository)  # as a server is stopped
+    Bundle.open(folder)
 
 
 def test_names_types_and_shapes(tmp_path: Path, bundle_folder: Path) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import gzip
 import io
 import json
+import os
 import re
 import shutil
 import signal
@@ -140,6 +143,20 @@ def test_triton_takes_greys_above_255_in_json_for_their_remainder(server: Runnin
     assert ask(256 * 7) == ask(0)
 
 
+def test_triton_does_not_look_at_the_checksum_of_gzip(server: Running) -> None:
+    """docs/serving.md warns of it, too."""
+    pixels = named(random_pixels(np.random.default_rng(8), 1))
+    inputs = [
+        {"name": name, "shape": list(array.shape), "datatype": "UINT8", "data": array.ravel().tolist()}
+        for name, array in pixels.items()
+    ]
+    packed = gzip.compress(json.dumps({"inputs": inputs}).encode())
+    ask = urllib.request.Request(f"{url(server)}/v2/models/mpmmu/infer", packed[:-8] + bytes(8))
+    ask.add_header("Content-Encoding", "gzip")
+    with urllib.request.urlopen(ask, timeout=60) as answer:
+        assert json.load(answer)["outputs"]
+
+
 def test_cases_of_several_clients_share_batches(server: Running) -> None:
     """Fewer executions than requests, by Triton's own count."""
 
@@ -245,6 +262,17 @@ def test_what_the_server_says_of_itself(server: Running, predictor: Predictor) -
 
 
 # ---------------------------------------------------------------- errors of one case, and the end
+
+
+def test_a_bundle_whose_name_is_not_ascii(tmp_path: Path, predictor: Predictor) -> None:
+    folder = Path(shutil.copytree(BUNDLE, tmp_path / "é ü.bundle"))
+    pixels = random_pixels(np.random.default_rng(13), 2)
+    with running(folder) as server:
+        client = Client("grpc", server.addresses)
+        check(client.ask("mpmmu", named(pixels)), predictor.predict(pixels), predictor.bundle)
+        client.close()
+        assert server.end() == 0, server.said
+    Bundle.open(folder)
 
 
 def test_a_case_without_a_number_is_its_own_requests_error_and_ctrl_c_ends_the_server(rooted: Path) -> None:
@@ -355,6 +383,7 @@ def test_a_bundle_that_is_altered_before_it_is_loaded_never_gets_ready(tmp_path:
     with servers.started(repository, free_addresses()) as server:
         with pytest.raises(EngineError, match=r"before its models were ready.*head_onnxruntime\.onnx has \d+ bytes"):
             server.wait_ready((asked.name, asked.files_name))
+        assert "At:" not in servers.reason(server.log)  # Python's traceback
         assert server.process.returncode
     ran = subprocess.run(command(folder, free_addresses()), capture_output=True, text=True, timeout=60, check=False)
     assert ran.returncode == 3
@@ -386,3 +415,41 @@ def test_a_proxy_is_not_asked_whether_the_server_is_ready(server: Running, monke
         monkeypatch.delenv(name, raising=False)
     asked = servers.Server(server.process, Path(), server.addresses, Path(), 1)  # type: ignore[arg-type]
     asked.wait_ready(("mpmmu", "mpmmu_files"))
+
+
+# ---------------------------------------------------------------- a process that runs a model ends
+
+
+def children(parent: int) -> dict[int, str]:
+    """The processes that it started, and their command lines."""
+    found: dict[int, str] = {}
+    for place in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+            if int((place / "stat").read_text().rpartition(") ")[2].split()[1]) == parent:
+                found[int(place.name)] = (place / "cmdline").read_text().replace("\0", " ")
+    return found
+
+
+@pytest.mark.parametrize("model", ["mpmmu", "mpmmu_files"])
+def test_a_server_whose_model_lost_its_process_ends(model: str) -> None:
+    """Triton 2.51 by itself calls that model ready from then on, and refuses every request."""
+    with running(BUNDLE) as server:
+        (triton,) = children(server.process.pid)
+        (one,) = (pid for pid, args in children(triton).items() if f"/{model}/1/model.py" in args)
+        os.kill(one, signal.SIGKILL)
+        assert server.process.stderr is not None
+        said = server.process.communicate(timeout=30)[1]
+        assert server.process.returncode == 1
+    *_, error, hint = said.splitlines()
+    assert error.startswith(f"error: a process that runs the model {model} ended, expected it to run until")
+    assert hint.startswith("hint: too little memory")
+    assert hint.endswith("start it again")
+
+
+def test_told_to_stop_it_does_not_wait_for_a_process_that_has_ended() -> None:
+    with running(BUNDLE) as server:
+        (triton,) = children(server.process.pid)
+        for pid in children(triton):
+            os.kill(pid, signal.SIGKILL)
+        server.end(signal.SIGTERM)
+        assert not any("still unanswered" in text for text in server.said), "it waited until its time was over"

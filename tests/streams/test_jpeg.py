@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -227,6 +228,19 @@ def test_restart_markers_out_of_turn(refused: Refused, tmp_path: Path, picture: 
     for damaged in (bytes(exchanged), data[:first] + data[second:], data[:first] + data[first + 2 :]):
         (tmp_path / "a.jpg").write_bytes(damaged)
         refused(tmp_path / "a.jpg", r"has a JPEG scan with \d+ restart markers, or not in turn", "damaged")
+
+
+def test_restart_markers_of_an_enormous_picture_are_not_listed(picture: Array) -> None:
+    """A few bytes that state 65535 x 65535 pixels took half a gigabyte and seconds to refuse."""
+    data = bytearray(coded(picture, restart_marker_blocks=1))
+    at = data.index(b"\xff\xc0")
+    data[at + 5 : at + 9] = b"\xff" * 4
+    tracemalloc.start()
+    with pytest.raises(ImageError, match="restart markers, or not in turn, expected 67108863"):
+        jpeg_header.parse_file(bytes(data))
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 10 * 2**20
 
 
 def test_a_file_without_its_last_marker(refused: Refused, tmp_path: Path, picture: Array) -> None:
