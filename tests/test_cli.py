@@ -272,7 +272,7 @@ def test_run_with_a_case_that_fails(bundle_folder: Path, phantom_manifest: Path,
     entry = document(result)
     assert (entry["cases"], entry["predicted"], entry["failed"]) == (4, 3, 1)
     error, hint = result.stderr.splitlines()[-2:]
-    assert error.startswith("error: 1 of 4 cases could not be read, expected none; the first is `bad`: ")
+    assert error.startswith("error: 1 of 4 cases have no probability, expected one for each; the first is `bad`: ")
     wanted = "says why for each; once the files are repaired, --retry-failed makes these again"
     assert hint == f"hint: the column `error` of {out} {wanted}"
     with out.open(newline="") as file:

@@ -72,7 +72,7 @@ def run(
     ray_cpus: Annotated[int, typer.Option("--ray-cpus", min=1, help="Processor cores of each Predictor.")] = 1,
     json_to: JsonTo = None,
 ) -> None:
-    """Predict every case of a manifest; exit code 1 if the images of any could not be read."""
+    """Predict every case of a manifest; exit code 1 if any has no probability."""
     from mpmmu_rt import origin, run_record
     from mpmmu_rt.bundle import Bundle
     from mpmmu_rt.engines import engine
@@ -155,7 +155,7 @@ def run(
         next_command("bench", bundle, "--batch", batch)
     if summary.failed:
         raise ImageError(
-            f"{summary.failed} of {summary.cases} cases could not be read, expected none; the first is "
+            f"{summary.failed} of {summary.cases} cases have no probability, expected one for each; the first is "
             f"{summary.first_error}",
             hint="the column `error` says why for each"
             if output == Path("-")
