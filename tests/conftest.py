@@ -19,6 +19,7 @@ import signal
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -218,7 +219,25 @@ def int8_folder(checkpoint_folder: Path, traced_once: Traced, tmp_path_factory: 
 @pytest.fixture
 def few_trees(monkeypatch: pytest.MonkeyPatch) -> None:
     """The preset `tiny` with a small head: a training fits six and more, which takes most of its time."""
-    monkeypatch.setitem(PRESETS, "tiny", lambda: replace(tiny(), head=HeadConfig(trees=10, hidden=4, folds=2)))
+    monkeypatch.setitem(PRESETS, "tiny", lambda: replace(tiny(), head=HeadConfig(trees=5, hidden=4, folds=2)))
+
+
+# mpmmu-rt in a process of its own, with `few_trees`: what follows are its arguments.
+COMMAND_WITH_FEW_TREES = (
+    "-c",
+    "from dataclasses import replace\n"
+    "from mpmmu_rt.cli import main\n"
+    "from mpmmu_rt.model.config import PRESETS, HeadConfig, tiny\n"
+    "PRESETS['tiny'] = lambda: replace(tiny(), head=HeadConfig(trees=5, hidden=4, folds=2))\n"
+    "main()",
+)
+
+
+@pytest.fixture
+def no_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    """INT8 whose every layer in 8 bits misses the limits is given up: no layer is tried in float. For the command line,
+    whose users can't ask for that; the search itself is tested in `export/test_quantization_gate.py`."""
+    monkeypatch.setattr("mpmmu_rt.export.Limits", partial(Limits, float_share=0))
 
 
 @pytest.fixture(scope="session")

@@ -167,7 +167,7 @@ def test_too_few_cases_prove_no_rounding(checkpoint_folder: Path, phantom_manife
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("traces_kept")
+@pytest.mark.usefixtures("traces_kept", "no_search")
 def test_what_is_required_and_left_out_is_exit_code_3(
     checkpoint_folder: Path, phantom_manifest: Path, tmp_path: Path
 ) -> None:

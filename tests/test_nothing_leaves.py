@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import COMMAND_WITH_FEW_TREES
+
 BUNDLE = Path(__file__).parent / "data" / "bundle_613dfc9"
 SOURCE = Path(__file__).parent / "calls_home.c"
 SECONDS = 13
@@ -95,10 +97,11 @@ def test_training_and_export_send_nothing_and_leave_nothing(
         ),
         "train": ("--phantom", "60", "--preset", "tiny", "--epochs", "1", "-o", "checkpoint"),
     }
+    programs = {"export": ("-m", "mpmmu_rt"), "train": COMMAND_WITH_FEW_TREES}
     for name, arguments in commands.items():
         folder = tmp_path / name
         folder.mkdir()
-        assert traced(shim, folder, "-m", "mpmmu_rt", name, *arguments) == ([], [])
+        assert traced(shim, folder, *programs[name], name, *arguments) == ([], [])
 
 
 def test_the_user_may_turn_telemetry_on() -> None:

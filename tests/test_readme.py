@@ -23,6 +23,7 @@ from typer.testing import CliRunner
 from mpmmu_rt.bundle import Bundle
 from mpmmu_rt.cli import app
 from mpmmu_rt.model.phantom import write_phantoms
+from tests.conftest import COMMAND_WITH_FEW_TREES
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {
@@ -215,7 +216,7 @@ CASES = "mpmmu-rt phantom 12 -o cases"
 
 
 def shorter(arguments: list[str]) -> list[str]:
-    """The same command on fewer phantoms, for one epoch, for less than a second."""
+    """The same command on fewer phantoms, for one epoch, for less than a second; training has fewer trees, too."""
     more = {"train": ["--epochs", "1"], "bench": ["--seconds", "0.2"]}.get(arguments[0], [])
     return [*("120" if argument == "600" else argument for argument in arguments), *more]
 
@@ -230,7 +231,7 @@ def masked(line: str) -> str:
 
 
 def start_training(folder: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "mpmmu_rt", *shorter(COMMANDS[0])]
+    command = [sys.executable, *COMMAND_WITH_FEW_TREES, *shorter(COMMANDS[0])]
     return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

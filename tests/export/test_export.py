@@ -412,8 +412,8 @@ def test_threshold_must_be_a_probability(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_reference_bundle_is_marked_untrained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All layers and channels of the reference model, and so its rounding, on images of a sixth of the pixels."""
-    config = replace(reference_config(), preprocessing=Preprocessing(size=96))
+    """All layers and channels of the reference model, and so its rounding, on images of a twelfth of the pixels."""
+    config = replace(reference_config(), preprocessing=Preprocessing(size=64))
     monkeypatch.setattr("mpmmu_rt.export.reference.reference_config", lambda: config)
     monkeypatch.setattr(reference, "PHANTOMS", 64)
     bundle = build.export_reference(tmp_path / "reference.bundle", wanted=Wanted(()))
@@ -422,7 +422,7 @@ def test_a_reference_bundle_is_marked_untrained(tmp_path: Path, monkeypatch: pyt
     said = onnx.load(str(bundle.path / "onnx/head.onnx"), load_external_data=False).metadata_props
     assert any("UNTRAINED" in item.value for item in said)
     assert bundle.tensors["embedding"].shape == ("N", 4096)
-    assert bundle.tensors["mammography_feature_map"].shape == ("N", 2048, 3, 3)
+    assert bundle.tensors["mammography_feature_map"].shape == ("N", 2048, 2, 2)
     assert bundle.entry["parity"]["decisions_flipped"] == 0
 
 

@@ -486,15 +486,28 @@ def text(estimator: Any) -> str:
     return " ".join(estimator.__repr__(N_CHAR_MAX=10**6).split())
 
 
+def _within(estimator: Any) -> Iterator[Any]:
+    """An estimator that is not fitted yet, and all that it holds; a text of it would take longer than to fit it."""
+    yield estimator
+    if hasattr(estimator, "get_params") or isinstance(estimator, list | tuple):
+        for one in vars(estimator).values() if hasattr(estimator, "get_params") else estimator:
+            yield from _within(one)
+
+
+def _names(estimator: Any, *some: str) -> bool:
+    """Whether the name of a class in it holds one of `some`."""
+    return any(name in type(one).__name__ for one in _within(estimator) for name in some)
+
+
 def _has_steps(estimator: Any) -> bool:
     """Trees, bins, and quantiles, which jump at a value that fills several."""
-    return any(name in text(estimator) for name in ("Tree", "Forest", "Boost", "XGB", "LGBM", "KBins", "Quantile"))
+    return _names(estimator, "Tree", "Forest", "Boost", "XGB", "LGBM", "KBins", "Quantile")
 
 
 def _has_scaled_steps(estimator: Any) -> bool:
     """Trees behind a scaler of their own: bins are exact, and what a scaler makes of them is computed."""
-    pipelines = [one for one in (estimator, *estimator.get_params().values()) if isinstance(one, Pipeline)]
-    return any("Scaler" in text(one[:-1]) and _has_steps(one[-1]) for one in pipelines)
+    pipelines = [one for one in _within(estimator) if isinstance(one, Pipeline)]
+    return any(_names(one[:-1], "Scaler") and _has_steps(one[-1]) for one in pipelines)
 
 
 @st.composite
@@ -935,13 +948,13 @@ def _a_random_head(case: Case) -> None:
             "divide by zero encountered in log",
         ):
             warnings.filterwarnings("ignore", message)
-        rows = len(case.x) // 2
+        rows, whole_text = len(case.x) // 2, text(case.head)
         # Naive Bayes that was fitted on float32 adds in float32, and is further off than the graph.
-        given = case.x.astype(np.float64 if "GaussianNB" in text(case.head) else np.float32)
+        given = case.x.astype(np.float64 if "GaussianNB" in whole_text else np.float32)
         try:
             head = fit(case.head, given[:rows], case.y[:rows])
         except ValueError as error:
-            if not any(name in text(case.head) and said in str(error) for name, said in UNFIT.items()):
+            if not any(name in whole_text and said in str(error) for name, said in UNFIT.items()):
                 raise
             return
         try:
@@ -954,7 +967,7 @@ def _a_random_head(case: Case) -> None:
         bounds = rounding([whole, *base], case.x)
         for engine in ENGINES:
             check(case, head, bounds, engine)
-    TALLY.heads.add(text(case.head))
+    TALLY.heads.add(whole_text)
 
 
 @pytest.mark.slow

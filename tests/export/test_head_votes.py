@@ -6,6 +6,8 @@ its cases turn on how the division was rounded. Reports of the kind: posit-dev/o
 
 from __future__ import annotations
 
+import copy
+import functools
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -91,6 +93,49 @@ FINALS: dict[str, Callable[[], Any]] = {
 STACKS = [("forests", 49, False), ("forests", 100, True), ("bags and votes", 10, False)]
 
 
+class Recorded(DecisionTreeClassifier):  # type: ignore[misc]
+    """A last learner that keeps what it learnt from."""
+
+    def fit(self, x: Array, y: Array, *more: Any, **options: Any) -> Any:
+        self.given_ = x, y
+        return super().fit(x, y, *more, **options)
+
+
+Stack = Callable[[str, int, bool], StackingClassifier]
+
+
+@pytest.fixture(scope="module")
+def fitted(data: tuple[Array, Array]) -> Stack:
+    """The learners of a stack, fitted once for all that come last."""
+    x, y = data
+
+    @functools.cache
+    def stack(kind: str, count: int, passthrough: bool) -> StackingClassifier:
+        named = [(f"l{k}", one) for k, one in enumerate(LEARNERS[kind](count))]
+        with threadpool_limits(1):
+            return StackingClassifier(named, Recorded(random_state=0), cv=3, passthrough=passthrough).fit(
+                x[:800], y[:800]
+            )
+
+    return stack
+
+
+def ended(stack: StackingClassifier, final: Any) -> StackingClassifier:
+    """The stack as `fit` would have made it with `final` in place of what it ends with."""
+    head = copy.copy(stack).set_params(final_estimator=final)
+    with threadpool_limits(1):
+        head.final_estimator_ = clone(final).fit(*stack.final_estimator_.given_)
+    return head
+
+
+def test_a_stack_that_ends_otherwise_is_the_one_that_is_fitted_whole(data: tuple[Array, Array], fitted: Stack) -> None:
+    x, y = data
+    stack = fitted("bags and votes", 10, False)
+    with threadpool_limits(1):
+        whole = StackingClassifier(stack.estimators, FINALS["forest"](), cv=3).fit(x[:800], y[:800])
+    np.testing.assert_array_equal(ended(stack, FINALS["forest"]()).predict_proba(x), whole.predict_proba(x))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("final", "kind", "count", "passthrough"),
@@ -100,13 +145,11 @@ STACKS = [("forests", 49, False), ("forests", 100, True), ("bags and votes", 10,
     ],
 )
 def test_trees_on_votes_take_the_leaf_of_scikit_learn(
-    data: tuple[Array, Array], final: str, kind: str, count: int, passthrough: bool
+    data: tuple[Array, Array], fitted: Stack, final: str, kind: str, count: int, passthrough: bool
 ) -> None:
-    x, y = data
-    named = [(f"l{k}", one) for k, one in enumerate(LEARNERS[kind](count))]
-    head = StackingClassifier(named, FINALS[final](), cv=3, passthrough=passthrough)
+    x, _ = data
+    head = ended(fitted(kind, count, passthrough), FINALS[final]())
     with threadpool_limits(1):
-        head.fit(x[:800], y[:800])
         want, meta = head.predict_proba(x[800:])[:, 1], head.transform(x[800:])[:, :2]
     assert len(np.unique(meta)) > 3
     for form, run in ENGINES:

@@ -16,14 +16,13 @@ from onnx import numpy_helper
 from torch import nn
 
 from mpmmu_rt.export import openvino_graph
-from mpmmu_rt.export.encoders import Encoders
 from mpmmu_rt.export.openvino_graph import BLOCK, for_openvino
 from mpmmu_rt.export.quantization import calibrate, quantize
 from mpmmu_rt.export.tracing import trace
 from mpmmu_rt.model.attention import CBAM, ECA
-from mpmmu_rt.model.config import EncoderConfig
-from mpmmu_rt.model.encoder import Encoder
-from mpmmu_rt.spec import MODALITIES, Array, Modality
+from mpmmu_rt.model.config import AttentionKind
+from mpmmu_rt.spec import Array
+from tests.export.conftest import Graphs
 
 
 def traced(module: nn.Module, *shape: int) -> onnx.ModelProto:
@@ -74,17 +73,18 @@ def gates_say_the_same(fast: onnx.ModelProto, model: onnx.ModelProto, maps: Sequ
             np.testing.assert_allclose(first, second, rtol=1e-4, atol=1e-6, err_msg=str(one))
 
 
-@pytest.mark.parametrize("channels", [32, 64, 96, 512])
-def test_eca_in_blocks(channels: int) -> None:
-    """Kernels that reach a whole block, and further than the map."""
+def test_eca_in_blocks() -> None:
+    """Kernels that reach a whole block, and further than the map; one block, two, three and many."""
+    shapes = [(32, size) for size in (1, 3, 5, 9, 31, 65)]
+    shapes += [(64, 9), (64, 65), (96, 1), (96, 5), (96, 65), (512, 3), (512, 31)]
     gates = []
-    for size in (1, 3, 5, 9, 31, 65):
+    for channels, size in shapes:
         torch.manual_seed(size)
         gate = ECA(channels)
         gate.conv = nn.Conv1d(1, 1, size, padding=size // 2, bias=False)
         gates.append(drawn(gate))
-    maps = [(channels, 5, 4)] * len(gates)
-    model = traced(Beside(gates, maps), channels * 20 * len(gates))
+    maps = [(channels, 5, 4) for channels, _ in shapes]
+    model = traced(Beside(gates, maps), sum(map(math.prod, maps)))
     fast = for_openvino(model)
     onnx.checker.check_model(fast, full_check=True)
     assert kinds(model)["ReduceMean"] == kinds(fast)["AveragePool"] == len(gates)
@@ -142,21 +142,6 @@ class Kept(nn.Module):
         return gated + sums if self.read_twice else gated
 
 
-@pytest.mark.parametrize(
-    "module",
-    [
-        Kept(nn.Conv2d(1, 1, 3, padding=1)),  # a bias
-        Kept(nn.Conv2d(1, 1, 3, padding=1, bias=False), read_twice=True),
-        Kept(nn.Conv2d(1, 1, 3, padding=2, dilation=2, bias=False)),
-        Kept(nn.Conv2d(1, 1, 1, bias=False)),
-        Kept(nn.Conv2d(1, 8, 3, padding=1, bias=False)),
-    ],
-)
-def test_what_is_no_spatial_gate_stays(module: nn.Module) -> None:
-    model = traced(module, 1, 8, 8)
-    assert for_openvino(model).graph.node == model.graph.node
-
-
 class Mean(nn.Module):
     def __init__(self, dims: tuple[int, ...], *, keepdim: bool) -> None:
         super().__init__()
@@ -166,33 +151,41 @@ class Mean(nn.Module):
         return x.mean(self.dims, keepdim=self.keepdim)
 
 
-@pytest.mark.parametrize(
-    "module", [Mean((1,), keepdim=True), Mean((2, 3), keepdim=False), Mean((1, 2, 3), keepdim=True)]
-)
-def test_other_means_stay(module: nn.Module) -> None:
-    model = traced(module, 4, 8, 8)
-    assert for_openvino(model).graph.node == model.graph.node
-
-
-@pytest.mark.parametrize("count", [8, 48])
-def test_eca_of_channels_that_make_no_blocks_stays(count: int) -> None:
-    model = traced(ECA(count), count, 4, 4)
-    assert for_openvino(model).graph.node == model.graph.node
-
-
-def whole(kind: Any, arch: Any) -> onnx.ModelProto:
-    torch.manual_seed(0)
-    config = EncoderConfig(arch=arch, width=16, attention=kind)
-    modules: dict[Modality, nn.Module] = {modality: Encoder(config).eval() for modality in MODALITIES}
-    return Encoders(modules, 64).features_graph("ultrasound")
+def test_what_is_no_gate_stays() -> None:
+    """Beside a gate of each kind that does not stay, in one trace."""
+    stay: list[tuple[nn.Module, tuple[int, int, int]]] = [
+        (Kept(nn.Conv2d(1, 1, 3, padding=1)), (1, 8, 8)),  # a bias
+        (Kept(nn.Conv2d(1, 1, 3, padding=1, bias=False), read_twice=True), (1, 8, 8)),
+        (Kept(nn.Conv2d(1, 1, 3, padding=2, dilation=2, bias=False)), (1, 8, 8)),
+        (Kept(nn.Conv2d(1, 1, 1, bias=False)), (1, 8, 8)),
+        (Kept(nn.Conv2d(1, 8, 3, padding=1, bias=False)), (1, 8, 8)),
+        (Mean((1,), keepdim=True), (4, 8, 8)),
+        (Mean((2, 3), keepdim=False), (4, 8, 8)),
+        (Mean((1, 2, 3), keepdim=True), (4, 8, 8)),
+        (ECA(8), (8, 4, 4)),  # channels that make no blocks
+        (ECA(48), (48, 4, 4)),
+    ]
+    change: list[tuple[nn.Module, tuple[int, int, int]]] = [
+        (Kept(nn.Conv2d(1, 1, 3, padding=1, bias=False)), (1, 8, 8)),
+        (ECA(32), (32, 4, 4)),
+    ]
+    gates, maps = zip(*stay, *change, strict=True)
+    model = traced(Beside(gates, maps), sum(map(math.prod, maps)))
+    after = {node.SerializeToString() for node in for_openvino(model).graph.node}
+    lost = [node for node in model.graph.node if node.SerializeToString() not in after]
+    convolved = [node.input[1] for node in lost if node.op_type == "Conv"]
+    assert convolved == ["gates.10.conv.weight", "gates.11.conv.weight"]
+    assert Counter(node.op_type for node in lost) == Counter(
+        ["Conv", "Sigmoid", "ReduceMean", "Unsqueeze", "Conv", "Sigmoid", "Transpose", "Unsqueeze"]
+    )
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arch", ["resnet18", "resnet50"])
 @pytest.mark.parametrize("kind", ["cbam", "eca"])
-def test_whole_encoders(kind: str, arch: str) -> None:
-    """In float and quantized; a second time changes nothing more."""
-    graph = whole(kind, arch)
+def test_whole_encoders(kind: AttentionKind, resnet50_graphs: Graphs) -> None:
+    """In float and quantized; a second time changes nothing more. Every export of the tests' small model proves the
+    same of ResNet-18."""
+    graph = resnet50_graphs(kind)
     pixels = np.random.default_rng(0).integers(0, 256, (3, 1, 64, 64), dtype=np.uint8)
     ranges = calibrate(graph, pixels)
     for model in (graph, quantize(graph, ranges, unsigned=True)):

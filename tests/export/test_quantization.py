@@ -472,16 +472,16 @@ def test_openvino_runs_every_layer_in_float_and_the_rest_in_8_bits(
     pixels: Mapping[Modality, Array],
     modality: Modality,
 ) -> None:
-    """The search may ask for any of these. Mixed precisions are where OpenVINO has failed, and computed wrongly: with
-    BF16 beside 8 bits it may refuse a model, which is then left out, but not say something else."""
+    """The search may ask for any of these, with unsigned codes (signed ones are TensorRT's; OpenVINO runs them in
+    `test_engines_agree`). Mixed precisions are where OpenVINO has failed, and computed wrongly: with BF16 beside 8 bits
+    it may refuse a model, which is then left out, but not say something else."""
     graph, x = graphs[modality], pixels[modality][:4]
     (want,) = on_onnxruntime(graph, x)
     names = [layer.name for layer in layers(graph)]
     rng = np.random.default_rng(0)
     for kept in (*([name] for name in names), *(list(rng.choice(names, 8, replace=False)) for _ in range(5))):
-        for unsigned in (False, True):
-            model = quantize(graph, ranges[modality], kept, unsigned=unsigned)
-            assert error(on_openvino(model, x), want) < INT8_ERROR, kept
+        model = quantize(graph, ranges[modality], kept, unsigned=True)
+        assert error(on_openvino(model, x), want) < INT8_ERROR, kept
         if ENGINE.problem("int8-bf16") is None:
             try:
                 got = on_openvino(model, x, INFERENCE_PRECISION["int8-bf16"])

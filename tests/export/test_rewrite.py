@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import nn
 
-from mpmmu_rt.export.encoders import Encoders
 from mpmmu_rt.export.rewrite import (
     REWRITES,
     InnerMeanCBAM,
@@ -19,6 +18,7 @@ from mpmmu_rt.export.rewrite import (
 )
 from mpmmu_rt.model.config import Arch, AttentionKind, EncoderConfig
 from mpmmu_rt.model.encoder import Encoder
+from tests.export.conftest import Graphs
 
 # float64 has 53 bits; sums of some 10³ terms in another order lose three digits of its sixteen.
 EXACT = 1e-12
@@ -99,11 +99,9 @@ def test_a_gate_that_is_wrong_by_one_channel_would_be_seen() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("attention", ["eca", "cbam"])
-def test_the_graph_has_the_rewritten_gates(attention: AttentionKind) -> None:
+def test_the_graph_has_the_rewritten_gates(attention: AttentionKind, resnet50_graphs: Graphs) -> None:
     """In the traced graph every sigmoid follows a convolution, and CBAM's MLP ends once per block."""
-    encoder = settled("resnet50", attention)
-    encoders = Encoders({"mammography": encoder, "ultrasound": encoder}, 64)
-    graph = encoders.features_graph("mammography").graph
+    graph = resnet50_graphs(attention).graph
     made_by = {name: node for node in graph.node for name in node.output}
     sigmoids = [node for node in graph.node if node.op_type == "Sigmoid"]
     assert len(sigmoids) == 16 * (2 if attention == "cbam" else 1)

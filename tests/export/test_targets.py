@@ -132,7 +132,7 @@ def test_int8_without_images_to_calibrate_on(checkpoint_folder: Path, tmp_path: 
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("traces_kept")
+@pytest.mark.usefixtures("traces_kept", "no_search")
 def test_a_target_that_is_asked_for_and_changes_decisions_leaves_no_bundle(
     checkpoint_folder: Path, manifest: Path, tmp_path: Path
 ) -> None:
@@ -147,7 +147,7 @@ def test_a_target_that_is_asked_for_and_changes_decisions_leaves_no_bundle(
 
 @pytest.mark.slow
 def test_int8_that_is_left_out_leaves_no_graphs(finished: Finish, calibration: tuple[Data, Data]) -> None:
-    limits = replace(WIDE, mean_difference=1e-9)
+    limits = replace(WIDE, mean_difference=1e-9, float_share=0.05)  # of 32 layers: the one that hurts most is tried
     bundle = finished(Wanted(calibration=calibration[0], gate=calibration[1], limits=limits))
     assert bundle.targets == ("onnxruntime:fp32", "openvino:fp32")
     assert not bundle.entry["precision"]["openvino:int8"]["passed"]

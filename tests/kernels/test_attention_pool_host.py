@@ -79,7 +79,7 @@ def test_matches_the_reference(run: Callable[..., Any], shape: Shape, channels_l
 
 # Whole groups of 4 and of 8 channels, and positions that the host build is specialised on: both modalities, one, none.
 SPECIALISED = (
-    Shape(5, ("cbam", 40, 4, 3), ("cbam", 24, 3, 6)),
+    Shape(3, ("cbam", 40, 4, 3), ("cbam", 24, 3, 6)),
     Shape(3, ("cbam", 72, 3, 4), ("eca", 136, 6, 3), hidden=9),
     Shape(2, ("eca", 16, 4, 3), ("cbam", 8, 6, 3), size=3),
     Shape(4, ("none", 8, 2, 6), ("none", 96, 3, 6)),

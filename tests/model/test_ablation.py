@@ -230,6 +230,7 @@ def test_the_tables_fit_and_tell_what_is_not_ours(made: tuple[Path, dict[str, An
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("few_trees")
 def test_the_command(tmp_path: Path) -> None:
     def call(*arguments: object) -> Any:
         return CliRunner().invoke(app, ["ablate", *map(str, arguments)])

@@ -31,7 +31,7 @@ from mpmmu_rt.model.phantom import ceilings, write_phantoms
 from mpmmu_rt.model.preview import GAP, write_preview
 from mpmmu_rt.model.split import split_patients
 from mpmmu_rt.model.stage_one import TRAINING_PRESETS, TrainingConfig, embed, learning_rate, train_encoder
-from mpmmu_rt.model.training import TrainedModel, fuse, train
+from mpmmu_rt.model.training import TrainedModel, fit_on, fuse, stage_one, train
 from mpmmu_rt.progress import Progress
 from mpmmu_rt.spec import MODALITIES
 
@@ -258,8 +258,10 @@ def test_a_gradient_has_no_more_than_the_allowed_norm(
 
 @pytest.mark.slow
 def test_the_reference_preset_trains(tmp_path: Path) -> None:
-    """ResNet-50 twice at 224 × 224, for one epoch: it ends, and its loss is a number."""
-    config = reference()
+    """ResNet-50 twice, all layers and channels, on images of a sixth of the pixels, for one epoch: it ends, and its
+    loss is a number. Its head's 300 trees grow in `test_a_reference_bundle_is_marked_untrained`."""
+    config = replace(reference(), preprocessing=Preprocessing(size=96))
+    config = replace(config, head=replace(config.head, trees=10))
     few = replace(TRAINING_PRESETS["reference"], epochs=1, batch_size=4)
     trained = train(data_from_phantoms(16, 0, config.preprocessing), config, few, work_dir=tmp_path)
     assert trained.encoders["mammography"].channels == 2048
@@ -343,6 +345,22 @@ def test_the_metrics_are_those_of_the_test_rows(data: TrainingData, whole: Train
     report = whole.metrics["test"]["fused"]
     assert report["brier"] == pytest.approx(np.mean((probability - data.label[rows]) ** 2), abs=1e-6)
     assert report["true_positive"] + report["false_negative"] == data.label[rows].sum()
+
+
+@pytest.mark.slow
+def test_a_training_is_its_two_stages(
+    data: TrainingData, model: ModelConfig, whole: TrainedModel, tmp_path: Path
+) -> None:
+    """To the bit: what is shown of the stages alone is true of `train`."""
+    split = split_patients(data.label, data.groups, seed=CONFIG.seed)
+    trained = stage_one(data, split, model, CONFIG, tmp_path)
+    for name in MODALITIES:
+        theirs = whole.encoders[name].state_dict()
+        assert all(torch.equal(value, theirs[key]) for key, value in trained.encoders[name].state_dict().items()), name
+    heads = {"fused": whole.head, **{str(name): head for name, head in whole.single_heads.items()}}
+    for part, features in trained.inputs().items():
+        _, said = fit_on(data, split, features, model.head, CONFIG.seed)
+        assert np.array_equal(heads[part].predict_proba(features[split.test])[:, 1], said), part
 
 
 def test_arguments_that_do_not_fit(data: TrainingData, model: ModelConfig, tmp_path: Path) -> None:
@@ -532,13 +550,16 @@ def test_the_digest_names_all_that_training_sees(data: TrainingData) -> None:
 
 @pytest.mark.slow
 def test_the_fused_model_is_better_than_either_modality(tmp_path: Path) -> None:
-    """Preset `tiny` on 400 phantoms, measured on 600 others: below the ceilings, fused clearly first."""
-    model = tiny()
+    """Preset `tiny` on 400 phantoms, measured on 600 others: below the ceilings, fused clearly first. Of the heads that
+    `train` fits the one that is asked, which is the same (`test_a_training_is_its_two_stages`)."""
+    model, config = tiny(), TRAINING_PRESETS["tiny"]
     seen = data_from_phantoms(400, 0, model.preprocessing)
-    trained = train(seen, model, TRAINING_PRESETS["tiny"], work_dir=tmp_path)
+    split = split_patients(seen.label, seen.groups, seed=config.seed)
+    trained = stage_one(seen, split, model, config, tmp_path)
+    head, _ = fit_on(seen, split, trained.inputs()["fused"], model.head, config.seed)
     held_out = data_from_phantoms(600, 12345, model.preprocessing)
     fused = fuse({name: embed(trained.encoders[name], held_out.pixels[name]) for name in MODALITIES})
-    auc = estimate_auc(held_out.label, trained.head.predict_proba(fused)[:, 1], held_out.groups)
+    auc = estimate_auc(held_out.label, head.predict_proba(fused)[:, 1], held_out.groups)
     limits = ceilings()
     assert auc.low is not None
     assert auc.low > max(limits["mammography"], limits["ultrasound"])  # no single modality can reach it
