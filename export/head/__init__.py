@@ -7,7 +7,7 @@ embedding through scalers, selectors and compositions of these, or is a share of
 projection (PCA, Normalizer) or on other probabilities of other learners they are evaluated on float32 values that may
 differ from scikit-learn's in the last bits. All else is float32 arithmetic, within 1e-5 in probability, or the report's
 `notes` say where not. An embedding that holds NaN or infinity gives the probability NaN, which the Predictor refuses,
-and so does one of which a learner of a stack makes such a number.
+and so does one of which anything makes such a number on the way (`guard`).
 
 A family of estimators is one module that registers itself in `families`, and its name in `_FAMILIES`.
 """
@@ -35,6 +35,7 @@ from . import (
     emit_forest,
     families,
     forest,
+    guard,
     histogram,
     holders,
     ir,
@@ -95,7 +96,8 @@ def lower(
     strategies = _write_forests(emitter, [probability, *base], embedding, engine)
     whole = emitter.write(probability)
     parts = [emitter.write(node) for node in base]
-    kept = graph.op("Where", _finite(graph, n_features, parts), whole, graph.scalar(float("nan")))
+    answered = guard.finite(emitter, [probability, *base], embedding, parts)
+    kept = graph.op("Where", answered, whole, graph.scalar(float("nan")))
     graph.op("Reshape", kept, graph.constant(np.array([-1])), output="probability")
     graph.op("Concat", *parts, axis=1, output="base_probability")
     model = clean(graph.model(n_features, len(parts), OPSET, ML_OPSET))
@@ -114,21 +116,6 @@ def _within(probability: ir.Node) -> bool:
         case ir.Share() | ir.Clip():
             return (probability.low, probability.high) == (0.0, 1.0)
     return False
-
-
-def _finite(graph: Graph, n_features: int, parts: list[str]) -> str:
-    """Whether all of a row is finite, of the embedding and of `parts` [N, 1]: bool [N, 1]. Of the parts too, as trees
-    that are asked behind a learner send NaN left or right and say something that looks right."""
-    row = graph.op("Concat", _total(graph, "embedding", n_features), *parts, axis=1)
-    size = graph.op("Abs", _total(graph, row, len(parts) + 1))
-    return graph.op("LessOrEqual", size, graph.scalar(float(np.finfo(np.float32).max)))
-
-
-def _total(graph: Graph, x: str, width: int) -> str:
-    """The sum of x [N, width], scaled by a power of two: NaN or infinity anywhere makes it no finite number, and finite
-    values can't. [N, 1]."""
-    scaled = graph.op("Mul", x, graph.scalar(2.0 ** -width.bit_length()))
-    return graph.op("ReduceSum", scaled, graph.constant(np.array([1])))
 
 
 def report(model: onnx.ModelProto) -> dict[str, Any]:

@@ -24,12 +24,14 @@ Products = Literal["gemm", "convolution"]
 
 
 class Emitter:
-    """Writes nodes into a graph, each once. `names` holds those that were written, forests beforehand."""
+    """Writes nodes into a graph, each once. `names` holds those that were written, forests beforehand; `inside` what
+    they were made of: a product before its activation, the norm of rows."""
 
     def __init__(self, graph: Graph, products: Products = "gemm") -> None:
         self.graph = graph
         self.products = products
         self.names: dict[int, str] = {}
+        self.inside: dict[int, str] = {}
 
     def write(self, node: ir.Node) -> str:
         """The name of the value of `node`; writes whatever it needs."""
@@ -141,15 +143,17 @@ class Emitter:
             norm = graph.op("Sqrt", square)
         else:
             norm = graph.op({"l1": "ReduceSum", "max": "ReduceMax"}[node.norm], graph.op("Abs", x), axes)
+        self.inside[id(node)] = norm
         # scikit-learn leaves a row alone whose norm is below ten rounding units.
-        tiny = graph.op("Less", norm, graph.scalar(10 * float(np.finfo(np.float32).eps)))
+        units = np.finfo(np.float64 if node.double else np.float32).eps
+        tiny = graph.op("Less", norm, graph.scalar(10 * float(units)))
         return graph.op("Div", x, graph.op("Where", tiny, graph.scalar(1.0), norm))
 
     def _product(self, node: ir.Product) -> str:
         graph, x = self.graph, self._of(node.x)
         if node.centre is not None:
             x = self.shift(x, node.centre)
-        if node.centre is None and emit_split.far(node.x):
+        if emit_split.splits(node):
             parts, weight, bias = emit_split.affine(graph, x, node.weight, node.bias)
             x = emit_split.total(graph, self.affine(parts, weight), bias, node.weight.shape[1])
         elif node.weight.shape == (1, 1):
@@ -161,6 +165,7 @@ class Emitter:
             x = self.affine(x, node.weight, node.bias)
         if node.activation == "identity":
             return x
+        self.inside[id(node)] = x
         if node.activation == "tail":  # ONNX Runtime's Sigmoid is 17 % off at -15 and zero below -18
             unit = graph.scalar(1.0)
             negative = graph.op("Mul", x, graph.scalar(-1.0))

@@ -14,6 +14,7 @@ from .emit_steps import NameOf, limits
 from .graph import Graph
 
 INT32 = 6
+LARGEST = 2.0**113  # of what is split in halves, see `emit_double`
 # Wichura, Applied Statistics 37 (1988), algorithm AS 241, PPND7: relative error 1e-7.
 _CENTRE = ((3.3871327179, 50.434271938, 159.29113202, 59.109374720), (1.0, 17.895169469, 78.757757664, 67.187563600))
 _TAIL = ((1.4234372777, 2.7568153900, 1.3067284816, 0.17023821103), (1.0, 0.73700164250, 0.12021132975))
@@ -32,11 +33,11 @@ def curve(graph: Graph, name: NameOf, node: ir.Curve) -> str:
         return graph.op("Gather", graph.constant(table.ravel()), piece, axis=0)
 
     if all(thresholds.single(node, column) for column in range(node.width)):
-        one = _clipped(graph, _rounded_once(graph, name(node.x), picked, node))
+        one = _clipped(graph, _rounded_once(graph, name(node.precise), picked, node))
         if not node.clip:
             return one
         return _normal(graph, one, graph.op("Sub", graph.scalar(1.0), one), node.clip)
-    run = graph.op("Sub", name(node.x), picked(high))
+    run = graph.op("Sub", name(node.precise), picked(high))
     run = graph.op("Sub", run, picked(node.start - high))
     rise = graph.op("Mul", run, picked(node.slope))
     one = _clipped(graph, graph.op("Add", rise, picked(node.base)))

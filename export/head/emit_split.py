@@ -18,7 +18,7 @@ from .graph import Graph
 
 _SLICES = 2  # of each factor; then the rest
 _SLICED = 2.0**90  # what is larger is added as it is: its multiples must be finite
-_LARGEST = 2.0**110  # of a contribution; any such logit is as good as infinite
+_LARGEST = 2.0**110  # of a contribution; a row with a larger one has no answer (`guard`)
 
 
 def far(node: ir.Node) -> bool:
@@ -36,6 +36,24 @@ def far(node: ir.Node) -> bool:
     return False
 
 
+def splits(product: ir.Product) -> bool:
+    """Whether a product is written in slices."""
+    return product.centre is None and far(product.x)
+
+
+def limits(weight: Array) -> Array:
+    """Up to which size of each feature, of weight [F, width], no contribution is clipped: float64 [F]."""
+    largest: Array = np.where(np.abs(weight).max(axis=1) > 0, _LARGEST / _powers(weight), np.finfo(np.float32).max)
+    return np.minimum(largest, np.finfo(np.float32).max)
+
+
+def _powers(weight: Array) -> Array:
+    """The power of two next to the largest weight of each feature: what makes contributions of features."""
+    size = np.abs(weight).max(axis=1)
+    power: Array = np.exp2(np.where(size > 0, np.round(np.log2(np.maximum(size, 2.0**-126))), 0).clip(-120, 120))
+    return power
+
+
 def affine(graph: Graph, x: str, weight: Array, bias: Array) -> tuple[str, Array, Array]:
     """What x @ weight + bias is a sum of: slices side by side [N, 3 F], a weight float64 [3 F, 3 width] that makes
     three parts of each column, and the bias in two parts [2, width].
@@ -45,8 +63,7 @@ def affine(graph: Graph, x: str, weight: Array, bias: Array) -> tuple[str, Array
     terms = (_SLICES * len(weight)).bit_length()
     bits_w = max(1, (24 - terms - 3) // 2)
     bits_x = max(4, 24 - terms - bits_w)
-    size = np.abs(weight).max(axis=1)
-    power = np.exp2(np.where(size > 0, np.round(np.log2(np.maximum(size, 2.0**-126))), 0).clip(-120, 120))
+    power = _powers(weight)
     if (power != 1).any():
         x = graph.op("Mul", x, graph.constant(power))
     x = graph.op("Clip", x, graph.scalar(-_LARGEST), graph.scalar(_LARGEST))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from scipy.sparse import issparse
@@ -13,7 +15,7 @@ from sklearn.utils.validation import check_is_fitted
 from mpmmu_rt.errors import UnsupportedEstimator
 from mpmmu_rt.spec import Array
 
-from .ir import Above, Curve, Node, Normalise, Product, YeoJohnson, walk
+from .ir import Above, Concat, Curve, Elementwise, Node, Normalise, Product, Select, YeoJohnson, inputs, walk
 
 Translate = Callable[[Any, Node, str], Node]
 
@@ -23,6 +25,8 @@ TRANSFORMERS: dict[str, Translate] = {}
 PROBABILITIES: dict[str, Translate] = {}  # predict_proba's column of class 1, [N, 1]
 DECISIONS: dict[str, Translate] = {}  # decision_function, [N, 1]
 LABELS: dict[str, Translate] = {}  # predict, of those that neither rule of `label` fits
+# What reaches the final estimator of a stack, and that stack.
+STACKED: WeakKeyDictionary[Node, Any] = WeakKeyDictionary()
 # What holds another estimator and answers as it does, to that one and its path; unless a table above knows better.
 HOLDERS: dict[str, Callable[[Any, str], tuple[Any, str]]] = {}
 REFUSED: set[str] = set()  # those in `PROBABILITIES` that only say why not
@@ -174,6 +178,18 @@ def computed_note(x: Node, terms: Array, path: str) -> str:
         f"{path}: its features are computed in float32, in scikit-learn too, and differ so little for their size that "
         f"its probability may be off by {own:.1g} in both; centre them before, with a StandardScaler"
     )
+
+
+def stacked_double(x: Node) -> bool:
+    """Whether scikit-learn has `x` in float64, as it has what most learners say; not what those do that were fitted on
+    float32. An embedding and what is scaled of it is float32."""
+    if (stack := STACKED.get(x)) is not None:
+        asked = np.zeros((1, stack.n_features_in_), np.float32)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of names that the zeros don't have
+            return bool(stack.transform(asked).dtype == np.float64)
+    plain = isinstance(x, Select | Concat | Elementwise | Curve | YeoJohnson | Normalise)
+    return plain and any(stacked_double(one) for one in inputs(x))
 
 
 def platt_note(slope: float, lost: float, path: str) -> str:

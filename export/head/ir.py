@@ -9,7 +9,7 @@ To add an operator: a node here, a case in `emit`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from scipy.special import expit
@@ -64,9 +64,11 @@ class Curve(Node):
 
     edges, start, slope, base: float64 [width, pieces], edges ascending, the first -inf. `exact` as in `Elementwise`.
     normal: then the quantile of the normal distribution, between ± `clip`; `rest` is then 1 - base, to its own digits.
+    precise: x, with as many digits of small probabilities as float32 holds (`tails`).
     """
 
     x: Node
+    precise: Node
     edges: Array
     start: Array
     slope: Array
@@ -74,6 +76,7 @@ class Curve(Node):
     rest: Array
     exact: Callable[[Array], Array]
     clip: float = 0.0
+    note: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,10 +97,12 @@ class Concat(Node):
 
 @dataclass(frozen=True, eq=False)
 class Normalise(Node):
-    """Rows divided by their norm ("l1", "l2" or "max"); a row of zeros stays."""
+    """Rows divided by their norm ("l1", "l2" or "max"); a row of next to zeros stays. double: scikit-learn has it in
+    float64, and takes less for zero."""
 
     x: Node
     norm: str
+    double: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -319,6 +324,20 @@ def sigmoid(x: Node, slope: float, offset: float, note: str = "") -> Product:
     if isinstance(x, Product) and x.activation == "identity":
         return Product(1, x.x, x.weight * slope, x.bias * slope + offset, "logistic", x.centre, note)
     return Product(1, x, np.array([[slope]]), np.array([offset]), "logistic", note=note)
+
+
+def tails(node: Node) -> Node:
+    """`node` with the digits of small probabilities, where it is made of probabilities: see `Activation`."""
+    match node:
+        case Product() if node.activation == "logistic":
+            return replace(node, activation="tail", note="")
+        case Select() | Share() | Clip():
+            x = tails(node.x)
+            return node if x is node.x else replace(node, x=x)
+        case Concat() | Sum():
+            parts = tuple(tails(part) for part in node.parts)
+            return node if parts == node.parts else replace(node, parts=parts)
+    return node
 
 
 def mean(parts: tuple[Node, ...], weights: Array | None = None, low: float = -np.inf, high: float = np.inf) -> Share:

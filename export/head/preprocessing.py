@@ -10,8 +10,8 @@ import numpy as np
 
 from mpmmu_rt.spec import Array
 
-from .families import TRANSFORMERS, column, dense, refuse, transform
-from .ir import Elementwise, Node, Normalise, Product, concat, select
+from .families import TRANSFORMERS, column, dense, refuse, stacked_double, transform
+from .ir import Elementwise, Node, Normalise, Product, concat, select, tails
 
 
 def exactly(scaler: Any) -> Callable[[Array], Array]:
@@ -35,9 +35,28 @@ def _subtracted(scaler: Any, centre: Any) -> Array:
     return offset
 
 
+def _inverse(scale: Any) -> Array:
+    with np.errstate(divide="ignore"):
+        inverse: Array = 1 / column(scale)
+    return inverse
+
+
+def _require_rising(scaler: Any, path: str, offset: Array, scale: Array) -> None:
+    """One that was fitted on a column without numbers has NaN for its mean; trees are folded through rising ones."""
+    if not (np.isfinite(offset).all() and np.isfinite(scale).all() and (scale >= 0).all()):
+        refuse(
+            scaler,
+            path,
+            "that shifts or scales a column by what is no number, or turns it round, expected finite numbers and a "
+            "scale above 0",
+            hint="fit it again, on columns that hold numbers",
+        )
+
+
 def _standard(scaler: Any, x: Node, path: str) -> Node:
     offset = _subtracted(scaler, scaler.mean_) if scaler.with_mean else np.zeros(x.width)
-    scale = 1 / column(scaler.scale_) if scaler.with_std else np.ones(x.width)
+    scale = _inverse(scaler.scale_) if scaler.with_std else np.ones(x.width)
+    _require_rising(scaler, path, offset, scale)
     return Elementwise(x.width, x, offset, scale, exactly(scaler), divides=True)
 
 
@@ -45,24 +64,29 @@ def _min_max(scaler: Any, x: Node, path: str) -> Node:
     scale = column(scaler.scale_)
     low, high = scaler.feature_range
     # scikit-learn: x · scale + (low - data_min · scale)
-    offset = -column(scaler.min_) / scale
+    with np.errstate(divide="ignore", invalid="ignore"):
+        offset = -column(scaler.min_) / scale
+    _require_rising(scaler, path, offset, scale)
     bounds = (float(low), float(high)) if scaler.clip else (-np.inf, np.inf)
     return Elementwise(x.width, x, offset, scale, exactly(scaler), *bounds)
 
 
 def _robust(scaler: Any, x: Node, path: str) -> Node:
     offset = _subtracted(scaler, scaler.center_) if scaler.with_centering else np.zeros(x.width)
-    scale = 1 / column(scaler.scale_) if scaler.with_scaling else np.ones(x.width)
+    scale = _inverse(scaler.scale_) if scaler.with_scaling else np.ones(x.width)
+    _require_rising(scaler, path, offset, scale)
     return Elementwise(x.width, x, offset, scale, exactly(scaler), divides=True)
 
 
 def _max_abs(scaler: Any, x: Node, path: str) -> Node:
     bounds = (-1.0, 1.0) if getattr(scaler, "clip", False) else (-np.inf, np.inf)
-    return Elementwise(x.width, x, np.zeros(x.width), 1 / column(scaler.scale_), exactly(scaler), *bounds, divides=True)
+    offset, scale = np.zeros(x.width), _inverse(scaler.scale_)
+    _require_rising(scaler, path, offset, scale)
+    return Elementwise(x.width, x, offset, scale, exactly(scaler), *bounds, divides=True)
 
 
 def _normalizer(normalizer: Any, x: Node, path: str) -> Node:
-    return Normalise(x.width, x, normalizer.norm)
+    return Normalise(x.width, tails(x), normalizer.norm, stacked_double(x))
 
 
 def _imputer(imputer: Any, x: Node, path: str) -> Node:
@@ -125,7 +149,10 @@ def _columns(transformer: Any, x: Node, path: str) -> Node:
     for name, step, columns in transformer.transformers_:
         if isinstance(step, str) and step == "drop":
             continue
-        part = transform(step, select(x, _indices(transformer, columns, x.width, path)), f"{path}.{name}")
+        chosen = _indices(transformer, columns, x.width, path)
+        if not chosen.size:  # scikit-learn neither fits it nor asks it
+            continue
+        part = transform(step, select(x, chosen), f"{path}.{name}")
         if part.width:
             parts.append(part)
     if not parts:
@@ -135,6 +162,8 @@ def _columns(transformer: Any, x: Node, path: str) -> Node:
 
 def _indices(transformer: Any, columns: Any, width: int, path: str) -> Array:
     if isinstance(columns, slice):
+        if not all(end is None or isinstance(end, int | np.integer) for end in (columns.start, columns.stop)):
+            refuse(transformer, path, f"with columns {columns!r}, expected positions")
         return np.arange(width)[columns]
     chosen = np.atleast_1d(np.asarray(columns))
     if chosen.size == 0:

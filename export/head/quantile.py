@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,10 @@ from scipy.stats import norm
 
 from mpmmu_rt.spec import Array
 
-from .families import TRANSFORMERS, dense, refuse
-from .ir import Curve, Node
+from .families import PROMISE, TRANSFORMERS, dense, refuse
+from .ir import Curve, Node, tails
 from .preprocessing import exactly
+from .thresholds import exact, single
 
 _BOUND = 1e-7  # scikit-learn's BOUNDS_THRESHOLD: nearer to an end is the end
 
@@ -29,7 +31,28 @@ def _quantiles(transformer: Any, x: Node, path: str) -> Node:
         padded[feature, len(pieces) :, 0] = np.inf
     clip = float(-norm.ppf(_BOUND - np.spacing(1))) if normal else 0.0
     edges, start, slope, base, rest = np.moveaxis(padded, 2, 0)
-    return Curve(x.width, x, edges, start, slope, base, rest, exactly(transformer), clip)
+    found = Curve(x.width, x, tails(x), edges, start, slope, base, rest, exactly(transformer), clip)
+    return replace(found, note=_steep(found, path))
+
+
+def _steep(curve: Curve, path: str) -> str:
+    """A note, if columns that are computed in float32 lie so close together that their rounding shows."""
+    computed = [column for column in range(curve.width) if not _known(curve.x, column)]
+    if not computed:
+        return ""
+    with np.errstate(invalid="ignore"):
+        moved = float((np.abs(curve.start) * curve.slope)[computed].max()) * 2.0**-24
+    if moved <= PROMISE:
+        return ""
+    return (
+        f"{path}: the values that its quantiles are of lie so close together that their rounding in float32 may move a "
+        f"quantile by {moved:.1g}; expect that of the probability too, or use a scaler"
+    )
+
+
+def _known(x: Node, column: int) -> bool:
+    """Whether scikit-learn's very number, or one that follows from one column of the embedding."""
+    return exact(x, column) or single(x, column)
 
 
 def _pieces(quantiles: Array, references: Array, normal: bool) -> Array:

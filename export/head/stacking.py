@@ -12,6 +12,7 @@ from .families import (
     DECISIONS,
     LABELS,
     PROBABILITIES,
+    STACKED,
     Translate,
     decision,
     label,
@@ -65,7 +66,9 @@ def stack(stacking: Any, x: Node, path: str) -> tuple[Node, tuple[Node, ...]]:
 
 
 def _meta(stacking: Any, x: Node, parts: tuple[Node, ...]) -> Node:
-    return concat(*parts, *([x] if stacking.passthrough else []))
+    meta = concat(*parts, *([x] if stacking.passthrough else []))
+    STACKED[meta] = stacking
+    return meta
 
 
 def _stacking(stacking: Any, x: Node, path: str) -> Node:
@@ -91,7 +94,18 @@ def _voting(vote: Any, x: Node, path: str) -> Node:
             hint="voting='soft', or a learner of a StackingClassifier with stack_method='predict'",
         )
     parts = tuple(probability(e, x, f"{path}.{n}") for n, e in zip(names(vote, path), vote.estimators_, strict=True))
-    return mean(parts, _weights(vote, path), 0.0, 1.0)
+    weights = _weights(vote, path)
+    if weights is not None:
+        if not (np.isfinite(weights).all() and weights.min() >= 0 and weights.any()):
+            refuse(
+                vote,
+                path,
+                f"of the weights {weights.tolist()}, whose mean is no probability, expected none below 0 and one above",
+                hint="fit it with other weights",
+            )
+        if not 2.0**-20 < weights.max() < 2.0**20:  # into what float32 holds; a power of two rounds nothing
+            weights = np.ldexp(weights, -int(np.frexp(weights.max())[1]))
+    return mean(parts, weights, 0.0, 1.0)
 
 
 def _vote_label(vote: Any, x: Node, path: str) -> Node:

@@ -199,6 +199,13 @@ def fold(routes: list[Route], threshold: Array, *, double: bool = False) -> Arra
     return folded
 
 
+def reach(routes: list[Route], limit: Array) -> Array:
+    """float64 [M]: up to which size of its raw column each of `routes` is at most `limit` float64 [M] in size."""
+    high = fold(routes, limit, double=True).astype(np.float64)
+    low = fold(routes, np.nextafter(-limit, -np.inf), double=True).astype(np.float64)  # the first that is below
+    return np.minimum(high, -low)
+
+
 def _fold_group(routes: list[Route], threshold: Array, double: bool) -> Array:
     """`fold` for routes through the same maps. Each row of a matrix holds one candidate for each column."""
     # What comes from one column shares its cells in every map: such routes are searched in different rows.
