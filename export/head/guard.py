@@ -25,11 +25,12 @@ def finite(emitter: Emitter, roots: list[ir.Node], embedding: ir.Embedding, part
     """Whether all that matters of a row is finite, and each of `parts` [N, 1]: the name of a bool [N, 1]. To be called
     when `roots` are written."""
     found = _Demands(emitter, embedding.width)
-    for node in ir.walk(*roots):
-        if isinstance(node, thresholds.Map):
-            found.scaled(node)
-        if id(node) in emitter.names:
-            found.add(node)
+    with np.errstate(over="ignore", invalid="ignore"):  # bounds may be infinite, and NaN of two that are
+        for node in ir.walk(*roots):
+            if isinstance(node, thresholds.Map):
+                found.scaled(node)
+            if id(node) in emitter.names:
+                found.add(node)
     graph = emitter.graph
     columns = [_total(emitter, "embedding", found.limit), *parts]
     for name, limit in found.watched.items():
@@ -122,8 +123,7 @@ class _Demands:
     def _bound(self, node: ir.Node) -> Array:
         """What each column is at most, by its size: float64 [width]; infinite where weights don't say."""
         if id(node) not in self._bounds:
-            with np.errstate(over="ignore", invalid="ignore"):
-                self._bounds[id(node)] = node, self._computed(node) * np.ones(node.width)
+            self._bounds[id(node)] = node, self._computed(node) * np.ones(node.width)
         return self._bounds[id(node)][1]
 
     def _computed(self, node: ir.Node) -> Array | float:
