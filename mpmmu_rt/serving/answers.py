@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from mpmmu_rt.predictor import Predictor
 from mpmmu_rt.spec import MODALITIES, Array, Modality
 
 Pixels = Mapping[Modality, Array]
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -52,9 +54,10 @@ def answers(predictor: Predictor, requests: Sequence[Pixels | MpmmuError]) -> li
 
 
 def as_ours(error: BaseException) -> MpmmuError:
-    """What a client is told of it: two lines, and not Python's traceback, which Triton would send."""
+    """What a client is told of it: two lines, and not Python's traceback, which Triton would send; the log has that."""
     if isinstance(error, MpmmuError):
         return error
+    _LOG.error("internal error", exc_info=error)
     return MpmmuError(
         f"internal error: {type(error).__name__}: {' '.join(str(error).split())}, expected an answer",
         hint="report it with the request",

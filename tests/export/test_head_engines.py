@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.decomposition import PCA
@@ -37,6 +36,7 @@ from sklearn.tree import DecisionTreeClassifier
 from mpmmu_rt.export.head import emit_forest, lower, report
 from mpmmu_rt.export.head.emit_forest import Folded
 from mpmmu_rt.spec import Array
+from tests.export.running_heads import on_onnxruntime
 
 # The largest floats, in scikit-learn's own search for NaN.
 pytestmark = [
@@ -115,12 +115,6 @@ class OpenVino:
     def __call__(self, x: Array) -> tuple[Array, Array]:
         result = self._compiled({"embedding": x})
         return np.array(result["probability"]), np.array(result["base_probability"])
-
-
-def on_onnxruntime(model: onnx.ModelProto, x: Array) -> tuple[Array, Array]:
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    probability, base = session.run(["probability", "base_probability"], {"embedding": x})
-    return probability, base
 
 
 # ---------------------------------------------------------------- the graph

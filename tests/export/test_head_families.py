@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-import onnxruntime
 import pytest
 import skops.io
 from lightgbm import LGBMClassifier, early_stopping
@@ -65,9 +63,10 @@ from sklearn.tree import DecisionTreeClassifier
 from xgboost import XGBClassifier, XGBRFClassifier
 
 from mpmmu_rt.errors import UnsupportedEstimator
-from mpmmu_rt.export.head import HeadEngine, lower, report
+from mpmmu_rt.export.head import lower, report
 from mpmmu_rt.model.checkpoint import load_skops
 from mpmmu_rt.spec import Array
+from tests.export.running_heads import ENGINES, on_onnxruntime
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -79,7 +78,6 @@ pytestmark = [
 ]
 
 PROMISE, WIDTH = 1e-5, 9
-Run = Callable[[onnx.ModelProto, Array], tuple[Array, Array]]
 TEMPERATURE = "temperature" in CalibratedClassifierCV._parameter_constraints["method"][0].options
 BINS: dict[str, Any] = (
     {"quantile_method": "averaged_inverted_cdf"} if "quantile_method" in KBinsDiscretizer().get_params() else {}
@@ -99,29 +97,6 @@ X, Y = data()
 FIT, FIT_LABEL, NEW = X[:250], Y[:250], X[250:].copy()
 NEW[::5, 5] += 0.5  # categories that were never seen
 NEW[1::7] *= 3  # beyond the bounds of bins and quantiles
-
-
-def on_onnxruntime(model: onnx.ModelProto, x: Array) -> tuple[Array, Array]:
-    onnx.checker.check_model(model, full_check=True)
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    probability, base = session.run(["probability", "base_probability"], {"embedding": x})
-    return probability, base
-
-
-def on_openvino(model: onnx.ModelProto, x: Array) -> tuple[Array, Array]:
-    openvino = pytest.importorskip("openvino")
-    core = openvino.Core()
-    read = core.read_model(model.SerializeToString())
-    compiled = core.compile_model(read, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    found = compiled(x)
-    return np.array(found["probability"]), np.array(found["base_probability"])
-
-
-ENGINES: list[tuple[HeadEngine, Run]] = [
-    ("portable", on_onnxruntime),
-    ("portable", on_openvino),
-    ("onnxruntime", on_onnxruntime),
-]
 
 
 def forest(count: int = 9, **options: Any) -> RandomForestClassifier:

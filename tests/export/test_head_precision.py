@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import onnx
 import onnxruntime
 import pytest
 from sklearn.calibration import CalibratedClassifierCV
@@ -40,36 +39,14 @@ from sklearn.svm import SVC
 from sklearn.tree import DecisionTreeClassifier
 
 from mpmmu_rt.errors import UnsupportedEstimator
-from mpmmu_rt.export.head import HeadEngine, emit_split, lower, report
+from mpmmu_rt.export.head import emit_split, lower, report
 from mpmmu_rt.export.head.graph import Graph
 from mpmmu_rt.spec import Array
+from tests.export.running_heads import ENGINES, on_onnxruntime
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 PROMISE = 1e-5
-Run = Callable[[onnx.ModelProto, Array], Array]
-
-
-def on_onnxruntime(model: onnx.ModelProto, x: Array) -> Array:
-    onnx.checker.check_model(model, full_check=True)
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    found: Array = session.run(["probability"], {"embedding": x})[0]
-    return found
-
-
-def on_openvino(model: onnx.ModelProto, x: Array) -> Array:
-    openvino = pytest.importorskip("openvino")
-    core = openvino.Core()
-    read = core.read_model(model.SerializeToString())
-    compiled = core.compile_model(read, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    return np.array(compiled(x)["probability"])
-
-
-ENGINES: list[tuple[HeadEngine, Run]] = [
-    ("portable", on_onnxruntime),
-    ("portable", on_openvino),
-    ("onnxruntime", on_onnxruntime),
-]
 
 
 # ---------------------------------------------------------------- far from zero
@@ -105,7 +82,7 @@ def test_a_logistic_regression_without_a_scaler(width: int, deviations: float, s
     assert np.ptp(want) > 0.5
     for form, run in ENGINES:
         for products in ("gemm", "convolution"):
-            got = run(lower(head, width, form, products=products), embedding)
+            got = run(lower(head, width, form, products=products), embedding).probability
             np.testing.assert_allclose(got, want, rtol=0, atol=PROMISE / 5, err_msg=f"{form} {run.__name__} {products}")
 
 
@@ -125,7 +102,7 @@ def test_what_keeps_its_offset_is_as_exact(before: str) -> None:
     head = make_pipeline(step, logistic(step.transform(x), y))
     want = head.predict_proba(embedding)[:, 1]  # scales in float32, as we do, then adds in float64
     for form, run in ENGINES[::2]:
-        np.testing.assert_allclose(run(lower(head, 12, form), embedding), want, rtol=0, atol=PROMISE)
+        np.testing.assert_allclose(run(lower(head, 12, form), embedding).probability, want, rtol=0, atol=PROMISE)
 
 
 @pytest.mark.parametrize("scaler", [StandardScaler(), RobustScaler()])
@@ -138,7 +115,9 @@ def test_a_scaler_far_from_zero(scaler: Any) -> None:
         head = make_pipeline(scaler, *steps, LogisticRegression(C=10)).fit(x, y)
         want = head.predict_proba(x)[:, 1]
         for form, run in ENGINES:
-            np.testing.assert_allclose(run(lower(head, 12, form), x), want, rtol=0, atol=PROMISE / 5, err_msg=form)
+            np.testing.assert_allclose(
+                run(lower(head, 12, form), x).probability, want, rtol=0, atol=PROMISE / 5, err_msg=form
+            )
 
 
 def test_the_first_layer_of_a_network_far_from_zero() -> None:
@@ -151,7 +130,7 @@ def test_the_first_layer_of_a_network_far_from_zero() -> None:
     embedding = x.astype(np.float32)
     want = head.predict_proba(embedding.astype(np.float64))[:, 1]
     for form, run in ENGINES:
-        np.testing.assert_allclose(run(lower(head, 9, form), embedding), want, rtol=0, atol=PROMISE)
+        np.testing.assert_allclose(run(lower(head, 9, form), embedding).probability, want, rtol=0, atol=PROMISE)
 
 
 def test_a_linear_svm_far_from_zero() -> None:
@@ -160,7 +139,7 @@ def test_a_linear_svm_far_from_zero() -> None:
     embedding = x.astype(np.float32)
     want = head.predict_proba(embedding.astype(np.float64))[:, 1]
     for form, run in ENGINES:
-        np.testing.assert_allclose(run(lower(head, 6, form), embedding), want, rtol=0, atol=PROMISE)
+        np.testing.assert_allclose(run(lower(head, 6, form), embedding).probability, want, rtol=0, atol=PROMISE)
 
 
 def test_the_smallest_floats_answer_and_so_does_what_has_no_weight() -> None:
@@ -170,7 +149,9 @@ def test_the_smallest_floats_answer_and_so_does_what_has_no_weight() -> None:
     top, tiny = np.finfo(np.float32).max, np.float32(1e-45)
     x = np.array([[tiny, -tiny, 0], [0, 0, top], [1e30, -1e30, 0], [top, 1, 0], [1e35, 1e35, 3]], np.float32)
     for form, run in ENGINES:
-        np.testing.assert_allclose(run(lower(head, 3, form), x), [0.5, 0.5, 1, np.nan, np.nan], rtol=0, atol=1e-7)
+        np.testing.assert_allclose(
+            run(lower(head, 3, form), x).probability, [0.5, 0.5, 1, np.nan, np.nan], rtol=0, atol=1e-7
+        )
 
 
 def test_slices_add_up_to_what_was_sliced_and_their_products_are_exact() -> None:
@@ -224,7 +205,9 @@ def test_vectors_that_are_close_together_for_their_kernel(kind: str) -> None:
         for products in ("gemm", "convolution"):
             graph = lower(head, 30, form, products=products)
             assert report(graph)["notes"] == []
-            np.testing.assert_allclose(run(graph, embedding), want, rtol=0, atol=1e-6, err_msg=f"{form} {products}")
+            np.testing.assert_allclose(
+                run(graph, embedding).probability, want, rtol=0, atol=1e-6, err_msg=f"{form} {products}"
+            )
 
 
 def test_a_hyperbolic_tangent_that_says_one_thing_of_all() -> None:
@@ -234,7 +217,7 @@ def test_a_hyperbolic_tangent_that_says_one_thing_of_all() -> None:
     head = CalibratedClassifierCV(SVC(kernel="sigmoid", gamma=1.0), cv=2).fit(x, y)
     want = head.predict_proba(x)[:, 1]
     for form, run in ENGINES:
-        np.testing.assert_allclose(run(lower(head, 4, form), x), want, rtol=0, atol=1e-6)
+        np.testing.assert_allclose(run(lower(head, 4, form), x).probability, want, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("method", ["sigmoid", "isotonic"])
@@ -268,7 +251,9 @@ def test_a_power_that_flattens_everything_is_refused() -> None:
     embedding = x.astype(np.float32)
     head = make_pipeline(StandardScaler(), PowerTransformer(), LogisticRegression()).fit(embedding, y)
     for form, run in ENGINES:
-        np.testing.assert_allclose(run(lower(head, 3, form), embedding), head.predict_proba(embedding)[:, 1], atol=1e-5)
+        np.testing.assert_allclose(
+            run(lower(head, 3, form), embedding).probability, head.predict_proba(embedding)[:, 1], atol=1e-5
+        )
 
 
 def test_naive_bayes_of_computed_features_that_never_vary_is_refused() -> None:
@@ -296,7 +281,7 @@ def test_shares_of_what_is_far_from_zero_are_noted(learner: Any) -> None:
     for form, run in ENGINES:
         graph = lower(head, 12, form)
         assert report(graph)["notes"] == []
-        np.testing.assert_allclose(run(graph, x), head.predict_proba(x)[:, 1], rtol=0, atol=PROMISE)
+        np.testing.assert_allclose(run(graph, x).probability, head.predict_proba(x)[:, 1], rtol=0, atol=PROMISE)
 
 
 # ----------------------------------------------------------------  isotonic calibration
@@ -331,7 +316,7 @@ def test_isotonic_calibration_of_trees(kind: str) -> None:
     want = head.predict_proba(x)[:, 1]
     for form, run in ENGINES:
         model = lower(head, 12, form)
-        np.testing.assert_allclose(run(model, x), want, rtol=0, atol=1e-6, err_msg=f"{form} {run.__name__}")
+        np.testing.assert_allclose(run(model, x).probability, want, rtol=0, atol=1e-6, err_msg=f"{form} {run.__name__}")
         assert report(model)["notes"] == []
 
 
@@ -359,4 +344,6 @@ def test_what_scikit_learn_itself_adds_in_float32_is_noted() -> None:
     assert note.startswith("head: fitted on float32")
     model = lower(double, 4096)
     assert report(model)["notes"] == []
-    np.testing.assert_allclose(on_onnxruntime(model, x), double.predict_proba(x)[:, 1], rtol=0, atol=2 * PROMISE)
+    np.testing.assert_allclose(
+        on_onnxruntime(model, x).probability, double.predict_proba(x)[:, 1], rtol=0, atol=2 * PROMISE
+    )

@@ -13,8 +13,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import onnx
-import onnxruntime
 import pytest
 from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV
@@ -36,14 +34,14 @@ from sklearn.svm import SVC
 from sklearn.tree import DecisionTreeClassifier
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from mpmmu_rt.export.head import HeadEngine, lower
+from mpmmu_rt.export.head import lower
 from mpmmu_rt.spec import Array
+from tests.export.running_heads import ENGINES, on_onnxruntime
 
 FEATURES = 12
 NEWER: Any = (
     {"quantile_method": "averaged_inverted_cdf"} if "quantile_method" in KBinsDiscretizer().get_params() else {}
 )
-Run = Callable[[onnx.ModelProto, Array], tuple[Array, Array]]
 
 
 @pytest.fixture(scope="module")
@@ -53,28 +51,6 @@ def data() -> tuple[Array, Array]:
     return x.astype(np.float32), y
 
 
-def on_onnxruntime(model: onnx.ModelProto, x: Array) -> tuple[Array, Array]:
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    probability, base = session.run(["probability", "base_probability"], {"embedding": x})
-    return probability, base
-
-
-def on_openvino(model: onnx.ModelProto, x: Array) -> tuple[Array, Array]:
-    """It turns a division by a constant into a product with its reciprocal."""
-    openvino = pytest.importorskip("openvino")
-    core = openvino.Core()
-    compiled = core.compile_model(
-        core.read_model(model.SerializeToString()), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
-    )
-    found = compiled(x)
-    return np.array(found["probability"]), np.array(found["base_probability"])
-
-
-ENGINES: list[tuple[HeadEngine, Run]] = [
-    ("portable", on_onnxruntime),
-    ("portable", on_openvino),
-    ("onnxruntime", on_onnxruntime),
-]
 LEARNERS: dict[str, Callable[[int], list[Any]]] = {
     "forests": lambda n: [RandomForestClassifier(n, random_state=0), ExtraTreesClassifier(n, random_state=1)],
     "bags and votes": lambda n: [

@@ -98,10 +98,14 @@ def test_weights_that_are_written_over_are_everybodys_error_in_two_lines(tmp_pat
     assert [type(one).__name__ for one in said] == ["DigestMismatch", "PixelsError", "DigestMismatch"]
 
 
-def test_a_defect_of_ours_is_told_in_two_lines() -> None:
-    said = as_ours(ValueError("one\ntwo"))
+def test_a_defect_of_ours_is_told_in_two_lines_and_logged_whole(caplog: pytest.LogCaptureFixture) -> None:
+    try:
+        raise ValueError("one\ntwo")
+    except ValueError as error:
+        said = as_ours(error)
     assert str(said) == "internal error: ValueError: one two, expected an answer"
     assert said.hint
+    assert f'File "{__file__}"' in caplog.text
 
 
 def test_no_request_is_no_answer(predictor: Predictor) -> None:

@@ -230,16 +230,15 @@ class DevicePath:
             results.poison(batch, main)
             encode("mammography", main)
 
-        inputs = {str(name): self._pixels[name].array(batch) for name in MODALITIES}
+        pixels = {str(name): self._pixels[name].array(batch) for name in MODALITIES}
+        steps = [Step(main, pixels, together)]
         if self._ahead:
-            seen = inputs.pop("ultrasound")
+            mammography, ultrasound = ({str(name): pixels[name]} for name in MODALITIES)
             steps = [
-                Step(main, inputs, begin),
-                Step(side, {"ultrasound": seen}, lambda: encode("ultrasound", side), done=self._join),
+                Step(main, mammography, begin),
+                Step(side, ultrasound, lambda: encode("ultrasound", side), done=self._join),
                 Step(main, {}, finish, behind=self._join),
             ]
-        else:
-            steps = [Step(main, inputs, together)]
         contexts = [(encoders["mammography"], main), (encoders["ultrasound"], side), (head, main)]
         return Work(steps, results.arrays(batch), contexts)
 
