@@ -39,7 +39,8 @@
     calibration    what INT8 was calibrated on: {kind: "manifest", manifest, sha256, listed, of_the_test_part, parts_by,
                    cases} or {kind: "phantoms", seed, cases}; null or absent where there is no INT8
     known_images   {part of the split: digests of the images that the model learnt from}, where the checkpoint has them
-    modality_check {figures, weights, means, scales, intercept, margin}: `mpmmu_rt.modality_check`; null where unknown
+    modality_check {figures, weights, means, scales, intercept, margin, learnt}: `mpmmu_rt.modality_check`; null where
+                   unknown. learnt {modality: {lowest, highest, margin}}: `mpmmu_rt.learnt_ranges`; likewise, or absent
     single_modality {modality: {columns, threshold}}: `mpmmu_rt.single_record`; null where there are no such heads
     model, card, provenance, parity: for people; `inspect` prints them; `mpmmu_rt.card` has the card's fields
     files          path → {sha256, bytes}, every file of the bundle but bundle.json
@@ -206,7 +207,8 @@ class Bundle:
 
     @cached_property
     def modality_check(self) -> ModalityCheck | None:
-        """Of pairs whose images look swapped; None where the model was not trained by us, or long ago."""
+        """Of images that look swapped, or unlike the training's; None where the model was not trained by us, or long
+        ago."""
         return ModalityCheck.from_json(self.entry.get("modality_check"))
 
     @property

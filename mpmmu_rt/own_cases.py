@@ -16,6 +16,7 @@ from .errors import AnswerError, ImageError, MissingPackage
 from .facts import PROBABILITY_TOLERANCE, TOLERANCES
 from .forecast import Forecast, forecast
 from .forests import Forests, read_forests
+from .learnt_ranges import UNLIKE
 from .metrics import share_interval
 from .modality_check import SAYS
 from .predictor import Prediction, Predictor
@@ -34,7 +35,8 @@ class OwnCases:
     """What was found. reference: what the new target was held to, in words. patients: whose the cases are that are
     counted, each its own where the manifest does not say. unread: cases whose images can't be read, with the reason.
     unanswered: cases for which an engine had no number. warned: cases with something against them, of
-    which look_swapped; first_warning: with its case, "" if there is none. stages: of the cases that differ most.
+    which look_swapped, and unlike_training: with an image unlike those of the training; first_warning: with its case,
+    "" if there is none. stages: of the cases that differ most.
     at_export: (flips, cases) that the export recorded; None where it recorded none. notes: what was left out, and why.
     """
 
@@ -48,6 +50,7 @@ class OwnCases:
     unanswered: int
     warned: int
     look_swapped: int
+    unlike_training: int
     first_warning: str
     at_export: tuple[int, int] | None
     notes: tuple[str, ...]
@@ -66,6 +69,7 @@ class OwnCases:
             "unanswered": self.unanswered,
             "warned": self.warned,
             "look_swapped": self.look_swapped,
+            "unlike_training": self.unlike_training,
             "first_warning": self.first_warning or None,
             "at_export": stored if self.at_export else None,
             "notes": list(self.notes),
@@ -163,6 +167,7 @@ def judge(
         unanswered=seen.unanswered,
         warned=len(seen.warnings),
         look_swapped=sum(SAYS in one for one in seen.warnings),
+        unlike_training=sum(UNLIKE in one for one in seen.warnings),
         first_warning=seen.warnings[0] if seen.warnings else "",
         at_export=at_export,
         notes=tuple(notes),

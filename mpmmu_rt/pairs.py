@@ -1,4 +1,5 @@
-"""What every door holds of a pair: two images and not one twice, with something in each; and whether they look swapped.
+"""What every door holds of a pair: two images and not one twice, with something in each; and whether they look swapped,
+or unlike those that the model has learnt from.
 
 Files are held to it as they are read (`read_pairs`, `run.decode`), pixels that a stranger sends as they come
 (`require_pairs`). `Predictor.predict` itself looks at their form alone: what explains and proves a model asks it of
@@ -17,7 +18,7 @@ import numpy as np
 from .errors import ImageError
 from .grey import check_content
 from .images import Preprocessing, named, read_with_warnings, require_two, same_image
-from .modality_check import SAYS, ModalityCheck
+from .modality_check import ModalityCheck
 from .spec import MODALITIES, Array, Modality
 
 
@@ -50,11 +51,10 @@ def require_pairs(pixels: Mapping[Modality, Array], where: Callable[[int], str] 
 
 
 def said_against(pixels: Mapping[Modality, Array], check: ModalityCheck | None) -> tuple[tuple[str, ...], ...]:
-    """What is to be said against each case of pixels uint8 [N, 1, S, S]. check: of the bundle; None for none."""
-    cases = len(pixels["mammography"])
-    if check is None or not cases:
-        return ((),) * cases
-    return tuple((SAYS,) if one else () for one in check.swapped(pixels))
+    """What is to be said against each case of pixels uint8 [N, 1, S, S], of both modalities or of one. check: of the
+    bundle; None for none."""
+    cases = len(next(iter(pixels.values())))
+    return ((),) * cases if check is None or not cases else check.against(pixels)
 
 
 def read_pairs(

@@ -106,7 +106,8 @@ class Predictor:
         """Pixels uint8 [N, 1, S, S] per modality (`{"mammography": …, "ultrasound": …}`) to a `Prediction`.
 
         The two are named and not positional, so that they can't be swapped unseen. That images are blank, one and the
-        same or look swapped is seen by `predict_files`, and not here: who decodes files otherwise looks for it.
+        same, look swapped or unlike the training's is seen by `predict_files`, and not here: who decodes files
+        otherwise looks for it (`mpmmu_rt.pairs`).
         embedding: float32 [N, D] to write the embedding to, and to return; a new array if None. Raises `PixelsError`
         for pixels that the model was not made for, `UsageError` for another `embedding`, `EngineError` if the engine
         fails, `AnswerError`, with the rows, if any probability is not a number in 0..1 or any embedding is not finite,
@@ -165,8 +166,9 @@ class Predictor:
         """The prediction of image files: one of each, or as many of each, row by row of the same patient.
 
         frame: which to take of files that hold several. What a header says against an image that is read is a
-        `HeaderWarning`, and so is a pair that looks swapped. Raises like `predict`, `ImageError` for a file that can't
-        be read or must not be trusted, and `UsageError` for other numbers of files.
+        `HeaderWarning`, and so is a pair that looks swapped, or unlike what the model has learnt from. Raises like
+        `predict`, `ImageError` for a file that can't be read or must not be trusted, and `UsageError` for other numbers
+        of files.
         """
         given = {name: listed(one) for name, one in zip(MODALITIES, (mammography, ultrasound), strict=True)}
         counts = [len(paths) for paths in given.values()]

@@ -407,7 +407,7 @@ class Decoder:
         check: ModalityCheck | None = None,
         alone: bool = False,
     ) -> None:
-        """digests: take those of the files, too. check: warn of pairs that look swapped to it. alone: a case may have
+        """digests: take those of the files, too. check: warn of what it says. alone: a case may have
         one image."""
         self._cases = iter(cases)
         self._more = partial(decode, digests=digests, check=check, alone=alone)
@@ -466,7 +466,7 @@ def decode(
         error = _one_line(f"{cause}; {cause.hint}")
     if one:
         warnings.append(single.warning(given[0]))
-    elif not error:
+    if not error:
         warnings += said_against({name: array[None] for name, array in pixels.items()}, check)[0]
     if digests and error:
         files = {**_digests(case, without=files.keys()), **files}

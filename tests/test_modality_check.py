@@ -14,8 +14,9 @@ from mpmmu_rt.bundle import Bundle
 from mpmmu_rt.cases import read_manifest
 from mpmmu_rt.errors import BundleError, CheckpointError
 from mpmmu_rt.export import Wanted, export_checkpoint
+from mpmmu_rt.image_figures import FIGURES, figures
 from mpmmu_rt.images import Preprocessing, read_pixels
-from mpmmu_rt.modality_check import FIGURES, SAYS, ModalityCheck, figures
+from mpmmu_rt.modality_check import SAYS, ModalityCheck
 from mpmmu_rt.model import checkpoint as checkpoints
 from mpmmu_rt.model import modality_fit
 from mpmmu_rt.model.checkpoint import Checkpoint

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ._report import fitted, wrapped
+from ._report import count, fitted, wrapped
 
 TOO_FEW = "too few to tell"
 
@@ -55,7 +55,15 @@ def tested(metrics: Mapping[str, Any]) -> str:
                 f"seen her; fused AUC by fold: {', '.join(each)}"
             ),
         ]
-    return "\n".join(lines)
+    return "\n".join([*lines, *_unlike(metrics)])
+
+
+def _unlike(metrics: Mapping[str, Any]) -> list[str]:
+    """How often those are warned of who are as the training's patients are: what a new place is to be held to."""
+    if (found := metrics.get("unlike")) is None:
+        return []
+    share = f"{found['unlike']} of {count(found['images'], 'test image')}"
+    return [wrapped(f"{share} would be warned of as unlike the images learnt from")]
 
 
 def _why(metrics: Mapping[str, Any]) -> list[str]:

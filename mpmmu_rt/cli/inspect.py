@@ -67,6 +67,7 @@ def _describe(opened: Bundle) -> list[str]:
         *_evaluations(entry["card"]),
         f"operating threshold: {opened.threshold:.9g}",
         f"images: {_images(opened.preprocessing)}",
+        f"of images it warns: {_warned_of(opened)}",
         _parity(parity),
         *describe_precision(entry),
         *([f"INT8 was calibrated on {calibrated_on(entry['calibration'])}"] if entry.get("calibration") else []),
@@ -114,6 +115,15 @@ def _tested(metrics: Mapping[str, Any]) -> str:
         return tested(metrics)
     except FOREIGN:
         return "metrics: in another form than `train` writes; `mpmmu-rt inspect --json` prints them"
+
+
+def _warned_of(opened: Bundle) -> str:
+    check = opened.modality_check
+    if check is None:
+        return "not at all, as it does not know those of the training; headers are read"
+    if check.learnt is None:
+        return "where a pair looks swapped; not where one is unlike the training's, which it does not know"
+    return "where a pair looks swapped, or one is unlike the training's"
 
 
 def _images(preprocessing: Preprocessing) -> str:

@@ -122,8 +122,9 @@ def _verify(
             say("\n" + decisions_table(own, target))
     if cases and own and own.warned:
         swapped = f", {own.look_swapped} of them that they look swapped" if own.look_swapped else ""
+        unlike = f", {own.unlike_training} that an image is unlike the training's" if own.unlike_training else ""
         note(
-            f"warning: {own.warned} of {len(cases.cases)} cases have warnings{swapped}; the first is "
+            f"warning: {own.warned} of {len(cases.cases)} cases have warnings{swapped}{unlike}; the first is "
             f"{own.first_warning}"
         )
     for remark in (*remarks, *([trouble] if trouble else []), *_words(own)):

@@ -35,8 +35,8 @@ class Wanted:
 @dataclass(frozen=True)
 class Chooser:
     """Cases with both classes to choose thresholds on. source: which, in words. learnt: how many of their patients the
-    model has learnt from, by their ids or by their images. images: digests of theirs. swapped: how many of the cases
-    look it."""
+    model has learnt from, by their ids or by their images. images: digests of theirs. swapped, unlike: how many of the
+    cases look swapped, or have an image unlike those of the training."""
 
     label: Array
     probability: Array
@@ -44,6 +44,7 @@ class Chooser:
     learnt: int
     images: frozenset[str]
     swapped: int = 0
+    unlike: int = 0
 
 
 def apart(chooser: Chooser | None, judged: Set[str], wanted: Wanted) -> Chooser | None:
@@ -105,8 +106,8 @@ def _asked(
     known, seen = parts_of(system.card), system.known_images
     groups = {one.case.group for one in said if seen.among(one.images)} & set(found.groups)
     learnt = groups | {group for group in found.groups if is_learnt(part_of(known, group))}
-    swapped = sum(one.swapped for one in said)
-    return Chooser(found.label, found.probability, source, len(learnt), images_of(said), swapped), lost
+    swapped, unlike = sum(one.swapped for one in said), sum(one.unlike for one in said)
+    return Chooser(found.label, found.probability, source, len(learnt), images_of(said), swapped, unlike), lost
 
 
 def _kept_by_training(system: System) -> Chooser | None:

@@ -129,6 +129,7 @@ def _facts(
             "unlabelled": sum(one.case.label is None for one in asked),
             "warned": sum(bool(one.warnings) for one in asked),
             "look_swapped": sum(one.swapped for one in asked),
+            "unlike_training": sum(one.unlike for one in asked),
             "images_of_several": of_several([asked[at] for at in kept]),
             "images_sha256": digest_of([asked[at] for at in kept]),
             "patients": dict(answers.patients),
@@ -180,6 +181,7 @@ def _thresholds(
                 "chosen_on_malignant": int(on.label.sum()) if on else None,
                 "chosen_on_learnt_patients": on.learnt if on else None,
                 "chosen_on_swapped": on.swapped if on else None,
+                "chosen_on_unlike": on.unlike if on else None,
                 **counts(answers.label, decide(answers.probability, value)),
                 "figures": {key: asdict(one) for key, one in figures.items()},
             }

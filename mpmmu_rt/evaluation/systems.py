@@ -16,6 +16,7 @@ from mpmmu_rt.cases import Case
 from mpmmu_rt.errors import AnswerError, ImageError
 from mpmmu_rt.images import Preprocessing
 from mpmmu_rt.known_images import KnownImages, digest
+from mpmmu_rt.learnt_ranges import UNLIKE
 from mpmmu_rt.modality_check import SAYS, ModalityCheck
 from mpmmu_rt.predictor import Predictor
 from mpmmu_rt.progress import Progress, silent
@@ -96,6 +97,10 @@ class Answer:
     @property
     def swapped(self) -> bool:
         return SAYS in self.warnings
+
+    @property
+    def unlike(self) -> bool:
+        return UNLIKE in self.warnings
 
 
 def ask(

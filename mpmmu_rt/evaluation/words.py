@@ -107,10 +107,15 @@ def _lost(entry: Mapping[str, Any]) -> list[str]:
             f"{_LOUD}the images of {swapped} of {cases['asked']} cases look swapped: the mammogram like an ultrasound "
             "image, and the other way round. Where they are, no figure counts: see cases.csv, and correct the manifest."
         )
-    if others := cases["warned"] - swapped:
+    if unlike := cases["unlike_training"]:
         found.append(
-            f"{others} {'other ' if swapped else ''}cases have images whose headers say something against them: see "
-            "cases.csv."
+            f"{unlike} of {cases['asked']} cases have an image unlike those that the model has learnt from: inverted, "
+            "cropped, of another device or of something else, see cases.csv. The figures count them like all others."
+        )
+    if others := cases["warned"] - swapped - unlike:
+        found.append(
+            f"{others} {'other ' if swapped or unlike else ''}cases have images whose headers say something against "
+            "them: see cases.csv."
         )
     if entry["against"] and entry["against"]["unanswered"]:
         found.append(
@@ -136,6 +141,11 @@ def _chosen(entry: Mapping[str, Any]) -> list[str]:
         found.append(
             f"{_LOUD}the images of {on['chosen_on_swapped']} of the cases that thresholds were chosen on look swapped: "
             "where they are, these thresholds are worth nothing."
+        )
+    if on and on["chosen_on_unlike"]:
+        found.append(
+            f"{on['chosen_on_unlike']} of the cases that thresholds were chosen on have an image unlike those that the "
+            "model has learnt from."
         )
     if on and on["chosen_on_learnt_patients"]:
         found.append(

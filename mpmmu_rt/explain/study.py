@@ -34,7 +34,7 @@ class Explanation:
     """Of one case. images: as they were decoded. boxes: where they lie in the model's square. maps: float32 [S, S] of
     each modality, by occlusion, or where there is `shapley` by that. alone: the probability with the other modality's
     embedding at its training mean; None where the bundle does not know that mean. warnings: as `mpmmu-rt run` says
-    them: of the images' headers, and that the pair looks swapped."""
+    them: of the images' headers, that the pair looks swapped, or an image unlike the training's."""
 
     case: Case
     images: Mapping[Modality, GreyImage]

@@ -133,7 +133,7 @@ def load(folder: StrPath, *, trust_pickle: StrPath | None = None) -> Checkpoint:
     mean = _array(path, entry.get("embedding_mean"), sum(encoder.channels for encoder in encoders.values()))
     try:
         check = ModalityCheck.from_json(entry.get("modality_check"))
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise CheckpointError(f"{path}: {error}", hint=_HINT) from error
     (head, unnamed), single = _head(folder, digests, trust_pickle), _single_heads(folder, digests)
     digest = hashlib.sha256(data + unnamed.encode()).hexdigest()

@@ -28,6 +28,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from mpmmu_rt import split_record
 from mpmmu_rt.errors import OutputError, UsageError
+from mpmmu_rt.image_figures import figures
 from mpmmu_rt.known_images import listing
 from mpmmu_rt.modality_check import ModalityCheck
 from mpmmu_rt.progress import Progress, silent
@@ -67,7 +68,8 @@ class TrainedModel:
     `metrics`: the `source` of the data, `parts` (patients and rows by class), `test` with the metrics of `evaluate`
     for `mammography`, `ultrasound` and `fused`, and `validation`, what heads that have not seen them say of the
     validation rows, for choosing a threshold. `embedding_mean`: float32 [D], of the training rows; `modality_check`
-    is fitted on their images.
+    is fitted on their images, and `metrics` has in `unlike` how many `images` the test part has, and how many of them
+    it calls `unlike` those.
     """
 
     encoders: dict[Modality, Encoder]
@@ -118,6 +120,7 @@ def train(
     known = {part: listing(_images(data, rows)) for part, rows in split.parts().items()}
     mean = fuse(trained.embedding)[split.train].mean(0, dtype=np.float64).astype(np.float32)
     of_rows = [data.pixels[name][data.images(name, split.train)[0]] for name in MODALITIES]
+    check = modality_fit.fit(*of_rows)
     return TrainedModel(
         encoders=trained.encoders,
         head=heads["fused"],
@@ -125,14 +128,23 @@ def train(
         model_config=model_config,
         training_config=training_config,
         threshold=THRESHOLD,
-        metrics=metrics,
+        metrics={**metrics, "unlike": _unlike(data, split.test, check)},
         history=trained.history,
         how=_how(training_config, trained.history, initial),
         known_images=known,
         patients=split_record.record(data.groups, split.parts()),
         embedding_mean=mean,
-        modality_check=modality_fit.fit(*of_rows),
+        modality_check=check,
     )
+
+
+def _unlike(data: TrainingData, rows: Array, check: ModalityCheck) -> dict[str, int] | None:
+    """Of the images of `rows`, how many are called unlike those learnt from; None where that isn't known."""
+    if check.learnt is None:
+        return None
+    found = {name: figures(data.pixels[name][data.images(name, rows)[0]]) for name in MODALITIES}
+    strange = sum(int(check.learnt[name].strange(of).sum()) for name, of in found.items())
+    return {"images": sum(map(len, found.values())), "unlike": strange}
 
 
 @dataclass(frozen=True)

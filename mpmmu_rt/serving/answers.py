@@ -118,7 +118,7 @@ def read_pair(
     check: ModalityCheck | None = None,
 ) -> tuple[dict[Modality, Array], tuple[str, ...]]:
     """The files of one case, as they were sent, to pixels uint8 [1, 1, S, S] each; and what is to be said against them,
-    as `mpmmu-rt run` says it: what headers say, and a pair that looks swapped. Raises `ImageError`."""
+    as `mpmmu-rt run` says it: what headers say, and what `said_against` does. Raises `ImageError`."""
     if files["mammography"] == files["ultrasound"]:  # before one of them is called what it is not
         raise same_image()
     pixels: dict[Modality, Array] = {}

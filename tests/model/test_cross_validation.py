@@ -160,6 +160,7 @@ def test_train_says_what_its_table_is_worth_and_the_next_step_works(
     assert first.exit_code == 0, first.stderr
     assert " too few to tell" in first.stdout
     assert "too few to tell: " in first.stdout
+    assert " test images would be warned of as unlike the images learnt from" in first.stdout
     hinted = first.stderr.partition("`mpmmu-rt train ")[2].partition("`")[0].split()
     assert hinted == [*options, "--folds=5", "--overwrite"]
     second = CliRunner().invoke(app, ["train", *hinted, "--folds", "2"])

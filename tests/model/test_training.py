@@ -22,6 +22,7 @@ from mpmmu_rt.cases import read_manifest
 from mpmmu_rt.cli import app
 from mpmmu_rt.errors import CheckpointError, ImageError, ManifestError, OutputError, UsageError
 from mpmmu_rt.evaluation.auc import estimate_auc
+from mpmmu_rt.image_figures import figures
 from mpmmu_rt.images import Preprocessing, read_pixels
 from mpmmu_rt.model import head_state, learning_curves, training_state
 from mpmmu_rt.model.augmentation import Augmentation, augment
@@ -329,6 +330,10 @@ def test_what_a_trained_model_says(data: TrainingData, whole: TrainedModel) -> N
     assert kept["label"] == data.label[split.validation].tolist()
     fused = fuse({name: embed(whole.encoders[name], data.pixels[name][split.validation]) for name in MODALITIES})
     assert not np.allclose(kept["probability"], whole.head.predict_proba(fused)[:, 1], atol=0.02)  # another head's
+    images = {name: figures(data.pixels[name][split.test]) for name in MODALITIES}
+    assert whole.modality_check.learnt
+    strange = sum(int(whole.modality_check.learnt[name].strange(of).sum()) for name, of in images.items())
+    assert whole.metrics["unlike"] == {"images": 2 * len(split.test), "unlike": strange}
     parts = whole.metrics["parts"]
     assert sum(part["patients"] for part in parts.values()) == sum(part["rows"] for part in parts.values()) == 40
     assert sum(part["malignant_patients"] for part in parts.values()) == data.label.sum()

@@ -22,6 +22,7 @@ from mpmmu_rt.cases import read_manifest
 from mpmmu_rt.cli import app
 from mpmmu_rt.errors import DigestMismatch, UsageError
 from mpmmu_rt.images import read_pixels
+from mpmmu_rt.learnt_ranges import UNLIKE
 from mpmmu_rt.modality_check import SAYS
 from mpmmu_rt.options import delay_ms
 from mpmmu_rt.predictor import Predictor, load
@@ -405,17 +406,21 @@ def test_both_models_say_the_same_of_a_pair(
     model = loaded(place, "mpmmu", monkeypatch)
     none = {name: array[:0] for name, array in together(right[0]).items()}
     sent = [together(right[0], turned, right[2]), together(turned), together(same), together(right[0], same)]
-    first, second, third, fourth, fifth = model.execute([*sent, none])
+    negative: Pixels = {**right[2], "mammography": 255 - right[2]["mammography"]}
+    first, second, third, fourth, fifth, sixth = model.execute([*sent, none, together(right[0], negative)])
     assert said(first) == ["", SAYS, ""]
+    fine, strange = said(sixth)
+    assert not fine
+    assert strange.startswith(f"mammography: {UNLIKE}: ")
     assert said(second) == [SAYS]
     assert "holds no case" in fifth.error.message
     model.finalize()
     model = loaded(place, "mpmmu_files", monkeypatch)
     files = [[path.read_bytes() for path in one.values()] for one in cases]
     pairs = [files[1][::-1], files[0], [files[2][0]] * 2]
-    swapped, fine, twice = model.execute([as_sent(*pair) for pair in pairs])
+    swapped, right_way, twice = model.execute([as_sent(*pair) for pair in pairs])
     model.finalize()
-    assert (said(swapped), said(fine)) == ([SAYS], [""])
+    assert (said(swapped), said(right_way)) == ([SAYS], [""])
     assert third.error.message == twice.error.message
     assert fourth.error.message == twice.error.message.replace(
         "error: ", "error: case 1 of the request (counted from 0): "
