@@ -265,6 +265,14 @@ def test_the_benchmark_alters_what_it_says() -> None:
         assert (one == image).all() == (name == "as they are"), name
 
 
+def test_the_page_shows_the_stored_result() -> None:
+    root = Path(__file__).resolve().parents[1]
+    stored, _, _ = (root / "benchmarks/results/unlike_images.md").read_text(encoding="utf-8").partition("## ")
+    rows = [line for line in stored.splitlines() if line.startswith("|")]
+    assert len(rows) == 2 + len(unlike_images.ALTERED) + 2
+    assert "\n".join(rows) in (root / "docs/evaluation.md").read_text(encoding="utf-8")
+
+
 @pytest.mark.real_data
 @pytest.mark.slow
 def test_on_real_images_of_other_patients(real_data: Path) -> None:
