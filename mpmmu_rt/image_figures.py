@@ -17,10 +17,14 @@ FIGURES = (
 def listed(values: object, what: str) -> Array:
     """float64 [8] of a list of JSON, of the entry `what`. Raises `ValueError` for anything but finite numbers."""
     numbers = values if isinstance(values, list) else []
-    sound = all(isinstance(one, int | float) and not isinstance(one, bool) and math.isfinite(one) for one in numbers)
-    if not sound or len(numbers) != len(FIGURES):
+    if not all(map(is_number, numbers)) or len(numbers) != len(FIGURES):
         raise ValueError(f"`{what}` does not hold {len(FIGURES)} finite numbers each")
     return np.array(numbers, np.float64)
+
+
+def is_number(value: object) -> bool:
+    """Whether that of JSON is finite. Raises `OverflowError` for one that no float holds."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def to_list(numbers: Array) -> list[float]:

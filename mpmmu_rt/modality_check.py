@@ -8,7 +8,6 @@ one strange image alone is no swap. It is a warning and no refusal: what it was 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from . import learnt_ranges
-from .image_figures import FIGURES, figures, listed, to_list
+from .image_figures import FIGURES, figures, is_number, listed, to_list
 from .learnt_ranges import LearntRange
 from .spec import MODALITIES, Array, Modality
 
@@ -44,10 +43,11 @@ class ModalityCheck:
         if not isinstance(entry, Mapping) or tuple(entry.get("figures", ())) != FIGURES:
             raise ValueError("`modality_check` is not of the figures that this version computes")
         weights, means, scales = (listed(entry[name], "modality_check") for name in ("weights", "means", "scales"))
-        intercept, margin = (float(entry[name]) for name in ("intercept", "margin"))
-        if not math.isfinite(intercept) or not math.isfinite(margin) or (scales <= 0).any():
+        intercept, margin = entry["intercept"], entry["margin"]
+        if not is_number(intercept) or not is_number(margin) or (scales <= 0).any():
             raise ValueError(f"`modality_check` does not hold {len(FIGURES)} finite numbers each")
-        return cls(weights, means, scales, intercept, margin, learnt_ranges.from_json(entry.get("learnt")))
+        learnt = learnt_ranges.from_json(entry.get("learnt"))
+        return cls(weights, means, scales, float(intercept), float(margin), learnt)
 
     def to_json(self) -> dict[str, Any]:
         arrays = {"weights": self.weights, "means": self.means, "scales": self.scales}
@@ -62,25 +62,24 @@ class ModalityCheck:
     def against(self, pixels: Mapping[Modality, Array]) -> tuple[tuple[str, ...], ...]:
         """What is to be said against each case of pixels uint8 [N, 1, S, S], of both modalities or of one. A pair that
         looks swapped is said to be that alone."""
-        found = {modality: figures(pixels[modality]) for modality in MODALITIES if modality in pixels}
-        swapped = self._swapped(found) if len(found) == len(MODALITIES) else np.zeros(len(next(iter(found.values()))))
+        found = figures_of(pixels)
+        swapped = self.swapped(found) if len(found) == len(MODALITIES) else np.zeros(len(next(iter(found.values()))))
         return tuple((SAYS,) if one else self._unlike(found, case) for case, one in enumerate(swapped))
 
     def _unlike(self, found: Mapping[Modality, Array], case: int) -> tuple[str, ...]:
         said = {} if self.learnt is None else {name: self.learnt[name].against(of[case]) for name, of in found.items()}
         return tuple(f"{modality}: {text}" for modality, text in said.items() if text)
 
-    def log_odds(self, pixels: Array) -> Array:
-        """float64 [N]: that each of pixels uint8 [N, 1, S, S] is a mammogram."""
-        return self._log_odds(figures(pixels))
-
-    def _log_odds(self, found: Array) -> Array:
+    def log_odds(self, found: Array) -> Array:
+        """float64 [N]: that images of figures [N, 8] are mammograms."""
         return np.asarray((found - self.means) / self.scales @ self.weights + self.intercept)
 
-    def swapped(self, pixels: Mapping[Modality, Array]) -> Array:
-        """bool [N] of pixels uint8 [N, 1, S, S] per modality."""
-        return self._swapped({modality: figures(pixels[modality]) for modality in MODALITIES})
-
-    def _swapped(self, found: Mapping[Modality, Array]) -> Array:
-        odds = {modality: self._log_odds(of) for modality, of in found.items()}
+    def swapped(self, found: Mapping[Modality, Array]) -> Array:
+        """bool [N] of figures [N, 8] of both modalities."""
+        odds = {modality: self.log_odds(of) for modality, of in found.items()}
         return np.asarray((odds["mammography"] < -self.margin) & (odds["ultrasound"] > self.margin))
+
+
+def figures_of(pixels: Mapping[Modality, Array]) -> dict[Modality, Array]:
+    """float64 [N, 8] of pixels uint8 [N, 1, S, S] of each modality that is there."""
+    return {modality: figures(pixels[modality]) for modality in MODALITIES if modality in pixels}

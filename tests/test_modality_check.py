@@ -16,7 +16,7 @@ from mpmmu_rt.errors import BundleError, CheckpointError
 from mpmmu_rt.export import Wanted, export_checkpoint
 from mpmmu_rt.image_figures import FIGURES, figures
 from mpmmu_rt.images import Preprocessing, read_pixels
-from mpmmu_rt.modality_check import SAYS, ModalityCheck
+from mpmmu_rt.modality_check import SAYS, ModalityCheck, figures_of
 from mpmmu_rt.model import checkpoint as checkpoints
 from mpmmu_rt.model import modality_fit
 from mpmmu_rt.model.checkpoint import Checkpoint
@@ -42,15 +42,15 @@ def check() -> ModalityCheck:
 
 def test_phantoms_that_were_swapped_are_seen_and_others_are_not(check: ModalityCheck) -> None:
     others, _ = phantom_pixels(150, seed=11, preprocessing=Preprocessing(size=48))
-    assert check.swapped(others).sum() == 0
-    assert check.swapped(turned(others)).sum() >= 147
+    assert check.swapped(figures_of(others)).sum() == 0
+    assert check.swapped(figures_of(turned(others))).sum() >= 147
 
 
 def test_one_strange_image_is_no_swap(check: ModalityCheck) -> None:
     pixels, _ = phantom_pixels(40, seed=12, preprocessing=Preprocessing(size=48))
     for modality in MODALITIES:
         both: Pixels = dict.fromkeys(MODALITIES, pixels[modality])
-        assert not check.swapped(both).any(), f"two of {modality}: wrong, and not swapped"
+        assert not check.swapped(figures_of(both)).any(), f"two of {modality}: wrong, and not swapped"
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 48])
@@ -94,7 +94,8 @@ def test_it_reads_back_what_it_wrote(check: ModalityCheck) -> None:
     again = ModalityCheck.from_json(json.loads(json.dumps(check.to_json())))
     assert again is not None
     pixels, _ = phantom_pixels(20, seed=13, preprocessing=Preprocessing(size=48))
-    np.testing.assert_allclose(again.log_odds(pixels["ultrasound"]), check.log_odds(pixels["ultrasound"]), rtol=1e-6)
+    found = figures(pixels["ultrasound"])
+    np.testing.assert_allclose(again.log_odds(found), check.log_odds(found), rtol=1e-6)
     assert ModalityCheck.from_json(None) is None
 
 
@@ -108,7 +109,17 @@ def test_a_check_by_no_number_is_refused(check: ModalityCheck, name: str, value:
 
 @pytest.mark.parametrize(
     "wrong",
-    [3, {}, {"figures": []}, {"weights": [1.0]}, {"scales": [0.0] * 8}, {"means": ["x"] * 8}, {"margin": None}],
+    [
+        3,
+        {},
+        {"figures": []},
+        {"weights": [1.0]},
+        {"scales": [0.0] * 8},
+        {"means": ["x"] * 8},
+        {"means": ["1"] * 8},
+        {"margin": None},
+        {"margin": "1"},
+    ],
 )
 def test_a_check_that_makes_no_sense_is_refused(
     check: ModalityCheck, small_model: Checkpoint, tmp_path: Path, wrong: object
@@ -187,10 +198,10 @@ def test_on_real_images_of_other_patients(real_data: Path) -> None:
         asked = np.isin(people, known[fold::5])
         fitted = modality_fit.fit(*(pixels[modality][~asked] for modality in MODALITIES))
         of_fold: Pixels = {modality: array[asked] for modality, array in pixels.items()}
-        false += int(fitted.swapped(of_fold).sum())
-        seen += int(fitted.swapped(turned(of_fold)).sum())
+        false += int(fitted.swapped(figures_of(of_fold)).sum())
+        seen += int(fitted.swapped(figures_of(turned(of_fold))).sum())
     assert (false, seen) == (0, len(cases))
     drawn, _ = phantom_pixels(100, seed=3, preprocessing=preprocessing)
     of_phantoms = modality_fit.fit(*(drawn[modality] for modality in MODALITIES))
-    assert of_phantoms.swapped(pixels).sum() == 0, "one that knows phantoms alone raises no alarm"
-    assert of_phantoms.swapped(turned(pixels)).sum() == 0, "and sees no swap"
+    assert of_phantoms.swapped(figures_of(pixels)).sum() == 0, "one that knows phantoms alone raises no alarm"
+    assert of_phantoms.swapped(figures_of(turned(pixels))).sum() == 0, "and sees no swap"
