@@ -17,6 +17,7 @@ from mpmmu_rt.images import Preprocessing, read_with_warnings, require_two_in
 from mpmmu_rt.model.phantom import phantom_pixels
 from mpmmu_rt.progress import Progress
 from mpmmu_rt.spec import MODALITIES, Array, Modality, StrPath
+from mpmmu_rt.subject import Subject
 
 Pixels = Mapping[Modality, Array]
 
@@ -77,13 +78,14 @@ def of_cases(
     warnings: list[tuple[ImageWarning, ...]] = []
     for done, (row, case) in enumerate(zip(rows, cases, strict=True), 1):
         of_case: tuple[ImageWarning, ...] = ()
+        subjects: dict[Modality, Subject] = {}
         for modality in MODALITIES:
             path_of_image = cast("Path", case.image(modality))
-            image, texts = read_with_warnings(path_of_image, preprocessing, modality=modality)
+            image, texts, subjects[modality] = read_with_warnings(path_of_image, preprocessing, modality=modality)
             images[modality].append(image)
             of_case += warnings_of(path.name, row + 1, modality, texts)
-        require_two_in(path, row, {modality: images[modality][-1] for modality in MODALITIES})
-        warnings.append(of_case)
+        texts = require_two_in(path, row, {modality: images[modality][-1] for modality in MODALITIES}, subjects)
+        warnings.append(of_case + warnings_of(path.name, row + 1, "ultrasound", texts))
         progress(f"reading {path.name}", done, len(cases), "cases")
     pixels = {modality: np.stack(arrays) for modality, arrays in images.items()}
     labels = np.array([UNKNOWN if case.label is None else case.label for case in cases]) if known else None

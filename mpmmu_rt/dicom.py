@@ -17,11 +17,14 @@ from .grey import GreyImage, check_depth, check_sides, choose_frame, luma
 from .spec import Array, Modality
 from .streams.dicom import decode_frame
 from .streams.frames import split
+from .subject import KEYWORDS as SUBJECT_KEYWORDS
+from .subject import subject_of
 
 # Only these are looked at: a defect in a name, a date or a private element has no say in the pixels,
 # and pydicom, which checks an element when it is converted, has no occasion to warn about it.
 _HEADER_KEYWORDS = f"""
     {dicom_header.KEYWORDS}
+    {SUBJECT_KEYWORDS}
     Modality NumberOfFrames SamplesPerPixel PhotometricInterpretation PlanarConfiguration Rows Columns
     BitsAllocated BitsStored HighBit PixelRepresentation PixelPaddingValue PixelPaddingRangeLimit
     ModalityLUTSequence RescaleSlope RescaleIntercept
@@ -58,7 +61,7 @@ def read_dicom(stream: BinaryIO, frame: int | None, modality: Modality | None) -
     stored, beyond = _stored(stream, header, pixel_bytes, frame)
     if beyond and not _has_overlay(header):
         warnings.append(f"it has bits above its {header.BitsStored} bits stored that no overlay accounts for")
-    return GreyImage(_grey(header, stored, frame), aspect, tuple(warnings))
+    return GreyImage(_grey(header, stored, frame), aspect, tuple(warnings), subject_of(header, frame))
 
 
 def _stored(stream: BinaryIO, header: Any, pixel_bytes: int, frame: int) -> tuple[Array, bool]:

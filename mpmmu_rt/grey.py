@@ -11,6 +11,7 @@ import numpy as np
 
 from .errors import ImageError
 from .spec import Array
+from .subject import NOBODY, Subject
 
 MAX_PIXELS = 200_000_000
 MIN_SIDE = 16
@@ -22,12 +23,14 @@ BULK = 0.99  # of the pixels: what the rest are is markers, letters and dead pix
 class GreyImage:
     """A decoded image: grey uint8 [H, W]; pixel_aspect, the height of a pixel over its width, 1.0 where it is square.
 
-    warnings: what its header says against it that is no reason to refuse it, each without a full stop.
+    warnings: what its header says against it that is no reason to refuse it, each without a full stop. subject: whom
+    it shows, by its header.
     """
 
     grey: Array
     pixel_aspect: float = 1.0
     warnings: tuple[str, ...] = ()
+    subject: Subject = NOBODY
 
 
 def printable(words: str) -> str:

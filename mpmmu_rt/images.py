@@ -34,7 +34,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, get_args
+from typing import Any, BinaryIO, Literal, NamedTuple, get_args
 
 import numpy as np
 
@@ -45,6 +45,7 @@ from .grey import GreyImage, check_content, printable
 from .raster import read_raster
 from .spec import Array, Modality, StrPath
 from .streams.stream import AGAIN
+from .subject import Subject, require_one
 from .tiff import read_tiff
 
 MAX_FILE_BYTES = 512 * 2**20
@@ -102,11 +103,19 @@ class Preprocessing:
         return cls(entry["size"], entry["fit"], entry.get("aspect", "stored"))
 
 
+class Read(NamedTuple):
+    """pixels: uint8 [1, S, S], C-contiguous, owned by the caller. warnings, subject: of the header, see `GreyImage`."""
+
+    pixels: Array
+    warnings: tuple[str, ...]
+    subject: Subject
+
+
 def read_pixels(
     path: StrPath, preprocessing: Preprocessing, *, modality: Modality | None = None, frame: int | None = None
 ) -> Array:
     """File to pixels: uint8 [1, S, S], C-contiguous, owned by the caller. Raises like `read_image`."""
-    return read_with_warnings(path, preprocessing, modality=modality, frame=frame)[0]
+    return read_with_warnings(path, preprocessing, modality=modality, frame=frame).pixels
 
 
 def read_with_warnings(
@@ -116,8 +125,8 @@ def read_with_warnings(
     modality: Modality | None = None,
     frame: int | None = None,
     digest: Callable[[str], object] | None = None,
-) -> tuple[Array, tuple[str, ...]]:
-    """`read_pixels`, and what the file's header says against it that is no reason to refuse it.
+) -> Read:
+    """`read_pixels`, and what the file's header says of it that is no reason to refuse it.
 
     digest: is given the SHA-256 of the bytes that were decoded, also where they are refused; "" where they changed
     meanwhile, which is an `ImageError`.
@@ -134,7 +143,7 @@ def decode_with_warnings(
     name: str,
     modality: Modality | None = None,
     frame: int | None = None,
-) -> tuple[Array, tuple[str, ...]]:
+) -> Read:
     """`read_with_warnings` of a file that was sent and lies in memory; `name` is what errors call it. A DICOM file
     without its preamble can't be told by its name here, and is refused."""
     with named(name):
@@ -142,8 +151,8 @@ def decode_with_warnings(
         return pixels_of(_decoded(io.BytesIO(data), "", frame, modality), preprocessing)
 
 
-def pixels_of(image: GreyImage, preprocessing: Preprocessing) -> tuple[Array, tuple[str, ...]]:
-    """Pixels and warnings. Raises `ImageError` where the model would see one grey value and its padding."""
+def pixels_of(image: GreyImage, preprocessing: Preprocessing) -> Read:
+    """Raises `ImageError` where the model would see one grey value and its padding."""
     warnings = image.warnings
     if image.pixel_aspect != 1.0 and preprocessing.fit == "pad" and preprocessing.aspect == "stored":
         warnings += (
@@ -158,7 +167,7 @@ def pixels_of(image: GreyImage, preprocessing: Preprocessing) -> tuple[Array, tu
             "expected an image with content",
             hint="check the export: what there is in it is too small or too faint to be seen at that size",
         )
-    return pixels, warnings
+    return Read(pixels, warnings, image.subject)
 
 
 def require_two(pixels: Mapping[Modality, Array]) -> None:
@@ -170,10 +179,14 @@ def require_two(pixels: Mapping[Modality, Array]) -> None:
         raise same_image()
 
 
-def require_two_in(manifest: Path, row: int, pixels: Mapping[Modality, Array]) -> None:
-    """`require_two` of a row of a manifest, counted from 0; raises `ManifestError`."""
+def require_two_in(
+    manifest: Path, row: int, pixels: Mapping[Modality, Array], subjects: Mapping[Modality, Subject]
+) -> tuple[str, ...]:
+    """`require_two` and `subject.require_one` of a row of a manifest, counted from 0, and what the latter says; raises
+    `ManifestError`."""
     try:
         require_two(pixels)
+        return require_one(subjects)
     except ImageError as error:
         raise ManifestError(f"{manifest}, row {row + 1}: {error}", hint="correct the manifest") from error
 

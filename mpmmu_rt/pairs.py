@@ -9,8 +9,8 @@ images that are covered, and of one grey.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from .grey import check_content
 from .images import Preprocessing, named, read_with_warnings, require_two, same_image
 from .modality_check import ModalityCheck
 from .spec import MODALITIES, Array, Modality
+from .subject import require_one
 
 
 def require_two_files(paths: Mapping[Modality, Path]) -> None:
@@ -41,13 +42,20 @@ def require_pairs(pixels: Mapping[Modality, Array], where: Callable[[int], str] 
     """
     for case in range(len(pixels["mammography"])):
         images = {modality: array[case] for modality, array in pixels.items()}
-        try:
+        with _where(where(case)):
             require_two(images)
             for modality, image in images.items():
                 with named(f"`{modality}`"):
                     check_content(image[0])
-        except ImageError as error:
-            raise ImageError(f"{where(case)}{error}", hint=error.hint) from error
+
+
+@contextmanager
+def _where(case: str) -> Iterator[None]:
+    """What is raised about a case says about which."""
+    try:
+        yield
+    except ImageError as error:
+        raise ImageError(f"{case}{error}", hint=error.hint) from error
 
 
 def said_against(pixels: Mapping[Modality, Array], check: ModalityCheck | None) -> tuple[tuple[str, ...], ...]:
@@ -68,13 +76,23 @@ def read_pairs(
     rows = [dict(zip(MODALITIES, row, strict=True)) for row in zip(*paths.values(), strict=True)]
     for row in rows:
         require_two_files(row)
-    pixels: dict[Modality, Array] = {}
-    said: list[str] = []
-    for modality, files in paths.items():
-        read = [read_with_warnings(path, preprocessing, modality=modality, frame=frame) for path in files]
-        pixels[modality] = np.stack([array for array, _ in read])
-        said += [f"{path}: {one}" for path, (_, found) in zip(files, read, strict=True) for one in found]
+    read = {
+        modality: [read_with_warnings(path, preprocessing, modality=modality, frame=frame) for path in files]
+        for modality, files in paths.items()
+    }
+    said = [
+        f"{path}: {one}"
+        for name, files in paths.items()
+        for path, of in zip(files, read[name], strict=True)
+        for one in of.warnings
+    ]
+    pixels: dict[Modality, Array] = {modality: np.stack([one.pixels for one in of]) for modality, of in read.items()}
     names = [", ".join(map(str, row.values())) for row in rows]
-    require_pairs(pixels, (lambda case: f"{names[case]}: ") if len(rows) > 1 else lambda case: "")
-    said += [f"{name}: {one}" for name, found in zip(names, said_against(pixels, check), strict=True) for one in found]
+    wheres = [f"{name}: " if len(rows) > 1 else "" for name in names]
+    require_pairs(pixels, wheres.__getitem__)
+    against = said_against(pixels, check)
+    for case, name in enumerate(names):
+        with _where(wheres[case]):
+            of_pair = require_one({modality: of[case].subject for modality, of in read.items()})
+        said += [f"{name}: {one}" for one in (*of_pair, *against[case])]
     return pixels, said

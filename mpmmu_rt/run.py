@@ -43,6 +43,7 @@ from .places import claimed, written
 from .predictor import Prediction, Predictor
 from .progress import Progress, silent
 from .spec import MODALITIES, Array, Modality, StrPath, Target
+from .subject import Subject, require_one
 
 MOST_LETTERS = 4000  # of a cell
 EXTRAS = ("base", "embedding", "files")  # columns that can be asked for
@@ -446,6 +447,7 @@ def decode(
     start = time.perf_counter()
     pixels: dict[Modality, Array] = {}
     files: dict[Modality, str] = {}
+    subjects: dict[Modality, Subject] = {}
     warnings: list[str] = []
     error, marked = "", mark(case)
     given = [modality for modality in MODALITIES if case.image(modality) is not None]
@@ -456,12 +458,13 @@ def decode(
             require_two_files(paths)
         for modality, path in paths.items():
             digest = partial(files.__setitem__, modality) if digests else None
-            pixels[modality], found = read_with_warnings(
+            pixels[modality], found, subjects[modality] = read_with_warnings(
                 path, preprocessing, modality=modality, frame=frame, digest=digest
             )
             warnings += [f"{modality}: {warning}" for warning in found]
         if not one:
             require_two(pixels)
+            warnings += require_one(subjects)
     except ImageError as cause:
         error = _one_line(f"{cause}; {cause.hint}")
     if one:

@@ -318,10 +318,10 @@ def test_what_no_pixel_can_be_is_refused(save_dicom: Save, elements: dict[str, A
 def test_a_bundle_made_before_sees_rows_and_columns_and_says_so(save_dicom: Save) -> None:
     before = Preprocessing.from_json({"size": 224, "fit": "pad"})
     path = save_dicom(circle(), PixelAspectRatio=[2, 1])
-    pixels, warnings = read_with_warnings(path, before)
+    pixels, warnings, _ = read_with_warnings(path, before)
     np.testing.assert_array_equal(pixels, preprocess(read_grey(path), Preprocessing(224)))
     assert warnings == ("its pixels are not square (2:1), and this model takes them as if they were",)
-    stretched, warnings = read_with_warnings(path, Preprocessing(224, "stretch"))
+    stretched, warnings, _ = read_with_warnings(path, Preprocessing(224, "stretch"))
     np.testing.assert_array_equal(stretched, preprocess(read_grey(path), Preprocessing(224, "stretch")))
     assert warnings == ()
 

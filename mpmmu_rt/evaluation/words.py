@@ -108,9 +108,11 @@ def _lost(entry: Mapping[str, Any]) -> list[str]:
             "image, and the other way round. Where they are, no figure counts: see cases.csv, and correct the manifest."
         )
     if unlike := cases["unlike_training"]:
+        loud = _LOUD if 2 * unlike >= cases["asked"] else ""  # then it is the model that is out of place
         found.append(
-            f"{unlike} of {cases['asked']} cases have an image unlike those that the model has learnt from: inverted, "
-            "cropped, of another device or of something else, see cases.csv. The figures count them like all others."
+            f"{loud}{unlike} of {cases['asked']} cases have an image unlike those that the model has learnt from: "
+            "inverted, cropped, of another device or of something else, see cases.csv. The figures count them like all "
+            "others."
         )
     if others := cases["warned"] - swapped - unlike:
         found.append(

@@ -18,6 +18,7 @@ from mpmmu_rt.pairs import require_two_files, said_against
 from mpmmu_rt.predictor import Predictor
 from mpmmu_rt.progress import Progress, silent
 from mpmmu_rt.spec import MODALITIES, Array, Modality
+from mpmmu_rt.subject import require_one
 from mpmmu_rt.verify import PortableHead
 
 from .attention import Gates, gates
@@ -176,10 +177,11 @@ def explain(
         image = images[modality] = read_image(path, modality=modality, frame=frame)
         boxes[modality] = Box(*fitted(image.grey.shape, preprocessing, image.pixel_aspect))
         with named(path):
-            array, against = pixels_of(image, preprocessing)
-        pixels[modality] = array[None]
-        warnings += [f"{modality}: {one}" for one in against]
+            read = pixels_of(image, preprocessing)
+        pixels[modality] = read.pixels[None]
+        warnings += [f"{modality}: {one}" for one in read.warnings]
     require_two(pixels)
+    warnings += require_one({modality: image.subject for modality, image in images.items()})
     warnings += said_against(pixels, predictor.bundle.modality_check)[0]
     said = predictor.predict(pixels)
     probability = float(said.probability[0])

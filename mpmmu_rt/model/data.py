@@ -23,6 +23,7 @@ from mpmmu_rt.images import Preprocessing, read_with_warnings, require_two_in
 from mpmmu_rt.known_images import digest
 from mpmmu_rt.progress import Progress, silent
 from mpmmu_rt.spec import MODALITIES, Array, Modality
+from mpmmu_rt.subject import NOBODY, Subject
 
 from .phantom import patient, phantom_pixels
 
@@ -92,9 +93,17 @@ def data_from_manifest(manifest: Manifest, preprocessing: Preprocessing, progres
         _check_owners(manifest.path, paths, groups)
         files[name] = {path: index for index, path in enumerate(dict.fromkeys(paths))}
         image_of_row[name] = np.array([files[name][path] for path in paths], np.int64)
-    pixels, warned = _decode(files, preprocessing, progress)
+    pixels, warned, subjects = _decode(files, preprocessing, progress)
+    of_pairs: list[ImageWarning] = []
     for row in range(len(groups)):
-        require_two_in(manifest.path, row, {name: pixels[name][image_of_row[name][row]] for name in MODALITIES})
+        image = {name: image_of_row[name][row] for name in MODALITIES}
+        texts = require_two_in(
+            manifest.path,
+            row,
+            {name: pixels[name][image[name]] for name in MODALITIES},
+            {name: subjects[name][image[name]] for name in MODALITIES},
+        )
+        of_pairs += warnings_of(manifest.path.name, row + 1, "ultrasound", texts)
     return TrainingData(
         pixels,
         image_of_row,
@@ -108,6 +117,7 @@ def data_from_manifest(manifest: Manifest, preprocessing: Preprocessing, progres
             for row, index in zip(*_first_rows(image_of_row[name]), strict=True)
             for one in warnings_of(manifest.path.name, row + 1, name, warned[name][index])
         )
+        + tuple(of_pairs)
         + tuple(
             one
             for row, name in _of_several(pixels, image_of_row, groups)
@@ -161,21 +171,22 @@ def _first_rows(image_of_row: Array) -> tuple[list[int], list[int]]:
 
 def _decode(
     files: dict[Modality, dict[Path, int]], preprocessing: Preprocessing, progress: Progress
-) -> tuple[dict[Modality, Array], dict[Modality, list[tuple[str, ...]]]]:
-    """The pixels of every file, and what its header says against it."""
+) -> tuple[dict[Modality, Array], dict[Modality, list[tuple[str, ...]]], dict[Modality, list[Subject]]]:
+    """The pixels of every file, what its header says against it, and whom it shows."""
     jobs = [(name, path, index) for name, paths in files.items() for path, index in paths.items()]
     size = preprocessing.size
     pixels: dict[Modality, Array] = {
         name: np.empty((len(paths), 1, size, size), np.uint8) for name, paths in files.items()
     }
     warnings: dict[Modality, list[tuple[str, ...]]] = {name: [()] * len(paths) for name, paths in files.items()}
+    subjects = {name: [NOBODY] * len(paths) for name, paths in files.items()}
     with ThreadPoolExecutor(min(MAX_DECODERS, os.cpu_count() or 1)) as pool:
         decoded = pool.map(lambda job: read_with_warnings(job[1], preprocessing, modality=job[0]), jobs)
         try:
-            for done, ((name, _, index), (image, found)) in enumerate(zip(jobs, decoded, strict=True), 1):
-                pixels[name][index], warnings[name][index] = image, found
+            for done, ((name, _, index), read) in enumerate(zip(jobs, decoded, strict=True), 1):
+                pixels[name][index], warnings[name][index], subjects[name][index] = read
                 progress("reading images", done, len(jobs), "images")
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)  # don't decode the rest for nothing
             raise
-    return pixels, warnings
+    return pixels, warnings, subjects

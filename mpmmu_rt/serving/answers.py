@@ -14,6 +14,7 @@ from mpmmu_rt.modality_check import ModalityCheck
 from mpmmu_rt.pairs import said_against
 from mpmmu_rt.predictor import Predictor
 from mpmmu_rt.spec import MODALITIES, Array, Modality
+from mpmmu_rt.subject import require_one
 
 Pixels = Mapping[Modality, Array]
 _LOG = logging.getLogger(__name__)
@@ -121,13 +122,14 @@ def read_pair(
     as `mpmmu-rt run` says it: what headers say, and what `said_against` does. Raises `ImageError`."""
     if files["mammography"] == files["ultrasound"]:  # before one of them is called what it is not
         raise same_image()
-    pixels: dict[Modality, Array] = {}
-    warnings: list[str] = []
-    for modality in MODALITIES:
-        array, said = decode_with_warnings(
+    read = {
+        modality: decode_with_warnings(
             files[modality], preprocessing, name=f"`{modality}`", modality=modality, frame=frame
         )
-        pixels[modality] = array[None]
-        warnings += [f"{modality}: {one}" for one in said]
+        for modality in MODALITIES
+    }
+    pixels: dict[Modality, Array] = {modality: one.pixels[None] for modality, one in read.items()}
     require_two(pixels)
+    warnings = [f"{modality}: {text}" for modality, one in read.items() for text in one.warnings]
+    warnings += require_one({modality: one.subject for modality, one in read.items()})
     return pixels, (*warnings, *said_against(pixels, check)[0])

@@ -1,0 +1,227 @@
+"""Two images of two patients are no case, and two breasts a warning: where DICOM headers tell, at every door."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mpmmu_rt import load
+from mpmmu_rt.cases import Case, read_manifest
+from mpmmu_rt.errors import ImageError, ManifestError
+from mpmmu_rt.explain import explain
+from mpmmu_rt.export.cases import of_manifest
+from mpmmu_rt.images import Preprocessing, read_image, read_with_warnings
+from mpmmu_rt.model.data import data_from_manifest
+from mpmmu_rt.pairs import read_pairs
+from mpmmu_rt.predictor import HeaderWarning
+from mpmmu_rt.progress import silent
+from mpmmu_rt.run import decode
+from mpmmu_rt.serving.answers import read_pair
+from mpmmu_rt.spec import MODALITIES, Array, Modality
+from mpmmu_rt.subject import NOBODY, Subject, require_one
+
+TWO = "are of two patients by their headers"
+PSEUDONYMS = "by their headers the images are of two patients, whose ids are pseudonyms (PatientID)"
+BREASTS = "the mammogram is of the left breast and the ultrasound image of the right one"
+SIZE = Preprocessing(48)
+Elements = Mapping[str, object]
+Pair = Callable[[Elements, Elements], dict[Modality, Path]]
+
+
+def noise(seed: int) -> Array:
+    return np.random.default_rng(seed).integers(0, 256, (64, 48), np.uint8)
+
+
+@pytest.fixture
+def pair(save_dicom: Callable[..., Path]) -> Pair:
+    """A mammogram and an ultrasound image with these elements, under new names each time."""
+    numbers = itertools.count()
+
+    def save(mammography: Elements, ultrasound: Elements) -> dict[Modality, Path]:
+        of = {"mammography": ("MG", mammography), "ultrasound": ("US", ultrasound)}
+        return {
+            modality: save_dicom(noise(at), name=f"{next(numbers)}.dcm", Modality=of[modality][0], **of[modality][1])
+            for at, modality in enumerate(MODALITIES)
+        }
+
+    return save
+
+
+def said(paths: Mapping[Modality, Path]) -> tuple[str, ...]:
+    return require_one({modality: read_image(path).subject for modality, path in paths.items()})
+
+
+def one(**elements: object) -> Elements:
+    return elements
+
+
+@pytest.mark.parametrize(
+    ("mammography", "ultrasound"),
+    [
+        (one(PatientID="17"), one(PatientID="18")),
+        (one(PatientID="17", IssuerOfPatientID="A"), one(PatientID="18", IssuerOfPatientID="A")),
+        (one(PatientID="17", IssuerOfPatientID="A"), one(PatientID="18")),
+        (one(PatientID="17", PatientIdentityRemoved="NO"), one(PatientID="18")),
+        (one(PatientID="17"), one(PatientID="017")),
+        (one(PatientID="x"), one(PatientID="X")),
+    ],
+)
+def test_two_patients_are_no_case(pair: Pair, mammography: Elements, ultrasound: Elements) -> None:
+    with pytest.raises(ImageError, match=TWO) as caught:
+        said(pair(mammography, ultrasound))
+    assert "17" not in str(caught.value) + caught.value.hint, "a patient's id is in no message"
+    assert caught.value.hint.startswith("name the images of one patient")
+
+
+@pytest.mark.parametrize(
+    ("mammography", "ultrasound"),
+    [
+        (one(), one()),
+        (one(PatientID="17"), one()),
+        (one(PatientID="17"), one(PatientID="")),
+        (one(PatientID="17"), one(PatientID="17")),
+        (one(PatientID="17 "), one(PatientID=" 17")),
+        (one(PatientID="17"), one(PatientID="anonymous")),
+        (one(PatientID="17", IssuerOfPatientID="A"), one(PatientID="18", IssuerOfPatientID="B")),
+        (one(ImageLaterality="L"), one(ImageLaterality="L")),
+        (one(ImageLaterality="L"), one(Laterality="L")),
+        (one(ImageLaterality="L"), one()),
+        (one(ImageLaterality="L"), one(Laterality="B")),
+        (one(ImageLaterality="L", Laterality="R"), one(Laterality="L")),  # of the image before that of the series
+        (one(ImageLaterality="L"), one(ImageLaterality="U", Laterality="R")),
+    ],
+)
+def test_nothing_is_said_of_one_or_of_what_is_not_told(pair: Pair, mammography: Elements, ultrasound: Elements) -> None:
+    assert said(pair(mammography, ultrasound)) == ()
+
+
+@pytest.mark.parametrize("removed", [("YES", "YES"), ("YES", None), (None, "YES")])
+def test_pseudonyms_may_be_of_one(pair: Pair, removed: tuple[str | None, str | None]) -> None:
+    first, second = removed
+    found = said(
+        pair(one(PatientID="a", PatientIdentityRemoved=first), one(PatientID="b", PatientIdentityRemoved=second))
+    )
+    assert found == (PSEUDONYMS,)
+
+
+def test_two_breasts_are_said(pair: Pair) -> None:
+    assert said(pair(one(ImageLaterality="L"), one(ImageLaterality="R"))) == (BREASTS,)
+    assert said(pair(one(ImageLaterality="L"), one(Laterality="R"))) == (BREASTS,)
+
+
+def test_the_side_of_a_frame_counts(save_dicom: Callable[..., Path]) -> None:
+    dataset = pytest.importorskip("pydicom").Dataset
+    groups = []
+    for side in "LR":
+        anatomy, frame = dataset(), dataset()
+        anatomy.FrameLaterality = side
+        frame.FrameAnatomySequence = [anatomy]
+        groups.append(frame)
+    path = save_dicom(
+        np.concatenate([noise(0), noise(1)]), Rows=64, NumberOfFrames=2, PerFrameFunctionalGroupsSequence=groups
+    )
+    assert [read_image(path, frame=at).subject.side for at in range(2)] == ["left", "right"]
+
+
+def test_an_id_in_other_letters_can_not_be_compared(save_dicom: Callable[..., Path]) -> None:
+    """The same id has other bytes in another character set, and two ids have the same signs for what is not read."""
+    found = []
+    for name, sets in (("a.dcm", "ISO_IR 192"), ("b.dcm", "ISO_IR 100")):
+        path = save_dicom(noise(0), name=name, SpecificCharacterSet=sets, PatientID="M\u00fcller")
+        found.append(read_image(path).subject)
+    assert found == [NOBODY, NOBODY]
+
+
+def test_a_subject_holds_no_id(save_dicom: Callable[..., Path]) -> None:
+    """It may be shown: in a traceback, say."""
+    subject = read_image(save_dicom(noise(0), PatientID="SECRET-17", IssuerOfPatientID="SECRET-18")).subject
+    assert subject.patient
+    assert subject.issuer
+    assert "SECRET" not in repr(subject)
+
+
+def test_other_formats_tell_nobody(phantom_manifest: Path) -> None:
+    path = read_manifest(phantom_manifest).cases[0].mammography
+    assert path
+    assert read_with_warnings(path, SIZE).subject == NOBODY == Subject()
+
+
+@pytest.fixture
+def two(pair: Pair) -> dict[Modality, Path]:
+    return pair(one(PatientID="17"), one(PatientID="18"))
+
+
+@pytest.fixture
+def breasts(pair: Pair) -> dict[Modality, Path]:
+    return pair(one(ImageLaterality="L", PatientID="17"), one(Laterality="R", PatientID="17"))
+
+
+def written(paths: Mapping[Modality, Path], to: Path) -> Path:
+    """Each row the same pair, of patients of both classes."""
+    with to.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["case_id", "mammography", "ultrasound", "label", "patient"])
+        writer.writerow(["a", *(str(paths[modality]) for modality in MODALITIES), 1, "a"])
+    return to
+
+
+def test_run_evaluate_and_verify(two: dict[Modality, Path], breasts: dict[Modality, Path]) -> None:
+    """They ask `run.decode`: of two patients the row is an error."""
+    refused = decode(Case("a", two["mammography"], two["ultrasound"]), SIZE, None)
+    assert TWO in refused.error
+    assert "17" not in refused.error
+    warned = decode(Case("a", breasts["mammography"], breasts["ultrasound"]), SIZE, None)
+    assert (warned.error, warned.warnings) == ("", BREASTS)
+    alone = decode(Case("a", two["mammography"], None), SIZE, None, alone=True)
+    assert not alone.error
+
+
+def test_predict(two: dict[Modality, Path], breasts: dict[Modality, Path], bundle_folder: Path) -> None:
+    with load(bundle_folder) as predictor:
+        with pytest.raises(ImageError, match=TWO):
+            predictor.predict_files(two["mammography"], two["ultrasound"])
+        with pytest.warns(HeaderWarning, match=BREASTS):
+            predictor.predict_files(breasts["mammography"], breasts["ultrasound"])
+
+
+def test_of_several_it_says_which(two: dict[Modality, Path], breasts: dict[Modality, Path]) -> None:
+    paths = {modality: [breasts[modality], two[modality]] for modality in MODALITIES}
+    with pytest.raises(ImageError, match=rf"^{two['mammography']}, {two['ultrasound']}: the mammogram and .* {TWO}"):
+        read_pairs(paths, SIZE, None, None)
+
+
+def test_serve(two: dict[Modality, Path], breasts: dict[Modality, Path]) -> None:
+    with pytest.raises(ImageError, match=TWO):
+        read_pair({modality: memoryview(path.read_bytes()) for modality, path in two.items()}, SIZE)
+    _, found = read_pair({modality: memoryview(path.read_bytes()) for modality, path in breasts.items()}, SIZE)
+    assert found == (BREASTS,)
+
+
+@pytest.mark.slow
+def test_explain(two: dict[Modality, Path], breasts: dict[Modality, Path], bundle_folder: Path) -> None:
+    with load(bundle_folder) as predictor:
+        with pytest.raises(ImageError, match=TWO):
+            explain(predictor, Case("a", two["mammography"], two["ultrasound"]))
+        found = explain(predictor, Case("a", breasts["mammography"], breasts["ultrasound"]))
+    assert found.warnings == (BREASTS,)
+
+
+def test_train_and_ablate(two: dict[Modality, Path], breasts: dict[Modality, Path], tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match=rf"two\.csv, row 1: .* {TWO}"):
+        data_from_manifest(read_manifest(written(two, tmp_path / "two.csv")), SIZE)
+    data = data_from_manifest(read_manifest(written(breasts, tmp_path / "m.csv")), SIZE)
+    assert [str(found) for found in data.warnings] == [f"row 1 of m.csv, ultrasound: {BREASTS}"]
+
+
+def test_export_to_calibrate_and_to_prove(
+    two: dict[Modality, Path], breasts: dict[Modality, Path], tmp_path: Path
+) -> None:
+    with pytest.raises(ManifestError, match=rf"two\.csv, row 1: .* {TWO}"):
+        of_manifest(written(two, tmp_path / "two.csv"), SIZE, silent)
+    data = of_manifest(written(breasts, tmp_path / "m.csv"), SIZE, silent)
+    assert [str(found) for of_case in data.warnings for found in of_case] == [f"row 1 of m.csv, ultrasound: {BREASTS}"]
