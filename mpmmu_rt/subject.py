@@ -32,6 +32,11 @@ class Subject:
     pseudonym: bool = False
     side: str = ""
 
+    @property
+    def person(self) -> str:
+        """ "" where nobody is named."""
+        return self.patient and self.patient + self.issuer
+
 
 NOBODY = Subject()  # of every format but DICOM
 

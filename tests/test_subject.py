@@ -16,7 +16,7 @@ from mpmmu_rt.errors import ImageError, ManifestError
 from mpmmu_rt.explain import explain
 from mpmmu_rt.export.cases import of_manifest
 from mpmmu_rt.images import Preprocessing, read_image, read_with_warnings
-from mpmmu_rt.model.data import data_from_manifest
+from mpmmu_rt.model.data import SAME_PERSON, data_from_manifest
 from mpmmu_rt.pairs import read_pairs
 from mpmmu_rt.predictor import HeaderWarning
 from mpmmu_rt.progress import silent
@@ -216,6 +216,24 @@ def test_train_and_ablate(two: dict[Modality, Path], breasts: dict[Modality, Pat
         data_from_manifest(read_manifest(written(two, tmp_path / "two.csv")), SIZE)
     data = data_from_manifest(read_manifest(written(breasts, tmp_path / "m.csv")), SIZE)
     assert [str(found) for found in data.warnings] == [f"row 1 of m.csv, ultrasound: {BREASTS}"]
+
+
+def test_one_person_under_two_names_is_said(save_dicom: Callable[..., Path], tmp_path: Path) -> None:
+    """Patients are split, and never across: by the manifest, of which headers may know better."""
+    rows = [("p", "17", "A"), ("q", "18", "A"), ("r", "17", "A"), ("r", "17", "A"), ("s", "17", "B"), ("t", "", "A")]
+    table = [["case_id", "mammography", "ultrasound", "label", "patient"]]
+    for at, (patient, known, issuer) in enumerate(rows):
+        whom = {"PatientID": known, "IssuerOfPatientID": issuer}
+        paths = [
+            save_dicom(noise(2 * at + of), name=f"{at}-{kind}.dcm", Modality=kind, **whom)
+            for of, kind in enumerate(("MG", "US"))
+        ]
+        table.append([f"c{at}", *map(str, paths), str(at % 2), patient])
+    with (tmp_path / "m.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(table)
+    data = data_from_manifest(read_manifest(tmp_path / "m.csv"), SIZE)
+    want = [f"row {row} of m.csv, {modality}: {SAME_PERSON}" for row in (3, 4) for modality in MODALITIES]
+    assert [str(found) for found in data.warnings] == want
 
 
 def test_export_to_calibrate_and_to_prove(

@@ -27,7 +27,9 @@ from mpmmu_rt.subject import NOBODY, Subject
 
 from .phantom import patient, phantom_pixels
 
+# As the model sees it, whatever its file is called.
 SHARED = "a row of another patient has the same image: it may be learned from and tested on"
+SAME_PERSON = "a row of another patient is of the same one by its header: she may be learned from and tested on"
 MAX_DECODERS = 8  # threads; each may hold one decoded image of up to 200 million pixels
 
 
@@ -120,8 +122,12 @@ def data_from_manifest(manifest: Manifest, preprocessing: Preprocessing, progres
         + tuple(of_pairs)
         + tuple(
             one
-            for row, name in _of_several(pixels, image_of_row, groups)
-            for one in warnings_of(manifest.path.name, row + 1, name, (SHARED,))
+            for text, of_image in (
+                (SHARED, {name: [digest(image) for image in pixels[name]] for name in MODALITIES}),
+                (SAME_PERSON, {name: [one.person for one in subjects[name]] for name in MODALITIES}),
+            )
+            for row, name in _of_several(of_image, image_of_row, groups)
+            for one in warnings_of(manifest.path.name, row + 1, name, (text,))
         ),
     )
 
@@ -151,15 +157,15 @@ def _check_owners(manifest: Path, paths: list[Path], groups: tuple[str, ...]) ->
 
 
 def _of_several(
-    pixels: Mapping[Modality, Array], image_of_row: Mapping[Modality, Array], groups: Sequence[str]
+    of_image: Mapping[Modality, Sequence[str]], image_of_row: Mapping[Modality, Array], groups: Sequence[str]
 ) -> Iterator[tuple[int, Modality]]:
-    """The rows, and in them the modalities, whose image an earlier row has of another patient: as the model sees it,
-    whatever its file is called."""
-    digests = {name: [digest(image) for image in pixels[name]] for name in MODALITIES}
+    """The rows, and in them the modalities, whose image is, by what `of_image` says of each, one that an earlier row has
+    of another patient; "": it says nothing."""
     owners: dict[str, str] = {}
     for row, group in enumerate(groups):
         for name in MODALITIES:
-            if owners.setdefault(digests[name][image_of_row[name][row]], group) != group:
+            key = of_image[name][image_of_row[name][row]]
+            if key and owners.setdefault(key, group) != group:
                 yield row, name
 
 
