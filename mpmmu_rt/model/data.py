@@ -159,8 +159,8 @@ def _check_owners(manifest: Path, paths: list[Path], groups: tuple[str, ...]) ->
 def _of_several(
     of_image: Mapping[Modality, Sequence[str]], image_of_row: Mapping[Modality, Array], groups: Sequence[str]
 ) -> Iterator[tuple[int, Modality]]:
-    """The rows, and in them the modalities, whose image is, by what `of_image` says of each, one that an earlier row has
-    of another patient; "": it says nothing."""
+    """The rows, and in them the modalities, whose image is one that an earlier row has of another patient, by what
+    `of_image` says of each image; "": nothing."""
     owners: dict[str, str] = {}
     for row, group in enumerate(groups):
         for name in MODALITIES:
