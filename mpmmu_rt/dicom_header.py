@@ -44,6 +44,8 @@ _RADIOGRAPHS = (_STORAGE + "1", _STORAGE + "1.1")  # of any part of the body
 _FOR_PROCESSING = tuple(_STORAGE + end for end in ("1.1.1", "1.2.1", "13.1.5"))
 _MODALITIES: dict[str, Modality | None] = {"MG": "mammography", "US": "ultrasound", "OT": None, "": None}
 _NAMES = {"mammography": "a mammogram (modality MG)", "ultrasound": "an ultrasound image (modality US)"}
+# RegionDataType, C.8.5.5. UltrasoundColorDataPresent tells nothing: devices say so of grey pictures in RGB.
+_NO_TISSUE = {2: "colour flow (Doppler)", 3: "a spectrum (Doppler)", 4: "a spectrum (Doppler)"}
 _DAMAGED = "the file is damaged: export it again"
 _REQUIRED = ("SamplesPerPixel", "PhotometricInterpretation", "Rows", "Columns", "BitsAllocated")
 _ALLOWED = {"BitsAllocated": (1, 8, 16, 32, 64), "PixelRepresentation": (0, 1), "PlanarConfiguration": (0, 1)}
@@ -161,6 +163,9 @@ def _regions_doubt(header: Any) -> Iterator[str]:
     regions = header.get("SequenceOfUltrasoundRegions") or []
     if len(regions) > 1:
         yield f"it shows {len(regions)} ultrasound regions: more than one picture in one"
+    kinds = [_NO_TISSUE.get(region.get("RegionDataType")) for region in regions]
+    for kind in dict.fromkeys(one for one in kinds if one):
+        yield f"an ultrasound region of it shows {kind}, and not tissue alone"
 
 
 def _stated(header: Any, frame: int) -> Iterator[Stated]:

@@ -158,6 +158,20 @@ def test_doubts_are_warnings(save_dicom: Save, elements: dict[str, Any], warning
     assert found.startswith(warning)
 
 
+@pytest.mark.parametrize(
+    ("data", "shows"), [(1, ""), (None, ""), (2, "colour flow"), (3, "a spectrum"), (4, "a spectrum"), (18, "")]
+)
+def test_what_is_no_tissue_is_a_warning(save_dicom: Save, data: int | None, shows: str) -> None:
+    """Its colours become grey like any other."""
+    regions = [region(), region()]
+    for one in regions:
+        if data is not None:
+            one.RegionDataType = data
+    found = read_image(save_dicom(picture(), Modality="US", SequenceOfUltrasoundRegions=regions)).warnings
+    said = f"an ultrasound region of it shows {shows} (Doppler), and not tissue alone"
+    assert found[1:] == ((said,) if shows else ())
+
+
 def test_several_regions_are_a_warning(save_dicom: Save) -> None:
     path = save_dicom(picture(), Modality="US", SequenceOfUltrasoundRegions=[region(), region()])
     assert read_image(path).warnings == ("it shows 2 ultrasound regions: more than one picture in one",)
