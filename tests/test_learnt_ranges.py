@@ -256,6 +256,20 @@ def test_verify_evaluate_and_explain_count_it(bundle_folder: Path, inverted: Pat
     assert f"Mammography: {UNLIKE}" in (tmp_path / "x/explanation.html").read_text()
 
 
+def test_inspect_says_what_is_warned_of(bundle_folder: Path, tmp_path: Path) -> None:
+    def told(bundle: Path) -> str:
+        done = CliRunner().invoke(app, ["inspect", str(bundle)])
+        assert done.exit_code == 0, done.stderr
+        return " ".join(done.stdout.split())
+
+    folder = checking(bundle_folder, tmp_path / "b")
+    assert "of images it warns: where a pair looks swapped, or one is unlike the training's" in told(folder)
+    entry = json.loads((folder / "bundle.json").read_text())
+    for check, said in ((entry["modality_check"] | {"learnt": None}, "where a pair looks swapped; not"), (None, "not")):
+        seal(folder, _without(_without(entry, "files"), "sha256") | {"modality_check": check})
+        assert f"of images it warns: {said}" in told(folder)
+
+
 def test_the_benchmark_alters_what_it_says() -> None:
     image = (np.random.default_rng(0).beta(0.4, 0.6, (56, 56)) * 255.99).astype(np.uint8)
     altered = {name: np.asarray(alter(image)) for name, alter in unlike_images.ALTERED.items()}
