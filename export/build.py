@@ -41,7 +41,7 @@ from . import cases as all_cases
 from .cases import Data
 from .draft import Draft, Wanted
 from .encoders import Encoders
-from .flat import Flat, flattened
+from .flat import Flat, blanks, flattened
 from .modules import resting
 from .openvino_graph import for_openvino
 from .parity import Original
@@ -262,7 +262,7 @@ def _threshold(classifier: Any, given: float | None, way_out: str) -> float:
 def _export(
     model: Model, output: Path, cases: Data | None, wanted: Wanted, overwrite: bool, progress: Progress
 ) -> Bundle:
-    _check(model, wanted)  # before minutes of work for what can't be had
+    _check(model, cases, wanted)  # before minutes of work for what can't be had
     require_room(output, _disk_bytes(model, wanted), "this bundle")
     with (
         atomic_folder(output, marker=bundles.MANIFEST, overwrite=overwrite) as folder,
@@ -331,8 +331,18 @@ def _calibration(draft: Draft) -> dict[str, Any] | None:
     return dict(draft.wanted.calibrated_on) or {"kind": "cases", "source": given.source, "cases": count}
 
 
-def _check(model: Model, wanted: Wanted) -> None:
+def _check(model: Model, cases: Data | None, wanted: Wanted) -> None:
     targets.resolve(wanted)
+    given = {"prove parity on": cases, "calibrate INT8 on": wanted.calibration, "judge what rounds on": wanted.gate}
+    for use, data in given.items():
+        if data is None:
+            continue
+        if not isinstance(data, Data):
+            raise UsageError(
+                f"the cases to {use} are a {type(data).__name__}, expected a mpmmu_rt.export.Data",
+                hint="Data(pixels, labels, source)",
+            )
+        data.require_usable(model.preprocessing.size, f"the cases to {use}")
     # As decisions compare it: in float32, of which 1e-60 is 0 and 1 - 1e-12 is 1.
     number = isinstance(model.threshold, float | int | np.number) and not isinstance(model.threshold, bool)
     if not number or not 0 < np.float32(model.threshold) < 1:
@@ -384,11 +394,22 @@ def _require_decisions(model: Model, original: Original) -> None:
 
 
 def run_flat(encoders: Encoders, cases: Data) -> Flat:
-    """What the original says of `cases` with a part of one grey. Raises `ExportError` where that is no number."""
-    flat = flattened(cases)
+    """What the original says of `cases` with a part of one grey, and which of those with a blank image it does not
+    answer. Raises `ExportError` where it has no number for one of the first."""
+    flat, blank = flattened(cases), blanks(cases)
     embedding = encoders.run(flat.pixels, parity.BATCH)["embedding"]
     steadiness.require_finite(encoders, embedding, flat)
-    return Flat(flat.pixels, embedding)
+    count = len(blank.pixels["mammography"])
+    unanswered = frozenset(row for row in range(count) if not _answers(encoders, blank.rows([row], "")))
+    return Flat(flat.pixels, embedding, blank.pixels, unanswered)
+
+
+def _answers(encoders: Encoders, cases: Data) -> bool:
+    """Whether the original has numbers for all of `cases`: one that refuses some by an exception has none."""
+    try:
+        return bool(np.isfinite(encoders.run(cases.pixels)["embedding"]).all())
+    except ExportError:
+        return False
 
 
 def _lower(model: Model, encoders: Encoders) -> dict[str, onnx.ModelProto]:

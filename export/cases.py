@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 
@@ -43,6 +43,40 @@ class Data:
     def name(self, row: int) -> str:
         """What messages call a case."""
         return f"case `{self.ids[row]}`" if self.ids else f"case {row + 1} of {self.source}"
+
+    def require_usable(self, size: int, what: str) -> None:
+        """Raise `UsageError` unless these are cases of a model that sees images of `size`: what people pass is not held
+        to its types. what: in words, what they are for."""
+        wrong = self._wrong(size)
+        if wrong:
+            raise UsageError(
+                f"{what}: {wrong}",
+                hint="Data(pixels, labels, source): uint8 [N, 1, S, S] of each modality; 0, 1 or -1 (unknown) per case",
+            )
+
+    def _wrong(self, size: int) -> str:
+        """What was got and what was expected; "" for what is as it should be."""
+        if not isinstance(self.pixels, Mapping) or set(self.pixels) != set(MODALITIES):
+            held = ", ".join(map(str, self.pixels)) if isinstance(self.pixels, Mapping) else type(self.pixels).__name__
+            return f"the pixels are {held}, expected {' and '.join(MODALITIES)}"
+        for modality, images in self.pixels.items():
+            got = f"{images.dtype}{list(images.shape)}" if isinstance(images, np.ndarray) else type(images).__name__
+            if not got.startswith("uint8[") or images.shape[1:] != (1, size, size) or not len(images):
+                return f"the {modality} images are {got}, expected uint8[N, 1, {size}, {size}] with at least one case"
+        counts = [len(self.pixels[modality]) for modality in MODALITIES]
+        if len(set(counts)) != 1:
+            return f"there are {counts[0]} mammograms and {counts[1]} ultrasound images, expected one pair per case"
+        if self.labels is not None:
+            labels: Any = self.labels
+            count = counts[0]
+            if not isinstance(labels, np.ndarray):
+                return f"the labels are a {type(labels).__name__}, expected an array [{count}]"
+            if labels.shape != (count,) or not np.isin(labels, (0, 1, UNKNOWN)).all():
+                held = ", ".join(sorted(dict.fromkeys(map(str, labels.reshape(-1).tolist())))[:4])
+                return f"the labels are {labels.dtype}{list(labels.shape)} of {held}, expected 0, 1 or -1 [{count}]"
+        if len(self.ids) not in (0, counts[0]):
+            return f"there are {len(self.ids)} ids of {counts[0]} cases, expected one of each, or none"
+        return ""
 
     def first(self, count: int) -> dict[Modality, Array]:
         """The pixels of the first `count` cases."""

@@ -27,6 +27,7 @@ _OWN = str(Path(__file__).resolve().parent)
 _BY_NUMBER = (
     "compute all cases at once: no Python loop over them, no `if` and no fixed shape that depends on their number"
 )
+_DRAWING = ("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike")
 # They warn of each torchvision operator that the exporter can't register, and say again what is raised.
 _LOUD = ("torch.onnx._internal.exporter._registration", "torch.fx.experimental.symbolic_shapes", "torch._dynamo")
 
@@ -65,6 +66,7 @@ def trace(
     if program is None:
         raise ExportError(f"torch exported nothing for {name}, expected a graph", hint="update torch")
     _require_every_batch(program, name)
+    _require_no_chance(program, name)
     return clean(program.model_proto)
 
 
@@ -95,6 +97,16 @@ def _require_every_batch(program: Any, name: str) -> None:
                 f"{name} is exported for {max(1, int(bounds.lower))} to {bounds.upper} cases alone: its code takes "
                 "another way for other numbers, expected one way for any number",
                 hint=_BY_NUMBER,
+            )
+
+
+def _require_no_chance(program: Any, name: str) -> None:
+    """Numbers that a module draws alike in every call, from a seed of its own, an engine draws anew."""
+    for node in program.model_proto.graph.node:
+        if node.op_type in _DRAWING or (node.op_type == "Dropout" and len(node.input) > 2):
+            raise ExportError(
+                f"{name} draws random numbers ({node.op_type} in its graph), expected none: a graph has no seed",
+                hint="keep them in a buffer of the module, or leave them out of evaluation mode",
             )
 
 

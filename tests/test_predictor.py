@@ -192,6 +192,22 @@ def test_a_target_is_taken_as_asked_or_not_at_all(
         load(bundle_folder, target)
 
 
+@pytest.mark.parametrize("target", ["onnxruntime:fp32", "openvino:fp32"])
+def test_a_process_may_go_to_another_folder(
+    bundle_folder: Path, pixels: Pixels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str
+) -> None:
+    """As daemons do; a graph that is opened later was not there, or another bundle's of that name."""
+    few = rows(pixels, slice(3))
+    monkeypatch.chdir(bundle_folder.parent)
+    with load(bundle_folder.name, target) as predictor:
+        want, maps = predictor.predict(few).probability, predictor.feature_maps(few)
+    with load(bundle_folder.name, target) as predictor:
+        monkeypatch.chdir(tmp_path)
+        np.testing.assert_array_equal(predictor.predict(few).probability, want)
+        for modality, found in predictor.feature_maps(few).items():
+            np.testing.assert_array_equal(found, maps[modality])
+
+
 def test_load_takes_a_string(bundle_folder: Path) -> None:
     with load(str(bundle_folder)) as predictor:
         assert isinstance(predictor, Predictor)

@@ -68,7 +68,9 @@ def layers(model: onnx.ModelProto) -> tuple[Layer, ...]:
             weight = weights.get(name)
             if weight is None or len(weight.dims) != 4:
                 continue
-            if node.op_type == "Conv" and node.input[1] == name and _worth_it(node, weight, sizes):
+            of_constant = node.input[0] in weights  # the same for every image, as of a map of positions
+            is_layer = node.op_type == "Conv" and node.input[1] == name and not of_constant
+            if is_layer and _worth_it(node, weight, sizes):
                 found.setdefault(name, []).append(node)
             else:
                 refused.add(name)

@@ -73,7 +73,8 @@ def _quantize_weight(graph: onnx.GraphProto, weight: onnx.TensorProto) -> Any:
     """Store `weight` as INT8; returns the node that brings it back to float32."""
     values = numpy_helper.to_array(weight)
     largest = np.abs(values).reshape(len(values), -1).max(1)
-    scale = np.where(largest > 0, largest / np.float32(WEIGHT_LEVELS), np.float32(1)).astype(np.float32)
+    scale = largest / np.float32(WEIGHT_LEVELS)
+    scale = np.where(scale > 0, scale, np.float32(1)).astype(np.float32)  # also of a channel that is 0 to float32's end
     codes = np.rint(values / scale.reshape(-1, *[1] * (values.ndim - 1)))
     rounded = codes.clip(-WEIGHT_LEVELS, WEIGHT_LEVELS).astype(np.int8)
     for name, array in (("int8", rounded), ("scale", scale), ("zero", np.zeros(len(scale), np.int8))):

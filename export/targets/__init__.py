@@ -25,12 +25,17 @@ from dataclasses import replace
 from typing import Any, Protocol, cast
 
 from mpmmu_rt.engines import engine_module, engines, known_engine
-from mpmmu_rt.errors import EngineError, ParityError, UnfitTarget, UsageError
+from mpmmu_rt.errors import AnswerError, EngineError, ParityError, UnfitTarget, UsageError
 from mpmmu_rt.export.cases import Data
 from mpmmu_rt.export.draft import FIRST, Draft, Wanted
 from mpmmu_rt.export.graphs import other_floats
+from mpmmu_rt.predictor import DEFAULT_TARGET
 from mpmmu_rt.spec import Target, in_8_bits
 
+_NO_NUMBER = (
+    "the original has numbers there, by its own rounding: clamp what the modules divide by, or take the logarithm or "
+    "root of, to more than 0"
+)
 MOST_NEEDED = 200  # cases, however small a limit: that of flips is never below one case of them
 
 
@@ -82,6 +87,11 @@ def resolve(wanted: Wanted) -> tuple[Target, ...]:
     else:
         asked = list(wanted.targets)
     for target in asked:
+        if not isinstance(target, Target):
+            raise UsageError(
+                f"`{target}` is asked for as a {type(target).__name__}, expected a Target",
+                hint=f"Wanted(targets=(mpmmu_rt.spec.Target.parse({DEFAULT_TARGET!r}),))",
+            )
         known_engine(target)
         if twins := [other for other in asked if other != target and _plain(other) == _plain(target)]:
             raise UsageError(
@@ -134,7 +144,10 @@ def prove(draft: Draft) -> None:
             draft.entry["precision"][listed] = {"passed": False, "reason": str(problem)}
             continue
         try:
-            with _engines_word(target, "leave the target out, or replace that operator in the module"):
+            with (
+                _other_floats(draft, target),
+                _engines_word(target, "leave the target out, or replace that operator in the module"),
+            ):
                 report = side.make(draft, target)
                 draft.seal()
                 report |= side.prove(draft, target)
@@ -150,19 +163,27 @@ def prove(draft: Draft) -> None:
 
 
 def _first(draft: Draft) -> dict[str, Any]:
-    """Prove the target that every bundle has. Of modules that do not compute in float32, the hint says so."""
+    """Prove the target that every bundle has."""
+    hint = "every bundle has it: replace that operator in the module, or update onnxruntime"
+    with _other_floats(draft, FIRST), _engines_word(FIRST, hint):
+        return family(FIRST.engine).prove(draft, FIRST)
+
+
+@contextlib.contextmanager
+def _other_floats(draft: Draft, target: Target) -> Iterator[None]:
+    """Of modules that do not compute in float32, the hint says so where an FP32 target is refused."""
     try:
-        with _engines_word(FIRST, "every bundle has it: replace that operator in the module, or update onnxruntime"):
-            return family(FIRST.engine).prove(draft, FIRST)
+        yield
     except (UnfitTarget, ParityError) as error:
         found = {modality: other_floats(graph) for modality, graph in draft.encoders().items()}
         said = [
             f"the {modality} module computes in {' and '.join(kinds)}" for modality, kinds in found.items() if kinds
         ]
-        if not said:
+        if not said or target.precision != "fp32":
             raise
         hint = (
-            f"{'; '.join(said)}: export it in float32, which is `module.float()` without autocast or casts of its own"
+            f"{'; '.join(said)}: export it in float32, which is `module.float()` without autocast or casts of its own; "
+            f"if that changes nothing: {error.hint}"
         )
         raise type(error)(str(error), hint=hint) from error
 
@@ -173,6 +194,8 @@ def _engines_word(target: Target, hint: str) -> Iterator[None]:
     try:
         yield
     except EngineError as error:
+        if isinstance(error, AnswerError):  # the original has been asked the same, and has numbers
+            hint = _NO_NUMBER if target == FIRST else f"{_NO_NUMBER}; or leave the target out"
         raise UnfitTarget(f"{target} can't have this model: {error}", hint=hint) from error
 
 

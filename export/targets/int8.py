@@ -20,7 +20,7 @@ from mpmmu_rt.export.quantization.search import Graphs, Predict, Report
 from mpmmu_rt.progress import silent
 from mpmmu_rt.spec import MODALITIES, Array, Modality, Target
 
-from .proofs import proven_floats, same_decisions
+from .proofs import proven_floats, require_blank, same_decisions
 
 # What a report says of how the graphs came about; all else is of the target that runs them.
 _OF_THE_GRAPHS = ("limits", "layers", "kept_float", "calibration", "unsigned_activations", "calibrated_on")
@@ -29,7 +29,7 @@ _OF_THE_GRAPHS = ("limits", "layers", "kept_float", "calibration", "unsigned_act
 def make(draft: Draft, target: Target) -> dict[str, Any]:
     """Write encoders whose codes are unsigned behind a ReLU, judged on `target` itself, or judge those that are there.
 
-    Raises what `quantization.search` does.
+    Raises what `quantization.search` and `proofs.require_blank` do.
     """
     return _shared(draft, target) or _searched_for(draft, target)
 
@@ -61,6 +61,8 @@ def _searched_for(draft: Draft, target: Target) -> dict[str, Any]:
 
     found, report = searched(draft, floats, predict, unsigned=True)
     _write(draft, target, found)
+    with draft.open(target) as predictor:
+        require_blank(draft, target, predictor)
     return report.to_json() | {
         "passed": True,
         "source": draft.judged.source,

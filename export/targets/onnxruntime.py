@@ -33,7 +33,7 @@ def prove(draft: Draft, target: Target) -> dict[str, Any]:
         )
         single = parity.single_checks(predictor, draft.single_heads, draft.cases.pixels)
         report = replace(report, checks=(*report.checks, *single))
-        report.require()
+        report.require(target)
         whole = predictor.run_whole_graph(draft.cases.first(_JOINED_CASES))
     joined = Check(
         "the joined graph's embedding, relative",

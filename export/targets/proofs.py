@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any, get_args
 
+import numpy as np
 import onnx
 
 from mpmmu_rt.bundle import Bundle
@@ -21,17 +22,19 @@ from mpmmu_rt.export.quantization import Gate, compare
 from mpmmu_rt.export.quantization.ranges import session
 from mpmmu_rt.export.rounding import Rounded
 from mpmmu_rt.facts import PROBABILITY_TOLERANCE, TOLERANCES
+from mpmmu_rt.predictor import Predictor
 from mpmmu_rt.progress import silent
-from mpmmu_rt.spec import MODALITIES, Modality, Target
+from mpmmu_rt.spec import MODALITIES, Array, Modality, Target
 
 
-def equal(draft: Draft, target: Target) -> dict[str, Any]:
-    """Hold an FP32 target to torch and scikit-learn. Raises `ParityError`."""
+def equal(draft: Draft, target: Target, asked: Target | None = None) -> dict[str, Any]:
+    """Hold an FP32 target to torch and scikit-learn. asked: the target that needs it, if it is another. Raises
+    `ParityError`."""
     with draft.open(target) as predictor:
         measured = parity.measure(
             predictor, draft.original, draft.head, draft.cases.pixels, draft.cases.labels, draft.progress, draft.flat
         )
-    measured.require()
+    measured.require(target, asked)
     draft.exact.add(target)
     return measured.to_json(str(target)) | {"source": draft.cases.source}
 
@@ -42,7 +45,7 @@ def proven_floats(draft: Draft, target: Target) -> Answers:
     exact = replace(target, precision="fp32", capabilities=())
     if exact != FIRST and exact not in draft.exact:
         try:
-            equal(draft, exact)
+            equal(draft, exact, target)
         except ParityError as error:
             raise ParityError(
                 f"{exact}, which {target} is held to, is not the model: {error}", hint=error.hint
@@ -55,8 +58,7 @@ def same_decisions(draft: Draft, target: Target, exact: Target) -> dict[str, Any
     want = proven_floats(draft, exact)["probability"]
     with draft.open(target) as predictor:
         got = in_batches(lambda few: answers_of(predictor, few), draft.judged.pixels, silent, "")["probability"]
-        if draft.flat:
-            _require_flat(draft.flat, answers_of(predictor, draft.flat.pixels), target)
+        require_flat(draft, target, predictor)
     gate = compare(want, got, draft.judged.labels, draft.threshold, draft.wanted.limits)
     _require(gate, target)
     return gate.to_json() | {"source": draft.judged.source}
@@ -77,8 +79,10 @@ def same_graph(draft: Draft, target: Target, model: onnx.ModelProto) -> dict[str
     want, judged = draft.floats(), draft.judged
     is_half = target.precision in get_args(Half)
     run = runner(model, rounded=is_half)
-    if draft.flat:
-        _require_flat(draft.flat, run(draft.flat.pixels), target)
+    if flat := draft.flat:
+        _require_flat(flat, run(flat.pixels)["embedding"], target)
+        if flat.blank:
+            _require_blank(flat, np.flatnonzero(~np.isfinite(run(flat.blank)["embedding"]).all(1)), target)
     got = in_batches(run, judged.pixels, draft.progress, f"running the graph of {target}")
     checks = (
         Check(
@@ -138,8 +142,31 @@ def keep_golden(draft: Draft, target: Target, graph: str | None = None) -> None:
     draft.seal()
 
 
-def _require_flat(flat: Flat, said: Answers, target: Target) -> None:
-    check = parity.flat_check(said["embedding"], flat, TOLERANCES[target.precision].relative)
+def require_flat(draft: Draft, target: Target, predictor: Predictor) -> None:
+    """Hold a target that rounds to the original on `draft.flat`. Raises `ParityError`."""
+    if flat := draft.flat:
+        _require_flat(flat, answers_of(predictor, flat.pixels)["embedding"], target)
+        _require_blank(flat, parity.unanswered(predictor, flat.blank), target)
+
+
+def require_blank(draft: Draft, target: Target, predictor: Predictor) -> None:
+    """Of images with a part of one grey a target has numbers, and of blank ones only where the original has. All that
+    INT8 is held to there: it was calibrated on other images, whose ranges flat ones may leave. Raises `ParityError`,
+    `AnswerError`."""
+    if flat := draft.flat:
+        predictor.predict(flat.pixels)
+        _require_blank(flat, parity.unanswered(predictor, flat.blank), target)
+
+
+def _require_flat(flat: Flat, embedding: Array, target: Target) -> None:
+    _require_on_flat(parity.flat_check(embedding, flat, TOLERANCES[target.precision].relative), target)
+
+
+def _require_blank(flat: Flat, not_answered: Iterable[int], target: Target) -> None:
+    _require_on_flat(parity.blank_check(frozenset(not_answered), flat), target)
+
+
+def _require_on_flat(check: Check, target: Target) -> None:
     if not check.passed:
         raise ParityError(
             f"{target} differs from the original: {check.name} is {check.value:.3g}, expected at most "

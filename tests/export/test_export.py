@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from mpmmu_rt import predictor as predictors
 from mpmmu_rt.bundle import GRAPHS, WEIGHTS, Bundle, own_graph
 from mpmmu_rt.card import INTENDED_USE
-from mpmmu_rt.errors import ExportError, OutputError, ParityError, UnsupportedEstimator
+from mpmmu_rt.checks import Check
+from mpmmu_rt.errors import ExportError, OutputError, ParityError, UnsupportedEstimator, UsageError
 from mpmmu_rt.export import Data, Wanted, build, export_bundle, graphs, parity, reference
 from mpmmu_rt.export import head as heads
 from mpmmu_rt.export.encoders import Encoders, is_cut
@@ -32,7 +33,7 @@ from mpmmu_rt.model.config import EncoderConfig
 from mpmmu_rt.model.config import reference as reference_config
 from mpmmu_rt.model.encoder import Encoder
 from mpmmu_rt.model.phantom import phantom_pixels
-from mpmmu_rt.spec import MODALITIES, Array, Modality
+from mpmmu_rt.spec import MODALITIES, Array, Modality, Target
 
 
 class Thumbnail(nn.Module):
@@ -207,6 +208,93 @@ def test_nan_never_passes() -> None:
     got[0] = np.nan
     checks, _, _ = parity._decisions(got, want, 0.5)
     assert not all(check.passed for check in checks)
+
+
+@pytest.mark.parametrize(
+    ("failed", "hint"),
+    [
+        ("mammography feature map, relative", "no module may ask whether it is being exported"),
+        (parity.FLAT, "and ask for no order or place of values that may be equal"),
+        (parity.BLANK, "clamp what the modules divide by"),
+        ("split crossings, share of cases", "the head makes other probabilities of it: fit it on values that vary"),
+    ],
+)
+def test_a_difference_says_on_which_target_and_what_to_do(failed: str, hint: str) -> None:
+    report = parity.Parity((Check("embedding, relative", 0, 1e-4), Check(failed, 1, 0.5)), 32, 0, 0, None)
+    for name, way_out in (("onnxruntime:fp32", ""), ("openvino:fp32", "; or leave openvino:fp32 out")):
+        with pytest.raises(ParityError, match=f"the original on {name}: {failed} is 1, expected at most 0.5") as told:
+            report.require(Target.parse(name))
+        assert hint in told.value.hint
+        assert told.value.hint.endswith(way_out)
+        assert way_out or "leave" not in told.value.hint
+    with pytest.raises(ParityError) as told:
+        report.require(Target.parse("openvino:fp32"), Target.parse("openvino:int8"))
+    assert told.value.hint.endswith("; or leave openvino:int8 out")
+
+
+def one_of_three(data: Data) -> Data:
+    return replace(data, labels=np.arange(len(data.pixels["ultrasound"])) % 3)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda data: data.pixels, r"are a dict, expected a mpmmu_rt\.export\.Data"),
+        (
+            lambda data: data.rows([], "none"),
+            r"mammography images are uint8\[0, 1, 32, 32\], expected .* at least one case",
+        ),
+        (
+            lambda data: replace(data, pixels={"ultrasound": data.pixels["ultrasound"]}),
+            "are ultrasound, expected mammog",
+        ),
+        (
+            lambda data: replace(data, pixels=data.pixels | {"ultrasound": data.pixels["ultrasound"][:3]}),
+            "there are 6 mammograms and 3 ultrasound images, expected one pair per case",
+        ),
+        (
+            lambda data: replace(data, pixels=data.pixels | {"ultrasound": data.pixels["ultrasound"] / 255}),
+            r"the ultrasound images are float64\[6, 1, 32, 32\], expected uint8\[N, 1, 32, 32\]",
+        ),
+        (lambda data: replace(data, pixels={m: data.pixels[m][..., :8] for m in MODALITIES}), r"uint8\[6, 1, 32, 8\]"),
+        (
+            lambda data: replace(data, pixels={m: torch.from_numpy(data.pixels[m]) for m in MODALITIES}),
+            "mammography images are Tensor, expected",
+        ),
+        (
+            lambda data: replace(data, labels=data.labels[:4]),
+            r"the labels are int64\[4\] of .*, expected 0, 1 or -1 \[6\]",
+        ),
+        (one_of_three, r"are int64\[6\] of 0, 1, 2, expected 0, 1 or -1 \[6\]"),
+        (lambda data: replace(data, labels=np.full(6, np.nan)), r"are float64\[6\] of nan, expected"),
+        (lambda data: replace(data, labels=list(data.labels)), r"the labels are a list, expected an array \[6\]"),
+        (
+            lambda data: replace(data, labels=np.array([0, 1, None, 0, 1, 0])),
+            r"are object\[6\] of 0, 1, None, expected",
+        ),
+        (lambda data: replace(data, ids=("a", "b")), "2 ids of 6 cases, expected one of each, or none"),
+    ],
+)
+def test_what_are_no_cases_is_refused_before_any_work(change: Any, message: str, tmp_path: Path) -> None:
+    """Of three classes no AUC was held, of labels in a list neither, and of others there was a traceback."""
+    pixels, labels = labelled(32, 6)
+    bad = change(Data(pixels, labels, "mine"))
+    modules: dict[str, Any] = dict.fromkeys(MODALITIES, Thumbnail(5, 0))
+    for use, given in (
+        ("prove parity on", {"parity_cases": bad}),
+        ("calibrate INT8 on", {"wanted": Wanted((), calibration=bad)}),
+        ("judge what rounds on", {"wanted": Wanted((), gate=bad)}),
+    ):
+        with pytest.raises(UsageError, match=f"^the cases to {use}.*{message}") as told:
+            export_bundle(tmp_path / "b", **modules, head=LogisticRegression(), preprocessing=32, **given)
+        assert told.value.hint.startswith("Data(pixels, labels, source)")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_labels_of_every_kind_that_says_0_1_or_nothing() -> None:
+    pixels, labels = labelled(32, 6)
+    for good in (None, labels, labels == 1, labels.astype(np.float32), np.full(6, -1), labels.astype(np.int8)):
+        Data(pixels, good, "mine").require_usable(32, "mine")
 
 
 @pytest.mark.slow

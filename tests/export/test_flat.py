@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,8 +20,8 @@ from torch.nn import functional
 import mpmmu_rt
 from mpmmu_rt.bundle import Bundle
 from mpmmu_rt.engines import engines
-from mpmmu_rt.errors import ExportError, ParityError
-from mpmmu_rt.export import Limits, Wanted, export_bundle, parity
+from mpmmu_rt.errors import AnswerError, ExportError, ParityError
+from mpmmu_rt.export import Data, Limits, Wanted, export_bundle, parity, targets
 from mpmmu_rt.export.cases import phantoms
 from mpmmu_rt.export.draft import FIRST, Draft
 from mpmmu_rt.export.flat import Flat, flattened
@@ -87,10 +89,10 @@ class Contrast(nn.Module):
         return found
 
 
-def exported(module: nn.Module, path: Path) -> Bundle:
+def exported(module: nn.Module, path: Path, wanted: Wanted | None = None, width: int = 16) -> Bundle:
     drawn = np.random.default_rng(0)
-    head = LogisticRegression().fit(drawn.random((60, 32), np.float32), np.arange(60) % 2)
-    wanted = Wanted((Target("onnxruntime", "fp32"), Target("openvino", "fp32")))
+    head = LogisticRegression().fit(drawn.random((60, 2 * width), np.float32), np.arange(60) % 2)
+    wanted = wanted or Wanted((Target("onnxruntime", "fp32"), Target("openvino", "fp32")))
     both: dict[str, Any] = dict.fromkeys(MODALITIES, module.eval())
     return export_bundle(path, **both, head=head, preprocessing=SIZE, wanted=wanted)
 
@@ -122,6 +124,77 @@ def test_an_epsilon_is_kept_on_every_engine(tmp_path: Path) -> None:
     for target in bundle.targets:
         with mpmmu_rt.load(bundle.path, target) as predictor:
             np.testing.assert_allclose(predictor.predict(pixels).embedding, np.concatenate(parts, 1), rtol=1e-4)
+
+
+class Standard(nn.Module):
+    """By the mean and the spread of each image: of a blank one 0 / 0, and no epsilon."""
+
+    def __init__(self, last: Callable[[Tensor], Tensor], channels: int = 16) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(1, channels, 5, 3), last
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        x = pixels.float()
+        x = (x - x.mean((2, 3), keepdim=True)) / x.std((2, 3), keepdim=True)
+        found: Tensor = self.last(self.first(x)).mean((2, 3))
+        return found
+
+
+@pytest.mark.slow
+def test_what_is_no_number_on_a_blank_image_is_none_on_any_target(tmp_path: Path) -> None:
+    """OpenVINO's Relu makes 0 of NaN, and a probability came out that looked right."""
+    alone = Wanted(())
+    bundle = exported(Standard(torch.relu), tmp_path / "b", alone)
+    pixels = phantoms(2, 5, Preprocessing(size=SIZE), silent).pixels
+    pixels["ultrasound"][1] = 0
+    with (
+        mpmmu_rt.load(bundle.path, bundle.targets[0]) as predictor,
+        pytest.raises(AnswerError, match="not finite for 1 of 2 cases"),
+    ):
+        predictor.predict(pixels)
+    with pytest.raises(
+        ParityError, match=rf"original on openvino:fp32: {parity.BLANK} is 4, expected at most 0"
+    ) as told:
+        exported(Standard(torch.relu), tmp_path / "c")
+    assert told.value.hint.startswith("clamp what the modules divide by")
+    assert told.value.hint.endswith("; or leave openvino:fp32 out")
+    with pytest.raises(ParityError, match=rf"original on onnxruntime:fp32: {parity.BLANK} is 4, expected") as told:
+        exported(Standard(lambda x: functional.max_pool2d(x, 3).relu(), 6), tmp_path / "d", alone, 6)
+    assert "leave" not in told.value.hint, "no bundle is without that target"
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]
+
+
+def without_blank(begun: Draft) -> Draft:
+    """As if the original had no number for the last of its cases with a blank image."""
+    assert begun.flat
+    flat = replace(begun.flat, unanswered=frozenset({3}))
+    return replace(begun, flat=flat, wanted=Wanted(limits=WIDE), exact=set(), _floats={})
+
+
+def test_no_kind_of_target_may_answer_that(begun: Draft, few: Data) -> None:
+    draft, refused = without_blank(begun), rf"{parity.BLANK} is 1, expected at most 0"
+    with pytest.raises(ParityError, match=refused):
+        proofs.equal(draft, Target("openvino", "fp32"))
+    with pytest.raises(ParityError, match=rf"onnxruntime-cuda:fp32 differs from the original: {refused}"):
+        proofs.same_graph(
+            replace(draft, wanted=Wanted(gate=few, limits=WIDE)),
+            Target("onnxruntime-cuda", "fp32"),
+            begun.graph("model"),
+        )
+    with begun.open(FIRST) as predictor, pytest.raises(ParityError, match=refused):
+        proofs.require_flat(draft, FIRST, predictor)
+
+
+@pytest.mark.slow
+def test_nor_may_int8(begun: Draft, few: Data, tmp_path: Path) -> None:
+    """It is judged by decisions on cases with texture, and was asked nothing else."""
+    target, folder = Target("openvino", "int8"), Path(shutil.copytree(begun.folder, tmp_path / "b"))
+    calibration = phantoms(4, 11, Preprocessing(size=few.pixels["ultrasound"].shape[-1]), silent)
+    wanted = Wanted((target,), calibration=calibration, gate=few, limits=WIDE)
+    made = replace(without_blank(begun), folder=folder, entry=copy.deepcopy(begun.entry), wanted=wanted, rankings={})
+    made.exact.add(Target("openvino", "fp32"))  # as if that had no number either
+    with pytest.raises(ParityError, match=rf"^openvino:int8 differs from the original: {parity.BLANK} is 1, expected"):
+        targets.family("openvino").make(made, target)
 
 
 def with_factor(begun: Draft, factor: float) -> Draft:

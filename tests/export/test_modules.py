@@ -340,6 +340,12 @@ def broken() -> nn.Module:
 # What torch's exporter, or an engine, can't have.
 
 
+def drawn(draw: Callable[[int], Tensor]) -> Tensor:
+    """The same in every call of torch's."""
+    torch.manual_seed(3)
+    return draw(WIDTH)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("forward", "message", "hint"),
@@ -355,6 +361,8 @@ def broken() -> nn.Module:
             "is exported for 2 cases alone",
             "no Python loop",
         ),
+        (lambda s, p: Net.forward(s, p) + drawn(torch.randn), r"draws random numbers \(RandomNormal\w*", "a buffer"),
+        (lambda s, p: Net.forward(s, p) + drawn(torch.rand), r"draws random numbers \(RandomUniform\w*", "a buffer"),
         (
             lambda s, p: Net.forward(s, p) * (2 if p.shape[0] > 5 else 1),
             "is exported for 1 to 5 cases alone",
@@ -417,3 +425,13 @@ def test_modules_that_compute_in_another_type_say_so(
         exported(tmp_path, cases, of_type(getattr(torch, kind)))
     hint: str = caught.value.hint  # type: ignore[attr-defined]
     assert f"the mammography module computes in {kind}: export it in float32" in hint
+
+
+@pytest.mark.slow
+def test_the_hint_of_another_type_is_that_of_every_fp32_target(tmp_path: Path, cases: Data) -> None:
+    """OpenVINO drops the cast to float16; ONNX Runtime rounds."""
+    module = net(lambda s, p: s.linear(((s.map(p) + 100).half().float() - 100).mean((2, 3))))
+    with pytest.raises(ParityError, match="differs from the original on openvino:fp32") as caught:
+        exported(tmp_path, cases, module, wanted=Wanted((Target("openvino", "fp32"),)))
+    assert "the mammography module computes in float16: export it in float32" in caught.value.hint
+    assert caught.value.hint.endswith("or leave openvino:fp32 out"), "it need not be the type"

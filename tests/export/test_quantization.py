@@ -141,6 +141,26 @@ def test_layers_are_found_by_shape(graph: onnx.ModelProto, expected: int) -> Non
     assert len(layers(graph)) == expected
 
 
+def test_a_convolution_of_a_constant_is_no_layer() -> None:
+    """Nothing makes the constant: it was read as INT8 from nowhere, and no engine could load the graph."""
+    graph = conv_graph(8, 8, 4)
+    graph.graph.initializer.append(numpy_helper.from_array(np.ones((1, 8, 4, 4), np.float32), "positions"))
+    graph.graph.node[1].input[0] = "positions"
+    assert layers(graph) == ()
+
+
+def test_a_channel_whose_scale_would_be_zero() -> None:
+    """Weight decay takes a dead channel there; a scale has to be positive."""
+    graph = conv_graph(8, 8, 4)
+    weight = numpy_helper.to_array(graph.graph.initializer[0]).copy()
+    weight[3], weight[5] = 1e-45, 0
+    graph.graph.initializer[0].CopyFrom(numpy_helper.from_array(weight, "w"))
+    with np.errstate(divide="raise", invalid="raise"):
+        found = initializers(quantize(graph, Ranges({"r": 1.0}, 1, "")))
+    np.testing.assert_array_equal(found["w/scale"] > 0, np.ones(8, bool))
+    np.testing.assert_array_equal(found["w/int8"].reshape(8, -1).any(1), [True] * 3 + [False, True, False] + [True] * 2)
+
+
 def test_a_weight_with_another_use_is_left_alone() -> None:
     graph = conv_graph(8, 8, 2)
     graph.graph.node.append(helper.make_node("ReduceSum", ["w"], ["sum"]))

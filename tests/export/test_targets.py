@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -24,11 +26,19 @@ from mpmmu_rt.engines.openvino import ENGINE
 from mpmmu_rt.engines.shared.gpu import gpu
 from mpmmu_rt.engines.tensorrt import RTX, TENSORRT, TensorRt
 from mpmmu_rt.engines.tensorrt.sidecar import Profile, Sidecar, read_profile
-from mpmmu_rt.errors import EngineError, ManifestError, MissingPackage, ParityError, UnfitTarget, UsageError
+from mpmmu_rt.errors import (
+    AnswerError,
+    EngineError,
+    ManifestError,
+    MissingPackage,
+    ParityError,
+    UnfitTarget,
+    UsageError,
+)
 from mpmmu_rt.export import Data, Limits, Wanted, build, export_checkpoint, targets
 from mpmmu_rt.export.calibration import of_manifest
 from mpmmu_rt.export.cases import halves
-from mpmmu_rt.export.draft import Draft
+from mpmmu_rt.export.draft import FIRST, Draft
 from mpmmu_rt.export.parity import Original
 from mpmmu_rt.export.quantization import Ranges, calibrate
 from mpmmu_rt.model.checkpoint import Checkpoint
@@ -186,6 +196,31 @@ def test_bf16_is_judged_against_fp32_on_its_own_engine(
 def test_an_unknown_target_is_refused_before_the_work(checkpoint_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(EngineError, match="names the engine `abacus`"):
         export_checkpoint(checkpoint_folder, tmp_path / "b", wanted=Wanted((Target("abacus", "fp32"),)))
+
+
+@pytest.mark.parametrize(
+    ("error", "target", "hint"),
+    [
+        (AnswerError("3 are not finite"), FIRST, r"clamp what the modules divide by, .* root of, to more than 0$"),
+        (AnswerError("3 are not finite"), BF16, r"root of, to more than 0; or leave the target out$"),
+        (EngineError("no such operator"), FIRST, "^replace that operator$"),
+    ],
+)
+def test_an_engine_without_a_number_is_no_missing_operator(error: EngineError, target: Target, hint: str) -> None:
+    """As of a root of what is 0 or more but for rounding: no other operator would help, nor another version."""
+    with (
+        pytest.raises(UnfitTarget, match=f"{target} can't have this model: {error}") as told,
+        targets._engines_word(target, "replace that operator"),
+    ):
+        raise error
+    assert re.search(hint, told.value.hint)
+
+
+@pytest.mark.parametrize("given", [("openvino:fp32",), "openvino:fp32"])
+def test_a_target_is_no_text(given: Any) -> None:
+    with pytest.raises(UsageError, match=r"`o.*` is asked for as a str, expected a Target") as told:
+        targets.resolve(Wanted(given))
+    assert "Target.parse('onnxruntime:fp32')" in told.value.hint
 
 
 def test_a_calibration_manifest_is_halved_by_patient() -> None:

@@ -136,6 +136,16 @@ def test_the_example_refuses_what_is_no_image(
     assert "\nhint: " in ran.stderr
 
 
+def test_the_example_decides_nothing_of_an_image_without_content(
+    library: Library, build_folder: Path, images: list[Path], tmp_path: Path
+) -> None:
+    """Beside its padding it is no single grey value any more."""
+    Image.fromarray(np.full((90, 61), 128, np.uint8)).save(tmp_path / "blank.pgm")
+    ran = decide(build_folder / "decide", STORED, tmp_path / "blank.pgm", images[1])
+    assert (ran.returncode, ran.stdout) == (1, "")
+    assert ran.stderr.startswith("error: `grey` is blank: grey value 128 everywhere, expected an image with content\n")
+
+
 def test_the_example_says_how_it_is_used(build_folder: Path) -> None:
     ran = decide(build_folder / "decide")
     assert (ran.returncode, ran.stdout, ran.stderr) == (2, "", "usage: decide BUNDLE MAMMOGRAM.pgm ULTRASOUND.pgm\n")

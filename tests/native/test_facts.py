@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from mpmmu_rt import bundle, facts, files, images, modality_check
+from mpmmu_rt import bundle, facts, files, image_figures, images, learnt_ranges, modality_check
 from mpmmu_rt.engines import openvino
 from mpmmu_rt.spec import MODALITIES, Target
 
@@ -68,6 +68,7 @@ def test_limits_of_files() -> None:
     assert number("kMaxGoldenBytes", "bundle.cpp") == bundle.MAX_GOLDEN_BYTES
     assert number("kMaxFileBytes", "bundle.cpp") == bundle.MAX_FILE_BYTES
     assert number("kMaxSide", "bundle.cpp") == images.MAX_SIZE
+    assert number("kTicksSeconds", "bundle.cpp") * 10**9 == bundle._TICKS_NS
 
 
 def test_names_in_a_bundle() -> None:
@@ -75,7 +76,10 @@ def test_names_in_a_bundle() -> None:
     assert texts("kManifest", "bundle.cpp") == (bundle.MANIFEST,)
     assert texts("kGraphs", "bundle.cpp") == bundle.GRAPHS
     assert texts("kGolden", "bundle.cpp") == tuple(sorted(bundle.GOLDEN))
-    assert texts("kFigures", "bundle.cpp") == modality_check.FIGURES
+    assert texts("kFigures", "bundle.cpp") == image_figures.FIGURES
+    assert texts("kSwapped", "image_check.cpp") == (modality_check.SAYS,)
+    assert texts("kUnlike", "image_check.cpp") == (learnt_ranges.UNLIKE,)
+    assert texts("kNames", "image_check.cpp") == tuple(learnt_ranges._NAMES.values())
     assert texts("kModalities", "bundle.h") == MODALITIES
 
 

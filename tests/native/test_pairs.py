@@ -69,17 +69,18 @@ def test_what_speaks_against_a_model_is_told(
         assert model.info.warning.decode() == says
 
 
+@pytest.mark.parametrize(("name", "point"), [("de_DE", ","), ("ps_AF", "\u066b")])  # the latter has two bytes
 def test_a_locale_with_a_decimal_comma_changes_nothing(
-    library: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    library: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, point: str
 ) -> None:
-    checked([tool("localedef"), "-i", "de_DE", "-f", "UTF-8", str(tmp_path / "de_DE.UTF-8")])
+    checked([tool("localedef"), "-i", name, "-f", "UTF-8", str(tmp_path / f"{name}.UTF-8")])
     monkeypatch.setenv("LOCPATH", str(tmp_path))
     given, before = pixels(32, 2), locale.setlocale(locale.LC_ALL)
     with library.open(STORED, threads=1) as model:
         want = model.predict(given)
-    locale.setlocale(locale.LC_ALL, "de_DE.UTF-8")
+    locale.setlocale(locale.LC_ALL, f"{name}.UTF-8")
     try:
-        assert locale.localeconv()["decimal_point"] == ","
+        assert locale.localeconv()["decimal_point"] == point
         with library.open(STORED, threads=1) as model:
             assert (model.info.threshold, model.self_test().flipped) == (0.4, 0)
             np.testing.assert_array_equal(model.predict(given).probability, want.probability)

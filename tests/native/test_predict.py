@@ -132,6 +132,20 @@ def test_a_bundle_that_is_replaced_meanwhile_is_not_mixed_with_the_old_one(libra
             same(model, predictor, two)
 
 
+def test_a_process_may_change_its_folder_once_a_bundle_is_open(
+    library: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As daemons do. The golden vectors, and what larger batches run, are read later."""
+    target = "openvino:fp32" if "openvino" in library.engines else FIRST
+    with library.open(STORED, target, 2) as model:
+        want = model.predict(pixels(32, 2))
+    monkeypatch.chdir(STORED.parent)
+    with library.open(STORED.name, target, 2) as model:
+        monkeypatch.chdir(tmp_path)
+        assert model.self_test().flipped == 0
+        np.testing.assert_array_equal(model.predict(pixels(32, 2)).embedding, want.embedding)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("first", [1, 2])
 def test_encoders_that_say_something_else_beside_each_other(library: Library, tmp_path: Path, first: int) -> None:
@@ -352,8 +366,9 @@ def test_a_struct_of_an_earlier_header_is_taken(stored: Model) -> None:
     assert (info.size, info.threads, info.threshold) == (Info.threshold.offset, 1, 7.0)
 
 
-@pytest.mark.parametrize("size", [0, 1, ctypes.sizeof(Outputs) + 8])
+@pytest.mark.parametrize("size", [0, 1, 9, 12, 36, ctypes.sizeof(Outputs) + 8])
 def test_a_struct_of_a_later_header_is_refused(stored: Model, size: int) -> None:
+    """And one of no header, which would cut an address in two."""
     outputs, given = Outputs(size), pixels(32, 1)
     places = [ctypes.c_void_p(given[modality].ctypes.data) for modality in MODALITIES]
     with pytest.raises(NativeError, match=f"`outputs` has the size {size}, expected 40 or that of") as caught:

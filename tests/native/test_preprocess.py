@@ -2,24 +2,41 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 
 import numpy as np
 import PIL
 import pytest
 
-from mpmmu_rt.images import Aspect, Fit, Preprocessing, preprocess
+from mpmmu_rt.errors import ImageError
+from mpmmu_rt.grey import GreyImage, check_content
+from mpmmu_rt.images import Aspect, Fit, Preprocessing, pixels_of
 from mpmmu_rt.spec import Array
 
-from .native import Library, NativeError
+from .native import How, Library, NativeError, address
 
 # Before 13, Pillow went across first whatever the shape: another last bit where an image is tall and narrow.
 ROWS_FIRST = int(PIL.__version__.partition(".")[0]) >= 13
 
 
+def read(grey: Array, how: Preprocessing, pixel_aspect: float) -> Array | ImageError:
+    """Pixels; or what Python's readers say of an image without content."""
+    try:
+        check_content(grey)
+        return pixels_of(GreyImage(grey, pixel_aspect), how)[0]
+    except ImageError as error:
+        return error
+
+
 def both(library: Library, grey: Array, how: Preprocessing, pixel_aspect: float = 1.0) -> None:
-    want = preprocess(grey, how, pixel_aspect=pixel_aspect)
-    if ROWS_FIRST:
+    want = read(grey, how, pixel_aspect)
+    if isinstance(want, ImageError):
+        with pytest.raises(NativeError) as caught:
+            library.preprocess(grey, how, pixel_aspect)
+        assert (caught.value.status, str(caught.value)) == ("PIXELS_ERROR", f"`grey` {want}")
+        assert caught.value.hint == want.hint
+    elif ROWS_FIRST:
         np.testing.assert_array_equal(library.preprocess(grey, how, pixel_aspect), want, str((grey.shape, how)))
     else:
         assert np.abs(library.preprocess(grey, how, pixel_aspect).astype(int) - want).max() <= 1
@@ -61,6 +78,26 @@ def test_half_a_pixel_is_rounded_to_even(library: Library) -> None:
     grey = np.arange(8, dtype=np.uint8).reshape(2, 4) * 30
     both(library, grey, Preprocessing(5))
     assert (library.preprocess(grey, Preprocessing(5), 1.0)[0] > 0).any(1).sum() == 2
+
+
+@pytest.mark.parametrize("how", [Preprocessing(32), Preprocessing(32, "stretch"), Preprocessing(1)])
+@pytest.mark.parametrize("shape", [(90, 61), (61, 90), (64, 64), (32, 32), (1, 1), (16, 4000)])
+@pytest.mark.parametrize("speck", [0, 1])
+def test_an_image_without_content_is_refused_and_leaves_none(
+    library: Library, shape: tuple[int, int], how: Preprocessing, speck: int
+) -> None:
+    """Beside its padding nobody would see it any more, and it would get a probability. Its last pixel is a speck that
+    the model sees or not."""
+    grey = np.full(shape, 128, np.uint8)
+    grey[-1, -1] += speck
+    both(library, grey, how)
+    grey[-1, -1] = 128
+    pixels = np.full((how.size, how.size), 77, np.uint8)  # of the patient before
+    given = How(how.size, how.fit == "pad", how.aspect == "physical")
+    status = library.c.mpmmu_preprocess(
+        ctypes.byref(given), address(grey), *map(ctypes.c_size_t, shape), ctypes.c_double(1.0), address(pixels)
+    )
+    assert (status, pixels.max()) == (4, 0)
 
 
 @pytest.mark.parametrize("aspect", [math.nan, math.inf, 0.0, -1.0, 0.1, 8.5])

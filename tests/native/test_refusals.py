@@ -21,9 +21,10 @@ from mpmmu_rt import bundle as bundles
 from mpmmu_rt.bundle import Bundle, seal
 from mpmmu_rt.errors import BundleError, DigestMismatch, UsageError
 from mpmmu_rt.files import MAX_JSON_BYTES, sha256_file
-from mpmmu_rt.modality_check import FIGURES
+from mpmmu_rt.image_figures import FIGURES
 from mpmmu_rt.spec import MODALITIES, Target
 from tests import test_bundle as faults
+from tests import test_learnt_ranges as ranges
 from tests import test_modality_check as checking
 
 from .native import Library, NativeError, SelfTest
@@ -362,7 +363,7 @@ def in_columns(path: Path) -> None:
     ("alter", "said"),
     [
         *parameters(faults.test_golden_vectors_that_were_sealed_broken),
-        (other_shape, "have another type or shape of `embedding`"),
+        (other_shape, r"has float32\[4, 63\] as `embedding`, expected floats\[4, 64\]"),
         (other_type, "an array has the dtype `>f4`"),
         (in_columns, "an array's header is not as NumPy writes it"),
     ],
@@ -375,6 +376,20 @@ def test_golden_vectors_that_were_sealed_broken(
     with library.open(folder, threads=1) as model, pytest.raises(NativeError, match=said) as caught:
         model.self_test()
     assert caught.value.status == "BUNDLE_ERROR"
+
+
+@pytest.mark.parametrize("name", ["ultrasound.feature_map", "openvino:int8.embedding", "openvino:int8.probability"])
+@pytest.mark.parametrize("change", [lambda array: array[:3], lambda array: array[:0], lambda array: np.float32(1)])
+def test_golden_vectors_that_are_not_compared_make_sense(
+    library: Library, folder: Path, name: str, change: Callable[[Any], Any]
+) -> None:
+    """Those of other targets, and of stages."""
+    with_golden(folder, lambda arrays: arrays.update({name: change(arrays[name])}))
+    with pytest.raises(BundleError, match=f"as `{name}`, expected floats") as theirs:
+        Bundle.open(folder).golden()
+    with library.open(folder, threads=1) as model, pytest.raises(NativeError) as ours:
+        model.self_test()
+    assert (ours.value.status, str(ours.value)) == ("BUNDLE_ERROR", str(theirs.value))
 
 
 @pytest.mark.slow
@@ -482,6 +497,13 @@ def with_single(folder: Path, record: object) -> None:
 def test_a_bundle_with_heads_for_one_modality(library: Library, folder: Path) -> None:
     with_single(folder, SINGLE)
     assert Bundle.open(folder).single_heads["ultrasound"].columns == (32, 64)
+    with pytest.raises(BundleError) as theirs:
+        Bundle.open(folder).golden()
+    with library.open(folder, threads=1) as model, pytest.raises(NativeError, match=r"lacks `single\.mam") as ours:
+        model.self_test()
+    assert str(ours.value) == str(theirs.value)
+    said = {f"single.{name}.probability": np.full(4, 0.5) for name in MODALITIES}
+    with_golden(folder, lambda arrays: arrays.update(said))
     with library.open(folder, threads=1) as model:
         assert model.self_test().flipped == 0
 
@@ -532,6 +554,28 @@ def test_a_check_of_modalities_that_makes_no_sense(library: Library, folder: Pat
         found += problems(library, folder, wrong)
     seal(folder, entry | {"modality_check": None})
     library.check(folder)
+    assert found == []
+
+
+RANGE = {"lowest": [0.0, -1, *[0.25] * 6], "highest": [0, 1.5, *[0.25] * 6], "margin": [1e-3, 2, *[0.5] * 6]}
+LEARNT: dict[str, Any] = dict.fromkeys(MODALITIES, RANGE)
+
+
+def test_what_was_learnt_of_images_that_makes_no_sense(library: Library, folder: Path) -> None:
+    """The wrong ones of tests/test_learnt_ranges.py, but for numbers that no export writes; and more."""
+    entry, found = with_check(folder), []
+    wrong = [change(LEARNT) for name, change in ranges.WRONG.items() if name not in ("no number", "no bound")]
+    wrong += [[], "x", True, {**LEARNT, "ultrasound": None}, {**LEARNT, "ultrasound": "x"}]
+    odd: list[object] = [None, 3, {}, [[0.0] * 8]]
+    wrong += [{**LEARNT, "ultrasound": {**RANGE, name: one}} for name in RANGE for one in odd]
+    wrong.append({**LEARNT, "ultrasound": {**RANGE, "lowest": [2**64 - 1] * 8, "highest": [-1] * 8}})
+    for learnt in wrong:
+        seal(folder, entry | {"modality_check": CHECK | {"learnt": learnt}})
+        found += problems(library, folder, learnt)
+    for learnt in (None, LEARNT):
+        seal(folder, entry | {"modality_check": CHECK | {"learnt": learnt}})
+        library.check(folder)
+        assert Bundle.open(folder).modality_check is not None
     assert found == []
 
 

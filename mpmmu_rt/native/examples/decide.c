@@ -49,9 +49,12 @@ int main(int count, char **arguments) {
   unsigned char malignant = 0;
   mpmmu_outputs outputs = {.size = sizeof outputs, .probability = &probability, .malignant = &malignant};
   if (status == MPMMU_OK) status = mpmmu_predict(model, pixels[0], pixels[1], 1, &outputs);
+  const char *against = "";
+  if (status == MPMMU_OK) status = mpmmu_image_warning(model, pixels[0], pixels[1], &against);
   const int code = status == MPMMU_OK ? 0 : failed(status);
   if (code == 0) printf("%.9g %s\n", (double)probability, malignant ? "malignant" : "benign");
   if (code == 0 && *info.warning) fprintf(stderr, "warning: %s\n", info.warning);
+  if (code == 0 && *against) fprintf(stderr, "warning: %s\n", against);
   for (int i = 0; i < 2; ++i) free(pixels[i]);
   mpmmu_close(model);
   return code;

@@ -48,6 +48,9 @@ extern "C" {
     fn mpmmu_predict(
         model: *mut Model, mammography: *const u8, ultrasound: *const u8, cases: usize, outputs: *const Outputs,
     ) -> i32;
+    fn mpmmu_image_warning(
+        model: *const Model, mammography: *const u8, ultrasound: *const u8, warning: *mut *const c_char,
+    ) -> i32;
     fn mpmmu_last_error() -> *const c_char;
     fn mpmmu_last_hint() -> *const c_char;
     fn mpmmu_close(model: *mut Model);
@@ -116,9 +119,13 @@ fn main() {
     };
     check(unsafe { mpmmu_predict(model, pixels[0].as_ptr(), pixels[1].as_ptr(), 1, &outputs) });
     println!("{} {}", probability, if malignant == 1 { "malignant" } else { "benign" });
-    let warning = unsafe { CStr::from_ptr(info.warning) }.to_string_lossy();
-    if !warning.is_empty() {
-        eprintln!("warning: {warning}");
+    let mut against: *const c_char = ptr::null();
+    check(unsafe { mpmmu_image_warning(model, pixels[0].as_ptr(), pixels[1].as_ptr(), &mut against) });
+    for said in [info.warning, against] {
+        let warning = unsafe { CStr::from_ptr(said) }.to_string_lossy();
+        if !warning.is_empty() {
+            eprintln!("warning: {warning}");
+        }
     }
     unsafe { mpmmu_close(model) };
 }

@@ -121,7 +121,9 @@ MPMMU_API mpmmu_status mpmmu_open(const char *folder, const mpmmu_options *optio
 MPMMU_API mpmmu_status mpmmu_get_info(const mpmmu_model *model, mpmmu_info *info);
 
 /* Fits grey, uint8 [height, width] in display range (0 black), into the model's square: pixels, uint8 [1, S, S].
- * pixel_aspect: the height of a pixel over its width, 1.0 where it is square. To the bit what Python makes. */
+ * pixel_aspect: the height of a pixel over its width, 1.0 where it is square. To the bit what Python makes. What is a
+ * single grey value, or is one to the model, is refused (MPMMU_PIXELS_ERROR): beside its padding nobody would see it.
+ * Where it fails, pixels are black, unless `how` is NULL or has no such side. */
 MPMMU_API mpmmu_status mpmmu_preprocess(const mpmmu_preprocessing *how, const uint8_t *grey, size_t height,
                                         size_t width, double pixel_aspect, uint8_t *pixels);
 
@@ -133,12 +135,20 @@ MPMMU_API mpmmu_status mpmmu_preprocess(const mpmmu_preprocessing *how, const ui
 MPMMU_API mpmmu_status mpmmu_predict(mpmmu_model *model, const uint8_t *mammography, const uint8_t *ultrasound,
                                      size_t cases, const mpmmu_outputs *outputs);
 
+/* What is to be said against one pair of images, pixels uint8 [1, S, S] each, in the words of Python's doors: that they
+ * look swapped, or that one is unlike those that the model has learnt from, an inverted one say; "" where nothing is, or
+ * the bundle does not know how its images look. Say it with the answer. *warning is NULL where this fails, and lasts until
+ * the calling thread calls it again. */
+MPMMU_API mpmmu_status mpmmu_image_warning(const mpmmu_model *model, const uint8_t *mammography,
+                                           const uint8_t *ultrasound, const char **warning);
+
 /* Runs the golden cases of the bundle, together and alone: does this machine compute what the export proved?
  * MPMMU_PARITY_ERROR where it does not, or computes no numbers; MPMMU_DIGEST_MISMATCH where the golden vectors are not
  * those that were opened. result: NULL if only the verdict is wanted. */
 MPMMU_API mpmmu_status mpmmu_self_test(mpmmu_model *model, mpmmu_self_test_result *result);
 
-/* What was got and what was expected, and what to do, of the last call of this thread that failed; "" before one. */
+/* What was got and what was expected, and what to do, of the last call of this thread that failed; "" before one. Each
+ * text lives until the next call that fails, or the end of the thread. */
 MPMMU_API const char *mpmmu_last_error(void);
 MPMMU_API const char *mpmmu_last_hint(void);
 

@@ -16,7 +16,7 @@ namespace {
 
 using mpmmu::Failure;
 
-thread_local std::string last_error, last_hint;
+thread_local std::string last_error, last_hint, image_warning;
 
 mpmmu_status failed(mpmmu_status status, const char *message, const char *hint) noexcept {
   try {
@@ -55,7 +55,8 @@ void require(const void *given, const char *name) {
 template <class Struct>
 void require_size(const Struct *given, const char *name) {
   require(given, name);
-  if (given->size < sizeof(std::size_t) || given->size > sizeof(Struct)) {
+  // What is no multiple of its alignment is the size of no struct, and would cut an address in two.
+  if (given->size < sizeof(std::size_t) || given->size > sizeof(Struct) || given->size % alignof(Struct) != 0) {
     throw wrong(std::string("`") + name + "` has the size " + std::to_string(given->size) + ", expected " +
                     std::to_string(sizeof(Struct)) + " or that of an earlier version",
                 "set `size` to sizeof the struct, and use a library that is as new as its header");
@@ -126,6 +127,19 @@ mpmmu_status mpmmu_predict(mpmmu_model *model, const uint8_t *mammography, const
     if (!model) mpmmu::leave_no_answer(whole, cases, 0, 0);  // nobody knows of how many learners, nor of what width
     require(model, "model");
     model->model.predict(mammography, ultrasound, cases, whole);
+  });
+}
+
+mpmmu_status mpmmu_image_warning(const mpmmu_model *model, const uint8_t *mammography, const uint8_t *ultrasound,
+                                 const char **warning) {
+  if (warning) *warning = nullptr;  // nobody is told that there is nothing to say
+  return guarded([&] {
+    require(model, "model");
+    require(mammography, "mammography");
+    require(ultrasound, "ultrasound");
+    require(warning, "warning");
+    image_warning = model->model.image_warning(mammography, ultrasound);
+    *warning = image_warning.c_str();
   });
 }
 

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <ctime>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <set>
@@ -21,6 +22,7 @@ constexpr const char *kSchema = "mpmmu-bundle/1";
 constexpr const char *kManifest = "bundle.json";
 constexpr std::uint64_t kMaxJsonBytes = 16u << 20, kMaxGoldenBytes = 1u << 28, kMaxFileBytes = std::uint64_t{8} << 30;
 constexpr int kMaxSide = 4096;
+constexpr std::time_t kTicksSeconds = 2;  // mpmmu_rt.bundle._TICKS_NS
 constexpr const char *kHint = "export the bundle again with `mpmmu-rt export`";
 constexpr const char *kUntrained = "UNTRAINED model: its probabilities mean nothing";
 constexpr const char *kTriedInt8 =
@@ -283,7 +285,36 @@ std::size_t check_pixels(const Json &entry, std::uint32_t side) {
   return shape[1].get<std::size_t>();
 }
 
-// mpmmu_rt.modality_check.ModalityCheck.from_json; what it is for is the Python runtime's.
+bool is_finite_number(const Json &one) { return one.is_number() && std::isfinite(one.get<double>()); }
+
+// mpmmu_rt.image_figures.listed: a number for each figure.
+void require_figures(const Json &numbers, const std::string &what) {
+  const bool sound = numbers.is_array() && numbers.size() == std::size(kFigures) &&
+                     std::all_of(numbers.begin(), numbers.end(), is_finite_number);
+  if (sound) return;
+  throw Malformed{"`" + what + "` does not hold " + std::to_string(std::size(kFigures)) + " finite numbers each"};
+}
+
+// mpmmu_rt.learnt_ranges.from_json.
+void check_learnt(const Json &check) {
+  const auto found = check.find("learnt");
+  if (found == check.end() || found->is_null()) return;
+  if (!found->is_object() || found->size() != 2 || !found->contains("mammography") || !found->contains("ultrasound")) {
+    throw Malformed{"`learnt` is not of mammography and ultrasound"};
+  }
+  for (const char *modality : kModalities) {
+    const Json &range = found->at(modality);
+    if (!range.is_object()) throw Malformed{"`learnt` has a " + python_type(range) + ", expected an object"};
+    for (const char *name : {"lowest", "highest", "margin"}) require_figures(at(range, name), "learnt");
+    for (std::size_t i = 0; i < std::size(kFigures); ++i) {
+      const auto number = [&](const char *name) { return range.at(name)[i].get<double>(); };
+      if (number("lowest") <= number("highest") && number("margin") > 0) continue;
+      throw Malformed{"`learnt` has a range that ends before it begins, or a margin that is not above 0"};
+    }
+  }
+}
+
+// mpmmu_rt.modality_check.ModalityCheck.from_json; what it is for is `ImageCheck`'s.
 void check_modality(const Json &entry) {
   const auto found = entry.find("modality_check");
   if (found == entry.end() || found->is_null()) return;
@@ -291,19 +322,14 @@ void check_modality(const Json &entry) {
   if (figures == found->end() || *figures != Json(kFigures)) {
     throw Malformed{"`modality_check` is not of the figures that this version computes"};
   }
-  const auto number = [](const Json &one) { return one.is_number() && std::isfinite(one.get<double>()); };
-  bool sound = true;
-  for (const char *name : {"weights", "means", "scales"}) {
-    const Json &array = at(*found, name);
-    sound = sound && array.is_array() && array.size() == std::size(kFigures) &&
-            std::all_of(array.begin(), array.end(), number);
-    if (std::string(name) != "scales") continue;
-    sound = sound && std::all_of(array.begin(), array.end(), [](const Json &one) { return one.get<double>() > 0; });
-  }
-  for (const char *name : {"intercept", "margin"}) sound &= number(at(*found, name));
+  for (const char *name : {"weights", "means", "scales"}) require_figures(at(*found, name), "modality_check");
+  const Json &scales = found->at("scales");
+  const bool sound = is_finite_number(at(*found, "intercept")) && is_finite_number(at(*found, "margin")) &&
+                     std::all_of(scales.begin(), scales.end(), [](const Json &one) { return one.get<double>() > 0; });
   if (!sound) {
     throw Malformed{"`modality_check` does not hold " + std::to_string(std::size(kFigures)) + " finite numbers each"};
   }
+  check_learnt(*found);
 }
 
 // mpmmu_rt.single_record.read; heads for one modality are the Python runtime's.
@@ -388,6 +414,41 @@ void walk(const std::string &folder, const Parts &above, std::vector<std::pair<P
   }
 }
 
+std::string shown(const std::string &kind, const std::vector<std::size_t> &shape) {
+  std::string lengths;
+  for (const std::size_t one : shape) lengths += (lengths.empty() ? "" : ", ") + std::to_string(one);
+  return kind + "[" + lengths + "]";
+}
+
+// mpmmu_rt.bundle._check_golden: also of what the self-test does not compare. side: of an image.
+void check_golden(const std::string &path, const Arrays &golden, const std::set<std::string> &wanted, std::size_t side,
+                  std::size_t width) {
+  std::string all;
+  for (const std::string &name : wanted) all += (all.empty() ? "" : ", ") + name;
+  for (const std::string &name : wanted) {
+    if (!golden.count(name)) throw senseless(path + " lacks `" + name + "`, expected " + all);
+  }
+  const auto &counted = golden.at("probability").shape;
+  const std::size_t cases = counted.empty() ? 0 : counted[0];
+  if (!cases) throw senseless(path + " holds no golden cases, expected some");
+  for (const auto &[name, array] : golden) {
+    if (!wanted.count(name) && name.find(':') == std::string::npos) continue;  // nor of a target
+    const std::string part = name.substr(name.rfind('.') + 1);
+    std::vector<std::size_t> shape = array.shape;
+    if (part == "pixels") shape = {cases, 1, side, side};
+    else if (part == "embedding") shape = {cases, width};
+    else if (part == "probability") shape = {cases};
+    else if (part != "feature_map") continue;
+    else if (shape.empty()) shape = {cases};
+    else shape[0] = cases;
+    const bool octets = part == "pixels";
+    if (array.shape == shape && array.octets() == octets) continue;
+    const char *kind = array.octets() ? "uint8" : array.dtype == "<f4" ? "float32" : "float64";
+    throw senseless(path + " has " + shown(kind, array.shape) + " as `" + name + "`, expected " +
+                    shown(octets ? "uint8" : "floats", shape));
+  }
+}
+
 bool same(const struct stat &one, const struct stat &other) {
   const auto alike = [](const timespec &a, const timespec &b) {
     return a.tv_sec == b.tv_sec && a.tv_nsec == b.tv_nsec;
@@ -402,6 +463,17 @@ Seen seen_of(const std::string &folder, const Json &files) {
   for (const auto &item : files.items()) {
     struct stat &one = found[item.key()];
     if (::lstat(join_path(folder, item.key()).c_str(), &one) != 0) one = {};
+  }
+  return found;
+}
+
+// That, before they are hashed: of what was written so shortly before that it may be written again within the same tick
+// of the file system's clock, nothing can be told.
+Seen before_hashing(const std::string &folder, const Json &files) {
+  Seen found = seen_of(folder, files);
+  const auto written_before = std::time(nullptr) - kTicksSeconds;
+  for (auto &[name, one] : found) {
+    if (std::max(one.st_mtim.tv_sec, one.st_ctim.tv_sec) >= written_before) one = {};
   }
   return found;
 }
@@ -470,7 +542,7 @@ Bundle Bundle::open(const std::string &given) {
     const std::size_t width = check_pixels(entry, how.side);
     check_modality(entry);
     check_single_heads(entry, width);
-    auto hashed = std::make_shared<const Seen>(seen_of(folder, mapping(entry, "files")));
+    auto hashed = std::make_shared<const Seen>(before_hashing(folder, mapping(entry, "files")));
     const Bundle bundle{folder, std::make_shared<const Json>(std::move(entry)), sha256(data), how, limit, width,
                         std::move(hashed)};
     bundle.check_files();
@@ -609,13 +681,11 @@ Arrays Bundle::golden() const {
   } catch (const std::runtime_error &error) {
     throw senseless(path + " is not a readable .npz file: " + error.what());
   }
-  for (const char *name : kGolden) {
-    if (!found.count(name)) {
-      throw senseless(path + " lacks `" + name +
-                      "`, expected embedding, mammography.feature_map, mammography.pixels, "
-                      "probability, ultrasound.feature_map, ultrasound.pixels");
-    }
+  std::set<std::string> wanted(std::begin(kGolden), std::end(kGolden));
+  if (!entry->value("single_modality", Json()).is_null()) {
+    wanted.insert({"single.mammography.probability", "single.ultrasound.probability"});
   }
+  check_golden(path, found, wanted, preprocessing.side, width);
   return found;
 }
 

@@ -20,9 +20,9 @@ struct Failure : std::exception {
 };
 
 // As std::to_string, with a point whatever the locale of the application has between digits.
-inline std::string decimal(double value) {
+inline std::string decimal(double value, int places = 6) {
   char text[400];
-  return std::string(text, std::to_chars(text, text + sizeof text, value, std::chars_format::fixed, 6).ptr);
+  return std::string(text, std::to_chars(text, text + sizeof text, value, std::chars_format::fixed, places).ptr);
 }
 
 }  // namespace mpmmu

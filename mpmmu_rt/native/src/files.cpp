@@ -98,6 +98,11 @@ std::string join_path(const std::string &folder, const std::string &name) {
   return folder.empty() || folder.back() == '/' ? folder + name : folder + "/" + name;
 }
 
+std::string absolute_path(const std::string &path) {
+  const std::unique_ptr<char, void (*)(void *)> here(::getcwd(nullptr, 0), std::free);
+  return path.rfind('/', 0) == 0 || !here ? path : join_path(here.get(), path);
+}
+
 Kind kind_of(const std::string &path, std::uint64_t *size) {
   struct stat found;
   if (::lstat(path.c_str(), &found) != 0) return Kind::kNone;

@@ -9,6 +9,9 @@ namespace mpmmu {
 
 std::string join_path(const std::string &folder, const std::string &name);
 
+// The same, from wherever it is read later.
+std::string absolute_path(const std::string &path);
+
 enum class Kind { kNone, kFile, kFolder, kLink, kOther };
 
 // Of what the path names itself: a link is a link.

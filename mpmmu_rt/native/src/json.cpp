@@ -1,5 +1,7 @@
 #include "json.h"
 
+#include <locale.h>
+
 #include <algorithm>
 #include <charconv>
 #include <cmath>
@@ -38,6 +40,21 @@ std::string number(double value) {
   if (digits.size() <= whole) return sign + digits + std::string(whole - digits.size(), '0') + ".0";
   return sign + digits.substr(0, whole) + "." + digits.substr(whole);
 }
+
+// As long as it lives, this thread reads numbers as C does: the parser takes what the application's locale has between
+// digits for one byte, and that of ps_AF has two.
+class PlainNumbers {
+ public:
+  PlainNumbers() : plain_(::newlocale(LC_NUMERIC_MASK, "C", nullptr)), before_(::uselocale(plain_)) {}
+  PlainNumbers(const PlainNumbers &) = delete;
+  ~PlainNumbers() {
+    ::uselocale(before_);
+    if (plain_) ::freelocale(plain_);
+  }
+
+ private:
+  locale_t plain_, before_;
+};
 
 std::string text(const std::string &value) { return Json(value).dump(-1, ' ', true); }
 
@@ -82,6 +99,7 @@ Json parse_json(const std::string &source) {
   };
   if (source.find('\0') != std::string::npos)
     throw std::runtime_error("it holds a zero byte");  // ends it, to the parser
+  const PlainNumbers plain;
   return Json::parse(source, bounded);
 }
 

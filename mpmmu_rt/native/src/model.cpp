@@ -70,9 +70,11 @@ Model::Model(const char *folder, const mpmmu_options &options)
       bundle_(open_beside_the_engine(folder, options)),
       weights_(bundle_.weights()),
       choice_(options),
+      check_(*bundle_.entry),
       name_(bundle_.name()),
       warning_(bundle_.warning()) {
   bundle_.require_proven(choice_.target);
+  bundle_.folder = absolute_path(bundle_.folder);  // files are read later, too: a daemon goes to the root meanwhile
   load_head();
   const Wanted wanted{choice_.precision, choice_.engine == "openvino" ? choice_.openvino : choice_.onnxruntime,
                       choice_.threads};
@@ -177,6 +179,10 @@ void Model::require_pairs(const std::uint8_t *const (&pixels)[2], std::size_t ca
                     "check the export, in DICOM also the window");
     }
   }
+}
+
+std::string Model::image_warning(const std::uint8_t *mammography, const std::uint8_t *ultrasound) const {
+  return check_.against({mammography, ultrasound}, bundle_.preprocessing.side);
 }
 
 void Model::decide(const std::uint8_t *mammography, const std::uint8_t *ultrasound, std::size_t cases,

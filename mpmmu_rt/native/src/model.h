@@ -9,6 +9,7 @@
 #include "bundle.h"
 #include "engine.h"
 #include "failure.h"
+#include "image_check.h"
 #include "mpmmu.h"
 
 namespace mpmmu {
@@ -40,6 +41,9 @@ class Model {
 
   void tell(mpmmu_info &info) const;
 
+  // What is to be said against a pair of pixels; "" if nothing.
+  std::string image_warning(const std::uint8_t *mammography, const std::uint8_t *ultrasound) const;
+
  private:
   void load_head();
   void require_own_process() const;
@@ -57,6 +61,7 @@ class Model {
   Bundle bundle_;
   std::list<HeldFile> weights_;  // held before an engine reads them
   Choice choice_;
+  ImageCheck check_;
   std::string name_, warning_, head_target_, engine_version_;
   std::unique_ptr<Head> head_;
   std::unique_ptr<Embedder> embedder_;

@@ -93,20 +93,26 @@ bool down_first(std::size_t height, std::size_t width, std::size_t tall, std::si
   return height > tall && less(height, tall) > 2 * less(width, wide);
 }
 
+// `mpmmu_rt.grey.check_content`: what gives a probability that looks right, and is none. Throws Failure.
+void require_content(const std::uint8_t *grey, std::size_t count, const std::string &to, const std::string &where,
+                     const char *hint) {
+  for (std::size_t at = 0; at < count; at += count / 64 + 1) {  // one of a few tells of most
+    if (grey[at] != *grey) return;
+  }
+  if (std::memcmp(grey, grey + 1, count - 1) != 0) return;
+  throw Failure(MPMMU_PIXELS_ERROR,
+                "`grey` is blank" + to + ": grey value " + std::to_string(*grey) + " everywhere" + where +
+                    ", expected an image with content",
+                hint);
+}
+
 // Half to even, as Python rounds; at least one pixel is left.
 std::size_t fitted(double side, double size, double longest) {
   return static_cast<std::size_t>(std::max(1.0, std::nearbyint(side * size / longest)));
 }
 
-}  // namespace
-
-void preprocess(const mpmmu_preprocessing &how, const std::uint8_t *grey, std::size_t height, std::size_t width,
-                double pixel_aspect, std::uint8_t *pixels) {
-  if (how.side < 1 || how.side > 4096) {
-    throw Failure(MPMMU_USAGE_ERROR,
-                  "preprocessing has the size " + std::to_string(how.side) + ", expected an integer from 1 to 4096",
-                  "take it from mpmmu_get_info");
-  }
+void fit(const mpmmu_preprocessing &how, const std::uint8_t *grey, std::size_t height, std::size_t width,
+         double pixel_aspect, std::uint8_t *pixels) {
   // 2**24: up to there, coordinates are exact in every type that takes part.
   if (!grey || !height || !width || height > 1u << 24 || width > 1u << 24) {
     throw Failure(MPMMU_PIXELS_ERROR,
@@ -119,6 +125,7 @@ void preprocess(const mpmmu_preprocessing &how, const std::uint8_t *grey, std::s
                   "`pixel_aspect` is " + decimal(pixel_aspect) + ", expected a ratio from 1:8 to 8:1",
                   "pass 1.0 where the pixels are square");
   }
+  require_content(grey, height * width, "", "", "check the export, in DICOM also the window");
   const std::size_t size = how.side;
   std::size_t tall = size, wide = size;
   if (how.pad) {
@@ -141,9 +148,30 @@ void preprocess(const mpmmu_preprocessing &how, const std::uint8_t *grey, std::s
     width = wide;
   }
   if (tall != height) resize_down();
+  // Here, as beside its padding nobody sees it any more.
+  require_content(grey, tall * wide, " to the model",
+                  " at " + std::to_string(wide) + " x " + std::to_string(tall) + " pixels",
+                  "check the export: what there is in it is too small or too faint to be seen at that size");
   std::memset(pixels, 0, size * size);
   const std::size_t top = (size - tall) / 2, left = (size - wide) / 2;
   for (std::size_t y = 0; y < tall; ++y) std::memcpy(pixels + (top + y) * size + left, grey + y * wide, wide);
+}
+
+}  // namespace
+
+void preprocess(const mpmmu_preprocessing &how, const std::uint8_t *grey, std::size_t height, std::size_t width,
+                double pixel_aspect, std::uint8_t *pixels) {
+  if (how.side < 1 || how.side > 4096) {
+    throw Failure(MPMMU_USAGE_ERROR,
+                  "preprocessing has the size " + std::to_string(how.side) + ", expected an integer from 1 to 4096",
+                  "take it from mpmmu_get_info");
+  }
+  try {
+    fit(how, grey, height, width, pixel_aspect, pixels);
+  } catch (...) {  // what lay there may be another patient's; black is refused by whoever predicts
+    std::memset(pixels, 0, std::size_t{how.side} * how.side);
+    throw;
+  }
 }
 
 }  // namespace mpmmu
