@@ -64,7 +64,7 @@ import stat
 import time
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -147,6 +147,11 @@ class Bundle:
     threshold: float
     # Of every file what `_seen` said of it when it was hashed.
     _hashed: dict[str, tuple[int, ...]] = field(default_factory=dict, compare=False, repr=False)
+    # Graphs are opened later too, when a service has long gone to another folder.
+    root: Path = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "root", Path(os.path.abspath(self.path)))
 
     @classmethod
     def open(cls, path: StrPath) -> Bundle:
@@ -254,7 +259,7 @@ class Bundle:
         """
         graphs = self.entry["graphs"]
         if not in_8_bits(precision):
-            return self.path / str(graphs[graph])
+            return self.root / str(graphs[graph])
         names = [quantized_graph(graph, one) for one in (precision, *IN_8_BITS)]
         name = next((one for one in names if one in graphs), names[0])
         if name not in graphs:
@@ -269,12 +274,12 @@ class Bundle:
                 f"{self.path} holds no INT8 graph `{name}`, expected a bundle that was calibrated",
                 hint="export it again with --calibrate MANIFEST",
             )
-        return self.path / str(graphs[name])
+        return self.root / str(graphs[name])
 
     def graph_for(self, engine: str, graph: Graph, precision: str = "fp32") -> Path:
         """The path of a graph as it was rewritten for `engine`, where it was; else what `graph` says, and raises."""
         own = self.entry["graphs"].get(own_graph(graph, engine))
-        return self.graph(graph, precision) if own is None or in_8_bits(precision) else self.path / str(own)
+        return self.graph(graph, precision) if own is None or in_8_bits(precision) else self.root / str(own)
 
     def target_graph(self, target: Target, name: str) -> Path:
         """A graph that was written for one target, in the types of its precision. Raises `BundleError` for none."""
@@ -284,7 +289,7 @@ class Bundle:
                 f"{self.path} holds no {path}, expected graphs for {target}",
                 hint=f"export it again with --target {target}",
             )
-        return self.path / path
+        return self.root / path
 
     def golden(self) -> dict[str, Array]:
         """The golden vectors: `<modality>.pixels`, `<modality>.feature_map`, `embedding`, `probability`."""
@@ -309,7 +314,7 @@ class Bundle:
         return mean
 
     def _golden_arrays(self) -> dict[str, Array]:
-        found = _read_arrays(self.path / self.entry["golden"], MAX_GOLDEN_BYTES)
+        found = _read_arrays(self.root / self.entry["golden"], MAX_GOLDEN_BYTES)
         self.require_unchanged()
         return found
 
@@ -337,7 +342,7 @@ class Bundle:
                 f"{self.path} holds no weights of attention pools, expected a model that has them",
                 hint="export it again; a module of your own has none, and its whole graph is what runs",
             )
-        found = _read_arrays(self.path / pool["weights"], MAX_POOL_BYTES)
+        found = _read_arrays(self.root / pool["weights"], MAX_POOL_BYTES)
         self.require_unchanged()
         return found
 
@@ -384,8 +389,8 @@ class Bundle:
 
         Asked after the file was read. Only files that were touched are hashed again.
         """
-        if any(_seen(self.path / name) != self._hashed.get(name) for name in self.entry["files"]):
-            self.check_files()
+        if any(_seen(self.root / name) != self._hashed.get(name) for name in self.entry["files"]):
+            replace(self, path=self.root).check_files()
 
 
 def _is_file(path: Path) -> bool:

@@ -6,7 +6,7 @@ import os
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -85,8 +85,7 @@ class Predictor:
         """
         if threads is not None and threads < 1:
             raise UsageError(f"threads is {threads}, expected at least 1", hint="leave it out to use all that may be")
-        # Graphs are opened later too, when a service has long gone to another folder.
-        self.bundle = bundle = replace(bundle, path=Path(os.path.abspath(bundle.path)))
+        self.bundle = bundle
         self.target = target
         self.threads = threads or usable_threads()
         self._process = os.getpid()

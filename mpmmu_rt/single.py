@@ -52,7 +52,7 @@ class SingleHeads:
         """`probability` float32 [N] and `base_probability` of that part of the embedding, float32 [N, C]."""
         with self._lock:
             if modality not in self._sessions:
-                path = self._bundle.path / str(self._bundle.entry["graphs"][graph_of(modality)])
+                path = self._bundle.root / str(self._bundle.entry["graphs"][graph_of(modality)])
                 session = engine(self._target).load(path, self._target.precision, self._threads)
                 self._bundle.require_unchanged()
                 self._sessions[modality] = session

@@ -206,6 +206,10 @@ def test_a_process_may_go_to_another_folder(
         np.testing.assert_array_equal(predictor.predict(few).probability, want)
         for modality, found in predictor.feature_maps(few).items():
             np.testing.assert_array_equal(found, maps[modality])
+        np.testing.assert_array_equal(
+            predictor.bundle.golden()["embedding"], Bundle.open(bundle_folder).golden()["embedding"]
+        )
+        assert predictor.bundle.path == Path(bundle_folder.name), "messages call it as the caller does"
 
 
 def test_load_takes_a_string(bundle_folder: Path) -> None:

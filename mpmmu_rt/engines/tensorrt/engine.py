@@ -235,7 +235,7 @@ class TensorRt:
 
 
 def _check_listed(bundle: Bundle, path: Path, engine: bytes) -> None:
-    name = path.relative_to(bundle.path).as_posix()
+    name = path.relative_to(bundle.root).as_posix()
     if hashlib.sha256(engine).hexdigest() != bundle.entry["files"].get(name, {}).get("sha256"):
         raise DigestMismatch(
             f"{path} is not the engine that was exported, expected the SHA-256 of bundle.json",
