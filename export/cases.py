@@ -119,7 +119,7 @@ def of_cases(
             images[modality].append(image)
             of_case += warnings_of(path.name, row + 1, modality, texts)
         texts = require_two_in(path, row, {modality: images[modality][-1] for modality in MODALITIES}, subjects)
-        warnings.append(of_case + warnings_of(path.name, row + 1, "ultrasound", texts))
+        warnings.append(of_case + warnings_of(path.name, row + 1, "ultrasound", texts, grave=True))
         progress(f"reading {path.name}", done, len(cases), "cases")
     pixels = {modality: np.stack(arrays) for modality, arrays in images.items()}
     labels = np.array([UNKNOWN if case.label is None else case.label for case in cases]) if known else None

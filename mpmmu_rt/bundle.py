@@ -359,8 +359,8 @@ class Bundle:
             raise BundleError(f"{self.path / MANIFEST} does not list {absent[0]}, expected its digest", hint=_HINT)
         self._hashed.clear()
         for name, facts in files.items():
-            seen, now = _seen(self.path / name), time.time_ns()  # before it is read
-            _check_file(self.path, name, _count(facts["bytes"]), str(facts["sha256"]))
+            seen, now = _seen(self.root / name), time.time_ns()  # before it is read
+            _check_file(self.root, name, _count(facts["bytes"]), str(facts["sha256"]))
             if seen and max(seen[-2:]) < now - _TICKS_NS:
                 self._hashed[name] = seen
         # An engine is code, and is looked for beside its graph; and what nobody listed, nobody has looked at.

@@ -162,7 +162,7 @@ def graphs(bundle: Bundle, target: Target, head: Target) -> Counts:
     paths["head"] = bundle.graph(engines()[head.engine].head)
     if head.engine == target.engine:  # its own form of the head, where it has one
         own = f"{target_folder(target.engine, target.precision)}/head.onnx"
-        paths["head"] = bundle.path / own if own in bundle.entry["files"] else paths["head"]
+        paths["head"] = bundle.root / own if own in bundle.entry["files"] else paths["head"]
     found: Counts = {}
     counts: dict[str, GraphCounts] = {name: count_graph(path) for name, path in paths.items()}
     for name, one in counts.items():
@@ -179,7 +179,7 @@ def achieved(bundle: Bundle, target: Target) -> Counts:
     for name in bundle.entry["files"]:
         if name.startswith(folder) and name.endswith(".engine.json"):
             graph = name.removeprefix(folder).removesuffix(".engine.json")
-            stored = {**stored, graph: json.loads((bundle.path / name).read_text(encoding="utf-8"))["achieved"]}
+            stored = {**stored, graph: json.loads((bundle.root / name).read_text(encoding="utf-8"))["achieved"]}
     return {
         f"precision.{graph}": ", ".join(f"{name} {share:.2%}" for name, share in sorted(shares.items()))
         for graph, shares in stored.items()

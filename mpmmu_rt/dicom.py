@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 from . import dicom_header
 from ._optional import require
 from .dicom_tables import monochrome_grey, palette_grey
-from .dicom_values import shown, text
+from .dicom_values import is_uid, shown, text
 from .errors import ImageError
 from .grey import GreyImage, check_depth, check_sides, choose_frame, luma
 from .spec import Array, Modality
@@ -44,6 +44,7 @@ _OVERLAY_BITS_ALLOCATED = tuple(0x60000100 + (group << 16) for group in range(0,
 _UNDEFINED_LENGTH = 0xFFFFFFFF
 _UID_LENGTH = 64
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
+_SYNTAX = b"\x02\0\x10\0UI"  # its element, in the file meta, which is explicit and little endian
 _MONOCHROME = ("MONOCHROME1", "MONOCHROME2")
 _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")  # pydicom decodes all of these to RGB
 
@@ -115,7 +116,9 @@ def _read_header(stream: BinaryIO) -> tuple[Any, int, int]:
     """The elements of `_HEADER_KEYWORDS`; the tag of the pixel data and their length in bytes, which are not read."""
     filereader = require("pydicom.filereader", _PURPOSE)
     tag = require("pydicom.tag", _PURPOSE).Tag
-    if _DEFLATED in stream.read(2**16):  # in the file meta, which is never deflated itself
+    head = stream.read(2**16)
+    _check_syntax(head)
+    if _DEFLATED in head:  # in the file meta, which is never deflated itself
         raise ImageError(
             "has the deflated transfer syntax, which inflates without bound, expected any other",
             hint="convert it with `dcmconv +te` (DCMTK)",
@@ -151,6 +154,23 @@ def _read_header(stream: BinaryIO) -> tuple[Any, int, int]:
     return header, *found[0]
 
 
+def _check_syntax(head: bytes) -> None:
+    """Refuse a transfer syntax that is no UID before pydicom prints it, with all that a damaged length makes part of
+    it: the patient's name, say."""
+    found = head.find(_SYNTAX)
+    if found < 0:
+        return
+    start = found + len(_SYNTAX) + 2
+    length = int.from_bytes(head[start - 2 : start], "little")
+    value = head[start : start + length].decode("ascii", "replace").strip(" \0")
+    if not is_uid(value):
+        got = f"of {length} characters" if length > _UID_LENGTH else "that is no UID"
+        raise ImageError(
+            f"has a transfer syntax {got}, expected a UID of at most {_UID_LENGTH}",
+            hint="the file is damaged: export it again",
+        )
+
+
 def _frames(header: Any) -> int:
     if "NumberOfFrames" not in header:
         return 1
@@ -163,13 +183,7 @@ def _frames(header: Any) -> int:
 def _transfer_syntax(header: Any) -> Any:
     uid = require("pydicom.uid", _PURPOSE)
     if "TransferSyntaxUID" in header.file_meta:
-        syntax = header.file_meta.TransferSyntaxUID
-        if len(syntax) > _UID_LENGTH:
-            raise ImageError(
-                f"has a transfer syntax of {len(syntax)} characters, expected at most {_UID_LENGTH}",
-                hint="the file is damaged: export it again",
-            )
-        return syntax
+        return header.file_meta.TransferSyntaxUID
     # Without file meta a data set can only be uncompressed; pydicom tells the three ways apart.
     implicit, little = header.original_encoding
     if implicit:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ._optional import require
-from .dicom_values import group, numbers, shown, text
+from .dicom_values import group, is_uid, numbers, shown, text
 from .errors import ImageError
 from .geometry import Stated, pixel_aspect
 from .spec import Modality
@@ -104,9 +104,9 @@ def _kind(header: Any, expected: Modality | None) -> Modality | None:
         of_class = _SOP_CLASSES.get(sop_class)
         other = told is not None and of_class is not None and told != of_class
         if sop_class not in _SOP_CLASSES or other or (sop_class in _RADIOGRAPHS and told != "mammography"):
-            name = require("pydicom.uid", "reading a DICOM image").UID(sop_class).name
+            name = shown(_name_of(sop_class), 80)
             raise ImageError(
-                f"is of the SOP class {shown(name, 80)} and the modality {stated or 'unknown'}, expected a mammogram "
+                f"is of the SOP class {name} and the modality {stated or 'unknown'}, expected a mammogram "
                 "(MG), an ultrasound image (US) or a secondary capture of either",
                 hint="export the image itself, or correct its modality if that is wrong",
             )
@@ -117,6 +117,11 @@ def _kind(header: Any, expected: Modality | None) -> Modality | None:
             hint=f"name it under `{told}`: the two may be exchanged",
         )
     return told
+
+
+def _name_of(uid: str) -> str:
+    """pydicom prints what is no UID, and more than that where a length is damaged."""
+    return str(require("pydicom.uid", "reading a DICOM image").UID(uid).name) if is_uid(uid) else uid
 
 
 def _sop_classes(header: Any) -> list[str]:

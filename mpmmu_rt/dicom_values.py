@@ -6,6 +6,7 @@ window), and guess the sign of look-up table descriptors, where the standard has
 
 from __future__ import annotations
 
+import re
 from itertools import takewhile
 from typing import Any
 
@@ -21,6 +22,11 @@ def text(dataset: Any, keyword: str) -> str:
         return ""
     value = dataset.get_item(keyword).value or b""
     return (value.decode("ascii", "replace") if isinstance(value, bytes) else str(value)).strip(" \0")
+
+
+def is_uid(value: str) -> bool:
+    """By its form (PS3.5 9.1)."""
+    return re.fullmatch(r"[0-9.]{1,64}", value) is not None
 
 
 def shown(value: object, most: int = 16) -> str:

@@ -40,7 +40,7 @@ class Held:
         for name in sorted(str(folder / WEIGHTS) for folder in folders):
             if (facts := bundle.entry["files"].get(name)) is None:
                 continue
-            path = bundle.path / name
+            path = bundle.root / name
             try:
                 handles.append(os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0)))
             except OSError:

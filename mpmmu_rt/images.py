@@ -188,7 +188,7 @@ def require_two_in(
         require_two(pixels)
         return require_one(subjects)
     except ImageError as error:
-        raise ManifestError(f"{manifest}, row {row + 1}: {error}", hint="correct the manifest") from error
+        raise ManifestError(f"{manifest}, row {row + 1}: {error}", hint=error.hint) from error
 
 
 def same_image() -> ImageError:

@@ -55,13 +55,18 @@ class LearntRange:
         if not (outside > 0).any():
             return ""
         worst, others = int(outside.argmax()), int((outside > 0).sum()) - 1
-        low, high = self.lowest[worst], self.highest[worst]
+        is_, low, high = (_shown(array[worst]) for array in (figures, self.lowest, self.highest))
         more = f" (and {others} other figure{'s' * (others > 1)})" if others else ""
-        return f"{UNLIKE}: {_NAMES[FIGURES[worst]]} is {figures[worst]:.2f}, theirs {low:.2f} to {high:.2f}{more}"
+        return f"{UNLIKE}: {_NAMES[FIGURES[worst]]} is {is_}, theirs {low} to {high}{more}"
 
     def to_json(self) -> dict[str, list[float]]:
         arrays = {"lowest": self.lowest, "highest": self.highest, "margin": self.margin}
         return {name: to_list(array) for name, array in arrays.items()}
+
+
+def _shown(value: float) -> str:
+    text = f"{value:.2f}"
+    return "0.00" if text == "-0.00" else text
 
 
 def from_json(entry: object) -> Mapping[Modality, LearntRange] | None:

@@ -28,7 +28,7 @@ Paths = StrPath | Sequence[StrPath]
 
 
 class HeaderWarning(UserWarning):
-    """What the header of an image says against it, and is no reason to refuse it."""
+    """What the header of an image says against it, or its pixels, and is no reason to refuse it."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -106,8 +106,8 @@ class Predictor:
         """Pixels uint8 [N, 1, S, S] per modality (`{"mammography": …, "ultrasound": …}`) to a `Prediction`.
 
         The two are named and not positional, so that they can't be swapped unseen. That images are blank, one and the
-        same, look swapped or unlike the training's is seen by `predict_files`, and not here: who decodes files
-        otherwise looks for it (`mpmmu_rt.pairs`).
+        same, of two patients, look swapped or unlike the training's is seen by `predict_files`, and not here: who
+        decodes files otherwise looks for it (`mpmmu_rt.pairs`, `mpmmu_rt.subject`).
         embedding: float32 [N, D] to write the embedding to, and to return; a new array if None. Raises `PixelsError`
         for pixels that the model was not made for, `UsageError` for another `embedding`, `EngineError` if the engine
         fails, `AnswerError`, with the rows, if any probability is not a number in 0..1 or any embedding is not finite,

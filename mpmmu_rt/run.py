@@ -75,8 +75,8 @@ class Allowed:
 class Decoded:
     """A case and its pixels (uint8 [1, S, S] per modality), or the reason why there are none.
 
-    basis: `both`, or the one modality that there is, where that may be. warnings: what the headers of its images say
-    against them, one line; "" if nothing. digests: SHA-256 of each image
+    basis: `both`, or the one modality that there is, where that may be. warnings: what headers and pixels of its images
+    say against them, one line; "" if nothing. digests: SHA-256 of each image
     file, where that was asked for and it could be read. mark: of the files, before they were read.
     """
 

@@ -8,6 +8,8 @@ compared, and is in no message.
 from __future__ import annotations
 
 import hashlib
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,24 +20,27 @@ from .spec import MODALITIES, Modality
 
 KEYWORDS = "PatientID IssuerOfPatientID PatientIdentityRemoved ImageLaterality Laterality"
 _SIDES = {"L": "left", "R": "right"}
-# What anonymisers leave where they leave no pseudonym.
-_NOBODY = {"", "0", "ANON", "ANONYMIZED", "ANONYMOUS", "NA", "N/A", "NONE", "UNKNOWN"}
+# What anonymisers leave where they leave no pseudonym; letters and digits of it.
+_NOBODY = re.compile(
+    "|ANON|ANONYMI[SZ]ED|ANONYMOUS|ANONYMOUSPATIENT|DEIDENTIFIED|NA|NIL|NONE|NOTAVAILABLE|NULL|PATIENT|REDACTED|REMOVED|"
+    "UNKNOWN|UNKNOWNPATIENT|0+|X+"
+)
+_KEY = os.urandom(16)  # so that nobody finds an id by trying all
 
 
 @dataclass(frozen=True)
 class Subject:
-    """patient, issuer: digests of the patient's id and of who gave it; "" where they are not told. pseudonym: whether
-    the id is one. side: "left", "right" or ""."""
+    """patient, issuer: digests, of this process, of the patient's id and of who gave it; "" where they are not told.
+    pseudonym: whether the id is one. side: "left", "right" or ""."""
 
     patient: str = ""
     issuer: str = ""
     pseudonym: bool = False
     side: str = ""
 
-    @property
-    def person(self) -> str:
-        """ "" where nobody is named."""
-        return self.patient and self.patient + self.issuer
+    def comparable(self, other: Subject) -> bool:
+        """Ids of two issuers say nothing of each other."""
+        return not self.issuer or not other.issuer or self.issuer == other.issuer
 
 
 NOBODY = Subject()  # of every format but DICOM
@@ -45,42 +50,43 @@ def subject_of(header: Any, frame: int) -> Subject:
     """Of a DICOM header with the elements of `KEYWORDS`."""
     anatomy = group(header, frame, "FrameAnatomySequence")
     sides = (text(header, "ImageLaterality"), text(anatomy, "FrameLaterality"), text(header, "Laterality"))
+    known, issuer = text(header, "PatientID"), text(header, "IssuerOfPatientID").casefold()
     return Subject(
-        patient=_digest(text(header, "PatientID")),
-        issuer=_digest(text(header, "IssuerOfPatientID")),
+        patient=_digest(known) if _names_somebody(known) else "",
+        issuer=_digest(issuer) if issuer else "",
         pseudonym=text(header, "PatientIdentityRemoved").upper() == "YES",
         side=_SIDES.get(next((one for one in sides if one), "").upper(), ""),
     )
 
 
+def _names_somebody(known: str) -> bool:
+    """Not by letters beyond ASCII, nor by codes that switch to others: one id may be stored in several ways."""
+    letters = re.sub("[^A-Z0-9]", "", known.upper())
+    return known.isascii() and known.isprintable() and not _NOBODY.fullmatch(letters)
+
+
 def _digest(given: str) -> str:
-    """ "" of what names nobody, and of letters beyond ASCII, which the same id may have in other codes."""
-    if given.upper() in _NOBODY or not given.isascii() or "\N{REPLACEMENT CHARACTER}" in given:
-        return ""
-    return hashlib.blake2b(given.encode(), digest_size=16).hexdigest()
+    return hashlib.blake2b(given.encode("utf-8", "replace"), digest_size=16, key=_KEY).hexdigest()
 
 
 def require_one(subjects: Mapping[Modality, Subject]) -> tuple[str, ...]:
     """What is to be said against a case whose images are of these. Raises `ImageError` where they are two patients'."""
     mammogram, ultrasound = (subjects[modality] for modality in MODALITIES)
     said = []
-    if _are_two(mammogram, ultrasound):
-        if not mammogram.pseudonym and not ultrasound.pseudonym:
+    if mammogram.patient and ultrasound.patient and mammogram.patient != ultrasound.patient:
+        if not mammogram.comparable(ultrasound):
+            said.append("the patient's ids are of two issuers by their headers: they can't be compared (PatientID)")
+        elif mammogram.pseudonym or ultrasound.pseudonym:
+            said.append("by their headers the images are of two patients, one at least under a pseudonym (PatientID)")
+        else:
             raise ImageError(
                 "the mammogram and the ultrasound image are of two patients by their headers (PatientID), expected "
                 "one patient's",
                 hint="name the images of one patient; if they are, and an id was only written otherwise, correct it in "
                 "the file",
             )
-        said.append("by their headers the images are of two patients, whose ids are pseudonyms (PatientID)")
     if mammogram.side and ultrasound.side and mammogram.side != ultrasound.side:
         said.append(
             f"the mammogram is of the {mammogram.side} breast and the ultrasound image of the {ultrasound.side} one"
         )
     return tuple(said)
-
-
-def _are_two(one: Subject, other: Subject) -> bool:
-    """Ids of two issuers can't be compared."""
-    same_issuer = not one.issuer or not other.issuer or one.issuer == other.issuer
-    return bool(one.patient and other.patient) and one.patient != other.patient and same_issuer

@@ -60,7 +60,7 @@ def survey(bundle: Bundle, batch: int, *, seconds: float = 1.0, progress: Progre
         progress("all targets in turn", number, len(targets) * TURNS, "turns")
         if target not in problems:
             try:
-                samples[target] += take_turn(Side(bundle.path, target), batch, seconds / TURNS)
+                samples[target] += take_turn(Side(bundle.root, target), batch, seconds / TURNS)
             except MpmmuError as error:
                 problems[target] = error
     progress("all targets in turn", len(targets) * TURNS, len(targets) * TURNS, "turns")

@@ -46,7 +46,7 @@ class Verdict:
 
 def place_of(bundle: Bundle) -> Path:
     """Where the verdicts of `bundle` are kept."""
-    path = bundle.path.resolve()
+    path = bundle.root.resolve()
     return path.with_name(f"{path.name}.verified.json")
 
 

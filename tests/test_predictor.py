@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,12 +21,13 @@ from PIL import Image
 from mpmmu_rt import load
 from mpmmu_rt.bundle import GRAPHS, Bundle, seal
 from mpmmu_rt.cases import read_manifest
-from mpmmu_rt.errors import BundleError, EngineError, PixelsError, UsageError
+from mpmmu_rt.errors import BundleError, DigestMismatch, EngineError, PixelsError, UsageError
 from mpmmu_rt.images import Preprocessing
 from mpmmu_rt.model.phantom import phantom_pixels
 from mpmmu_rt.predictor import Predictor
 from mpmmu_rt.run import run
-from mpmmu_rt.spec import MODALITIES, Array, Modality
+from mpmmu_rt.spec import MODALITIES, Array, Modality, Target
+from mpmmu_rt.verified import place_of
 
 # FP32 of the same graph, blocked differently by batch size: some 10 times what was measured (4e-7).
 ROW_TOLERANCE = 5e-6
@@ -210,6 +212,31 @@ def test_a_process_may_go_to_another_folder(
             predictor.bundle.golden()["embedding"], Bundle.open(bundle_folder).golden()["embedding"]
         )
         assert predictor.bundle.path == Path(bundle_folder.name), "messages call it as the caller does"
+
+
+def test_what_is_watched_and_kept_is_of_the_bundle_that_was_opened(
+    bundle_folder: Path, pixels: Pixels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not of another of the same name, in the folder that the process went to meanwhile."""
+    few, target = rows(pixels, slice(2)), Target("onnxruntime", "fp32")
+    for name in ("one", "two"):
+        shutil.copytree(bundle_folder, tmp_path / name / "b")
+    for to in ("two", "nothing"):
+        (tmp_path / to).mkdir(exist_ok=True)
+        monkeypatch.chdir(tmp_path / "one")
+        bundle = Bundle.open("b")
+        monkeypatch.chdir(tmp_path / to)
+        assert place_of(bundle) == (tmp_path / "one/b.verified.json").resolve()
+        with Predictor(bundle, target) as predictor:
+            predictor.predict(few)
+            weights = tmp_path / "one/b/onnx/weights.bin"
+            before = weights.read_bytes()
+            with weights.open("r+b") as file:
+                file.write(bytes(byte ^ 1 for byte in before[:64]))
+            with pytest.raises(DigestMismatch, match="was written to while it was in use"):
+                predictor.predict(few)
+            with weights.open("r+b") as file:
+                file.write(before[:64])
 
 
 def test_load_takes_a_string(bundle_folder: Path) -> None:

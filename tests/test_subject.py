@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import itertools
+import subprocess
+import sys
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -15,6 +19,7 @@ from mpmmu_rt.cases import Case, read_manifest
 from mpmmu_rt.errors import ImageError, ManifestError
 from mpmmu_rt.explain import explain
 from mpmmu_rt.export.cases import of_manifest
+from mpmmu_rt.image_warnings import ImageWarning, lines, summary
 from mpmmu_rt.images import Preprocessing, read_image, read_with_warnings
 from mpmmu_rt.model.data import SAME_PERSON, data_from_manifest
 from mpmmu_rt.pairs import read_pairs
@@ -26,7 +31,8 @@ from mpmmu_rt.spec import MODALITIES, Array, Modality
 from mpmmu_rt.subject import NOBODY, Subject, require_one
 
 TWO = "are of two patients by their headers"
-PSEUDONYMS = "by their headers the images are of two patients, whose ids are pseudonyms (PatientID)"
+PSEUDONYM = "by their headers the images are of two patients, one at least under a pseudonym (PatientID)"
+ISSUERS = "the patient's ids are of two issuers by their headers: they can't be compared (PatientID)"
 BREASTS = "the mammogram is of the left breast and the ultrasound image of the right one"
 SIZE = Preprocessing(48)
 Elements = Mapping[str, object]
@@ -65,10 +71,11 @@ def one(**elements: object) -> Elements:
     [
         (one(PatientID="17"), one(PatientID="18")),
         (one(PatientID="17", IssuerOfPatientID="A"), one(PatientID="18", IssuerOfPatientID="A")),
+        (one(PatientID="17", IssuerOfPatientID="HOSP"), one(PatientID="18", IssuerOfPatientID="Hosp")),
         (one(PatientID="17", IssuerOfPatientID="A"), one(PatientID="18")),
         (one(PatientID="17", PatientIdentityRemoved="NO"), one(PatientID="18")),
         (one(PatientID="17"), one(PatientID="017")),
-        (one(PatientID="x"), one(PatientID="X")),
+        (one(PatientID="a7"), one(PatientID="A7")),
     ],
 )
 def test_two_patients_are_no_case(pair: Pair, mammography: Elements, ultrasound: Elements) -> None:
@@ -87,7 +94,9 @@ def test_two_patients_are_no_case(pair: Pair, mammography: Elements, ultrasound:
         (one(PatientID="17"), one(PatientID="17")),
         (one(PatientID="17 "), one(PatientID=" 17")),
         (one(PatientID="17"), one(PatientID="anonymous")),
-        (one(PatientID="17", IssuerOfPatientID="A"), one(PatientID="18", IssuerOfPatientID="B")),
+        (one(PatientID="17"), one(PatientID="ANONYMISED^")),
+        (one(PatientID="17"), one(PatientID="De-identified")),
+        (one(PatientID="17"), one(PatientID="00000000")),
         (one(ImageLaterality="L"), one(ImageLaterality="L")),
         (one(ImageLaterality="L"), one(Laterality="L")),
         (one(ImageLaterality="L"), one()),
@@ -100,13 +109,21 @@ def test_nothing_is_said_of_one_or_of_what_is_not_told(pair: Pair, mammography: 
     assert said(pair(mammography, ultrasound)) == ()
 
 
+def test_ids_of_two_issuers_are_not_compared_and_that_is_said(pair: Pair) -> None:
+    for issuer in ("B", "H\u00f4pital"):
+        first = one(PatientID="17", IssuerOfPatientID="A", SpecificCharacterSet="ISO_IR 192")
+        second = one(PatientID="18", IssuerOfPatientID=issuer, SpecificCharacterSet="ISO_IR 192")
+        assert said(pair(first, second)) == (ISSUERS,)
+        assert said(pair(first, {**second, "PatientID": "17"})) == ()
+
+
 @pytest.mark.parametrize("removed", [("YES", "YES"), ("YES", None), (None, "YES")])
 def test_pseudonyms_may_be_of_one(pair: Pair, removed: tuple[str | None, str | None]) -> None:
     first, second = removed
     found = said(
         pair(one(PatientID="a", PatientIdentityRemoved=first), one(PatientID="b", PatientIdentityRemoved=second))
     )
-    assert found == (PSEUDONYMS,)
+    assert found == (PSEUDONYM,)
 
 
 def test_two_breasts_are_said(pair: Pair) -> None:
@@ -128,21 +145,51 @@ def test_the_side_of_a_frame_counts(save_dicom: Callable[..., Path]) -> None:
     assert [read_image(path, frame=at).subject.side for at in range(2)] == ["left", "right"]
 
 
+@pytest.mark.parametrize("implicit", [False, True])
+def test_either_way_to_write_elements(save_dicom: Callable[..., Path], implicit: bool) -> None:
+    known = {"PatientID": "17", "IssuerOfPatientID": "A", "PatientIdentityRemoved": "YES", "ImageLaterality": "R"}
+    subject = read_image(save_dicom(noise(0), implicit=implicit, **known)).subject
+    assert (bool(subject.patient), bool(subject.issuer), subject.pseudonym, subject.side) == (True, True, True, "right")
+
+
 def test_an_id_in_other_letters_can_not_be_compared(save_dicom: Callable[..., Path]) -> None:
     """The same id has other bytes in another character set, and two ids have the same signs for what is not read."""
-    found = []
-    for name, sets in (("a.dcm", "ISO_IR 192"), ("b.dcm", "ISO_IR 100")):
-        path = save_dicom(noise(0), name=name, SpecificCharacterSet=sets, PatientID="M\u00fcller")
-        found.append(read_image(path).subject)
-    assert found == [NOBODY, NOBODY]
+    ways = (("ISO_IR 192", "M\u00fcller"), ("ISO_IR 100", "M\u00fcller"), ("\\ISO 2022 IR 87", "\u5c71\u7530"))
+    for at, (sets, known) in enumerate(ways):
+        path = save_dicom(noise(0), name=f"{at}.dcm", SpecificCharacterSet=sets.split("\\"), PatientID=known)
+        assert read_image(path).subject == NOBODY
 
 
 def test_a_subject_holds_no_id(save_dicom: Callable[..., Path]) -> None:
-    """It may be shown: in a traceback, say."""
-    subject = read_image(save_dicom(noise(0), PatientID="SECRET-17", IssuerOfPatientID="SECRET-18")).subject
+    """It may be shown: in a traceback, say. Nor what another process could find it by, which tries all ids."""
+    known = {"PatientID": "SECRET-17", "IssuerOfPatientID": "SECRET-18"}
+    path = save_dicom(noise(0), **known)
+    subject = read_image(path).subject
     assert subject.patient
     assert subject.issuer
     assert "SECRET" not in repr(subject)
+    script = "import sys; from mpmmu_rt.images import read_image; print(read_image(sys.argv[1]).subject.patient)"
+    other = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=True)
+    assert other.stdout.strip() != subject.patient
+
+
+@pytest.mark.parametrize("tag", [b"\x08\x00\x16\x00UI", b"\x02\x00\x10\x00UI", b"\x02\x00\x02\x00UI"])
+def test_a_damaged_length_prints_no_name(
+    save_dicom: Callable[..., Path], tag: bytes, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """With a UID that runs into the patient's elements: pydicom prints what is none."""
+    path = save_dicom(noise(0), PatientName="SECRETNAME", PatientID="SECRETID17")
+    data = bytearray(path.read_bytes())
+    start = data.find(tag) + 8
+    for end in (data.find(b"SECRETNAME") + 10, data.find(b"SECRETID17") + 10, start + 40):
+        length = end - start + (end - start) % 2
+        data[start - 2 : start] = length.to_bytes(2, "little")
+        path.write_bytes(data)
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            with contextlib.suppress(ImageError):
+                read_image(path)
+        assert "SECRET" not in " ".join(str(one.message) for one in told) + "".join(capfd.readouterr())
 
 
 def test_other_formats_tell_nobody(phantom_manifest: Path) -> None:
@@ -212,8 +259,9 @@ def test_explain(two: dict[Modality, Path], breasts: dict[Modality, Path], bundl
 
 
 def test_train_and_ablate(two: dict[Modality, Path], breasts: dict[Modality, Path], tmp_path: Path) -> None:
-    with pytest.raises(ManifestError, match=rf"two\.csv, row 1: .* {TWO}"):
+    with pytest.raises(ManifestError, match=rf"two\.csv, row 1: .* {TWO}") as caught:
         data_from_manifest(read_manifest(written(two, tmp_path / "two.csv")), SIZE)
+    assert caught.value.hint.startswith("name the images of one patient; if they are, and an id was only written")
     data = data_from_manifest(read_manifest(written(breasts, tmp_path / "m.csv")), SIZE)
     assert [str(found) for found in data.warnings] == [f"row 1 of m.csv, ultrasound: {BREASTS}"]
 
@@ -221,6 +269,7 @@ def test_train_and_ablate(two: dict[Modality, Path], breasts: dict[Modality, Pat
 def test_one_person_under_two_names_is_said(save_dicom: Callable[..., Path], tmp_path: Path) -> None:
     """Patients are split, and never across: by the manifest, of which headers may know better."""
     rows = [("p", "17", "A"), ("q", "18", "A"), ("r", "17", "A"), ("r", "17", "A"), ("s", "17", "B"), ("t", "", "A")]
+    rows += [("u", "18", ""), ("q", "18", "")]
     table = [["case_id", "mammography", "ultrasound", "label", "patient"]]
     for at, (patient, known, issuer) in enumerate(rows):
         whom = {"PatientID": known, "IssuerOfPatientID": issuer}
@@ -232,8 +281,19 @@ def test_one_person_under_two_names_is_said(save_dicom: Callable[..., Path], tmp
     with (tmp_path / "m.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows(table)
     data = data_from_manifest(read_manifest(tmp_path / "m.csv"), SIZE)
-    want = [f"row {row} of m.csv, {modality}: {SAME_PERSON}" for row in (3, 4) for modality in MODALITIES]
+    want = [f"row {row} of m.csv, {modality}: {SAME_PERSON}" for row in (3, 4, 7, 8) for modality in MODALITIES]
     assert [str(found) for found in data.warnings] == want
+    assert data.warnings[0].grave
+
+
+def test_what_is_of_the_patient_is_said_before_what_is_of_headers() -> None:
+    found = [ImageWarning("m.csv", row, "mammography", chr(97 + row % 5)) for row in range(20)]
+    found += [ImageWarning("m.csv", 30 + row, "ultrasound", f"grave {'abcd'[row]}", grave=True) for row in range(4)]
+    report = summary(found)
+    shown = lines(report)
+    assert [line.strip() for line in shown[1:5]] == [f"1 x ultrasound: grave {one}" for one in "abcd"]
+    assert shown[5].strip() == "and 5 more kinds"
+    assert "grave a" in shown[-1]
 
 
 def test_export_to_calibrate_and_to_prove(

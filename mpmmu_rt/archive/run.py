@@ -132,7 +132,7 @@ def _header(asked: Asked, plan: Plan, head: Target, form: str, extra: tuple[str,
 
 def _job(asked: Asked, plan: Plan, layout: Layout, work: Path, threads: int) -> Job:
     return Job(
-        bundle=os.path.abspath(asked.bundle.path),
+        bundle=str(asked.bundle.root),
         digest=asked.bundle.digest,
         target=layout.header["target"],
         head_target=layout.header["head_target"],

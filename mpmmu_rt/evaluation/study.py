@@ -130,6 +130,7 @@ def _facts(
             "warned": sum(bool(one.warnings) for one in asked),
             "look_swapped": sum(one.swapped for one in asked),
             "unlike_training": sum(one.unlike for one in asked),
+            "against_headers": sum(one.against_header for one in asked),
             "images_of_several": of_several([asked[at] for at in kept]),
             "images_sha256": digest_of([asked[at] for at in kept]),
             "patients": dict(answers.patients),

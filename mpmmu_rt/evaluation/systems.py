@@ -102,6 +102,11 @@ class Answer:
     def unlike(self) -> bool:
         return UNLIKE in self.warnings
 
+    @property
+    def against_header(self) -> bool:
+        """Whether headers say something, whatever the pixels look like."""
+        return any(SAYS not in one and UNLIKE not in one for one in self.warnings.split("; ") if one)
+
 
 def ask(
     system: System,

@@ -114,11 +114,8 @@ def _lost(entry: Mapping[str, Any]) -> list[str]:
             "inverted, cropped, of another device or of something else, see cases.csv. The figures count them like all "
             "others."
         )
-    if others := cases["warned"] - swapped - unlike:
-        found.append(
-            f"{others} {'other ' if swapped or unlike else ''}cases have images whose headers say something against "
-            "them: see cases.csv."
-        )
+    if headers := cases["against_headers"]:
+        found.append(f"{headers} cases have images whose headers say something against them: see cases.csv.")
     if entry["against"] and entry["against"]["unanswered"]:
         found.append(
             f"The other system has no answer for {entry['against']['unanswered']} cases: they are not compared."

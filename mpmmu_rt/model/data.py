@@ -27,7 +27,6 @@ from mpmmu_rt.subject import NOBODY, Subject
 
 from .phantom import patient, phantom_pixels
 
-# As the model sees it, whatever its file is called.
 SHARED = "a row of another patient has the same image: it may be learned from and tested on"
 SAME_PERSON = "a row of another patient is of the same one by its header: she may be learned from and tested on"
 MAX_DECODERS = 8  # threads; each may hold one decoded image of up to 200 million pixels
@@ -105,7 +104,7 @@ def data_from_manifest(manifest: Manifest, preprocessing: Preprocessing, progres
             {name: pixels[name][image[name]] for name in MODALITIES},
             {name: subjects[name][image[name]] for name in MODALITIES},
         )
-        of_pairs += warnings_of(manifest.path.name, row + 1, "ultrasound", texts)
+        of_pairs += warnings_of(manifest.path.name, row + 1, "ultrasound", texts, grave=True)
     return TrainingData(
         pixels,
         image_of_row,
@@ -122,12 +121,12 @@ def data_from_manifest(manifest: Manifest, preprocessing: Preprocessing, progres
         + tuple(of_pairs)
         + tuple(
             one
-            for text, of_image in (
-                (SHARED, {name: [digest(image) for image in pixels[name]] for name in MODALITIES}),
-                (SAME_PERSON, {name: [one.person for one in subjects[name]] for name in MODALITIES}),
+            for text, found in (
+                (SHARED, _of_several(pixels, image_of_row, groups)),
+                (SAME_PERSON, _of_one_person(subjects, image_of_row, groups)),
             )
-            for row, name in _of_several(of_image, image_of_row, groups)
-            for one in warnings_of(manifest.path.name, row + 1, name, (text,))
+            for row, name in found
+            for one in warnings_of(manifest.path.name, row + 1, name, (text,), grave=True)
         ),
     )
 
@@ -157,16 +156,33 @@ def _check_owners(manifest: Path, paths: list[Path], groups: tuple[str, ...]) ->
 
 
 def _of_several(
-    of_image: Mapping[Modality, Sequence[str]], image_of_row: Mapping[Modality, Array], groups: Sequence[str]
+    pixels: Mapping[Modality, Array], image_of_row: Mapping[Modality, Array], groups: Sequence[str]
 ) -> Iterator[tuple[int, Modality]]:
-    """The rows, and in them the modalities, whose image is one that an earlier row has of another patient, by what
-    `of_image` says of each image; "": nothing."""
+    """The rows, and in them the modalities, whose image an earlier row has of another patient: as the model sees it,
+    whatever its file is called."""
+    digests = {name: [digest(image) for image in pixels[name]] for name in MODALITIES}
     owners: dict[str, str] = {}
     for row, group in enumerate(groups):
         for name in MODALITIES:
-            key = of_image[name][image_of_row[name][row]]
-            if key and owners.setdefault(key, group) != group:
+            if owners.setdefault(digests[name][image_of_row[name][row]], group) != group:
                 yield row, name
+
+
+def _of_one_person(
+    subjects: Mapping[Modality, Sequence[Subject]], image_of_row: Mapping[Modality, Array], groups: Sequence[str]
+) -> Iterator[tuple[int, Modality]]:
+    """The rows, and in them the modalities, whose image is by its header of the person of an earlier row of another
+    patient."""
+    earlier: dict[str, dict[tuple[Subject, str], None]] = {}
+    for row, group in enumerate(groups):
+        for name in MODALITIES:
+            subject = subjects[name][image_of_row[name][row]]
+            if not subject.patient:
+                continue
+            known = earlier.setdefault(subject.patient, {})
+            if any(group != other and subject.comparable(one) for one, other in known):
+                yield row, name
+            known[subject, group] = None
 
 
 def _first_rows(image_of_row: Array) -> tuple[list[int], list[int]]:

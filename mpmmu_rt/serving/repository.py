@@ -83,7 +83,7 @@ def write_repository(bundle: Bundle, output: StrPath, asked: Served, *, overwrit
     with atomic_folder(Path(output), marker=MARKER, overwrite=overwrite) as folder:
         (folder / MARKER).write_text(f"{bundle.digest}\n", encoding="utf-8")
         _write(folder, asked, configs)
-        shutil.copytree(bundle.path, folder / asked.name / str(asked.version) / "bundle")
+        shutil.copytree(bundle.root, folder / asked.name / str(asked.version) / "bundle")
         Bundle.open(folder / asked.name / str(asked.version) / "bundle")  # what was copied is what was checked
 
 
@@ -92,7 +92,7 @@ def write_beside(bundle: Bundle, folder: Path, asked: Served) -> None:
 
     Triton's Python knows names of ASCII alone, so that any other gets a link.
     """
-    place = bundle.path.resolve()
+    place = bundle.root.resolve()
     plain = str(place).isascii()
     _write(folder, asked, configurations(bundle, asked, place=str(place) if plain else None))
     if not plain:
@@ -170,7 +170,7 @@ def batching(bundle: Bundle, asked: Served) -> config.Batching:
     if known_engine(asked.target).traits.profiled:
         from mpmmu_rt.engines.tensorrt.sidecar import read_profile
 
-        profile = read_profile(bundle.path / target_folder(asked.target.engine, asked.target.precision))
+        profile = read_profile(bundle.root / target_folder(asked.target.engine, asked.target.precision))
         most, preferred = profile.max, tuple(sorted({profile.opt, profile.max}))
     if asked.most is not None:
         if not 1 <= asked.most <= most:

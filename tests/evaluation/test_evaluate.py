@@ -308,7 +308,7 @@ def test_headers_and_swapped_pairs_are_told_apart(
     assert result.exit_code == 0, result.stderr
     words = " ".join(report(tmp_path / "out")["remarks"])
     assert "the images of 1 of 40 cases look swapped" in words
-    assert "1 other cases have images whose headers say something against them: see cases.csv." in words
+    assert "1 cases have images whose headers say something against them: see cases.csv." in words
 
 
 def test_thresholds_that_swapped_pairs_chose_are_worth_nothing(

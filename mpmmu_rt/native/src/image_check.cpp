@@ -72,7 +72,10 @@ Figures figures(const std::uint8_t *grey, std::size_t side) {
           std::abs(fall(columns, side / 2)) / width / 255 / scale};
 }
 
-std::string two_places(double value) { return decimal(value, 2); }
+std::string two_places(double value) {
+  const std::string text = decimal(value, 2);
+  return text == "-0.00" ? "0.00" : text;
+}
 
 }  // namespace
 
