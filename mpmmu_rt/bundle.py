@@ -64,7 +64,7 @@ import stat
 import time
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -364,8 +364,8 @@ class Bundle:
             if seen and max(seen[-2:]) < now - _TICKS_NS:
                 self._hashed[name] = seen
         # An engine is code, and is looked for beside its graph; and what nobody listed, nobody has looked at.
-        for path in sorted(self.path.rglob("*")):
-            name = path.relative_to(self.path).as_posix()
+        for path in sorted(self.root.rglob("*")):
+            name = path.relative_to(self.root).as_posix()
             if name in files or name == MANIFEST or (path.is_dir() and not path.is_symlink()):
                 continue
             if not self._is_left_by_systems(path, name):
@@ -381,7 +381,7 @@ class Bundle:
         if path.name not in _LEFT_BY_SYSTEMS or name.startswith(f"{ENGINES}/") or not _is_file(path):
             return False
         graphs = {one for one in self.entry["files"] if one.endswith(".onnx")} | set(self.entry["graphs"].values())
-        return not any(_holds(self.path / graph, path.name.lower().encode()) for graph in graphs)
+        return not any(_holds(self.root / graph, path.name.lower().encode()) for graph in graphs)
 
     def require_unchanged(self) -> None:
         """Of what is loaded from the bundle later than it was opened: raise `DigestMismatch`, or whatever `check_files`
@@ -390,7 +390,7 @@ class Bundle:
         Asked after the file was read. Only files that were touched are hashed again.
         """
         if any(_seen(self.root / name) != self._hashed.get(name) for name in self.entry["files"]):
-            replace(self, path=self.root).check_files()
+            self.check_files()
 
 
 def _is_file(path: Path) -> bool:
