@@ -7,7 +7,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO := demo
-PYTEST = $(BIN)/python -m pytest --benchmark-disable --numprocesses 2 --dist loadfile
+# A worker that is killed ends the tests, by name: xdist gives its files to another and then waits for ever.
+PYTEST = $(BIN)/python -m pytest --benchmark-disable --numprocesses 2 --dist loadfile --max-worker-restart 0
 ENGINE_TESTS = tests/test_openvino.py tests/test_engines.py tests/test_verify.py tests/test_blob_cache.py \
   tests/test_bundles_of_before.py tests/test_promises.py tests/export/test_quantization.py \
   tests/export/test_quantization_gate.py tests/export/test_targets.py tests/export/test_rounding.py

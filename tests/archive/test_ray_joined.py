@@ -47,8 +47,8 @@ def address(cluster: Cluster) -> Iterator[str]:
     found = next((line.split()[1] for line in held.stdout if line.startswith("address ")), None)
     assert found is not None, "the cluster did not start"
     yield found
-    held.kill()
-    held.communicate()
+    cluster.kill()  # all of it: what a node leaves behind would hold what is read here open
+    held.communicate(timeout=60)
 
 
 def nodes(cluster: Cluster, *, head: bool) -> list[int]:
