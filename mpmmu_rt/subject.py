@@ -1,8 +1,8 @@
-"""Whose breast, and which, a DICOM header says that an image shows: a case is one patient's.
+"""Whose breast, which and when, a DICOM header says that an image shows: a case is one patient's, at one time.
 
-PS3.3 C.7.1.1 (PatientID, IssuerOfPatientID, PatientIdentityRemoved), C.7.3.1 (Laterality of a series), C.8.11.2
-(ImageLaterality) and C.7.6.16.2.8 (FrameLaterality). No other format says any of it. What a header says of a patient is
-compared, and is in no message.
+PS3.3 C.7.1.1 (PatientID, IssuerOfPatientID, PatientBirthDate, PatientIdentityRemoved), C.7.2.1 (StudyDate), C.7.3.1
+(Laterality of a series), C.7.6.1 (AcquisitionDate, ContentDate), C.8.11.2 (ImageLaterality) and C.7.6.16.2.8
+(FrameLaterality). No other format says any of it. What a header says of a patient is compared, and is in no message.
 """
 
 from __future__ import annotations
@@ -11,14 +11,19 @@ import hashlib
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import date
 from typing import Any
 
 from .dicom_values import group, text
 from .errors import ImageError
 from .spec import MODALITIES, Modality
 
-KEYWORDS = "PatientID IssuerOfPatientID PatientIdentityRemoved ImageLaterality Laterality"
+APART = 180  # days: a lesion that is watched is looked at again after six months (ACR BI-RADS, category 3)
+_DATES = ("StudyDate", "AcquisitionDate", "ContentDate")
+KEYWORDS = (
+    f"PatientID IssuerOfPatientID PatientBirthDate PatientIdentityRemoved ImageLaterality Laterality {' '.join(_DATES)}"
+)
 _SIDES = {"L": "left", "R": "right"}
 # What anonymisers leave where they leave no pseudonym; letters and digits of it.
 _NOBODY = re.compile(
@@ -30,13 +35,16 @@ _KEY = os.urandom(16)  # so that nobody finds an id by trying all
 
 @dataclass(frozen=True)
 class Subject:
-    """patient, issuer: digests, of this process, of the patient's id and of who gave it; "" where they are not told.
-    pseudonym: whether the id is one. side: "left", "right" or ""."""
+    """patient, issuer, born: digests, of this process, of the patient's id, of who gave it and of a date of birth; ""
+    where they are not told. pseudonym: whether the id is one. side: "left", "right" or "". taken: the day of the
+    examination, as `date.toordinal`, if it is told."""
 
     patient: str = ""
     issuer: str = ""
+    born: str = ""
     pseudonym: bool = False
     side: str = ""
+    taken: int | None = field(default=None, repr=False)
 
     def comparable(self, other: Subject) -> bool:
         """Ids of two issuers say nothing of each other."""
@@ -51,12 +59,26 @@ def subject_of(header: Any, frame: int) -> Subject:
     anatomy = group(header, frame, "FrameAnatomySequence")
     sides = (text(header, "ImageLaterality"), text(anatomy, "FrameLaterality"), text(header, "Laterality"))
     known, issuer = text(header, "PatientID"), text(header, "IssuerOfPatientID").casefold()
+    born = _day(text(header, "PatientBirthDate"))
     return Subject(
         patient=_digest(known) if _names_somebody(known) else "",
         issuer=_digest(issuer) if issuer else "",
+        born=_digest(str(born)) if born else "",
         pseudonym=text(header, "PatientIdentityRemoved").upper() == "YES",
         side=_SIDES.get(next((one for one in sides if one), "").upper(), ""),
+        taken=next(filter(None, (_day(text(header, keyword)) for keyword in _DATES)), None),
     )
+
+
+def _day(written: str) -> int | None:
+    """Of a date as DICOM writes it (PS3.5 6.2, DA, and with the dots of ACR-NEMA). None of what is none, or is up to
+    1900, as anonymisers write."""
+    found = re.fullmatch(r"(\d{4})(\.?)(\d{2})\2(\d{2})", written, re.ASCII)
+    try:
+        day = date(int(found[1]), int(found[3]), int(found[4])) if found else date.min
+    except ValueError:
+        return None
+    return day.toordinal() if day.year > 1900 else None
 
 
 def _names_somebody(known: str) -> bool:
@@ -85,8 +107,12 @@ def require_one(subjects: Mapping[Modality, Subject]) -> tuple[str, ...]:
                 hint="name the images of one patient; if they are, and an id was only written otherwise, correct it in "
                 "the file",
             )
+    if mammogram.born and ultrasound.born and mammogram.born != ultrasound.born:
+        said.append("by their headers the patients of the two images were born on different days (PatientBirthDate)")
     if mammogram.side and ultrasound.side and mammogram.side != ultrasound.side:
         said.append(
             f"the mammogram is of the {mammogram.side} breast and the ultrasound image of the {ultrasound.side} one"
         )
+    if mammogram.taken and ultrasound.taken and (days := abs(mammogram.taken - ultrasound.taken)) > APART:
+        said.append(f"the two images were taken {days} days apart by their headers, expected one examination's")
     return tuple(said)

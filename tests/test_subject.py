@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import csv
 import itertools
+import re
 import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Mapping
+from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +36,7 @@ TWO = "are of two patients by their headers"
 PSEUDONYM = "by their headers the images are of two patients, one at least under a pseudonym (PatientID)"
 ISSUERS = "the patient's ids are of two issuers by their headers: they can't be compared (PatientID)"
 BREASTS = "the mammogram is of the left breast and the ultrasound image of the right one"
+BORN = "by their headers the patients of the two images were born on different days (PatientBirthDate)"
 SIZE = Preprocessing(48)
 Elements = Mapping[str, object]
 Pair = Callable[[Elements, Elements], dict[Modality, Path]]
@@ -49,11 +52,16 @@ def pair(save_dicom: Callable[..., Path]) -> Pair:
     numbers = itertools.count()
 
     def save(mammography: Elements, ultrasound: Elements) -> dict[Modality, Path]:
-        of = {"mammography": ("MG", mammography), "ultrasound": ("US", ultrasound)}
-        return {
-            modality: save_dicom(noise(at), name=f"{next(numbers)}.dcm", Modality=of[modality][0], **of[modality][1])
-            for at, modality in enumerate(MODALITIES)
+        of: dict[Modality, tuple[str, Elements]] = {
+            "mammography": ("MG", mammography),
+            "ultrasound": ("US", ultrasound),
         }
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # pydicom, of dates that are none: of what writes, and not of what reads
+            return {
+                modality: save_dicom(noise(at), name=f"{next(numbers)}.dcm", Modality=kind, **elements)
+                for at, (modality, (kind, elements)) in enumerate(of.items())
+            }
 
     return save
 
@@ -103,6 +111,16 @@ def test_two_patients_are_no_case(pair: Pair, mammography: Elements, ultrasound:
         (one(ImageLaterality="L"), one(Laterality="B")),
         (one(ImageLaterality="L", Laterality="R"), one(Laterality="L")),  # of the image before that of the series
         (one(ImageLaterality="L"), one(ImageLaterality="U", Laterality="R")),
+        (one(PatientBirthDate="19610203"), one()),
+        (one(PatientBirthDate="19610203"), one(PatientBirthDate="1961.02.03")),
+        (one(PatientBirthDate="19610203"), one(PatientBirthDate="19000101")),
+        (one(PatientBirthDate="19610203"), one(PatientBirthDate="19610230")),
+        (one(PatientBirthDate="19610203"), one(PatientBirthDate="XXXXXXXX")),
+        (one(StudyDate="20240101"), one()),
+        (one(StudyDate="20240101"), one(StudyDate="20240629")),
+        (one(StudyDate="20240629"), one(AcquisitionDate="20240101")),
+        (one(StudyDate="20240101"), one(StudyDate="20240102", ContentDate="20260102")),  # of the study before others
+        (one(StudyDate="20240101"), one(StudyDate="18991231", ContentDate="20240101")),
     ],
 )
 def test_nothing_is_said_of_one_or_of_what_is_not_told(pair: Pair, mammography: Elements, ultrasound: Elements) -> None:
@@ -129,6 +147,21 @@ def test_pseudonyms_may_be_of_one(pair: Pair, removed: tuple[str | None, str | N
 def test_two_breasts_are_said(pair: Pair) -> None:
     assert said(pair(one(ImageLaterality="L"), one(ImageLaterality="R"))) == (BREASTS,)
     assert said(pair(one(ImageLaterality="L"), one(Laterality="R"))) == (BREASTS,)
+
+
+@pytest.mark.parametrize("issuer", ["A", "B"])
+def test_two_dates_of_birth_are_said(pair: Pair, issuer: str) -> None:
+    """Also where ids can't be compared: it is what people compare then."""
+    first = one(PatientID="17", PatientBirthDate="19610203", IssuerOfPatientID="A")
+    second = one(PatientID="17", PatientBirthDate="19610302", IssuerOfPatientID=issuer)
+    assert said(pair(first, second)) == (BORN,)
+
+
+@pytest.mark.parametrize("keyword", ["StudyDate", "AcquisitionDate", "ContentDate"])
+def test_two_examinations_are_said(pair: Pair, keyword: str) -> None:
+    words = "the two images were taken 181 days apart by their headers, expected one examination's"
+    assert said(pair({keyword: "20240101"}, one(StudyDate="20240630"))) == (words,)
+    assert said(pair(one(StudyDate="20240630"), {keyword: "2024.01.01"})) == (words,)
 
 
 def test_the_side_of_a_frame_counts(save_dicom: Callable[..., Path]) -> None:
@@ -162,12 +195,14 @@ def test_an_id_in_other_letters_can_not_be_compared(save_dicom: Callable[..., Pa
 
 def test_a_subject_holds_no_id(save_dicom: Callable[..., Path]) -> None:
     """It may be shown: in a traceback, say. Nor what another process could find it by, which tries all ids."""
-    known = {"PatientID": "SECRET-17", "IssuerOfPatientID": "SECRET-18"}
-    path = save_dicom(noise(0), **known)
+    known = {"PatientID": "SECRET-17", "IssuerOfPatientID": "SECRET-18", "PatientBirthDate": "19610203"}
+    path = save_dicom(noise(0), StudyDate="20240101", **known)
     subject = read_image(path).subject
     assert subject.patient
     assert subject.issuer
-    assert "SECRET" not in repr(subject)
+    assert subject.born
+    assert subject.taken
+    assert not re.search(f"SECRET|1961|{date(1961, 2, 3).toordinal()}|{subject.taken}", repr(subject))
     script = "import sys; from mpmmu_rt.images import read_image; print(read_image(sys.argv[1]).subject.patient)"
     other = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=True)
     assert other.stdout.strip() != subject.patient
