@@ -77,7 +77,8 @@ class Decoded:
 
     basis: `both`, or the one modality that there is, where that may be. warnings: what headers and pixels of its images
     say against them, one line; "" if nothing. digests: SHA-256 of each image
-    file, where that was asked for and it could be read. mark: of the files, before they were read.
+    file, where that was asked for and it could be read. mark: of the files, before they were read. subjects: whom the
+    images show by their headers.
     """
 
     case: Case
@@ -88,6 +89,7 @@ class Decoded:
     digests: Mapping[Modality, str] = field(default_factory=dict)
     basis: str = single.BOTH
     mark: str = ""
+    subjects: tuple[Subject, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -474,7 +476,8 @@ def decode(
     if digests and error:
         files = {**_digests(case, without=files.keys()), **files}
     said, spent_ms = _one_line("; ".join(warnings)), (time.perf_counter() - start) * 1e3
-    return Decoded(case, pixels, error, said, spent_ms, files, given[0] if one else single.BOTH, marked)
+    basis, shown = given[0] if one else single.BOTH, tuple(subjects.values())
+    return Decoded(case, pixels, error, said, spent_ms, files, basis, marked, shown)
 
 
 def _digests(case: Case, *, without: Set[Modality]) -> dict[Modality, str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import date
 from typing import Any
@@ -89,6 +89,16 @@ def _names_somebody(known: str) -> bool:
 
 def _digest(given: str) -> str:
     return hashlib.blake2b(given.encode("utf-8", "replace"), digest_size=16, key=_KEY).hexdigest()
+
+
+def named_otherwise(shown: Iterable[tuple[Subject, str]]) -> Iterator[bool]:
+    """Of each image, and the name that its patient goes by: whether an earlier one is of the same person by its header,
+    who goes by another name there."""
+    earlier: dict[str, dict[tuple[Subject, str], None]] = {}
+    for subject, name in shown:
+        known = earlier.setdefault(subject.patient, {}) if subject.patient else {}
+        yield any(name != other and subject.comparable(one) for one, other in known)
+        known[subject, name] = None
 
 
 def require_one(subjects: Mapping[Modality, Subject]) -> tuple[str, ...]:

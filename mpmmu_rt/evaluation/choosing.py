@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,9 +13,10 @@ from mpmmu_rt.errors import UsageError
 from mpmmu_rt.progress import Progress
 from mpmmu_rt.spec import Array
 from mpmmu_rt.split_record import part_of, parts_of
+from mpmmu_rt.subject import Subject, named_otherwise
 
 from .parts import Part, Parts, is_learnt, require_apart
-from .systems import System, ask, images_of, labelled
+from .systems import Answer, System, ask, images_of, labelled
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,8 @@ class Wanted:
 @dataclass(frozen=True)
 class Chooser:
     """Cases with both classes to choose thresholds on. source: which, in words. learnt: how many of their patients the
-    model has learnt from, by their ids or by their images. images: digests of theirs. swapped, unlike: how many of the
-    cases look swapped, or have an image unlike those of the training."""
+    model has learnt from, by their ids or by their images. images: digests of theirs; subjects: whom they show by their
+    headers. swapped, unlike: how many of the cases look swapped, or have an image unlike those of the training."""
 
     label: Array
     probability: Array
@@ -45,18 +46,29 @@ class Chooser:
     images: frozenset[str]
     swapped: int = 0
     unlike: int = 0
+    subjects: tuple[Subject, ...] = ()
 
 
-def apart(chooser: Chooser | None, judged: Set[str], wanted: Wanted) -> Chooser | None:
-    """`chooser`, if none of its images is judged under another name; None where nobody asked for a threshold. judged:
-    digests. Raises `UsageError` otherwise."""
-    if chooser is None or chooser.images.isdisjoint(judged):
+def apart(chooser: Chooser | None, judged: Sequence[Answer], wanted: Wanted) -> Chooser | None:
+    """`chooser`, if no image and no person of it is judged under another name; None where nobody asked for a threshold.
+    Raises `UsageError` otherwise."""
+    if chooser is None:
+        return None
+    images = len(chooser.images & images_of(judged))
+    shown = [(subject, "judged") for one in judged for subject in one.subjects]
+    of_judged = sum(named_otherwise([*shown, *((subject, "chosen on") for subject in chooser.subjects)]))
+    if not images and not of_judged:
         return chooser
     if wanted.sensitivity is None and wanted.choose_on is None:
         return None
+    said = (
+        f"{images} images of {chooser.source} are judged, too, under this name or another, expected other images"
+        if images
+        else f"{of_judged} images of {chooser.source} are by their headers (PatientID) of patients that are judged, "
+        "too, under another name, expected other patients'"
+    )
     raise UsageError(
-        f"{len(chooser.images & judged)} images of {chooser.source} are judged, too, under this name or another, "
-        "expected other images to choose a threshold on",
+        f"{said} to choose a threshold on",
         hint="choose on patients that are not judged: a threshold that has seen its judges looks too good",
     )
 
@@ -106,8 +118,17 @@ def _asked(
     known, seen = parts_of(system.card), system.known_images
     groups = {one.case.group for one in said if seen.among(one.images)} & set(found.groups)
     learnt = groups | {group for group in found.groups if is_learnt(part_of(known, group))}
-    swapped, unlike = sum(one.swapped for one in said), sum(one.unlike for one in said)
-    return Chooser(found.label, found.probability, source, len(learnt), images_of(said), swapped, unlike), lost
+    chooser = Chooser(
+        found.label,
+        found.probability,
+        source,
+        len(learnt),
+        images_of(said),
+        swapped=sum(one.swapped for one in said),
+        unlike=sum(one.unlike for one in said),
+        subjects=tuple(subject for one in said for subject in one.subjects),
+    )
+    return chooser, lost
 
 
 def _kept_by_training(system: System) -> Chooser | None:

@@ -25,7 +25,7 @@ from .curves import curves
 from .figures import WITHOUT_THRESHOLD, Answers, at_threshold, bootstrap, calibration_figure, share
 from .paired import mcnemar
 from .parts import Parts
-from .systems import Answer, System, ask, digest_of, images_of, labelled, of_several, require_same_images
+from .systems import Answer, System, ask, digest_of, labelled, named_twice, of_several, require_same_images
 from .thresholds import at_sensitivity, youden
 
 SCHEMA = "mpmmu-evaluate/1"
@@ -62,7 +62,7 @@ def evaluate(
             f"none of the {len(asked)} cases of {manifest.path} could be read and has a label, expected some; {first}",
             hint="the columns `mammography` and `ultrasound` name images, `label` is 0 or 1",
         )
-    chooser = apart(chooser, images_of(asked), wanted)
+    chooser = apart(chooser, asked, wanted)
     entry = _facts(system, manifest, parts, rows, asked)
     entry |= _figures(answers, progress)
     entry["thresholds"] = _thresholds(system, answers, chooser, wanted, progress)
@@ -132,6 +132,7 @@ def _facts(
             "unlike_training": sum(one.unlike for one in asked),
             "against_headers": sum(one.against_header for one in asked),
             "images_of_several": of_several([asked[at] for at in kept]),
+            "named_twice": named_twice([asked[at] for at in kept]),
             "images_sha256": digest_of([asked[at] for at in kept]),
             "patients": dict(answers.patients),
             "several_rows_per_patient": answers.clustered,

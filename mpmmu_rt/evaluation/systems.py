@@ -22,6 +22,7 @@ from mpmmu_rt.predictor import Predictor
 from mpmmu_rt.progress import Progress, silent
 from mpmmu_rt.run import Decoded, Decoder
 from mpmmu_rt.spec import MODALITIES, Array, Modality, StrPath, Target
+from mpmmu_rt.subject import Subject, named_otherwise
 
 from .figures import Answers
 
@@ -85,7 +86,8 @@ def bundle_system(given: Bundle | StrPath, target: str) -> Iterator[System]:
 @dataclass(frozen=True)
 class Answer:
     """probability: None where there is none, and then `error` says why. warnings: as `mpmmu-rt run` says them. images:
-    `known_images.digest` of each, as the system sees it. files: SHA-256 of each file, where that was asked for."""
+    `known_images.digest` of each, as the system sees it. files: SHA-256 of each file, where that was asked for.
+    subjects: whom they show by their headers."""
 
     case: Case
     probability: float | None
@@ -93,6 +95,7 @@ class Answer:
     warnings: str
     images: frozenset[str] = frozenset()
     files: Mapping[Modality, str] = field(default_factory=dict)
+    subjects: tuple[Subject, ...] = ()
 
     @property
     def swapped(self) -> bool:
@@ -153,7 +156,7 @@ def _answers(system: System, items: Sequence[Decoded]) -> dict[str, Answer]:
         return bad | (_answers(system, others) if others else {})
     shown = [frozenset(map(digest, item.pixels.values())) for item in items]
     return {
-        item.case.case_id: Answer(item.case, float(value), "", item.warnings, images, item.digests)
+        item.case.case_id: Answer(item.case, float(value), "", item.warnings, images, item.digests, item.subjects)
         for item, value, images in zip(items, said, shown, strict=True)
     }
 
@@ -187,6 +190,13 @@ def of_several(asked: Sequence[Answer]) -> int:
         for image in one.images:
             owners.setdefault(image, set()).add(one.case.group)
     return sum(any(len(owners[image]) > 1 for image in one.images) for one in asked)
+
+
+def named_twice(asked: Sequence[Answer]) -> int:
+    """How many of the cases are by their headers of somebody whom an earlier one names as another patient."""
+    images = [(subject, at) for at, one in enumerate(asked) for subject in one.subjects]
+    otherwise = named_otherwise((subject, asked[at].case.group) for subject, at in images)
+    return len({at for (_, at), found in zip(images, otherwise, strict=True) if found})
 
 
 def labelled(asked: Sequence[Answer]) -> tuple[list[int], Answers]:

@@ -69,13 +69,19 @@ def _learnt(entry: Mapping[str, Any]) -> list[str]:
 
 
 def _several(entry: Mapping[str, Any]) -> list[str]:
-    if not (count := entry["cases"]["images_of_several"]):
-        return []
-    return [
-        f"{_LOUD}{count} of {entry['cases']['judged']} cases show an image that a case of another patient shows, too. "
-        "They count as independent and are not: every interval is too narrow. Name one patient for both, or correct "
-        "the images."
-    ]
+    cases, found = entry["cases"], []
+    narrow = "They count as independent and are not: every interval is too narrow."
+    if count := cases["images_of_several"]:
+        found.append(
+            f"{_LOUD}{count} of {cases['judged']} cases show an image that a case of another patient shows, too. "
+            f"{narrow} Name one patient for both, or correct the images."
+        )
+    if count := cases["named_twice"]:
+        found.append(
+            f"{_LOUD}{count} of {cases['judged']} cases are by their headers (PatientID) of a patient whom an earlier "
+            f"case calls otherwise. {narrow} Call her by one name in the column `patient`."
+        )
+    return found
 
 
 def _inverse(entry: Mapping[str, Any]) -> list[str]:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from mpmmu_rt.images import Preprocessing, read_with_warnings, require_two_in
 from mpmmu_rt.known_images import digest
 from mpmmu_rt.progress import Progress, silent
 from mpmmu_rt.spec import MODALITIES, Array, Modality
-from mpmmu_rt.subject import NOBODY, Subject
+from mpmmu_rt.subject import NOBODY, Subject, named_otherwise
 
 from .phantom import patient, phantom_pixels
 
@@ -173,16 +174,9 @@ def _of_one_person(
 ) -> Iterator[tuple[int, Modality]]:
     """The rows, and in them the modalities, whose image is by its header of the person of an earlier row of another
     patient."""
-    earlier: dict[str, dict[tuple[Subject, str], None]] = {}
-    for row, group in enumerate(groups):
-        for name in MODALITIES:
-            subject = subjects[name][image_of_row[name][row]]
-            if not subject.patient:
-                continue
-            known = earlier.setdefault(subject.patient, {})
-            if any(group != other and subject.comparable(one) for one, other in known):
-                yield row, name
-            known[subject, group] = None
+    places = [(row, name) for row in range(len(groups)) for name in MODALITIES]
+    shown = ((subjects[name][image_of_row[name][row]], groups[row]) for row, name in places)
+    return compress(places, named_otherwise(shown))
 
 
 def _first_rows(image_of_row: Array) -> tuple[list[int], list[int]]:

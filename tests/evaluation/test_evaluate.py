@@ -669,6 +669,53 @@ def test_an_image_of_two_patients_is_counted_and_said_loudly(
     assert report(tmp_path / "same")["cases"]["images_of_several"] == 0
 
 
+@pytest.fixture
+def by_header(phantoms: Path, save_dicom: Callable[..., Path], tmp_path: Path) -> Callable[[str, dict[int, str]], Path]:
+    """A manifest of the phantoms, the mammograms of some rows with a PatientID."""
+    cases = read_manifest(phantoms).cases
+
+    def write(name: str, known: dict[int, str]) -> Path:
+        paths = {
+            row: save_dicom(read_grey(cases[row].mammography or ""), name=f"{name}{row}.dcm", PatientID=one)
+            for row, one in known.items()
+        }
+        return manifest(
+            phantoms,
+            name,
+            lambda number, row: parted(number, row) | ({"mammography": str(paths[number])} if number in paths else {}),
+        )
+
+    return write
+
+
+def test_a_patient_of_two_names_is_said_loudly(
+    phantoms: Path, bundle_folder: Path, by_header: Callable[[str, dict[int, str]], Path], tmp_path: Path
+) -> None:
+    """By her DICOM headers: her cases would count as those of three."""
+    path = by_header("named.csv", {21: "A-17", 25: "A-17", 30: "A-17", 31: "A-18"})
+    assert call(bundle_folder, path, "-o", tmp_path / "out").exit_code == 0
+    said = "WARNING: 2 of 20 cases are by their headers (PatientID) of a patient whom an earlier case calls otherwise"
+    for name in ("report.md", "report.html"):
+        text = " ".join((tmp_path / "out" / name).read_text().split())
+        assert said in text, name
+        assert "A-17" not in text
+    same = manifest(path, "same.csv", lambda number, row: row | ({"patient": "she"} if number in (21, 25, 30) else {}))
+    assert call(bundle_folder, same, "-o", tmp_path / "same").exit_code == 0
+    assert report(tmp_path / "same")["cases"]["named_twice"] == 0
+
+
+def test_no_threshold_is_chosen_on_a_patient_who_is_judged_under_another_name(
+    bundle_folder: Path, by_header: Callable[[str, dict[int, str]], Path], tmp_path: Path
+) -> None:
+    path = by_header("judge.csv", {10: "A-17", 25: "A-17", 26: "A-17"})
+    refused = call(bundle_folder, path, "-o", tmp_path / "out", "--at-sensitivity", 0.9)
+    assert refused.exit_code == 2
+    assert "1 images of the validation part, by the column `split`" in two_lines(refused)
+    assert "are by their headers (PatientID) of patients that are judged, too, under another name" in refused.stderr
+    assert call(bundle_folder, path, "-o", tmp_path / "out").exit_code == 0
+    assert [one["name"] for one in report(tmp_path / "out")["thresholds"]] == ["stored"]
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
