@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from .conditions import plain
+
 SUSPECT = 0.05  # of a core, over the whole time
 _PROC = Path("/proc")
 
@@ -39,7 +41,7 @@ def beside() -> Iterator[list[str]]:
             known = earlier.seconds if earlier and earlier.started == one.started else 0.0
             shares.append(((one.seconds - known) / spent, pid, one.name))
         found += [
-            f"{name} ({pid}) took {share:.2g} of a core"
+            f"{plain(name)} ({pid}) took {share:.2g} of a core"
             for share, pid, name in sorted(shares, reverse=True)
             if share >= SUSPECT and pid not in own
         ]

@@ -41,13 +41,14 @@ class Axis:
 
 
 def axis(label: str, values: Sequence[float], *, zero: bool = False, log: bool = False) -> Axis:
-    """Around all of `values`, from 0 where `zero`; ticks at 1, 2 and 5 times powers of ten."""
+    """Around all of `values`, from 0 where `zero`; ticks at 1, 2 and 5 times powers of ten. log: where there are two
+    ticks to read it by, which the label then says."""
     low, high = float(min(values)), float(max(values))
     if log:
         low, high = low / 1.06, high * 1.06
         ticks = _log_ticks(low, high)
         if len(ticks) >= 2:
-            return Axis(label, low, high, True, ticks)
+            return Axis(f"{label}, logarithmic", low, high, True, ticks)
     span = (high - low) or abs(high) or 1.0
     low, high = 0.0 if zero and low >= 0 else low - 0.06 * span, high + 0.06 * span
     step = _step(high - low)
@@ -155,7 +156,7 @@ def label(
 def milliseconds(values: Sequence[float], label: str = "ms per call") -> Axis:
     """Linear, or logarithmic where the slowest call is far from the median."""
     heavy = max(values) > HEAVY_TAIL * float(np.median(values)) and min(values) > 0
-    return axis(f"{label}, logarithmic" if heavy else label, values, log=heavy)
+    return axis(label, values, log=heavy)
 
 
 def calls(samples_ms: Sequence[float], levels: Mapping[str, float]) -> Markup:

@@ -13,9 +13,10 @@ from typing import Any
 
 from .bundle import Bundle
 from .engines import engines
+from .engines.shared.gpu import gpu
 from .errors import EngineError, MissingPackage, MpmmuError
 from .facts import FASTER_ON_GPU, X86, Fact, faster_encoders
-from .machine import describe
+from .machine import describe, package_versions
 from .spec import StrPath, Target
 
 
@@ -97,9 +98,19 @@ def _reason(target: Target, order: Mapping[Target, Fact], *, exact: bool) -> str
 
 
 def _lacking(problems: Mapping[Target, MpmmuError], order: Mapping[Target, Fact]) -> list[str]:
-    """What would be faster with a package that can be installed; not what lacks a device."""
-    found = [target for target, problem in problems.items() if isinstance(problem, MissingPackage) and target in order]
-    return [f"{one} would be faster ({order[one].says}): {problems[one].hint}" for one in found[:1]]
+    """What would be faster, if something could be had or repaired, and why it can't run; not what lacks a device."""
+    for target, problem in problems.items():
+        if target in order and _is_expected(target, problem):
+            return [f"{target} would be faster ({order[target].says}), but {problem}: {problem.hint}"]
+    return []
+
+
+def _is_expected(target: Target, problem: MpmmuError) -> bool:
+    """Whether this machine is one for such a target: it has a GPU, or what computes on one was installed."""
+    known = engines().get(target.engine)
+    if known is not None and known.traits.gpu:
+        return gpu() is not None or "onnxruntime-gpu" in package_versions(("onnxruntime-gpu",))
+    return isinstance(problem, MissingPackage)
 
 
 def _never_run(bundle: Bundle) -> list[str]:
@@ -113,7 +124,8 @@ def _none(bundle: Bundle, problems: Mapping[Target, MpmmuError], rounding: Targe
     if rounding:
         hint = f"--allow-rounding takes {rounding}"
     else:
-        hint = next((problem.hint for problem in problems.values() if problem.hint), "`mpmmu-rt doctor` says what can")
+        first = sorted(problems.items(), key=lambda one: not _is_expected(*one))
+        hint = next((problem.hint for _, problem in first if problem.hint), "`mpmmu-rt doctor` says what can")
     why = "; ".join(f"{target}: {problem}" for target, problem in problems.items()) or "it holds none"
     return EngineError(
         f"no target that {bundle.path} holds proven{' in FP32' if rounding else ''} can run here ({why}), expected one",

@@ -34,12 +34,19 @@ def conditions(bundle: Bundle, target: Target, batch: int, turn_s: float) -> dic
         "threads": machine["threads"],
         "processor": machine["cpu"],
         "processor_features": " ".join(machine["cpu_features"]),
-        "held_to": os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or "",
+        "held_to": _held_to(),
         "gpu": f"{here.name}, {here.driver}" if here else "",
         "system": machine["system"],
         "python": machine["python"],
         **{f"{name} version": said for name, said in machine["packages"].items() if name not in _JUDGED},
     }
+
+
+def _held_to() -> str:
+    """What the environment holds computation to: oneDNN's instruction set, and the others where they are set."""
+    by_onednn = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA")
+    others = ((name, os.environ.get(name)) for name in ("OV_CPU_MAX_ISA", "NVIDIA_TF32_OVERRIDE"))
+    return " ".join(filter(None, [by_onednn, *(f"{name}={said}" for name, said in others if said)]))
 
 
 def differences(stored: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
@@ -89,19 +91,27 @@ def to_json(targets: list[Finding], abilities: list[Finding]) -> dict[str, Any]:
 
 
 def _image_formats() -> list[Finding]:
-    versions = package_versions(("pillow", "pydicom", "imagecodecs"))
-    raster = Finding("PNG, JPEG, TIFF, BMP", False, "pillow is not installed", "pip install pillow")
-    if "pillow" in versions:
-        raster = Finding(raster.name, True, f"pillow {versions['pillow']}")
-    if "pydicom" not in versions:
-        return [raster, Finding("DICOM", False, "pydicom is not installed", "pip install 'mpmmu-rt[dicom]'")]
-    dicom = Finding("DICOM", True, f"pydicom {versions['pydicom']}")
+    raster = _readable("PNG, JPEG, TIFF, BMP", {"pillow": "PIL", "simplejpeg": "simplejpeg"})
+    dicom = _readable("DICOM", {"pydicom": "pydicom"}, "pip install 'mpmmu-rt[dicom]'")
+    if not dicom.usable:
+        return [raster, dicom]
     # JPEG, JPEG 2000 and RLE need nothing more.
     name = "DICOM in JPEG Lossless and JPEG-LS"
-    if "imagecodecs" in versions:
-        return [raster, dicom, Finding(name, True, f"imagecodecs {versions['imagecodecs']}")]
-    missing = Finding(name, False, "imagecodecs is not installed", "pip install 'mpmmu-rt[codecs]'")
-    return [raster, dicom, missing]
+    return [raster, dicom, _readable(name, {"imagecodecs": "imagecodecs"}, "pip install 'mpmmu-rt[codecs]'")]
+
+
+def _readable(name: str, modules: Mapping[str, str], hint: str = "") -> Finding:
+    """modules: of each distribution that `name` needs. hint: what brings them, else each by its name."""
+    versions = package_versions(tuple(modules))
+    for package, module in modules.items():
+        if package not in versions:
+            return Finding(name, False, f"{package} is not installed", hint or f"pip install {package}")
+        try:
+            importlib.import_module(module)
+        except (ImportError, OSError, ValueError, AttributeError) as error:  # as of one built for another NumPy
+            detail = f"{package} {versions[package]} is installed but can't be imported ({error})"
+            return Finding(name, False, detail, f"pip install --force-reinstall {package}")
+    return Finding(name, True, ", ".join(f"{package} {version}" for package, version in versions.items()))
 
 
 def _export() -> Finding:

@@ -109,10 +109,22 @@ def parse_quota(text: str) -> float | None:
 
 
 def _cpu_model() -> str:
-    for line in (_read("/proc/cpuinfo") or "").splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    return model_of(_read("/proc/cpuinfo") or "") or platform.processor() or platform.machine()
+
+
+def model_of(cpuinfo: str) -> str:
+    """The processor's name, by the text of /proc/cpuinfo; of one of ARM, which has none there, the numbers that stand
+    for it, of each kind of its cores; "" where it says nothing."""
+    found, implementer = dict[str, None](), ""
+    for line in cpuinfo.splitlines():
+        name, value = (part.strip() for part in line.partition(":")[::2])
+        if name == "model name":
+            return value
+        if name == "CPU implementer":
+            implementer = value
+        elif name == "CPU part":
+            found[f"{implementer}:{value}"] = None
+    return f"ARM {', '.join(found)}" if found else ""
 
 
 def _cpu_features() -> list[str]:

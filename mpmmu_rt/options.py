@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 from .errors import UsageError
 
+_MOST_MS = 3.6e6  # for which a case may wait for others
+
 
 def share(text: str | float, example: str = "--max-slowdown 5%") -> float:
     """`5%` and `0.05` are 0.05. Raises `UsageError`, also for `5`: whoever writes it means 5 %, not 500 %."""
@@ -33,11 +35,14 @@ def duration(text: str | float) -> float:
 
 
 def delay_ms(text: str) -> float:
-    """Milliseconds: `2`, `2ms`, `2000us` and `0.002s` are 2; 0 is none. Raises `UsageError`."""
+    """Milliseconds: `2`, `2ms`, `2000us` and `0.002s` are 2; 0 is none. Raises `UsageError`, also for over an hour."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(us|ms|s|)\s*", text)
-    if not match:
-        raise UsageError(f"`{text}` is no delay, expected milliseconds such as 2ms, or 0", hint="--max-delay 2ms")
-    return float(match[1]) * {"us": 1e-3, "ms": 1.0, "s": 1e3, "": 1.0}[match[2]]
+    if not match or (found := float(match[1]) * {"us": 1e-3, "ms": 1.0, "s": 1e3, "": 1.0}[match[2]]) > _MOST_MS:
+        raise UsageError(
+            f"`{text[:60]}` is no delay, expected milliseconds such as 2ms, or 0, and an hour at most",
+            hint="--max-delay 2ms",
+        )
+    return found
 
 
 def allowances(texts: Sequence[str]) -> dict[str, float]:

@@ -11,7 +11,7 @@ import shutil
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from .errors import MpmmuError, OutputError
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _BUSY = frozenset({errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES, errno.EDEADLK})
-# How libraries that don't raise OSError pass on what the system told them.
+# How libraries that don't raise OSError, and `shutil.copytree`, pass on what the system told them.
 _FULL_TEXT = re.compile(r"no space left|disk quota exceeded|file too large|os error (28|122|27)\b", re.IGNORECASE)
 _OPEN_FILE = re.compile(r"/dev/(stdin|stdout|stderr|fd/.*)|/proc/[^/]+/fd/.*")
 _MOST_BYTES = 255 - len("..partial.12345678.partial")  # of a name, on most file systems, with that around it
@@ -98,6 +98,18 @@ def require_no_bundle(output: Path) -> None:
             f"{output} lies in {found}, which is a bundle and holds no other file, expected another place",
             hint="choose another -o",
         )
+
+
+def require_other(output: Path, read: Iterable[Path | None]) -> None:
+    """Raise `OutputError` where `output` is one of the files that are `read`, by whichever name: once it is replaced
+    that is lost."""
+    if not output.is_file():
+        return
+    place = output.stat()
+    for path in read:
+        with contextlib.suppress(OSError, ValueError):  # what can't be looked at says so when it is read
+            if path is not None and os.path.samestat(place, path.stat()):
+                raise OutputError(f"{output} is read here, expected another file", hint="choose another place")
 
 
 def _let_go(place: Path, handle: int) -> None:
@@ -239,7 +251,8 @@ def is_full(error: BaseException) -> bool:
     while error not in seen:
         if isinstance(error, OSError) and error.errno in _FULL:
             return True
-        if not isinstance(error, OSError | MpmmuError) and _FULL_TEXT.search(str(error)):
+        in_words = isinstance(error, shutil.Error) or not isinstance(error, OSError | MpmmuError)
+        if in_words and _FULL_TEXT.search(str(error)):
             return True
         seen.append(error)
         error = error.__cause__ or error.__context__ or error

@@ -108,14 +108,15 @@ class Predictor:
         The two are named and not positional, so that they can't be swapped unseen. That images are blank, one and the
         same, of two patients, look swapped or unlike the training's is seen by `predict_files`, and not here: who
         decodes files otherwise looks for it (`mpmmu_rt.pairs`, `mpmmu_rt.subject`).
-        embedding: float32 [N, D] to write the embedding to, and to return; a new array if None. Raises `PixelsError`
-        for pixels that the model was not made for, `UsageError` for another `embedding`, `EngineError` if the engine
-        fails, `AnswerError`, with the rows, if any probability is not a number in 0..1 or any embedding is not finite,
-        and `DigestMismatch` if the weights were written over while they were in use.
+        embedding: float32 [N, D] to write the embedding to, and to return, in memory of its own; a new array if None.
+        Raises `PixelsError` for pixels that the model was not made for, `UsageError` for another `embedding`,
+        `EngineError` if the engine fails, `AnswerError`, with the rows, if any probability is not a number in 0..1, or
+        any of a base learner or any embedding is not finite, and `DigestMismatch` if the weights were written over
+        while they were in use.
         """
         start = time.perf_counter()
         checked = self._check(pixels)
-        embedding = _room(embedding, (len(checked["mammography"]), self._width))
+        embedding = _room(embedding, (len(checked["mammography"]), self._width), checked)
         checks_ms = (time.perf_counter() - start) * 1e3
         self._held.require_untouched()
         said, stages_ms = self._pipeline.run(checked, embedding)
@@ -152,15 +153,18 @@ class Predictor:
         """What heads say of embeddings float32 [N, D], if it is an answer. Raises `AnswerError`, `DigestMismatch`."""
         start = time.perf_counter()
         self._held.require_untouched()
-        probability = said["probability"]
-        # Trees send NaN left or right and give a number that looks right: the embedding is checked on its own.
+        probability, base = said["probability"], said.get("base_probability")
+        # Trees send NaN left or right and give a number that looks right: what they see is checked on its own.
         count = len(embedding)
         if (bad := np.isfinite(embedding).min(axis=1) == 0).any():
             raise self._unanswered(bad, f"embeddings that are not finite for {int(bad.sum())} of {count} cases")
         if (bad := ~np.asarray((probability >= 0) & (probability <= 1))).any():
             raise self._unanswered(bad, f"{int(bad.sum())} of {count} probabilities that are not numbers in 0..1")
+        if base is not None and not np.isfinite(base).all():
+            bad = np.isfinite(base).min(axis=1) == 0
+            raise self._unanswered(bad, f"base probabilities that are not finite for {int(bad.sum())} of {count} cases")
         spent = {**stages_ms, "checks": stages_ms["checks"] + (time.perf_counter() - start) * 1e3}
-        return Prediction(probability, said.get("base_probability"), embedding, spent, threshold)
+        return Prediction(probability, base, embedding, spent, threshold)
 
     def predict_files(self, mammography: Paths, ultrasound: Paths, *, frame: int | None = None) -> Prediction:
         """The prediction of image files: one of each, or as many of each, row by row of the same patient.
@@ -310,17 +314,20 @@ class Predictor:
         self.close()
 
 
-def _room(embedding: object, shape: tuple[int, int]) -> Array:
-    """`embedding`, to be written to, or a new array. Raises `UsageError` for what can't hold `shape`."""
+def _room(embedding: object, shape: tuple[int, int], pixels: Mapping[Modality, Array]) -> Array:
+    """`embedding`, to be written to while `pixels` are read, or a new array. Raises `UsageError` for what can't hold
+    `shape`, or lies where they do."""
     if embedding is None:
         return np.empty(shape, np.float32)
-    if not isinstance(embedding, np.ndarray):
+    if not isinstance(embedding, np.ndarray) or hasattr(embedding, "mask"):  # a mask keeps values from being written
         got = f"a {type(embedding).__name__}"
     else:
         got = f"{'' if embedding.flags.writeable else 'read-only '}{embedding.dtype}{list(embedding.shape)}"
-        if got == f"float32{list(shape)}" and not _overlaps(embedding):
+        shares = [f"with the pixels of {name}" for name, one in pixels.items() if np.may_share_memory(embedding, one)]
+        shares += ["among its rows"] if _overlaps(embedding) else []
+        if got == f"float32{list(shape)}" and not shares:
             return embedding
-        got += " whose rows share memory" if _overlaps(embedding) else ""
+        got += f" that shares memory {' and '.join(shares)}" if shares else ""
     raise UsageError(
         f"`embedding` is {got}, expected float32{list(shape)} to write to", hint="leave it out to get a new array"
     )

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from .compare import Side
+    from .errors import MpmmuError
 
 _PROPERTY = _FIXTURE = "mpmmu_latency"
 _PASSED = pytest.StashKey[bool]()
@@ -56,13 +57,14 @@ def pytest_itemcollected(item: pytest.Item) -> None:
     if _FIXTURE in names and item.config.pluginmanager.hasplugin("benchmark"):
         if "benchmark" not in names:
             names.append("benchmark")
-        item.add_marker(pytest.mark.benchmark(timer=_CLOCK))
+        own = item.get_closest_marker("benchmark")  # the closest alone is read: what the test says of itself stays
+        item.add_marker(pytest.mark.benchmark(**{**(own.kwargs if own else {}), "timer": _CLOCK}), append=False)
 
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, None]:
     outcome = yield
-    if call.when == "call" and _FIXTURE in getattr(item, "fixturenames", ()):
+    if call.when == "call" and _PASSED in item.stash:
         item.stash[_PASSED] = outcome.get_result().passed
 
 
@@ -78,7 +80,9 @@ def mpmmu_latency(request: pytest.FixtureRequest) -> Iterator[Callable[..., Verd
     """
 
     asked = False
-    benchmark = request.getfixturevalue("benchmark") if "benchmark" in request.fixturenames else None
+    request.node.stash[_PASSED] = False  # also of a test that has the fixture by `request.getfixturevalue`
+    timed = "benchmark" in request.fixturenames and request.config.pluginmanager.hasplugin("benchmark")
+    benchmark = request.getfixturevalue("benchmark") if timed else None
 
     def judge(
         bundle: str | Path,
@@ -102,12 +106,14 @@ def mpmmu_latency(request: pytest.FixtureRequest) -> Iterator[Callable[..., Verd
         from .turnstile import alone
 
         nonlocal asked
-        asked = True
+        again, asked = asked, True
         refused: MpmmuError | None = None
         try:
+            if again and benchmark:
+                raise _twice(request.node.name)
             if baseline is None:
-                _check_alone(p99_ms, max_slowdown or allow_counts or allow_different)
-            _check_limit(p99_ms)
+                _check_alone(p99_ms, max_slowdown is not None or allow_counts or allow_different)
+            _check_numbers(p99_ms, batch)
             side, seconds = Side(Path(bundle), Target.parse(target)), duration(budget)
             named = [allow_counts] if isinstance(allow_counts, str) else allow_counts
             options = {"allow_counts": allowances(named), "allow_different": allow_different}
@@ -120,7 +126,7 @@ def mpmmu_latency(request: pytest.FixtureRequest) -> Iterator[Callable[..., Verd
             pytest.fail(f"{refused}\nhint: {refused.hint}", pytrace=False)
         said = Verdict(found.answer, found.reason, others, found.calls_ms)
         request.node.user_properties.append((_PROPERTY, str(said)))
-        if benchmark:
+        if benchmark and said.calls_ms:
             _CLOCK.replay(benchmark, said.calls_ms)
         if said.answer in _FAILS:
             pytest.fail(str(said), pytrace=False)
@@ -151,9 +157,20 @@ def _check_alone(p99_ms: float | None, judging: object) -> None:
         )
 
 
-def _check_limit(p99_ms: object) -> None:
+def _twice(test: str) -> MpmmuError:
     from .errors import UsageError
 
+    return UsageError(
+        f"mpmmu_latency was called twice in {test}, expected once: pytest-benchmark keeps the samples of one call",
+        hint="a test for each, by pytest.mark.parametrize; or run pytest with -p no:benchmark",
+    )
+
+
+def _check_numbers(p99_ms: object, batch: object) -> None:
+    from .errors import UsageError
+
+    if not isinstance(batch, int) or isinstance(batch, bool) or batch < 1:
+        raise UsageError(f"batch is {batch!r}, expected a number of pairs, at least 1", hint="batch=32")
     is_time = isinstance(p99_ms, int | float) and not isinstance(p99_ms, bool) and 0 < p99_ms < float("inf")
     if p99_ms is not None and not is_time:
         raise UsageError(f"p99_ms is {p99_ms!r}, expected a time of more than 0 ms", hint="p99_ms=400")
@@ -232,7 +249,7 @@ _CLOCK = _Clock()
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    said = list(_verdicts(terminalreporter))
+    said = list(dict.fromkeys(_verdicts(terminalreporter)))  # subtests tell those of their test again
     if said:
         terminalreporter.section("mpmmu-rt latency")
         for node, text in said:
@@ -240,9 +257,8 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
 
 def _verdicts(terminalreporter: Any) -> Iterator[tuple[str, str]]:
-    """Of all reports, those of other processes with them."""
-    for outcome in ("passed", "failed"):
-        for report in terminalreporter.stats.get(outcome, []):
-            for name, text in getattr(report, "user_properties", []):
-                if name == _PROPERTY and report.when == "call":
-                    yield report.nodeid, text
+    """Of all reports, whatever became of the test, those of other processes with them."""
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if getattr(report, "when", "") == "call":
+                yield from ((report.nodeid, text) for name, text in report.user_properties if name == _PROPERTY)

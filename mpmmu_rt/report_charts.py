@@ -99,8 +99,7 @@ def latency_by_batch(sweep: Mapping[str, Any]) -> Markup:
     steps = sweep["steps"]
     batches, means = [step["batch"] for step in steps], [step["mean_ms"] for step in steps]
     spread = max(means) > 20 * min(means)
-    form = "ms per call, logarithmic" if spread else "ms per call"
-    frame = Frame(_batch_axis(batches), axis(form, means if spread else [0.0, *means], zero=True, log=spread))
+    frame = Frame(_batch_axis(batches), axis("ms per call", means if spread else [0.0, *means], zero=True, log=spread))
     (at,) = (step for step in steps if step["batch"] == sweep["knee"])
     return frame.drawn(
         "Mean latency by batch",

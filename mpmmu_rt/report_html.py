@@ -82,7 +82,7 @@ def _bench(entry: Mapping[str, Any]) -> tuple[str, *tuple[Markup, ...]]:
                 "Where a call goes",
                 plots.parts(
                     "Stages of a call",
-                    ledger["stages_ms"] | {"between stages": ledger["remainder_ms"]},
+                    ledger["stages_ms"] | {pieces.remainder(ledger["remainder_ms"]): ledger["remainder_ms"]},
                     ledger["total_ms"],
                     "ms",
                     batch,

@@ -54,6 +54,11 @@ def grid(*cards: Markup) -> Markup:
     return el("div", *cards, class_="grid" if len(cards) > 1 else "grid one")
 
 
+def remainder(ms: float) -> str:
+    """What the part of a call is named that no stage explains; it is negative where stages run at the same time."""
+    return "between stages" if ms >= 0 else "at the same time"
+
+
 def sentence(text: str) -> str:
     return f"{text[:1].upper()}{text[1:]}."
 

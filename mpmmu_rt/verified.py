@@ -26,8 +26,9 @@ from .files import MAX_JSON_BYTES, parse_json_object, read_bounded, write_json
 from .spec import Target
 
 SCHEMA = "mpmmu-verified/1"
-# The instruction set that oneDNN was told to keep to changes what is computed (`mpmmu_rt.engines.openvino`).
-_VARIABLES = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
+# What changes what is computed: the instruction set that oneDNN and OpenVINO were told to keep to
+# (`mpmmu_rt.engines.openvino`), and whether NVIDIA's libraries may or must compute in TF32.
+_VARIABLES = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "OV_CPU_MAX_ISA", "NVIDIA_TF32_OVERRIDE")
 _NUMBERS = ("mpmmu-rt", "numpy")
 
 
@@ -84,7 +85,8 @@ def keep(
         others = [
             record
             for record in _read(path)
-            if record["bundle"] == bundle.digest and (record["target"], record["facts"]) != (str(target), facts)
+            if record["bundle"] == bundle.digest
+            and (record["target"] != str(target) or any(_differences(record, bundle.digest, facts)))
         ]
     record = {
         "bundle": bundle.digest,
@@ -113,7 +115,7 @@ def failed_own_cases(bundle: Bundle, target: Target) -> Mapping[str, Any] | None
     facts = facts_of(target)
     with contextlib.suppress(ParityError):  # what can't be read is no record
         for record in _read(place_of(bundle)):
-            same = (record["bundle"], record["target"], record["facts"]) == (bundle.digest, str(target), facts)
+            same = record["target"] == str(target) and not any(_differences(record, bundle.digest, facts))
             if same and not _passed(record["checks"]) and isinstance(own := record.get("own_cases"), dict):
                 return own
     return None

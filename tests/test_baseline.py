@@ -259,6 +259,16 @@ def test_other_conditions_are_refused_with_what_differs(stored: Path, changes: d
     assert way in caught.value.hint
 
 
+@pytest.mark.parametrize("name", ["DNNL_MAX_CPU_ISA", "OV_CPU_MAX_ISA", "NVIDIA_TF32_OVERRIDE"])
+def test_what_the_environment_holds_computation_to_is_a_condition(
+    stored: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    monkeypatch.setenv(name, "17")
+    with pytest.raises(UsageError, match=r"was taken under other conditions \(held_to .*17"):
+        judge_against(stored, SIDE, 2)
+
+
 @pytest.mark.parametrize("changes", [{"batch": 32}, {"target": "openvino:int8"}, {"inputs": ["of 512 x 512"]}])
 def test_of_something_else_there_is_no_tripwire(stored: Path, changes: dict[str, Any]) -> None:
     """A batch of 1 is no alarm beside one of 32, and says nothing."""

@@ -8,6 +8,7 @@ import os
 import shutil
 import stat
 import tempfile
+import time
 from pathlib import Path
 from typing import NoReturn
 
@@ -24,6 +25,7 @@ from mpmmu_rt.predictor import Prediction, Predictor
 from mpmmu_rt.spec import MODALITIES, Array, Modality
 
 INT8 = "openvino:int8"
+STORED = Path(__file__).parent / "data" / "bundle_613dfc9"
 FACTS = {"bundle": "a", "engine": "1.0"}
 
 
@@ -146,6 +148,52 @@ def test_a_folder_that_can_t_be_written_is_said_and_survived(cache: BlobCache) -
         BlobCache(cache.folder.parent / "file" / "below").store(FACTS, b"blob")
 
 
+@pytest.mark.parametrize("kind", ["a user without a name", "links that lead to each other"])
+def test_where_there_is_no_folder_nothing_is_kept_and_it_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """As in a container with a user of its own and no HOME: the model runs all the same."""
+    if kind == "links that lead to each other":
+        (tmp_path / "a").symlink_to(tmp_path / "b")
+        (tmp_path / "b").symlink_to(tmp_path / "a")
+        monkeypatch.setenv(blob_cache.VARIABLE, str(tmp_path / "a"))
+    else:
+        import pwd
+
+        def unknown(user: int) -> NoReturn:
+            raise KeyError(user)
+
+        for name in (blob_cache.VARIABLE, "HOME", "XDG_CACHE_HOME"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setattr(pwd, "getpwuid", unknown)
+        monkeypatch.chdir(tmp_path)
+    with pytest.warns(CacheWarning, match=r"there is no folder for the cache: .*set MPMMU_RT_CACHE to another"):
+        assert BlobCache.default() is None
+    assert not (tmp_path / "~").exists()
+
+
+def test_a_folder_that_can_not_be_searched_holds_nothing() -> None:
+    assert not BlobCache(Path("/" + "x/" * 2020)).holds(FACTS), "with the entry's name it is too long"
+
+
+@pytest.mark.skipif(not Path("/proc/self/fdinfo").is_dir(), reason="this system has no such folder")
+def test_a_folder_that_goes_meanwhile_is_a_warning() -> None:
+    """The system answers as it does where another process has just removed it."""
+    with pytest.warns(CacheWarning, match="can't be written"):
+        BlobCache(Path("/proc/self")).store(FACTS, b"blob")
+
+
+def test_what_a_killed_process_left_is_removed_a_day_later(cache: BlobCache) -> None:
+    cache.store(FACTS, b"blob")
+    left = [cache.folder / f".{only(cache).name}.{name}.partial" for name in ("aaaaaaaa", "bbbbbbbb")]
+    for path, age in zip(left, (2 * 24 * 3600, 3600), strict=True):
+        path.write_bytes(b"half of one")
+        os.utime(path, (time.time() - age,) * 2)
+    cache.store(FACTS | {"engine": "2.0"}, b"another")
+    assert [path.exists() for path in left] == [False, True], "the other may still be written"
+    assert len(cache.entries()) == 2
+
+
 def needs_int8() -> None:
     if problem := ENGINE.problem("int8"):
         pytest.skip(str(problem))
@@ -185,6 +233,39 @@ def test_a_second_start_compiles_nothing_and_says_the_same_to_the_bit(
         np.testing.assert_array_equal(got.embedding, want.embedding)
         np.testing.assert_array_equal(got.probability, want.probability)
     answer(int8_folder, threads=2)  # streams and threads are other facts
+    assert len(cache.entries()) == 2
+
+
+def test_a_release_that_exports_and_imports_bytes(cache: BlobCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As OpenVINO 2025.0 does, and 2025.1 to 2025.3 in part."""
+    needs_int8()
+    import openvino
+
+    want, _ = answer(STORED)
+    only(cache).unlink()
+    export_model, import_model = openvino.CompiledModel.export_model, openvino.Core.import_model
+
+    def imported(core: openvino.Core, model: object, *rest: object) -> object:
+        if not isinstance(model, bytes):
+            raise TypeError("`model_stream` must be an io.BytesIO object or bytes")
+        return import_model(core, model, *rest)
+
+    monkeypatch.setattr(openvino.CompiledModel, "export_model", lambda model: export_model(model).getvalue())
+    monkeypatch.setattr(openvino.Core, "import_model", imported)
+    for compiled in (True, False):
+        got, anew = answer(STORED)
+        assert anew == compiled
+        np.testing.assert_array_equal(got.embedding, want.embedding)
+
+
+@pytest.mark.parametrize("name", ["ONEDNN_MAX_CPU_ISA", "OV_CPU_MAX_ISA"])
+def test_what_kernels_are_held_to_is_another_entry(
+    cache: BlobCache, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    needs_int8()
+    answer(STORED)
+    monkeypatch.setenv(name, "AVX2")
+    assert answer(STORED)[1], "compiled for the whole processor"
     assert len(cache.entries()) == 2
 
 

@@ -185,7 +185,7 @@ def test_a_defect_is_called_one_and_shows_its_traceback_only_with_debug(capsys: 
 @pytest.mark.parametrize(
     ("raised", "code", "said"),
     [
-        (KeyboardInterrupt(), 130, "error: interrupted; nothing was written"),
+        (KeyboardInterrupt(), 130, "error: interrupted; what was written by then is whole"),
         (PermissionError(13, "Permission denied", "/x/y"), 1, "error: /x/y: Permission denied"),
         (OSError(28, "No space left on device", "/x/y"), 1, "error: no space left on the disk of /x/y, expected room"),
         (RuntimeError("I/O error: No space left on device (os error 28)"), 1, "error: no space left on the disk of"),

@@ -151,6 +151,12 @@ def test_doctor_is_the_smoke_test() -> None:
         assert stages[name].all("ENTRYPOINT") == ['["mpmmu-rt"]']
 
 
+def test_who_runs_it_may_write_where_it_is_told_to() -> None:
+    """A folder of the host belongs to somebody there, who is not 10001."""
+    (mounted,) = (line for line in TEXT.splitlines() if ' -v "$PWD:/data" ' in line)
+    assert '--user "$(id -u):$(id -g)"' in mounted
+
+
 def test_the_wheel_is_made_of_what_pyproject_needs() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     copied = " ".join(parse(TEXT)["wheel"].all("COPY"))

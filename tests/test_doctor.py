@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from datetime import date
 from pathlib import Path
@@ -87,6 +89,20 @@ def test_image_formats_of_a_bare_device(tmp_path: Path, monkeypatch: pytest.Monk
     assert all(finding.hint.startswith("pip install") for finding in found.values())
 
 
+def test_a_package_that_can_not_be_imported_reads_nothing(tmp_path: Path) -> None:
+    """Its metadata alone says that it is there."""
+    (tmp_path / "pydicom.py").write_text("raise ImportError('built for another Python')\n")
+    given = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    command = [sys.executable, "-m", "mpmmu_rt", "doctor", "--json", "-"]
+    done = subprocess.run(command, env=given, capture_output=True, text=True, check=True, timeout=120)
+    found = {one["name"]: one for one in json.loads(done.stdout)["abilities"]}
+    assert found["PNG, JPEG, TIFF, BMP"]["usable"]
+    assert not found["DICOM"]["usable"]
+    assert found["DICOM"]["detail"].endswith("is installed but can't be imported (built for another Python)")
+    assert found["DICOM"]["hint"] == "pip install --force-reinstall pydicom"
+    assert "DICOM in JPEG Lossless and JPEG-LS" not in found
+
+
 def cache() -> Finding:
     return by_name(examine()[1])["compiled-model cache"]
 
@@ -111,6 +127,7 @@ def test_the_cache_is_described(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         (("onnxruntime:fp32", "tensorrt:fp16"), 1, "error: the target tensorrt needs"),
         (("onnxruntime:fp16",), 2, "error: target `onnxruntime:fp16` asks for fp16"),
         (("onnxruntime",), 2, "error: target is `onnxruntime`, expected"),
+        (("tensorrt-rtx:fp16@89",), 2, "error: --require tensorrt-rtx:fp16@89 names compute capabilities, expected"),
     ],
 )
 def test_a_target_may_be_required(

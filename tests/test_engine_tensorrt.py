@@ -130,6 +130,8 @@ def change(**values: Any) -> Callable[[dict[str, Any]], Any]:
         (change(achieved=[1]), "is malformed: 'list' object has no attribute 'items'"),
         (change(profile={"min": 0, "opt": 1, "max": 1}), "is malformed: the profile is 0/1/1"),
         (change(engine_bytes="many"), "is malformed: invalid literal"),
+        (change(engine_bytes=float("inf")), "is malformed: cannot convert float infinity"),
+        (change(capabilities=[float("-inf")]), "is malformed: cannot convert float infinity"),
     ],
 )
 def test_a_sidecar_that_is_not_one(tmp_path: Path, altered: Callable[[dict[str, Any]], Any], message: str) -> None:
@@ -204,6 +206,7 @@ def test_the_profile_beside_graphs(tmp_path: Path) -> None:
         (lambda entry: {k: v for k, v in entry.items() if k != "opt"}, "lacks the key `opt`"),
         (change(min=0), "is malformed: the profile is 0/3/4"),
         (change(max=[4]), r"is malformed: int\(\) argument"),
+        (change(max=float("inf")), "is malformed: cannot convert float infinity"),
     ],
 )
 def test_a_file_that_is_no_profile(tmp_path: Path, altered: Callable[[dict[str, Any]], Any], message: str) -> None:

@@ -110,6 +110,31 @@ def test_a_build_under_another_distribution_name_is_no_crash(tmp_path: Path) -> 
     """onnxruntime-openvino, onnxruntime-directml …: the module is there, the metadata is not."""
     (tmp_path / "onnxruntime.py").write_text("__version__ = '1.26.0'\n")
     code = "from mpmmu_rt.engines.onnxruntime import ENGINE; print(ENGINE.problem()); print(ENGINE.version())"
+    result = beside_numpy(tmp_path, code)
+    assert "onnxruntime 1.26.0 is known to be wrong" in result.stdout, result.stderr
+    assert result.stdout.splitlines()[-1] == "1.26.0"
+
+
+@pytest.mark.parametrize(
+    ("name", "package"),
+    [
+        ("onnxruntime", "onnxruntime"),
+        ("onnxruntime-cuda", "onnxruntime"),
+        ("openvino", "openvino"),
+        ("tensorrt-rtx", "tensorrt_rtx"),
+    ],
+)
+def test_what_an_uninstallation_leaves_is_no_crash(tmp_path: Path, name: str, package: str) -> None:
+    """A folder without `__init__.py`, which Python imports: of two distributions with the same files one is gone."""
+    (tmp_path / package / "capi").mkdir(parents=True)
+    code = f"from mpmmu_rt.engines import engines; p = engines()['{name}'].problem(); print(p, '|', p.hint)"
+    result = beside_numpy(tmp_path, code)
+    assert f"the package `{package}` is there in part" in result.stdout, result.stderr
+    assert "| pip " in result.stdout
+
+
+def beside_numpy(tmp_path: Path, code: str) -> subprocess.CompletedProcess[str]:
+    """Run `code` where there are this package, NumPy and what lies in `tmp_path`."""
     root = Path(registry.__file__).parents[2]
     numpy_only = tmp_path / "site"
     numpy_only.mkdir()
@@ -119,9 +144,7 @@ def test_a_build_under_another_distribution_name_is_no_crash(tmp_path: Path) -> 
         (numpy_only / "numpy.libs").symlink_to(libraries)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (tmp_path, numpy_only, root)))}
     command = [sys.executable, "-S", "-c", code]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
-    assert "onnxruntime 1.26.0 is known to be wrong" in result.stdout, result.stderr
-    assert result.stdout.splitlines()[-1] == "1.26.0"
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
 
 
 def test_a_graph_is_run(tmp_path: Path) -> None:
@@ -170,6 +193,7 @@ def test_weights_that_are_gone_are_an_error_of_loading(bundle_folder: Path, tmp_
         {"z": np.zeros((1, 2), np.float32)},
         {"x": np.zeros((1, 3), np.float32)},
         {"x": np.zeros((1, 2), np.float64)},
+        {"x": np.ones((1, 2), ">f4")},  # bytes the other way round: 1 reads 4.6e-41
     ],
 )
 def test_a_run_that_fails_is_an_engine_error_with_its_cause(tmp_path: Path, feeds: dict[str, Array]) -> None:
@@ -182,8 +206,9 @@ def test_a_run_that_fails_is_an_engine_error_with_its_cause(tmp_path: Path, feed
 def test_a_closed_session_does_not_answer(tmp_path: Path) -> None:
     session = engine(FP32).load(double(tmp_path / "double.onnx"), "fp32", 1)
     session.close()
-    with pytest.raises(EngineError):
+    with pytest.raises(EngineError, match="the session is closed, expected an open one") as caught:
         session.run({"x": np.zeros((1, 2), np.float32)})
+    assert caught.value.hint == "make another Predictor"
 
 
 # ---------------------------------------------------------------- memory of ours

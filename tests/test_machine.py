@@ -135,5 +135,14 @@ def test_features_are_whole_words(monkeypatch: pytest.MonkeyPatch) -> None:
     assert facts["cpu_features"] == ["avx512_vnni", "amx_tile"]
 
 
+def test_processors_of_arm_are_told_apart() -> None:
+    """They have no name in /proc/cpuinfo: a verdict or a baseline of one must not count on another."""
+    core = "processor\t: {}\nFeatures\t: fp asimd\nCPU implementer\t: 0x41\nCPU architecture: 8\nCPU part\t: {}\n\n"
+    small, large = core.format(0, "0xd03"), core.format(1, "0xd42")
+    assert machine.model_of(small * 2) == "ARM 0x41:0xd03"
+    assert machine.model_of(small + large) == "ARM 0x41:0xd03, 0x41:0xd42"
+    assert machine.model_of("") == machine.model_of("processor: 0\nhart: 0\n") == ""
+
+
 def test_versions_of_what_is_not_installed_are_left_out() -> None:
     assert set(machine.package_versions(("numpy", "no-such-distribution"))) == {"numpy"}

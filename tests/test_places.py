@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import pytest
 
 from mpmmu_rt.errors import OutputError
 from mpmmu_rt.files import atomic_file, atomic_folder
-from mpmmu_rt.places import check_writable, claimed, is_full, require_room, written
+from mpmmu_rt.places import check_writable, claimed, is_full, require_other, require_room, written
 
 HOLD = """
 import sys, time
@@ -171,6 +172,19 @@ def test_a_folder_that_can_not_be_written(tmp_path: Path) -> None:
             check_writable(folder / "x")
 
 
+def test_what_is_read_is_not_written_over_by_any_name(tmp_path: Path) -> None:
+    read = [None, tmp_path / "gone.png", tmp_path / "a.png"]
+    (tmp_path / "a.png").write_bytes(b"pixels")
+    (tmp_path / "link.png").symlink_to("a.png")
+    (tmp_path / "same.png").hardlink_to(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(b"pixels")
+    for name in ("a.png", "link.png", "same.png"):
+        with pytest.raises(OutputError, match=f"{name} is read here, expected another file"):
+            require_other(tmp_path / name, read)
+    for name in ("b.png", "new.png"):
+        require_other(tmp_path / name, read)
+
+
 def test_room_is_asked_for_before(tmp_path: Path) -> None:
     require_room(tmp_path / "x", 1, "a byte")
     with pytest.raises(OutputError, match=r"left, expected some 1000000000\.0 GB for a world"):
@@ -226,6 +240,7 @@ def test_a_disk_too_full_for_the_name_of_its_holder(tmp_path: Path, monkeypatch:
         OSError(errno.ENOSPC, "No space left on device"),
         OSError(errno.EFBIG, "File too large"),
         RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
+        shutil.Error([("a", "b", "[Errno 28] No space left on device: 'a' -> 'b'")]),
     ],
 )
 def test_a_full_disk_is_known_whoever_tells(error: Exception) -> None:
@@ -235,6 +250,7 @@ def test_a_full_disk_is_known_whoever_tells(error: Exception) -> None:
     assert is_full(wrapped)
     assert not is_full(ValueError("no space in the name"))
     assert not is_full(OSError(errno.EACCES, "Permission denied"))
+    assert not is_full(shutil.Error([("a", "b", "[Errno 13] Permission denied: 'b'")]))
 
 
 def _limited() -> None:

@@ -21,7 +21,7 @@ from PIL import Image
 from mpmmu_rt import load
 from mpmmu_rt.bundle import GRAPHS, Bundle, seal
 from mpmmu_rt.cases import read_manifest
-from mpmmu_rt.errors import BundleError, DigestMismatch, EngineError, PixelsError, UsageError
+from mpmmu_rt.errors import AnswerError, BundleError, DigestMismatch, EngineError, PixelsError, UsageError
 from mpmmu_rt.images import Preprocessing
 from mpmmu_rt.model.phantom import phantom_pixels
 from mpmmu_rt.predictor import Predictor
@@ -356,6 +356,22 @@ def test_what_is_no_probability_is_never_returned(
         assert "mpmmu-rt verify" in caught.value.hint
 
 
+def test_a_base_learner_that_says_no_number_is_no_answer(tmp_path: Path) -> None:
+    """Whatever comes of it: the trees of a final estimator give a number that looks right."""
+    folder = tiny_bundle(tmp_path / "b", pool=SAME, head=AVERAGE)
+    path = folder / "onnx/head_onnxruntime.onnx"
+    model = onnx.load(str(path))
+    model.graph.node.extend([one("Sub", "embedding half", "d"), one("Sqrt", "d", "base_probability")])
+    model.graph.output.append(helper.make_tensor_value_info("base_probability", TensorProto.FLOAT, ["N", 2]))
+    onnx.save(model, str(path))
+    seal(folder, json.loads((folder / "bundle.json").read_text()))
+    with load(folder) as predictor:
+        assert predictor.predict(levels(255, 200)).base_probability is not None
+        with pytest.raises(AnswerError, match="gave base probabilities that are not finite for 2 of 4 cases") as caught:
+            predictor.predict(levels(255, 10, 200, 0))
+    assert caught.value.rows == (1, 3)
+
+
 def test_a_model_that_takes_other_names_is_an_engine_error(tmp_path: Path) -> None:
     folder = tiny_bundle(tmp_path / "b", pool=SAME, head=AVERAGE)
     (folder / "onnx/ultrasound_onnxruntime.onnx").write_bytes((folder / "onnx/head.onnx").read_bytes())
@@ -374,6 +390,8 @@ def test_a_model_that_takes_other_names_is_an_engine_error(tmp_path: Path) -> No
         [[0.0, 0.0]] * 4,
         np.lib.stride_tricks.as_strided(np.empty(2, np.float32), (4, 2), (0, 4)),
         np.lib.stride_tricks.as_strided(np.empty(8, np.float32), (4, 2), (4, 4)),
+        np.ma.masked_array(np.empty((4, 2), np.float32)),
+        np.ma.masked_array(np.empty((4, 2), np.float32), mask=True, hard_mask=True),  # what is written has no effect
     ],
 )
 def test_an_embedding_that_can_not_hold_all_cases_is_refused(tmp_path: Path, embedding: Array) -> None:
@@ -382,6 +400,23 @@ def test_an_embedding_that_can_not_hold_all_cases_is_refused(tmp_path: Path, emb
         pytest.raises(UsageError, match=r"expected float32\[4, 2\] to write to"),
     ):
         predictor.predict(levels(1, 2, 3, 4), embedding=embedding)
+
+
+@pytest.mark.parametrize("modality", MODALITIES)
+def test_an_embedding_does_not_lie_where_pixels_are_read(tmp_path: Path, modality: Modality) -> None:
+    """That of the first cases would be written over the pixels of the last, before they are looked at."""
+    given = levels(1, 2, 3, 4)
+    with load(tiny_bundle(tmp_path / "b", pool=SAME, head=AVERAGE)) as predictor:
+        room = given[modality].reshape(-1)[-4 * 2 * 4 :].view(np.float32).reshape(4, 2)
+        with pytest.raises(UsageError, match=rf"shares memory with the pixels of {modality}, expected") as caught:
+            predictor.predict(given, embedding=room)
+        assert caught.value.hint == "leave it out to get a new array"
+        np.testing.assert_array_equal(given[modality], levels(1, 2, 3, 4)[modality])
+        beside = np.zeros(64 + 32, np.uint8)  # one block of memory, and not one byte of it twice
+        beside[:64] = given[modality].ravel()
+        given[modality] = beside[:64].reshape(4, 1, 4, 4)
+        found = predictor.predict(given, embedding=beside[64:].view(np.float32).reshape(4, 2))
+        np.testing.assert_allclose(found.probability, np.arange(1, 5) / 255, atol=1e-6)
 
 
 @pytest.mark.parametrize("layout", [np.s_[:, ::2], np.s_[::-1, :2], np.s_[:4, 1:3]])

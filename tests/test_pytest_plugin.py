@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -93,12 +94,15 @@ def test_a_test_that_judges_nothing_is_not_green(
 
         def test_is_skipped(mpmmu_latency):
             pytest.skip("no bundle here")
+
+        def test_has_it_otherwise(request):
+            request.getfixturevalue("mpmmu_latency")
         """
     )
     result = run("-p", "no:xdist")
-    result.assert_outcomes(passed=1, failed=1, skipped=1, errors=1)
+    result.assert_outcomes(passed=2, failed=1, skipped=1, errors=2)
     result.stdout.fnmatch_lines(["mpmmu_latency was never called, expected a bundle to judge: nothing was"])
-    assert result.stdout.str().count("was never called, expected") == 1
+    assert result.stdout.str().count("was never called, expected") == 2
 
 
 @pytest.mark.slow
@@ -143,6 +147,43 @@ def test_with_pytest_benchmark_its_json_is_written(
     assert f",{len(want)}," in (pytester.path / "out.csv").read_text()
 
 
+@pytest.mark.slow
+def test_with_pytest_benchmark_a_test_keeps_its_marks_and_is_one_measurement(
+    run: Callable[..., pytest.RunResult], pytester: pytest.Pytester
+) -> None:
+    """What a test says to pytest-benchmark of itself must not put another clock in the place of the samples."""
+    pytester.makepyfile(
+        f"""
+        import pytest
+
+        pytestmark = pytest.mark.benchmark(disable_gc=True)
+
+        @pytest.mark.benchmark(group="latency")
+        @pytest.mark.xfail(strict=False)
+        def test_marked(mpmmu_latency):
+            said = mpmmu_latency({str(STORED)!r}, {FEW}, p99_ms=1e5)
+            print("calls", *said.calls_ms)
+
+        def test_both(mpmmu_latency):
+            for bundle in [{str(STORED)!r}] * 2:
+                mpmmu_latency(bundle, {FEW}, p99_ms=1e5)
+        """
+    )
+    result = run("-p", "no:xdist", "-s", "--benchmark-json", "found.json")
+    result.assert_outcomes(xpassed=1, failed=1)
+    calls = next(line for line in result.outlines if "calls " in line and "took" not in line).partition("calls ")[2]
+    found = {one["name"]: one for one in json.loads((pytester.path / "found.json").read_text())["benchmarks"]}
+    assert found["test_marked"]["stats"]["data"] == pytest.approx([float(ms) / 1e3 for ms in calls.split()], rel=1e-9)
+    assert found["test_marked"]["group"] == "latency"
+    result.stdout.fnmatch_lines(
+        [
+            "mpmmu_latency was called twice in test_both, expected once: pytest-benchmark keeps *",
+            "hint: a test for each, by pytest.mark.parametrize; or run pytest with -p no:benchmark",
+        ]
+    )
+    result.stdout.fnmatch_lines(["*::test_marked: cannot tell: *"])  # whatever became of the test
+
+
 LOGGED = """
 import time
 import mpmmu_rt.compare
@@ -182,6 +223,10 @@ WRONG = {
     "p99_ms='400'": "p99_ms is '400', expected a time of more than 0 ms",
     "p99_ms=True": "p99_ms is True, expected a time of more than 0 ms",
     "p99_ms=400, max_slowdown=0.05": "got max_slowdown, allow_counts or allow_different without a baseline",
+    "p99_ms=400, max_slowdown=0": "got max_slowdown, allow_counts or allow_different without a baseline",
+    "p99_ms=400, batch=0": "batch is 0, expected a number of pairs, at least 1",
+    "p99_ms=400, batch='8'": "batch is '8', expected a number of pairs, at least 1",
+    "p99_ms=400, batch=True": "batch is True, expected a number of pairs, at least 1",
     "p99_ms=400, allow_counts='bytes'": "got max_slowdown, allow_counts or allow_different without a baseline",
     "baseline='same.json', max_slowdown=5": "`5` has no unit and would be 500%",
     "baseline='same.json', batch=2, allow_counts='byte', budget=1": "`byte` is no count, expected ",
@@ -257,6 +302,19 @@ def test_own_children_are_no_suspects() -> None:
             env={**os.environ, "PYTHONPATH": str(ROOT)},
         )
     assert f"({pid}) took " in done.stdout
+
+
+def test_the_name_of_a_suspect_does_not_steer_the_terminal(tmp_path: Path) -> None:
+    shell = shutil.which("sh")
+    if shell is None or not Path("/proc/self/stat").exists():
+        pytest.skip("no sh, or no /proc/self/stat")
+    (tmp_path / "a\x1b[2Jb").symlink_to(shell)
+    code = "import time\nfrom mpmmu_rt.beside import beside\nwith beside() as found:\n    time.sleep(0.6)\nprint(found)"
+    with subprocess.Popen([tmp_path / "a\x1b[2Jb", "-c", "while :; do :; done"]) as busy:
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+        busy.kill()
+    assert f"a?[2Jb ({busy.pid}) took " in done.stdout
 
 
 def entered(path: Path, times: int) -> subprocess.Popen[str]:

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from mpmmu_rt.bench import bench
 from mpmmu_rt.cases import read_manifest
-from mpmmu_rt.charts import axis
+from mpmmu_rt.charts import axis, milliseconds
 from mpmmu_rt.cli import app
 from mpmmu_rt.compare import Turns
 from mpmmu_rt.errors import UsageError
@@ -246,6 +246,22 @@ def test_markup_escapes_all_but_markup() -> None:
         *("0", "0.0123", "1.50", "1,234", DASH, DASH)
     ]
     assert [tick(value) for value in (0.1 + 0.2, 1e-15, 20000.0, -0.5)] == ["0.3", "0", "20,000", "-0.5"]
+
+
+def test_an_axis_is_called_logarithmic_where_it_is() -> None:
+    """One tick is too few to read a logarithm by: then it is none."""
+    for slowest, log in ((9.0, False), (90.0, True)):
+        found = milliseconds([2.13] * 10 + [slowest])
+        assert (found.log, found.label) == (log, "ms per call, logarithmic" if log else "ms per call")
+
+
+@pytest.mark.slow
+def test_stages_that_run_at_the_same_time_are_called_so(measured: dict[str, Any]) -> None:
+    """As in the text of `bench`: there is nothing between them."""
+    ledger = measured["ledger"] | {"remainder_ms": -1.5}
+    said = " ".join(Tree(page(measured | {"ledger": ledger})).text)
+    assert "at the same time" in said
+    assert "between stages" not in said
 
 
 def test_axes_hold_their_values_and_few_ticks() -> None:

@@ -109,11 +109,25 @@ def test_what_differs_does_not_count_and_is_said(
         verified.require(verdict, bundle, FIRST)
 
 
-def test_another_instruction_set_is_another_machine(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["ONEDNN_MAX_CPU_ISA", "OV_CPU_MAX_ISA", "NVIDIA_TF32_OVERRIDE"])
+def test_another_instruction_set_is_another_machine(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     bundle = Bundle.open(folder)
     verified.keep(bundle, FIRST, CHECKS)
-    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
-    assert verified.look_up(bundle, FIRST).why.endswith("is for ONEDNN_MAX_CPU_ISA none, here AVX2")
+    monkeypatch.setenv(name, "AVX2")
+    assert verified.look_up(bundle, FIRST).why.endswith(f"is for {name} none, here AVX2")
+
+
+def test_a_verdict_takes_the_place_of_one_that_knew_fewer_facts(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As an earlier version wrote it: it counts here, and must not stand before one that failed."""
+    monkeypatch.delenv("DNNL_MAX_CPU_ISA", raising=False)
+    bundle = Bundle.open(folder)
+    verified.keep(bundle, FIRST, CHECKS)
+    edit(folder, lambda record: record["facts"].pop("DNNL_MAX_CPU_ISA"))
+    assert verified.look_up(bundle, FIRST).passed is True
+    verified.keep(bundle, FIRST, FAILED, {"sha256": "0"})
+    assert verified.look_up(bundle, FIRST).passed is False
+    edit(folder, lambda record: record["facts"].pop("DNNL_MAX_CPU_ISA"))
+    assert verified.failed_own_cases(bundle, FIRST) == {"sha256": "0"}
 
 
 def test_the_verdict_of_an_earlier_bundle_goes_with_it(folder: Path) -> None:

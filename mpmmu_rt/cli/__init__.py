@@ -7,6 +7,7 @@ failed, 4 slower and 5 cannot tell (`compare`, `bench --baseline`), 130 interrup
 from __future__ import annotations
 
 import io
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -47,11 +48,21 @@ class _Commands(TyperGroup):
             code = super().main(given, *rest, **{**kwargs, "standalone_mode": False})
         except typer.Abort:
             code = 1
+        except OSError as error:  # of what stands outside of commands, as `--version` to a full disk
+            code = _report.failed(error)
         except Exception as error:
             code = _report.usage_error(error)
             if code is None:
                 raise
         sys.exit(code)
+
+    def make_context(self, *arguments: Any, **kwargs: Any) -> Any:
+        with _report.interruptible():
+            return super().make_context(*arguments, **kwargs)
+
+    def invoke(self, *arguments: Any) -> Any:
+        with _report.interruptible():
+            return super().invoke(*arguments)
 
 
 def general_first(arguments: Sequence[str]) -> list[str]:
@@ -112,11 +123,27 @@ for _command in (
 
 
 def main() -> None:
+    _fill_streams()
     signal.signal(signal.SIGTERM, _terminate)  # so that half-written outputs are put away
     for stream in (sys.stdout, sys.stderr):  # what an encoding has no letter for must not end a command
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    app()
+    try:
+        app()
+    except KeyboardInterrupt as error:  # while Typer looks at what there is
+        sys.exit(_report.failed(error))
+
+
+def _fill_streams() -> None:
+    """Where a parent closed stdin, stdout or stderr, the next file that is opened would get its number: rows, and among
+    them what libraries print. What is said on stderr then goes nowhere; to write to stdout is an error."""
+    for number, mode in enumerate((os.O_RDONLY, os.O_RDONLY, os.O_WRONLY)):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, mode), True)  # it takes the lowest number that is free: this
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
 
 
 def _terminate(number: int, frame: object) -> None:

@@ -6,7 +6,9 @@ import math
 from pathlib import Path
 from typing import Any
 
-from ._report import count, fitted, wrapped
+from mpmmu_rt.report_parts import remainder
+
+from ._report import count, fitted, quoted, wrapped
 
 MOST_SECONDS = 600
 _LABELS = {"p50": "p50", "p90": "p90", "p99": "p99", "p999": "p99.9"}
@@ -59,7 +61,7 @@ def _missing(latency: dict[str, Any]) -> str:
 def _ledger(ledger: dict[str, Any], batch: int) -> str:
     total, rest = ledger["total_ms"], ledger["remainder_ms"]
     rows = [(name.replace("_", " "), spent) for name, spent in ledger["stages_ms"].items()]
-    rows += [("between stages" if rest >= 0 else "at the same time", rest), ("all", total)]
+    rows += [(remainder(rest), rest), ("all", total)]
     cells = [[name, f"{spent:.3f}", f"{spent / batch:.3f}", f"{spent / total:.1%}"] for name, spent in rows]
     return fitted(["stage", "mean ms", "per pair", "share"], cells) + "\n" + wrapped(ledger["advice"])
 
@@ -125,7 +127,7 @@ def _recommended(names: dict[str, str | None], ran: dict[str, Any], bundle: Path
         flips = f"flipped {row['flipped']} of {row['cases']} decisions" if row["cases"] else "flipped no decision"
         lines.append(
             f"faster, with rounding: --target {rounding}: {times}at export it {flips}; hold it to your own cases: "
-            f"`mpmmu-rt verify {bundle} MANIFEST --target {rounding}`"
+            f"`mpmmu-rt verify {quoted(bundle)} MANIFEST --target {rounding}`"
         )
     return [*lines, "medians of calls that took turns; whether a small difference is real: `mpmmu-rt compare`"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ._report import note
+from ._report import note, quoted
 
 if TYPE_CHECKING:
     from mpmmu_rt.bundle import Bundle
@@ -39,5 +39,5 @@ def note_verdict(verdict: Verdict, target: Target, path: Path) -> None:
     elif verdict.passed is False:
         note(f"warning: {target} failed its verification on this machine on {verdict.date}: {verdict.why}")
     else:
-        hint = f"`mpmmu-rt verify {path} --target {target}`"
+        hint = f"`mpmmu-rt verify {quoted(path)} --target {target}`"
         note(f"note: {target} is not verified on this machine: {verdict.why}; {hint}")

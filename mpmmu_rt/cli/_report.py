@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
 import os
@@ -59,9 +60,23 @@ def reported(command: Callable[_Arguments, None]) -> Callable[_Arguments, None]:
         except BaseException as error:
             if type(error).__module__.startswith(("click", "typer")):
                 raise
-            raise typer.Exit(_fail(error, *_told(error))) from error
+            raise typer.Exit(failed(error)) from error
 
     return wrapped
+
+
+def failed(error: BaseException) -> int:
+    """Say what ended a command, and return its exit code."""
+    return _fail(error, *_told(error))
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Around what Typer does before and behind a command: it would end without a word, and take SIGTERM for Ctrl-C."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise typer.Exit(failed(error)) from error
 
 
 def _told(error: BaseException) -> tuple[str, str, int]:
@@ -69,7 +84,7 @@ def _told(error: BaseException) -> tuple[str, str, int]:
     if isinstance(error, MpmmuError):
         return str(error), error.hint, error.exit_code
     if isinstance(error, KeyboardInterrupt):
-        return _interrupted(error, "nothing was written", "the same command starts again")
+        return _interrupted(error, "what was written by then is whole", "the same command starts again")
     if places.is_full(error):
         where = getattr(error, "filename", None) or "what this was written to"
         return f"no space left on the disk of {where}, expected room for it", "free some space, then try again", 1
@@ -109,7 +124,9 @@ def going_on(
 def command(*added: str) -> str:
     """This command, with options that were not there yet and without those that they replace."""
     given = [one for one in sys.argv[1:] if not added or one != "--overwrite"]
-    return shlex.join(["mpmmu-rt", *given, *(one for one in added if one not in given)])
+    end = given.index("--") if "--" in given else len(given)  # behind it nothing is an option
+    more = [one for one in added if one not in given[:end]]
+    return shlex.join(["mpmmu-rt", *given[:end], *more, *given[end:]])
 
 
 def _fail(error: BaseException, message: str, hint: str, code: int) -> int:
@@ -154,6 +171,8 @@ def put_file(path: Path) -> None:
 
 def _echo(data: str | bytes, *, err: bool = False) -> None:
     stream = sys.stderr if err else sys.stdout
+    if stream is None:
+        raise OSError(errno.EBADF, "stdout is closed, expected a place for the result")
     try:
         typer.echo(data, nl=False, err=err)
         stream.flush()
@@ -166,12 +185,18 @@ def note(text: str) -> None:
     say(wrapped(text) if sys.stderr.isatty() else text, err=True)
 
 
+def quoted(argument: object) -> str:
+    """For a command that is to be copied; a path that begins as an option does is told from one."""
+    text = str(argument)
+    return shlex.quote(f"./{text}" if isinstance(argument, Path) and text.startswith("-") else text)
+
+
 def next_command(*arguments: object) -> None:
     """What to try next, to be copied; not with --quiet. On a terminal too narrow for it, lines end as a shell wants."""
     if _quiet:
         return
     lines = ["next: mpmmu-rt"]
-    for argument in map(shlex.quote, map(str, arguments)):
+    for argument in map(quoted, arguments):
         if sys.stderr.isatty() and len(f"{lines[-1]} {argument} \\") > width():
             lines.append(f"  {argument}")
         else:
@@ -191,6 +216,26 @@ def check_json(to: str | None, *taken: Taken) -> None:
     """Before the work: raise `OutputError` where `put_json` could not write, or would write over what is `taken`."""
     if to and to != "-":
         check_output(Path(to), *taken)
+        _require_earlier(Path(to), "{", "JSON document")
+
+
+def check_html(to: Path | None, *taken: Taken) -> None:
+    """As `check_json`, of a page."""
+    if to:
+        check_output(to, *taken, stdout=False)
+        _require_earlier(to, "<!DOCTYPE html>", "HTML page")
+
+
+def _require_earlier(path: Path, begins: str, kind: str) -> None:
+    """Raise `OutputError` where something else than an earlier result takes its place, as an image of a patient."""
+    if path.is_file() and not places.is_fed(path):
+        with path.open("rb") as file:
+            found = file.read(len(begins))
+        if found not in (b"", begins.encode()):
+            raise OutputError(
+                f"{path} exists and is no {kind}, expected a free place or an earlier result",
+                hint="name another file, or move it away",
+            )
 
 
 def put_json(to: str | None, entry: Any, *, exact: bool = False) -> bool:
@@ -235,6 +280,7 @@ def check_output(path: Path, *taken: Taken, stdout: bool = True) -> None:
             )
             raise OutputError(f"{path} {what}, expected a file of its own", hint="name another one")
     if not places.is_fed(path):
+        places.require_no_bundle(place)
         places.check_writable(place)
 
 
@@ -386,5 +432,5 @@ def _bar_width() -> int:
 
 def _beside(description: str, detail: str, *, wide: bool) -> str:
     """What stands beside a bar, or beside the time that is left: the rest of the line is theirs."""
-    room = width() - (_bar_width() + 42 if wide else 8)
+    room = max(1, width() - (_bar_width() + 42 if wide else 8))  # a pane may be narrower at any moment
     return "\n".join([_fill(description, room, "  "), *([_fill(f"  {detail}", room, "")] if detail else [])])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -23,6 +24,23 @@ TargetOption = Annotated[
 RoundingOption = Annotated[
     bool, typer.Option("--allow-rounding", help="With --target auto: lower precisions too, if they are faster.")
 ]
+
+
+def required(texts: Sequence[str] | None) -> list[Target]:
+    """What --require names. Raises `UsageError` for a target that there is not, and for compute capabilities: bundles
+    list targets without, and a machine has the one it has."""
+    from mpmmu_rt.engines import known_engine
+    from mpmmu_rt.spec import Target
+
+    found = [Target.parse(text) for text in texts or ()]
+    for target in found:
+        known_engine(target)
+        if target.capabilities:
+            raise UsageError(
+                f"--require {target} names compute capabilities, expected a target without them",
+                hint=f"--require {target.plain}",
+            )
+    return found
 
 
 def taken(bundle: Bundle, target: str, *, allow_rounding: bool) -> tuple[Target, Choice | None]:

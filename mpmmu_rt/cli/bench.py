@@ -12,7 +12,7 @@ from mpmmu_rt.errors import UsageError
 from mpmmu_rt.files import rounded
 
 from ._bench_text import MOST_SECONDS, describe
-from ._report import JsonTo, bars, check_json, check_output, note, put_json, quiet, say, write_html
+from ._report import JsonTo, bars, check_html, check_json, note, put_json, quiet, say, write_html
 from ._target import AUTO, RoundingOption, check_rounding, taken
 from .export import REFERENCE_BUNDLE
 
@@ -79,8 +79,7 @@ def bench(
     if named:
         engine(named)  # before a long export
     check_json(json_to, bundle, html_to, baseline)
-    if html_to:
-        check_output(html_to, bundle, stdout=False)
+    check_html(html_to, bundle)
     if bundle is None:
         bundle = _reference()
     if named and (save or baseline):

@@ -13,7 +13,7 @@ from mpmmu_rt.files import rounded
 from mpmmu_rt.options import allowances, duration, share
 from mpmmu_rt.report_parts import warnings_of_sides
 
-from ._report import JsonTo, bars, check_json, check_output, count, fitted, note, put_json, say, wrapped, write_html
+from ._report import JsonTo, bars, check_html, check_json, count, fitted, note, put_json, say, wrapped, write_html
 
 if TYPE_CHECKING:
     from mpmmu_rt.compare import Comparison
@@ -55,8 +55,7 @@ def compare(
     for one in {first, second}:
         engine(one)
     check_json(json_to, a, b, html_to)
-    if html_to:
-        check_output(html_to, a, b, stdout=False)
+    check_html(html_to, a, b)
     with bars() as progress:
         found = race(*sides, batch, rule=rule, allow_counts=may_grow, budget_s=seconds, progress=progress)
     entry = rounded(found.to_json())

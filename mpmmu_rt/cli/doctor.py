@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ._report import JsonTo, check_json, count, fitted, note, put_json, say, wrapped
+from ._target import required
 
 if TYPE_CHECKING:
     from mpmmu_rt.doctor import Finding
@@ -21,13 +22,10 @@ def doctor(
     """Say which targets work here, which do not and why; exit code 1 if none does, or one that is required does not."""
     from mpmmu_rt import machine
     from mpmmu_rt.doctor import advise, examine, to_json
-    from mpmmu_rt.engines import engine, known_engine
-    from mpmmu_rt.spec import Target
+    from mpmmu_rt.engines import engine
 
     check_json(json_to)
-    required = [Target.parse(text) for text in require or ()]
-    for target in required:
-        known_engine(target)
+    asked = required(require)
 
     targets, abilities = examine()
     if not put_json(json_to, to_json(targets, abilities)):
@@ -49,7 +47,7 @@ def doctor(
                 hints.setdefault(item.hint, []).append(item.name)
         for hint, names in hints.items():
             note(f"hint: {', '.join(names)}: {hint}")
-    for target in required:
+    for target in asked:
         engine(target)
     if not any(item.usable for item in targets):
         raise typer.Exit(1)

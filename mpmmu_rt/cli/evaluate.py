@@ -11,7 +11,7 @@ import typer
 from mpmmu_rt.errors import BundleError, UsageError
 
 from ._proven import looked_up, note_verdict, warn_never_run
-from ._report import JsonTo, bars, check_json, fitted, note, put_json, say, wrapped
+from ._report import JsonTo, bars, check_json, fitted, note, put_json, quoted, say, wrapped
 from .export import warn_untrained
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def evaluate(
     if update_card and not _is_bundle(system):
         raise UsageError(
             f"--update-card is given for {system}, expected a bundle: a checkpoint's card is its training's",
-            hint=f"mpmmu-rt export {system}, then evaluate the bundle",
+            hint=f"mpmmu-rt export {quoted(system)}, then evaluate the bundle",
         )
     other_system = against or (system if against_target is not None else None)
     _check_systems((system, target), (other_system, against_target), trust_pickle)
@@ -115,7 +115,8 @@ def evaluate(
         from mpmmu_rt.card import update
 
         update(system, found.entry)
-        note(f"wrote the figures into the model card of {system} and sealed it anew: `mpmmu-rt verify {system}` again")
+        again = f"`mpmmu-rt verify {quoted(system)}` again"
+        note(f"wrote the figures into the model card of {system} and sealed it anew: {again}")
     note(f"wrote {output}: report.html, report.md, report.json, cases.csv and plots")
     warn_untrained(judged.trained)
 
@@ -155,7 +156,7 @@ def _check_systems(
             raise UsageError(
                 f"the target {target} is asked of the checkpoint {path}, expected a bundle: a checkpoint runs in torch "
                 "alone",
-                hint=f"mpmmu-rt export {path}, then evaluate the bundle",
+                hint=f"mpmmu-rt export {quoted(path)}, then evaluate the bundle",
             )
     if len({(path.resolve(), target or TARGET) for path, target in named}) < len(named):
         what = f"{judged[0]} on {judged[1] or TARGET}" if _is_bundle(judged[0]) else f"the checkpoint {judged[0]}"

@@ -10,7 +10,7 @@ import typer
 from mpmmu_rt.errors import AnswerError, ImageError, UsageError
 
 from ._proven import looked_up, note_verdict, warn_never_run
-from ._report import JsonTo, bars, check_json, count, fitted, going_on, note, put_json, say, wrapped
+from ._report import JsonTo, bars, check_json, count, fitted, going_on, note, put_json, quoted, say, wrapped
 
 if TYPE_CHECKING:
     from mpmmu_rt.cases import Case
@@ -138,13 +138,13 @@ def _cases(manifest: Path | None, chosen: list[str], mammography: Path | None, u
     if missing := [name for name in chosen if name not in known]:
         raise UsageError(
             f"{manifest} has no case `{missing[0]}`, expected one of its {len(cases)}",
-            hint=f"--case {cases[0].case_id}",
+            hint=f"--case {quoted(cases[0].case_id)}",
         )
     cases = [known[name] for name in dict.fromkeys(chosen)] or cases
     if len(cases) > MOST_CASES:
         raise UsageError(
             f"{manifest} has {len(cases)} cases, expected at most {MOST_CASES} to a page",
-            hint=f"--case {cases[0].case_id}, repeated",
+            hint=f"--case {quoted(cases[0].case_id)}, repeated",
         )
     return cases
 

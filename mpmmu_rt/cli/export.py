@@ -10,6 +10,7 @@ from mpmmu_rt.checks import ENOUGH_TO_CROSS
 from mpmmu_rt.errors import ParityError, UsageError
 
 from ._report import JsonTo, bars, check_json, count, fitted, going_on, next_command, note, put_json, say, wrapped
+from ._target import required
 
 if TYPE_CHECKING:
     from mpmmu_rt.bundle import Bundle
@@ -86,11 +87,11 @@ def export(
     from mpmmu_rt.engines.tensorrt.sidecar import Profile
     from mpmmu_rt.spec import Target
 
+    if output is None:
+        output = Path(f"{checkpoint.resolve().name}.bundle") if checkpoint else REFERENCE_BUNDLE
     check_json(json_to, checkpoint, output, parity, calibrate)
     targets = tuple(map(Target.parse, target)) if target else None
-    required = tuple(map(Target.parse, require_target or ()))
-    for one in required:
-        known_engine(one)
+    must_have = required(require_target)
     batches = Profile() if profile is None else Profile.parse(profile)
     if profile is not None and not any(known_engine(one).traits.profiled for one in targets or ()):
         raise UsageError(
@@ -111,8 +112,6 @@ def export(
             "--trust-pickle or --parity is given without a CHECKPOINT, expected both",
             hint="mpmmu-rt export CHECKPOINT --parity MANIFEST",
         )
-    if output is None:
-        output = Path(f"{checkpoint.resolve().name}.bundle") if checkpoint else REFERENCE_BUNDLE
     limits = Limits(auc_loss=auc_loss, sensitivity_loss=sensitivity_loss, flips=flips, mean_difference=mean_difference)
     wanted = Wanted(targets, limits=limits, profile=batches)
     with going_on(output, lambda: "nothing was kept"), bars() as progress:
@@ -167,7 +166,7 @@ def export(
     warn_untrained(bundle.trained)
     warn_phantoms(bundle.entry)
     asked = "--calibrate" if calibrate else "--calibrate-phantoms" if calibrate_phantoms else ""
-    _require_listed(bundle, required, calibrated=asked)
+    _require_listed(bundle, must_have, calibrated=asked)
     next_command("verify", output)
 
 

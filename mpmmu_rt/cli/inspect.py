@@ -10,7 +10,7 @@ from mpmmu_rt.checks import figure
 from mpmmu_rt.errors import BundleError
 
 from ._metrics import tested
-from ._report import JsonTo, check_json, count, fitted, put_json, say, wrapped
+from ._report import JsonTo, check_json, count, fitted, put_json, quoted, say, wrapped
 from .export import describe_precision, warn_phantoms, warn_untrained
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def inspect(
     except FOREIGN as error:  # sealed, but by nothing of ours: what is only for people, opening it does not ask for
         raise BundleError(
             f"{bundle} is not as an export has it ({type(error).__name__}: {error}), expected what it says of itself",
-            hint="export it again; `mpmmu-rt inspect --json FILE` writes what it says",
+            hint=f"export it again; `mpmmu-rt inspect {quoted(bundle)} --json FILE` writes what it says",
         ) from error
     for text in told:
         say(text)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ._report import note
+from ._report import going_on, note
 
 SOURCES = Path(__file__).resolve().parents[1] / "native"
 MARKER = "include/mpmmu.h"
@@ -19,6 +19,9 @@ def native(
     """Write the sources of the C++ runtime with its C header, for a device without Python."""
     from mpmmu_rt.files import atomic_folder
 
-    with atomic_folder(output, marker=MARKER, overwrite=overwrite) as partial:
+    with (
+        going_on(output, lambda: "nothing was kept"),
+        atomic_folder(output, marker=MARKER, overwrite=overwrite) as partial,
+    ):
         shutil.copytree(SOURCES, partial, dirs_exist_ok=True)
     note(f"wrote the C++ runtime: {output}; {output}/README.md says how to build it")

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from mpmmu_rt.errors import OutputError
+
 from ._report import going_on, next_command, note
 
 MIN_TO_TRAIN = 60
@@ -18,6 +20,8 @@ def phantom(
     """Write generated sample cases (images and manifest.csv). Phantoms are drawings, not patients."""
     from mpmmu_rt._optional import require
 
+    if output.exists():  # nothing is replaced: a folder with a manifest may be one of patients
+        raise OutputError(f"{output} exists already, expected a free path", hint="choose another -o")
     require("sklearn", "drawing phantoms")
     from mpmmu_rt.model.phantom import write_phantoms
 

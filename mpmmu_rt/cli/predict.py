@@ -67,7 +67,7 @@ def predict(
         )
         say(wrapped(text))
     for one in said:
-        note(wrapped(f"warning: {one}"))
+        note(f"warning: {one}")
     for one in remarks:
         note(f"note: {one}")
     note_verdict(verdict, wanted, bundle)

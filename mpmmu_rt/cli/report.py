@@ -7,7 +7,7 @@ import typer
 
 from mpmmu_rt.errors import UsageError
 
-from ._report import check_output, write_html
+from ._report import check_html, write_html
 
 MAX_BYTES = 256 * 2**20
 
@@ -20,7 +20,7 @@ def report(
     from mpmmu_rt.files import parse_json_object, read_bounded
 
     hint = "name a file that `bench --json` or `compare --json` wrote, or the report.json of `evaluate`"
-    check_output(output, result, stdout=False)
+    check_html(output, result)
     entry = parse_json_object(result, read_bounded(result, MAX_BYTES, UsageError, hint), UsageError, hint)
     try:
         write_html(output, entry)

@@ -10,7 +10,20 @@ import typer
 from mpmmu_rt.errors import UsageError
 
 from ._metrics import TOO_FEW, tested, with_weakness
-from ._report import JsonTo, bars, check_json, command, fitted, going_on, next_command, note, put_json, say, wrapped
+from ._report import (
+    JsonTo,
+    bars,
+    check_json,
+    check_output,
+    command,
+    fitted,
+    going_on,
+    next_command,
+    note,
+    put_json,
+    say,
+    wrapped,
+)
 
 if TYPE_CHECKING:
     from mpmmu_rt.cases import Manifest
@@ -106,8 +119,10 @@ def train(
     cases = read_manifest(manifest) if manifest is not None else None  # once: what is warned of is what is learnt from
     note_split(cases)
     check_json(json_to, manifest, output)
-    if preview is None:  # which writes no checkpoint
+    if preview is None:
         check_replaceable(output, marker=checkpoint.CONFIG, overwrite=overwrite)
+    else:  # which writes no checkpoint
+        _check_preview(preview, json_to, manifest, weights, cases)
     started = now()
     config, on = configured(PRESETS[preset.value](), arch, size, attention), known_device(device)
     settings = replace(TRAINING_PRESETS[preset.value], seed=seed)
@@ -177,6 +192,22 @@ def train(
     if metrics["weakness"] and not folds:
         again = command("--folds=5", "--overwrite")
         note(f"note: {TOO_FEW}: the same command with --folds 5 tests every patient once: `{again}`")
+
+
+def _check_preview(
+    preview: Path, json_to: str | None, manifest: Path | None, weights: Path | None, cases: Manifest | None
+) -> None:
+    """Before images are read: raise `UsageError` or `OutputError`."""
+    from mpmmu_rt.places import require_other
+    from mpmmu_rt.spec import MODALITIES
+
+    if json_to:
+        raise UsageError(
+            "--json is given with --preview, which trains nothing and has no result, expected one of them",
+            hint="leave --preview out to train, or --json",
+        )
+    check_output(preview, manifest, weights, stdout=False)
+    require_other(preview, (one.image(name) for one in (cases.cases if cases else ()) for name in MODALITIES))
 
 
 def configured(config: Any, arch: Arch | None, size: int | None, attention: Attention) -> Any:

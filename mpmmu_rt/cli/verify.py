@@ -10,7 +10,7 @@ from mpmmu_rt.checks import figure
 from mpmmu_rt.errors import MpmmuError, UsageError
 from mpmmu_rt.files import rounded
 
-from ._report import JsonTo, bars, check_json, fitted, next_command, note, pairs, put_json, say, wrapped
+from ._report import JsonTo, bars, check_json, fitted, next_command, note, pairs, put_json, quoted, say, wrapped
 from ._target import AUTO, RoundingOption, TargetOption, taken
 
 if TYPE_CHECKING:
@@ -46,7 +46,12 @@ def verify(
     from mpmmu_rt.cases import read_manifest
     from mpmmu_rt.predictor import Predictor
 
-    check_json(json_to, bundle, manifest)
+    check_json(json_to, bundle, manifest, f"{bundle.resolve()}.verified.json")
+    if frame is not None and manifest is None:
+        raise UsageError(
+            f"--frame {frame} is given without a manifest, expected both: it is of your own cases' files",
+            hint="leave --frame out, or name a MANIFEST",
+        )
     wanted = None if target == AUTO else target
     try:
         opened = Bundle.open(bundle)
@@ -141,7 +146,7 @@ def _verify(
     if kept and failed_with:
         note(
             f"warning: the verdict that this replaces had failed, with the own cases of {failed_with}, which were not "
-            f"asked now: `mpmmu-rt verify {path} {failed_with} --target {target}` asks them again"
+            f"asked now: `mpmmu-rt verify {quoted(path)} {quoted(Path(failed_with))} --target {target}` asks them again"
         )
     allowed = choice and predictor.target.precision != "fp32"  # what `run` then comes to again
     named = ("--target", target) if choice is None else ("--allow-rounding",) if allowed else ()
@@ -155,12 +160,12 @@ def _second(path: Path, manifest: Path | None, target: str, against: str | None)
     if against is not None and manifest is None:
         raise UsageError(
             f"--against {against} is given without a manifest, expected both: decisions are compared on your own cases",
-            hint=f"mpmmu-rt verify {path} MANIFEST --target {target} --against {against}",
+            hint=f"mpmmu-rt verify {quoted(path)} MANIFEST --target {target} --against {against}",
         )
     if against == target:
         raise UsageError(
             f"--against names {against}, which is the target itself, expected another",
-            hint=f"leave --against out, or name another target of the bundle: mpmmu-rt inspect {path}",
+            hint=f"leave --against out, or name another target of the bundle: mpmmu-rt inspect {quoted(path)}",
         )
     return against or (None if target == DEFAULT_TARGET else DEFAULT_TARGET)
 

@@ -18,6 +18,7 @@ from mpmmu_rt.spec import MODALITIES, Array, Modality, Target
 from . import Traits
 from .shared.host_head import HostHead
 from .shared.onnxruntime_lanes import BoundEmbedder, failed, first_line
+from .shared.words import closed, in_part
 
 PROVIDER = "CPUExecutionProvider"
 _PURPOSE = "the target onnxruntime:fp32"
@@ -34,8 +35,13 @@ class OnnxRuntimeSession:
         self.outputs = tuple(item.name for item in session.get_outputs())
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        if (session := self._session) is None:
+            raise closed()
         try:
-            values = self._session.run(self.outputs, dict(feeds))
+            for name, array in feeds.items():
+                if not array.dtype.isnative:  # ONNX Runtime reads it as if it were, and answers
+                    raise ValueError(f"`{name}` is {array.dtype}, expected this machine's order of bytes")
+            values = session.run(self.outputs, dict(feeds))
         except Exception as error:
             raise failed(self._graph.name, error) from error
         return dict(zip(self.outputs, values, strict=True))
@@ -47,17 +53,20 @@ class OnnxRuntimeSession:
 def installation_problem(purpose: str) -> MpmmuError | None:
     """Why the installed onnxruntime, of whatever distribution, must not be used for `purpose`, or None."""
     installed = package_versions(("onnxruntime", "onnxruntime-gpu"))
+    anew = "pip uninstall -y onnxruntime onnxruntime-gpu, then install the one you want"
     if len(installed) == 2:
         return EngineError(
             f"onnxruntime {installed['onnxruntime']} and onnxruntime-gpu {installed['onnxruntime-gpu']} are both "
             "installed and overwrite each other's files, expected one of them",
-            hint="pip uninstall -y onnxruntime onnxruntime-gpu, then install the one you want",
+            hint=anew,
         )
     try:
         # The module's own word: builds for other devices are distributed under other names.
-        version = str(require("onnxruntime", purpose).__version__)
+        version = getattr(require("onnxruntime", purpose), "__version__", None)
     except MpmmuError as error:
         return error
+    if version is None:  # of two that shared their files, one was uninstalled
+        return in_part("onnxruntime", anew)
     if bad := KNOWN_BAD["onnxruntime"].get(version):
         return EngineError(
             f"onnxruntime {version} is known to be wrong: {bad.says} ({bad.source})",

@@ -36,7 +36,7 @@ from .shared.device_code import lacks
 from .shared.gpu import gpu
 from .shared.host_head import HostHead, InSizes, filled, in_parts
 from .shared.onnxruntime_device import NOT_CAPTURED, SessionEngine, on_stream
-from .shared.onnxruntime_lanes import BoundEmbedder, Memory, first_line
+from .shared.onnxruntime_lanes import BoundEmbedder, Memory, failed, first_line
 from .tensorrt.cuda import Resources, Stream
 from .tensorrt.device_path import DevicePath, NoKernel
 from .tensorrt.sidecar import Profile
@@ -220,10 +220,16 @@ class SizedSession(OnnxRuntimeSession):
     """Runs batches of `SIZES` alone: parts of larger ones, and the last part filled up with zeros."""
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        lengths = {name: len(array) for name, array in feeds.items()}
+        if len(set(lengths.values())) != 1:  # else zeros would take the place of what is missing
+            got = ", ".join(f"{count} of {name}" for name, count in lengths.items()) or "nothing"
+            raise failed(self._graph.name, ValueError(f"it is given {got}, expected as many cases of each input"))
         parts: list[dict[str, Array]] = []
-        for rows, size in in_parts(len(next(iter(feeds.values()))), SIZES):
+        for rows, size in in_parts(next(iter(lengths.values())), SIZES):
             found = super().run({name: filled(array[rows], size) for name, array in feeds.items()})
             parts.append({name: array[: rows.stop - rows.start] for name, array in found.items()})
+        if not parts:  # of no cases
+            return super().run(feeds)
         return {name: np.concatenate([part[name] for part in parts]) for name in self.outputs}
 
 

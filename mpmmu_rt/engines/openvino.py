@@ -37,7 +37,7 @@ from . import Traits
 from .shared.blob_cache import BlobCache
 from .shared.host_head import HostHead
 from .shared.openvino_streams import Shape, Streams, halves
-from .shared.words import words_of
+from .shared.words import closed, in_part, words_of
 
 _PURPOSE = "the targets openvino:fp32, openvino:bf16, openvino:int8 and openvino:int8-bf16"
 # What is not 8 bits wide in an INT8 graph stays FP32, so that the graph alone decides the result, not the processor:
@@ -46,6 +46,7 @@ INFERENCE_PRECISION = {"fp32": "f32", "bf16": "bf16", "int8": "f32", "int8-bf16"
 # Where a stored model is read faster than compiled: INT8 in half the time, FP32 and BF16 not (benchmarks/NOTES.md).
 _STORED = ("int8", "int8-bf16")
 _MAX_ISA = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")  # by both names
+_OWN_MAX_ISA = "OV_CPU_MAX_ISA"  # of what OpenVINO computes without oneDNN: seen in 2026.4.1
 # Seen to fail with OpenVINO 2026.4.1; with AVX-512 and without its BF16 instructions it still computes in BF16.
 _WITHOUT_BF16 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2")
 # Cases of a request where there are enough. INT8 with the rest in FP32 gains nothing by more (benchmarks/NOTES.md).
@@ -74,7 +75,7 @@ class OpenVinoSession:
         try:
             with self._lock:
                 if self._request is None:
-                    raise RuntimeError("the session is closed")
+                    raise closed()
                 self._check(feeds)
                 found = self._request.infer({name: np.ascontiguousarray(array) for name, array in feeds.items()})
                 return {name: np.array(found[at]) for at, name in enumerate(self.outputs)}
@@ -248,7 +249,8 @@ class OpenVinoEmbedder:
         compiled = _compile(self._core, model, self._precision, threads, shape.streams, self._name)
         if self._cache:
             exported = compiled.export_model()
-            self._cache.store(self._facts(bundle, shape, part), exported.getvalue())
+            blob = exported if isinstance(exported, bytes) else exported.getvalue()  # the former in 2025.0
+            self._cache.store(self._facts(bundle, shape, part), blob)
         return compiled
 
     def _is_stored(self, bundle: Bundle, shape: Shape) -> bool:
@@ -265,7 +267,10 @@ class OpenVinoEmbedder:
             return None
         settings = _settings(self._precision, self._threads_of(shape)[part], shape.streams)
         try:
-            compiled = self._core.import_model(self._runtime.Tensor(blob, shared_memory=True), "CPU", settings)
+            try:
+                compiled = self._core.import_model(self._runtime.Tensor(blob, shared_memory=True), "CPU", settings)
+            except TypeError:  # before 2025.4 it takes bytes, and a copy of them
+                compiled = self._core.import_model(blob.tobytes(), "CPU", settings)
             _check_precision(compiled, self._precision, self._name)
         except (*_REFUSED, EngineError) as error:
             self._cache.drop(facts, _reason(error))
@@ -294,6 +299,7 @@ class OpenVinoEmbedder:
             "features": " ".join(machine.describe()["cpu_features"]),
             "capabilities": " ".join(self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")),
             "held to": _held_to(),
+            "own kernels held to": os.environ.get(_OWN_MAX_ISA, ""),
         }
 
     def close(self) -> None:
@@ -328,12 +334,22 @@ class OpenVino:
                 require("platformdirs", f"the target openvino:{precision}")
         except MpmmuError as error:
             return error
-        able = runtime.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        if not hasattr(runtime, "Core"):
+            return in_part("openvino", "pip install --force-reinstall openvino")
+        try:
+            able = runtime.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        except RuntimeError as error:
+            return EngineError(
+                f"OpenVINO can't use this processor: {_reason(error)}, expected its plugin for processors",
+                hint="pip install --force-reinstall openvino",
+            )
         rounds = INFERENCE_PRECISION.get(precision) == "bf16"
         if rounds and "BF16" not in able:
+            held = os.environ.get(_OWN_MAX_ISA)
             return EngineError(
-                f"this processor computes {', '.join(able)}, expected BF16 (AVX-512 BF16 or AMX)",
-                hint="use openvino:fp32 or openvino:int8",
+                f"this processor{f', held to {held} by {_OWN_MAX_ISA},' if held else ''} computes {', '.join(able)}, "
+                "expected BF16 (AVX-512 BF16 or AMX)",
+                hint=f"{f'unset {_OWN_MAX_ISA}, or ' if held else ''}use openvino:fp32 or openvino:int8",
             )
         # What OpenVINO says it is able to do is the processor's word, whatever oneDNN was told to leave unused.
         if rounds and _held_to().upper() in _WITHOUT_BF16:

@@ -27,7 +27,7 @@ from mpmmu_rt import bundle as bundles
 from mpmmu_rt.bundle import Bundle
 from mpmmu_rt.engines.shared import blob_cache
 from mpmmu_rt.engines.shared.blob_cache import BlobCache, CacheWarning
-from mpmmu_rt.engines.tensorrt import EngineRebuilt
+from mpmmu_rt.engines.tensorrt import RTX, EngineRebuilt
 from mpmmu_rt.engines.tensorrt import run as tensorrt_run
 from mpmmu_rt.engines.tensorrt.device_path import DevicePath, WholeGraph, WholeGraphInstead
 from mpmmu_rt.engines.tensorrt.run import NotCaptured
@@ -412,6 +412,24 @@ def test_a_capture_that_fails_is_remembered_and_what_it_was_for_is_enqueued(plug
     assert machine.cuda.calls["cudaStreamBeginCapture"] == 2
     assert pipeline.batches.captured == (3,), "what was captured before serves on"
     assert "device" in check(pipeline, cases(3))
+
+
+def test_what_can_not_be_made_after_a_lost_capture_is_an_error_with_its_cause(plug: Plug, cases: Any) -> None:
+    machine = plug()
+    pipeline = machine.open()
+
+    def lost(*_: Any) -> tuple[Any, None]:
+        machine.trt.refuse.add("create_execution_context")
+        return machine.cuda.failure, None
+
+    machine.cuda.cudaGraphInstantiate = lost
+    with (
+        pytest.warns(NotCaptured, match="the capture of batch 2 failed"),
+        pytest.raises(EngineError, match="can't make an execution context: the simulated TensorRT says no"),
+    ):
+        run(pipeline, cases(2))
+    machine.trt.refuse.clear()
+    check(pipeline, cases(2))
 
 
 @pytest.mark.parametrize("ahead", [False, True])
@@ -910,6 +928,16 @@ def test_what_another_gpu_has_compiled_is_dropped_and_compiled_anew(plug: Plug, 
     assert machine.trt.compiled == []
 
 
+def test_what_can_not_be_kept_costs_no_answer(
+    plug: Plug, cases: Any, cache: BlobCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = plug()
+    with monkeypatch.context() as patch:
+        patch.setattr(simulated_tensorrt.RuntimeCache, "serialize", lambda self: None)
+        check(machine.open(), cases(2))
+    assert cache.entries() == {}
+
+
 def test_without_a_cache_other_contexts_still_find_what_was_compiled(
     plug: Plug, cases: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -939,6 +967,13 @@ def test_the_simulation_sees_a_context_that_outlives_what_it_was_made_with(
     monkeypatch.setattr(tensorrt_run.LoadedEngine, "context", context)
     with pytest.raises(simulated_cuda.Violation, match="outlived its runtime"):
         check(pipeline, cases(2))
+
+
+def test_a_graph_that_is_gone_is_an_error(plug: Plug, tmp_path: Path) -> None:
+    plug()
+    with pytest.raises(EngineError, match=r"head\.onnx can't be read \(No such file") as caught:
+        RTX.load(tmp_path / "head.onnx", "fp32", 1)
+    assert caught.value.hint
 
 
 @pytest.mark.slow
@@ -1052,3 +1087,19 @@ def test_bytes_and_launches_are_counted(
         "device.pool_kernels": sum(pool.values()),
     }
     assert min(pool.values()) >= 2
+
+
+def test_batch_sizes_that_gave_way_are_counted_and_closed_ones_are_not(
+    plug: Plug, cases: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tensorrt_run, "CAPTURED_SIZES", 1)
+    machine = plug()
+    pipeline = machine.open()
+    check(pipeline, cases(2))
+    counted = pipeline.counts(2)
+    check(pipeline, cases(3))
+    assert pipeline.counts(2) == counted
+    check(pipeline, cases(3))
+    pipeline.close()
+    with pytest.raises(EngineError, match="closed, expected an open one"):
+        pipeline.counts(2)

@@ -87,6 +87,20 @@ def test_a_graph_on_its_own_runs_in_those_sizes_as_well(cuda_ort: Any, cases: An
     assert set(runtime.ran) == set(SIZES)
 
 
+def test_inputs_of_fewer_cases_are_not_filled_up(cuda_ort: Any) -> None:
+    """Zeros would be taken for feature maps of patients."""
+    machine, _ = cuda_ort()
+    bundle = machine.target.bundle
+    session = ENGINE.load(bundle.graph("attention_pool_onnxruntime"), "fp32", 1)
+    maps = {name: np.ones((5, *bundle.tensors[name].shape[1:]), np.float32) for name in session.inputs}
+    assert len(session.run(maps)["embedding"]) == 5
+    with pytest.raises(EngineError, match="given 5 of mammography_feature_map, 3 of ultrasound_feature_map, expected"):
+        session.run(maps | {"ultrasound_feature_map": maps["ultrasound_feature_map"][:3]})
+    assert len(session.run({name: array[:0] for name, array in maps.items()})["embedding"]) == 0
+    with pytest.raises(EngineError, match="given nothing"):
+        session.run({})
+
+
 def test_the_sizes_are_those_that_verify_asks() -> None:
     """No batch may reach cuDNN of a size at which the answers were not held to those of batch 1."""
     asked = set()

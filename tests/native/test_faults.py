@@ -8,6 +8,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +18,10 @@ from onnx import helper, numpy_helper
 
 from mpmmu_rt import load
 from mpmmu_rt.bundle import seal
-from mpmmu_rt.errors import EngineError
+from mpmmu_rt.errors import AnswerError, EngineError
 from mpmmu_rt.facts import KNOWN_BAD
 
-from .native import Library, Model, NativeError, Outputs, SelfTest, checked, tool
+from .native import Library, Model, NativeError, Outputs, Said, SelfTest, checked, tool
 from .test_build import decide, images
 from .test_predict import STORED, pixels
 
@@ -110,6 +111,31 @@ def test_a_machine_that_computes_no_numbers_holds_no_golden_vectors(
     assert (result.cases, result.embedding_limit) == (4, 1e-4)
     ran = decide(build_folder / "decide", folder, *images)
     assert (ran.returncode, ran.stdout) == (3, "")
+
+
+def test_a_base_learner_that_says_no_number_is_no_answer(library: Library, folder: Path) -> None:
+    """Beside a probability that looks right; who does not ask for the learners is not told of them."""
+
+    def beside(graph: onnx.GraphProto) -> None:
+        for node in graph.node:
+            node.input[:] = ["raw" if one == "base_probability" else one for one in node.input]
+        plus(graph, "base_probability", np.nan)
+
+    sealed_with(folder, "head_onnxruntime", beside)
+    with library.open(folder, threads=1) as model:
+        probability, base, embedding = (np.full(shape, 7, np.float32) for shape in (3, (3, 4), (3, 64)))
+        said = Said(probability, np.full(3, 7, np.uint8), base, embedding)
+        with pytest.raises(
+            NativeError, match=r"gave base probabilities that are not finite \(3 of 3 cases\)"
+        ) as caught:
+            model.predict_into(pixels(32, 3), said)
+        assert caught.value.status == "ANSWER_ERROR"
+        assert np.isnan(said.probability).all()
+        assert (said.malignant == 255).all()
+        model.predict_into(pixels(32, 3), replace(said, base_probability=None))
+        assert ((said.probability >= 0) & (said.probability <= 1)).all()
+    with load(folder, threads=1) as predictor, pytest.raises(AnswerError, match="base probabilities that are not fin"):
+        predictor.predict(pixels(32, 3))
 
 
 def test_an_embedding_that_is_another_where_a_case_is_alone(library: Library, folder: Path) -> None:

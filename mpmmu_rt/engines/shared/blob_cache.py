@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import stat
+import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -24,7 +25,7 @@ from pathlib import Path
 import numpy as np
 
 from mpmmu_rt._optional import require
-from mpmmu_rt.errors import MissingPackage
+from mpmmu_rt.errors import MissingPackage, OutputError
 from mpmmu_rt.files import atomic_file
 from mpmmu_rt.spec import Array
 
@@ -33,6 +34,7 @@ VARIABLE = "MPMMU_RT_CACHE"
 MAX_BYTES = 4 * 2**30  # of all entries together; what was not used for longest goes first
 _PAGE = 4096  # the header's room, and the blob's alignment in memory
 _SUFFIX = ".blob"
+_ABANDONED_S = 24 * 3600.0  # nobody writes a model for a day
 
 
 _SUSPENDED = ContextVar("_SUSPENDED", default=False)
@@ -64,13 +66,22 @@ class BlobCache:
         named = os.environ.get(VARIABLE, "")
         if named.lower() == "off" or _SUSPENDED.get():
             return None
-        folder = Path(named) if named else Path(require("platformdirs", "the cache").user_cache_path("mpmmu-rt"))
-        cache = cls(folder.resolve())
+        try:
+            folder = Path(named or require("platformdirs", "the cache").user_cache_path("mpmmu-rt"))
+            if not named and not folder.is_absolute():
+                raise RuntimeError("the user has no home folder")
+            cache = cls(folder.resolve())
+        except (OSError, RuntimeError) as error:  # a user without a name and HOME; links that lead to each other
+            _warn(f"there is no folder for the cache: {error}, expected one that only its owner may write to")
+            return None
         return cache if cache._trusted() else None
 
     def holds(self, facts: Mapping[str, str]) -> bool:
         """Is there an entry? Whether it is whole, `load` finds out."""
-        return self._path(facts).is_file()
+        try:
+            return self._path(facts).is_file()
+        except OSError:  # a folder that can't be searched
+            return False
 
     def load(self, facts: Mapping[str, str]) -> Array | None:
         """The blob, uint8 [bytes], that was stored with exactly these facts, or None. A damaged entry is removed,
@@ -126,6 +137,8 @@ class BlobCache:
                 file.write(header)
                 file.write(blob)
             self._evict()
+        except OutputError as error:  # the folder has just gone
+            _warn(str(error))
         except OSError as error:
             _warn(f"{self.folder} can't be written: {error.strerror or error}, expected room for a compiled model")
 
@@ -155,6 +168,10 @@ class BlobCache:
         return not problem
 
     def _evict(self) -> None:
+        for left in self.folder.glob(f".*{_SUFFIX}.*.partial"):  # by a process that was killed while it wrote
+            with suppress(FileNotFoundError):  # another has just renamed or removed it
+                if time.time() - left.stat().st_mtime > _ABANDONED_S:
+                    left.unlink()
         entries = self.entries()
         excess = sum(entries.values()) - MAX_BYTES
         for path, size in entries.items():

@@ -17,7 +17,7 @@ import numpy as np
 from mpmmu_rt.errors import EngineError
 from mpmmu_rt.spec import MODALITIES, Array, Modality
 
-from .words import words_of
+from .words import closed, words_of
 
 _DTYPES: dict[str, np.dtype[Any]] = {"tensor(float)": np.dtype(np.float32), "tensor(float16)": np.dtype(np.float16)}
 _POOL = "attention_pool"
@@ -80,7 +80,7 @@ class BoundEmbedder:
     def _take(self) -> _Lane:
         sessions = self._sessions
         if not sessions:
-            raise EngineError("the session is closed, expected an open one", hint="make another Predictor")
+            raise closed()
         try:
             return self._idle.pop()
         except IndexError:

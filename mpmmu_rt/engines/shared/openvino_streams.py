@@ -68,18 +68,12 @@ class _Lane:
             begin += said.shape[1]
 
     def start(self) -> None:
-        """Raises RuntimeError, and then nothing of it runs."""
-        started: list[Any] = []
-        try:
-            for request in self._requests:
-                request.start_async()
-                started.append(request)
-        except BaseException:
-            _wait(started)
-            raise
+        """Raises RuntimeError; it has to be waited for then as well."""
+        for request in self._requests:
+            request.start_async()
 
     def wait(self) -> None:
-        """Raises the first RuntimeError; nothing of it runs afterwards."""
+        """Raises the first RuntimeError; nothing of it runs afterwards. What was not started is not waited for."""
         for at, request in enumerate(self._requests):
             try:
                 request.wait()
@@ -121,22 +115,27 @@ class Streams:
         try:
             for row in range(0, len(embedding), self.cases):
                 lane = self._take(flying, embedding)
-                try:
-                    for modality, buffer in lane.pixels.items():
-                        np.copyto(buffer, pixels[modality][row : row + self.cases])
-                    lane.start()
-                except BaseException:
-                    self._idle.put(lane)
-                    raise
-                flying.append((row, lane))
+                flying.append((row, lane))  # before it starts: whatever fails or interrupts from here on
+                for modality, buffer in lane.pixels.items():
+                    np.copyto(buffer, pixels[modality][row : row + self.cases])
+                lane.start()
             while flying:
                 self._land(flying, embedding)
         finally:
-            while flying:  # after a failure: nobody may get a lane that still runs
-                _, lane = flying.popleft()
+            self._give_back(flying)
+
+    def _give_back(self, flying: deque[tuple[int, _Lane]]) -> None:
+        """After a failure: nobody may get a lane that still runs, and none may be lost to a second Ctrl-C."""
+        try:
+            while flying:
+                _, lane = flying[0]
                 with contextlib.suppress(RuntimeError):
                     lane.wait()
+                del flying[0]
                 self._idle.put(lane)
+        except BaseException:
+            self._give_back(flying)
+            raise
 
     def _take(self, flying: deque[tuple[int, _Lane]], embedding: Array) -> _Lane:
         """An idle lane; where there is none, the oldest of our own, or else one that another thread returns."""
@@ -152,5 +151,5 @@ class Streams:
         row, lane = flying[0]
         lane.wait()
         lane.copy_to(embedding[row : row + self.cases])
-        flying.popleft()
+        del flying[0]  # no call, behind which Python would let an interrupt in
         self._idle.put(lane)

@@ -17,6 +17,7 @@ from typing import Any
 
 from mpmmu_rt._optional import require
 from mpmmu_rt.engines.shared.gpu import gpu
+from mpmmu_rt.engines.shared.words import in_part
 from mpmmu_rt.errors import EngineError, UsageError
 
 from .sidecar import Built, Flavour, Profile, Sidecar, graph_digest
@@ -177,5 +178,8 @@ def log(trt: ModuleType) -> Log:
 
 
 def library(flavour: Flavour) -> ModuleType:
-    """Import the library, or raise `MissingPackage`."""
-    return require(flavour, f"the target {flavour.replace('_', '-')}")
+    """Import the library, or raise `MissingPackage`, or `EngineError` where it is not whole."""
+    found = require(flavour, f"the target {flavour.replace('_', '-')}")
+    if not hasattr(found, "__version__"):
+        raise in_part(flavour, f"pip install --force-reinstall {flavour.replace('_', '-')}")
+    return found

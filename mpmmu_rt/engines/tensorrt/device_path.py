@@ -261,8 +261,9 @@ class DevicePath:
 
     def counts(self, cases: int) -> dict[str, int | str]:
         """As `Batches.counts`, and the kernels of the attention pool. Those inside of engines nobody tells."""
+        found = self.batches.counts(cases)  # first: it says where nothing is open any more
         kernels = sum(self._pool.launches(batch) for batch in self.batches.parts(cases))
-        return {**self.batches.counts(cases), "device.pool_kernels": kernels}
+        return {**found, "device.pool_kernels": kernels}
 
     @property
     def remarks(self) -> tuple[str, ...]:

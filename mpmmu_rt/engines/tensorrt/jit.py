@@ -40,7 +40,7 @@ class CompiledKernels:
         """Store what was compiled, if that is more than was loaded or stored before."""
         if self._store is None:
             return
-        compiled = bytes(self._cache.serialize())
+        compiled = bytes(self._cache.serialize() or b"")  # None where it fails: the answers are there all the same
         if len(compiled) > len(self._kept):
             self._store.store(self._facts, compiled)
             self._kept = compiled

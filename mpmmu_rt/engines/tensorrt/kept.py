@@ -28,7 +28,7 @@ def facts(
 ) -> dict[str, str]:
     """All that an engine built here depends on; the graph by its bytes, its weights included. version: the library's.
 
-    Raises `OSError` if the graph can't be read.
+    Raises `EngineError` if the graph can't be read.
     """
     return {
         "engine": flavour,

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from mpmmu_rt.engines.shared.words import closed
 from mpmmu_rt.errors import EngineError
 from mpmmu_rt.spec import Array
 
@@ -377,7 +378,7 @@ class Batches:
         spent: dict[str, float] = {}
         with self._lock:
             if self._closed:
-                raise EngineError("the session is closed, expected an open one", hint="make another Predictor")
+                raise closed()
             with on_device():
                 for first in range(0, cases, self._most):
                     rows = slice(first, min(first + self._most, cases))
@@ -416,14 +417,17 @@ class Batches:
         return spent | {"host_copies": copies.ms}
 
     def counts(self, cases: int) -> dict[str, int | str]:
-        """Of a call of so many cases: bytes over the bus and CUDA graphs launched. All its batch sizes have run."""
+        """Of a call of so many cases: bytes over the bus and CUDA graphs launched. Makes its batch sizes ready."""
         parts = self.parts(cases)
-        with self._lock:
-            works = [self._ready[batch].work for batch in parts]
+        with self._lock, on_device():
+            if self._closed:
+                raise closed()
+            every = [self._get(batch) for batch in parts]
+            works = [ready.work for ready in every]
             return {
                 "device.bytes_in": sum(work.bytes_in for work in works),
                 "device.bytes_out": sum(array.nbytes for work in works for array in work.outputs.values()),
-                "device.graph_launches": sum(len(self._ready[batch].graphs) for batch in parts),
+                "device.graph_launches": sum(len(ready.graphs) for ready in every),
                 "device.engine_launches": sum(len(work.contexts) for work in works),
             }
 
@@ -476,8 +480,9 @@ class Batches:
             for stream in self._streams:
                 with suppress(EngineError):  # it fails as the run did, and that is what is raised
                     stream.synchronize()
-            with suppress(EngineError):
-                self._ready.pop(batch).close()
+            if kept := self._ready.pop(batch, None):  # none where what was to take its place could not be made
+                with suppress(EngineError):
+                    kept.close()
             raise
 
     def close(self) -> None:

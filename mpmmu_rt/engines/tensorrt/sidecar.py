@@ -117,7 +117,7 @@ class Sidecar:
             raise EngineError(
                 f"{path} lacks the key `{error.args[0]}`, expected all of {SCHEMA}", hint=_HINT
             ) from error
-        except (TypeError, ValueError, AttributeError, UsageError) as error:
+        except (TypeError, ValueError, OverflowError, AttributeError, UsageError) as error:
             raise EngineError(f"{path} is malformed: {error}", hint=_HINT) from error
 
 
@@ -157,18 +157,27 @@ def read_profile(folder: Path) -> Profile:
         raise EngineError(
             f"{path} lacks the key `{error.args[0]}`, expected all of {PROFILE_SCHEMA}", hint=_HINT
         ) from error
-    except (TypeError, ValueError, UsageError) as error:
+    except (TypeError, ValueError, OverflowError, UsageError) as error:
         raise EngineError(f"{path} is malformed: {error}", hint=_HINT) from error
 
 
 def graph_digest(graph: Path | bytes) -> str:
-    """SHA-256, in hexadecimal, of a graph and, where one lies beside it, of `weights.bin`."""
+    """SHA-256, in hexadecimal, of a graph and, where one lies beside it, of `weights.bin`.
+
+    Raises `EngineError` if they can't be read.
+    """
     if isinstance(graph, bytes):
         return hashlib.sha256(graph).hexdigest()
     weights = graph.with_name(WEIGHTS)
-    if not weights.is_file():
-        return sha256_file(graph)
-    return hashlib.sha256((sha256_file(graph) + sha256_file(weights)).encode()).hexdigest()
+    try:
+        if not weights.is_file():
+            return sha256_file(graph)
+        return hashlib.sha256((sha256_file(graph) + sha256_file(weights)).encode()).hexdigest()
+    except OSError as error:
+        raise EngineError(
+            f"{error.filename or graph} can't be read ({error.strerror}), expected the graph of an engine",
+            hint="export the bundle again, or copy it again, whole",
+        ) from error
 
 
 @dataclass(frozen=True)

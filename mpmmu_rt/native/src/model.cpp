@@ -122,21 +122,32 @@ Failure Model::unanswered(std::size_t bad, std::size_t cases, const std::string 
       "mpmmu_self_test tells whether this target computes the model correctly here");
 }
 
+namespace {
+
+// In how many of `rows` rows of `width` values there is one that is no number.
+std::size_t not_finite(const float *values, std::size_t rows, std::size_t width) {
+  std::size_t found = 0;
+  for (std::size_t row = 0; row < rows; ++row, values += width) {
+    found += !std::all_of(values, values + width, [](float one) { return std::isfinite(one); });
+  }
+  return found;
+}
+
+}  // namespace
+
 void Model::answer(const std::uint8_t *const (&pixels)[2], std::size_t cases, float *probability, float *base,
                    float *embedding) {
   require_untouched();
   embedder_->embed(pixels, cases, embedding);
   head_->run(embedding, cases, probability, base);
   require_untouched();
-  // Trees send NaN left or right and give a number that looks right: the embedding is checked on its own.
-  std::size_t bad = 0;
-  for (std::size_t row = 0; row < cases; ++row) {
-    const float *own = embedding + row * bundle_.width;
-    bad += !std::all_of(own, own + bundle_.width, [](float one) { return std::isfinite(one); });
-  }
+  // Trees send NaN left or right and give a number that looks right: what they see is checked on its own.
+  std::size_t bad = not_finite(embedding, cases, bundle_.width);
   if (bad) throw unanswered(bad, cases, "embeddings that are not finite");
   for (std::size_t row = 0; row < cases; ++row) bad += !(probability[row] >= 0 && probability[row] <= 1);
   if (bad) throw unanswered(bad, cases, "probabilities that are not numbers in 0..1");
+  if (base) bad = not_finite(base, cases, head_->learners());
+  if (bad) throw unanswered(bad, cases, "base probabilities that are not finite");
 }
 
 void leave_no_answer(const mpmmu_outputs &outputs, std::size_t cases, std::size_t learners, std::size_t width) {
