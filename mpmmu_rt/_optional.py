@@ -81,5 +81,5 @@ def require(module: str, purpose: str, extra: str | None = None) -> ModuleType:
         state = "is not installed" if missing else f"is installed but can't be imported ({error})"
         raise MissingPackage(
             f"{purpose} needs the package `{top}`, which {state}",
-            hint=f"pip install 'mpmmu-rt[{extra or _EXTRAS[top]}]'",
+            hint=f"pip install {'' if missing else '--force-reinstall '}'mpmmu-rt[{extra or _EXTRAS[top]}]'",
         ) from error

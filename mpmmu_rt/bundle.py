@@ -163,6 +163,13 @@ class Bundle:
         path = Path(path)
         manifest = path / MANIFEST
         entry, data = _read_manifest(path)
+        try:
+            os.path.abspath(path).encode()
+        except UnicodeEncodeError as error:
+            raise BundleError(
+                f"{path} lies at a path of bytes that are no UTF-8, expected one that engines can be told",
+                hint="rename it, or the folder that it lies in",
+            ) from error
         if entry.get("schema") != SCHEMA:
             raise BundleError(
                 f"{manifest} has the schema {entry.get('schema')!r}, this version reads `{SCHEMA}`",

@@ -110,7 +110,8 @@ def _is_expected(target: Target, problem: MpmmuError) -> bool:
     known = engines().get(target.engine)
     if known is not None and known.traits.gpu:
         return gpu() is not None or "onnxruntime-gpu" in package_versions(("onnxruntime-gpu",))
-    return isinstance(problem, MissingPackage)
+    # Not where one precision is lacking, which is the processor's.
+    return isinstance(problem, MissingPackage) or bool(known and known.problem("fp32"))
 
 
 def _never_run(bundle: Bundle) -> list[str]:

@@ -16,6 +16,7 @@ from typing import Any
 from .bundle import Bundle
 from .child import FIRST, answer, limit_s, python, run_timed, telling
 from .engines import engine, head_target
+from .errors import quoted
 from .predictor import Predictor
 from .spec import Target
 from .tiles import tile
@@ -58,7 +59,7 @@ class ColdStart:
 
 def measure(path: Path, target: Target, batch: int) -> ColdStart:
     """Start a process, and have it predict one pair, the same again, and `batch`. Raises what the child raised."""
-    hint = f"`mpmmu-rt verify {path} --target {target}` runs the same here"
+    hint = f"`mpmmu-rt verify {quoted(path)} --target {target}` runs the same here"
     what = f"cold start of {path} on {target}"
     started, spent, said = run_timed(what, command(path, target, batch), hint, limit_s(batch))
     ends = [started, *said["ends_ns"]]

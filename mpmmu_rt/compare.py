@@ -20,7 +20,7 @@ from typing import Any
 from .bundle import Bundle
 from .child import answer, limit_s, python, run, telling
 from .counts import Counts, Moved, count, moved
-from .errors import BundleError, UsageError
+from .errors import BundleError, UsageError, quoted
 from .gate import STATISTICS, Rule, Verdict, judge, statistics, undecided
 from .latency import Effort, sample
 from .machine import describe
@@ -173,7 +173,7 @@ def require_same(*bundles: Bundle) -> None:
 def take_turn(side: Side, batch: int, turn_s: float, least: int = LEAST_CALLS) -> list[float]:
     """The ms of each call, at least so many, of a fresh process. Raises `EngineError`."""
     command = python("-m", "mpmmu_rt.compare", str(side.path.resolve()), str(side.target), str(batch))
-    hint = f"`mpmmu-rt verify {side.path} --target {side.target}` says what is wrong"
+    hint = f"`mpmmu-rt verify {quoted(side.path)} --target {side.target}` says what is wrong"
     calls: list[float] = run(f"a turn of {side}", [*command, str(turn_s), str(least)], hint, limit_s(batch, turn_s))
     return calls
 

@@ -35,7 +35,7 @@ from typing import Any
 from .bundle import ENGINES, Bundle, target_folder
 from .child import answer, limit_s, python, run, telling
 from .engines import engines, known_engine
-from .errors import UsageError
+from .errors import UsageError, quoted
 from .onnx_counts import GraphCounts, count_graph
 from .predictor import Predictor
 from .spec import MODALITIES, Target
@@ -54,7 +54,7 @@ def count(path: Path, target: Target, batch: int) -> Counts:
     """
     Bundle.open(path)
     command = python("-m", "mpmmu_rt.counts", str(path.resolve()), str(target), str(batch))
-    hint = f"`mpmmu-rt verify {path} --target {target}` says what is wrong"
+    hint = f"`mpmmu-rt verify {quoted(path)} --target {target}` says what is wrong"
     found: Counts = run(f"the counts of {path} on {target}", command, hint, limit_s(batch))
     return found
 

@@ -108,7 +108,7 @@ def _readable(name: str, modules: Mapping[str, str], hint: str = "") -> Finding:
             return Finding(name, False, f"{package} is not installed", hint or f"pip install {package}")
         try:
             importlib.import_module(module)
-        except (ImportError, OSError, ValueError, AttributeError) as error:  # as of one built for another NumPy
+        except Exception as error:  # noqa: BLE001 - as of one that was built for another NumPy, of whatever class
             detail = f"{package} {versions[package]} is installed but can't be imported ({error})"
             return Finding(name, False, detail, f"pip install --force-reinstall {package}")
     return Finding(name, True, ", ".join(f"{package} {version}" for package, version in versions.items()))

@@ -25,6 +25,9 @@ An error says in its message what was got and what was expected, in one sentence
 
 from __future__ import annotations
 
+import shlex
+from pathlib import Path
+
 
 class MpmmuError(Exception):
     """Base of all errors of this package. `str(error)` is the message; `hint` may be empty."""
@@ -41,6 +44,12 @@ class MpmmuError(Exception):
 
 def _rebuild(kind: type[MpmmuError], message: str, hint: str) -> MpmmuError:
     return kind(message, hint=hint)
+
+
+def quoted(argument: object) -> str:
+    """For a command in a hint, that is to be copied; a path that begins as an option does is told from one."""
+    text = str(argument)
+    return shlex.quote(f"./{text}" if isinstance(argument, Path) and text.startswith("-") else text)
 
 
 class UsageError(MpmmuError):

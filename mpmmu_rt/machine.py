@@ -6,7 +6,7 @@ import math
 import os
 import platform
 from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 THREADS_VARIABLE = "OMP_NUM_THREADS"
@@ -59,12 +59,12 @@ def package_versions(names: tuple[str, ...]) -> dict[str, str]:
 def usable_threads() -> int:
     """Threads that this process may really use, whatever library runs them.
 
-    Affinity, bounded by the cgroup's CPU quota (rounded up) and by what OMP_NUM_THREADS grants, as for any OpenMP
+    Affinity, bounded by the CPU quota of its cgroups (rounded up) and by what OMP_NUM_THREADS grants, as for any OpenMP
     program: who runs several processes beside each other gives each its share.
     """
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     bounds = [affinity]
-    if quota := _cgroup_quota():
+    if quota := cgroup_quota():
         bounds.append(math.ceil(quota))
     granted = os.environ.get(THREADS_VARIABLE, "").partition(",")[0].strip()  # a list is one number a level
     if granted.isascii() and granted.isdigit() and int(granted):
@@ -88,16 +88,22 @@ def own_threads() -> None:
         os.environ.update(_PATIENCE)
 
 
-def _cgroup_quota() -> float | None:
-    """CPUs per period of cgroup v2 (`cpu.max`) or v1 (`cfs_quota_us`); None where there is no limit."""
-    text = _read("/sys/fs/cgroup/cpu.max")
-    if text is None:
-        quota, period = (
-            _read("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"),
-            _read("/sys/fs/cgroup/cpu/cpu.cfs_period_us"),
-        )
-        text = f"{quota} {period}" if quota and period else None
-    return parse_quota(text) if text else None
+def cgroup_quota(root: str = "") -> float | None:
+    """CPUs per period: the least that the process's cgroup and those that it lies in grant, by v2 (`cpu.max`) or v1
+    (`cpu.cfs_quota_us`); None where there is no limit. root: of the tree that holds /proc and /sys."""
+    own = {"": "/", "/cpu": "/"}  # where v2 and v1 are mounted: this process's cgroup there
+    for line in (_read(f"{root}/proc/self/cgroup") or "").splitlines():
+        _, controllers, group = (*line.split(":", 2), "", "")[:3]
+        if not controllers or "cpu" in controllers.split(","):
+            own["/cpu" if controllers else ""] = group
+    quotas = []
+    for mount, group in own.items():
+        # A container may be told the host's name of its cgroup, and see that one as "/": what isn't there grants all.
+        for one in (PurePosixPath("/", group), *PurePosixPath("/", group).parents):
+            folder = f"{root}/sys/fs/cgroup{mount}{one}".rstrip("/")
+            v1 = [_read(f"{folder}/cpu.cfs_{name}_us") or "" for name in ("quota", "period")]
+            quotas += [parse_quota(text) for text in (_read(f"{folder}/cpu.max") or "", " ".join(v1))]
+    return min(filter(None, quotas), default=None)
 
 
 def parse_quota(text: str) -> float | None:

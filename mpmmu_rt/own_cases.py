@@ -12,7 +12,7 @@ import numpy as np
 from .cases import Manifest
 from .checks import Check, relative_difference
 from .decisions import UNKNOWN, Decisions, checks_of, compare, limits_of, recorded
-from .errors import AnswerError, ImageError, MissingPackage
+from .errors import AnswerError, ImageError, MissingPackage, quoted
 from .facts import PROBABILITY_TOLERANCE, TOLERANCES
 from .forecast import Forecast, forecast
 from .forests import Forests, read_forests
@@ -114,7 +114,7 @@ def judge(
             raise ImageError(
                 f"none of the {len(manifest.cases)} cases of {manifest.path} could be read and answered, expected some"
                 + (f"; the first: {seen.unread[0]}" if seen.unread else ""),
-                hint=f"`mpmmu-rt run {new.bundle.path} {manifest.path}` says why for each",
+                hint=f"`mpmmu-rt run {quoted(new.bundle.path)} {quoted(manifest.path)}` says why for each",
             )
         bundle = new.bundle
         wanted, got = np.concatenate(seen.reference), np.concatenate(seen.new)

@@ -6,7 +6,6 @@ import contextlib
 import errno
 import os
 import re
-import shlex
 import shutil
 import sys
 import tempfile
@@ -15,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .errors import MpmmuError, OutputError
+from .errors import MpmmuError, OutputError, quoted
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _BUSY = frozenset({errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES, errno.EDEADLK})
@@ -90,13 +89,13 @@ def _require_name(output: Path) -> None:
         raise OutputError(f"{output} {got}, expected one of 1 to {_MOST_BYTES}", hint="choose another -o")
 
 
-def require_no_bundle(output: Path) -> None:
+def require_no_bundle(output: Path, hint: str = "choose another -o") -> None:
     """Raise `OutputError` where `output` lies in a bundle, which could not be opened with another file in it."""
     place = output.parent.resolve() / output.name
     if found := next((folder for folder in place.parents if (folder / _BUNDLE).is_file()), None):
         raise OutputError(
             f"{output} lies in {found}, which is a bundle and holds no other file, expected another place",
-            hint="choose another -o",
+            hint=hint,
         )
 
 
@@ -209,7 +208,7 @@ def unwritable(output: Path, error: OSError) -> OutputError:
     if not folder.is_dir():
         return OutputError(
             f"the folder {folder} does not exist, expected the place to write {output.name} into",
-            hint=f"mkdir -p {shlex.quote(str(folder))}",
+            hint=f"mkdir -p {quoted(folder)}",
         )
     if is_full(error):
         return full(output, "nothing was begun", "try again")

@@ -10,6 +10,7 @@ import threading
 
 from .bundle import Bundle
 from .engines import Session, engine
+from .engines.shared.words import closed
 from .errors import UsageError
 from .single_record import BOTH as BOTH
 from .single_record import COLUMN as COLUMN
@@ -46,11 +47,15 @@ class SingleHeads:
     def __init__(self, bundle: Bundle, head_target: Target, threads: int) -> None:
         self._bundle, self._target, self._threads = bundle, head_target, threads
         self._sessions: dict[Modality, Session] = {}
+        self._closed = False
         self._lock = threading.Lock()
 
     def run(self, modality: Modality, part: Array) -> dict[str, Array]:
-        """`probability` float32 [N] and `base_probability` of that part of the embedding, float32 [N, C]."""
+        """`probability` float32 [N] and `base_probability` of that part of the embedding, float32 [N, C]. Raises
+        `EngineError`, also once it is closed."""
         with self._lock:
+            if self._closed:  # what were loaded now, nobody would close
+                raise closed()
             if modality not in self._sessions:
                 path = self._bundle.root / str(self._bundle.entry["graphs"][graph_of(modality)])
                 session = engine(self._target).load(path, self._target.precision, self._threads)
@@ -60,6 +65,8 @@ class SingleHeads:
         return session.run({"embedding": part})
 
     def close(self) -> None:
-        for session in self._sessions.values():
-            session.close()
-        self._sessions.clear()
+        with self._lock:
+            self._closed = True
+            for session in self._sessions.values():
+                session.close()
+            self._sessions.clear()

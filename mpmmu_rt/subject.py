@@ -50,6 +50,10 @@ class Subject:
         """Ids of two issuers say nothing of each other."""
         return not self.issuer or not other.issuer or self.issuer == other.issuer
 
+    def may_be(self, other: Subject) -> bool:
+        """Of the same id: two hospitals count their patients from 1, and mostly name no issuer."""
+        return self.comparable(other) and not (self.born and other.born and self.born != other.born)
+
 
 NOBODY = Subject()  # of every format but DICOM
 
@@ -97,7 +101,7 @@ def named_otherwise(shown: Iterable[tuple[Subject, str]]) -> Iterator[bool]:
     earlier: dict[str, dict[tuple[Subject, str], None]] = {}
     for subject, name in shown:
         known = earlier.setdefault(subject.patient, {}) if subject.patient else {}
-        yield any(name != other and subject.comparable(one) for one, other in known)
+        yield any(name != other and subject.may_be(one) for one, other in known)
         known[subject, name] = None
 
 

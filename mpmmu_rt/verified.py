@@ -21,7 +21,7 @@ from . import machine
 from .bundle import Bundle
 from .engines import head_target, known_engine
 from .engines.shared.gpu import gpu
-from .errors import MpmmuError, ParityError
+from .errors import MpmmuError, ParityError, quoted
 from .files import MAX_JSON_BYTES, parse_json_object, read_bounded, write_json
 from .spec import Target
 
@@ -149,7 +149,7 @@ def require(verdict: Verdict, bundle: Bundle, target: Target) -> None:
         f"{bundle.path} {state} on {target} on this machine: {verdict.why}, expected a verdict that it passed",
         hint="do not use it on this machine; try another target, or another version of the engine"
         if verdict.passed is False
-        else f"mpmmu-rt verify {bundle.path} --target {target}",
+        else f"mpmmu-rt verify {quoted(bundle.path)} --target {target}",
     )
 
 

@@ -441,6 +441,16 @@ def test_what_is_no_bundle_at_all(tmp_path: Path, name: str, problem: str) -> No
         Bundle.open(tmp_path / name)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_a_path_that_engines_can_not_be_told_is_refused(folder: Path, tmp_path: Path) -> None:
+    """They said that they can't load a graph, with the hint to export the bundle again."""
+    place = tmp_path / os.fsdecode(b"of \xff.bundle")
+    folder.rename(place)
+    with pytest.raises(BundleError, match="no UTF-8") as caught:
+        Bundle.open(place)
+    assert caught.value.hint.startswith("rename")
+
+
 def test_sealing_again_gives_the_same_bytes(folder: Path) -> None:
     before = (folder / "bundle.json").read_bytes()
     seal(folder, json.loads(before))

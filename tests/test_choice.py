@@ -183,17 +183,24 @@ def test_what_a_gpu_would_bring_is_said_where_one_is_expected(
     assert f"; {CUDA} would be faster (1.4 ms a pair at batch 32, on an H100), but " in found.says
 
 
-def test_a_package_that_is_broken_is_called_so(bundle_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("raise ImportError('libtbb.so.12 is gone')", "is installed but can't be imported (libtbb.so.12 is gone)"),
+        ("", "the package `openvino` is there in part and holds nothing that runs"),  # as an uninstallation leaves it
+    ],
+)
+def test_a_package_that_is_broken_is_called_so(bundle_folder: Path, tmp_path: Path, code: str, said: str) -> None:
     """The hint alone, to install it, does nothing where it is installed."""
     (tmp_path / "openvino").mkdir()
-    (tmp_path / "openvino/__init__.py").write_text("raise ImportError('libtbb.so.12 is missing')\n")
-    code = "import sys, mpmmu_rt; print(mpmmu_rt.choose_target(sys.argv[1]).says)"
+    (tmp_path / "openvino/__init__.py").write_text(f"{code}\n")
+    ask = "import sys, mpmmu_rt; print(mpmmu_rt.choose_target(sys.argv[1]).says)"
     given = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
-    command = [sys.executable, "-c", code, str(bundle_folder)]
+    command = [sys.executable, "-c", ask, str(bundle_folder)]
     done = subprocess.run(command, env=given, capture_output=True, text=True, check=True, timeout=120)
     assert done.stdout.startswith(f"target {ORT}: ")
     if X86 in describe()["cpu_features"]:
-        assert "is installed but can't be imported (libtbb.so.12 is missing)" in done.stdout
+        assert said in done.stdout
 
 
 def test_where_nothing_was_measured_nothing_is_claimed(holding: Holding, monkeypatch: pytest.MonkeyPatch) -> None:

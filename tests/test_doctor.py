@@ -89,9 +89,10 @@ def test_image_formats_of_a_bare_device(tmp_path: Path, monkeypatch: pytest.Monk
     assert all(finding.hint.startswith("pip install") for finding in found.values())
 
 
-def test_a_package_that_can_not_be_imported_reads_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["ImportError", "RuntimeError"])
+def test_a_package_that_can_not_be_imported_reads_nothing(tmp_path: Path, kind: str) -> None:
     """Its metadata alone says that it is there."""
-    (tmp_path / "pydicom.py").write_text("raise ImportError('built for another Python')\n")
+    (tmp_path / "pydicom.py").write_text(f"raise {kind}('built for another Python')\n")
     given = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
     command = [sys.executable, "-m", "mpmmu_rt", "doctor", "--json", "-"]
     done = subprocess.run(command, env=given, capture_output=True, text=True, check=True, timeout=120)

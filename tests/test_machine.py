@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -63,6 +64,51 @@ def test_threads_are_bounded_by_affinity_and_quota(
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     files(monkeypatch, contents)
     assert machine.usable_threads() == threads
+
+
+V1 = "/sys/fs/cgroup/cpu{}/cpu.cfs_quota_us"
+DOCKER = "5:cpuset:/\n4:cpu,cpuacct:/docker/1f\n1:name=systemd:/docker/1f\n0::/system.slice\n"
+
+
+@pytest.mark.parametrize(
+    ("own", "contents", "cpus"),
+    [
+        ("0::/system.slice/one.service\n", {"/sys/fs/cgroup/system.slice/one.service/cpu.max": "150000 100000\n"}, 1.5),
+        (
+            "0::/system.slice/one.service\n",
+            {
+                "/sys/fs/cgroup/system.slice/cpu.max": "300000 100000\n",
+                "/sys/fs/cgroup/system.slice/one.service/cpu.max": "max 100000\n",
+                "/sys/fs/cgroup/system.slice/two.service/cpu.max": "100000 100000\n",
+            },
+            3.0,
+        ),
+        (
+            "0::/a/b\n",
+            {"/sys/fs/cgroup/a/cpu.max": "200000 100000\n", "/sys/fs/cgroup/a/b/cpu.max": "800000 100000\n"},
+            2.0,
+        ),
+        ("0::/a:b/c\n", {"/sys/fs/cgroup/a:b/c/cpu.max": "200000 100000\n"}, 2.0),
+        ("0::/\n", {"/sys/fs/cgroup/cpu.max": "250000 100000\n"}, 2.5),
+        ("0::/a\n", {"/sys/fs/cgroup/a/cpu.max": "max 100000\n"}, None),
+        (DOCKER, {V1.format("/docker/1f"): "150000\n", V1.format(""): "-1\n"}, 1.5),
+        (DOCKER, {V1.format("/docker"): "400000\n", V1.format("/docker/1f"): "-1\n"}, 4.0),
+        (DOCKER, {V1.format(""): "300000\n"}, 3.0),  # in a container: its own cgroup, and the host's name of it
+        (None, {V1.format(""): "300000\n"}, 3.0),
+        (DOCKER, {}, None),
+        ("no such line\n\n", {}, None),
+    ],
+)
+def test_every_cgroup_that_the_process_lies_in_bounds_it(
+    own: str | None, contents: dict[str, str], cpus: float | None, tmp_path: Path
+) -> None:
+    """As systemd's `CPUQuota` of a service or a slice does, and a container's `--cpus`."""
+    periods = {name.replace("quota", "period"): "100000\n" for name in contents if "quota" in name}
+    for name, text in {**contents, **periods, **({"/proc/self/cgroup": own} if own else {})}.items():
+        place = Path(f"{tmp_path}{name}")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(text)
+    assert machine.cgroup_quota(str(tmp_path)) == cpus
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no CPU affinity on this system")

@@ -261,6 +261,36 @@ def test_an_interrupt_behind_a_start_leaves_no_request_running(
         np.testing.assert_array_equal(got, want)
 
 
+class Exhausted:
+    """A compiled model without memory for what a request has to say."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def create_infer_request(self) -> Any:
+        request = self._model.create_infer_request()
+
+        def wait() -> None:
+            request.wait()
+            raise MemoryError("std::bad_alloc")
+
+        tensors = {"get_tensor": request.get_tensor, "get_output_tensor": request.get_output_tensor}
+        return SimpleNamespace(start_async=request.start_async, wait=wait, **tensors)
+
+
+def test_a_failure_of_another_kind_loses_no_lane_and_keeps_its_cause(bundle_folder: Path, pixels: Pixels) -> None:
+    with load(bundle_folder, FP32, threads=2) as predictor:
+        embedder: Any = predictor._pipeline.embedder  # type: ignore[attr-defined]
+        ((made, _),) = embedder._parts(1)
+        streams = Streams([Exhausted(model) for model in made.models], Shape(1))
+        with pytest.raises(MemoryError, match="bad_alloc"):
+            streams.run(rows(pixels, slice(5)), np.empty((5, width_of(predictor)), np.float32))
+        assert streams._idle.qsize() == 2
+
+
 def width_of(predictor: Predictor) -> int:
     return int(predictor.bundle.tensors["embedding"].shape[1])
 

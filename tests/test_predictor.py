@@ -417,6 +417,11 @@ def test_an_embedding_does_not_lie_where_pixels_are_read(tmp_path: Path, modalit
         given[modality] = beside[:64].reshape(4, 1, 4, 4)
         found = predictor.predict(given, embedding=beside[64:].view(np.float32).reshape(4, 2))
         np.testing.assert_allclose(found.probability, np.arange(1, 5) / 255, atol=1e-6)
+        record = np.zeros(4, [("pixels", np.uint8, (1, 4, 4)), ("embedding", np.float32, (2,))])
+        record["pixels"] = given[modality]
+        given[modality] = record["pixels"]
+        found = predictor.predict(given, embedding=record["embedding"])
+        np.testing.assert_allclose(found.probability, np.arange(1, 5) / 255, atol=1e-6)
 
 
 @pytest.mark.parametrize("layout", [np.s_[:, ::2], np.s_[::-1, :2], np.s_[:4, 1:3]])

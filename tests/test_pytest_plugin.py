@@ -164,13 +164,17 @@ def test_with_pytest_benchmark_a_test_keeps_its_marks_and_is_one_measurement(
             said = mpmmu_latency({str(STORED)!r}, {FEW}, p99_ms=1e5)
             print("calls", *said.calls_ms)
 
+        def test_asked(benchmark, request):
+            benchmark(lambda: None)
+            request.getfixturevalue("mpmmu_latency")({str(STORED)!r}, {FEW}, p99_ms=1e5)
+
         def test_both(mpmmu_latency):
             for bundle in [{str(STORED)!r}] * 2:
                 mpmmu_latency(bundle, {FEW}, p99_ms=1e5)
         """
     )
     result = run("-p", "no:xdist", "-s", "--benchmark-json", "found.json")
-    result.assert_outcomes(xpassed=1, failed=1)
+    result.assert_outcomes(xpassed=1, passed=1, failed=1)
     calls = next(line for line in result.outlines if "calls " in line and "took" not in line).partition("calls ")[2]
     found = {one["name"]: one for one in json.loads((pytester.path / "found.json").read_text())["benchmarks"]}
     assert found["test_marked"]["stats"]["data"] == pytest.approx([float(ms) / 1e3 for ms in calls.split()], rel=1e-9)

@@ -22,7 +22,7 @@ from typer.testing import CliRunner, Result
 from mpmmu_rt.bundle import Bundle
 from mpmmu_rt.cases import read_manifest
 from mpmmu_rt.cli import _report, app
-from mpmmu_rt.errors import UsageError
+from mpmmu_rt.errors import UsageError, quoted
 from mpmmu_rt.options import delay_ms
 from mpmmu_rt.spec import Target
 from mpmmu_rt.verified import look_up
@@ -132,6 +132,28 @@ def test_a_signal_outside_of_commands_has_its_code_and_two_lines(
     ]
 
 
+IMPORTING = """
+import os, runpy, signal, sys
+class Interrupts:
+    def find_spec(name, path=None, target=None):
+        if name == "mpmmu_rt.cli.bench":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupts)
+runpy.run_module("mpmmu_rt", run_name="__main__", alter_sys=True)
+"""
+
+
+def test_ctrl_c_while_the_commands_are_imported_has_its_code_and_two_lines() -> None:
+    given = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", IMPORTING, "doctor"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=given)
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr.splitlines() == [
+        "error: interrupted; nothing was begun",
+        "hint: the same command starts again",
+    ]
+
+
 # ---------------------------------------------------------------- terminals
 
 
@@ -183,11 +205,21 @@ def test_a_hint_can_be_copied_whatever_a_path_is_called(bundle_folder: Path, cas
     assert shlex.split(done.stderr.splitlines()[-1]) == ["hint:", "--case", "her lesion"]
 
 
+def test_every_path_in_a_command_to_copy_is_quoted() -> None:
+    found = [
+        f"{path}: {said}"
+        for path in (Path(__file__).parents[1] / "mpmmu_rt").rglob("*.py")
+        for said in re.findall(r"mpmmu-rt [a-z]+ [^`\"]*", path.read_text(encoding="utf-8"))
+        if re.search(r"\{(?!quoted\()[a-z_.]*(path|bundle|folder|system|output)\}", said)
+    ]
+    assert not found
+
+
 def test_what_begins_as_an_option_does_is_told_from_one(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert _report.quoted(Path("-x.bundle")) == "./-x.bundle"
-    assert [_report.quoted(one) for one in ("--batch", 32, Path("a b"))] == ["--batch", "32", "'a b'"]
+    assert quoted(Path("-x.bundle")) == "./-x.bundle"
+    assert [quoted(one) for one in ("--batch", 32, Path("a b"))] == ["--batch", "32", "'a b'"]
     _report.be_quiet(False)
     _report.next_command("run", Path("-x.bundle"), "--target", "onnxruntime:fp32")
     assert capsys.readouterr().err == "next: mpmmu-rt run ./-x.bundle --target onnxruntime:fp32\n"
@@ -230,6 +262,26 @@ def test_json_never_goes_into_a_bundle_that_is_not_asked_of(bundle_folder: Path,
         assert done.exit_code == 1
         assert "is a bundle and holds no other file, expected another place" in done.stderr
     Bundle.open(other)
+
+
+def test_json_never_goes_over_what_other_commands_go_by(bundle_folder: Path, tmp_path: Path) -> None:
+    baseline = tmp_path / "base.json"
+    baseline.write_text('{\n  "schema": "mpmmu-baseline/1"\n}\n')
+    for path in (tmp_path / "b.verified.json", baseline):
+        done = call("inspect", bundle_folder, "--json", path)
+        assert (done.exit_code, done.stdout) == (1, "")
+        assert "is a record that other commands go by, expected a place for a result" in done.stderr
+    assert baseline.read_text().startswith("{\n  ")
+    for _ in range(2):
+        assert call("inspect", bundle_folder, "--json", tmp_path / "found.json").exit_code == 0
+
+
+def test_a_bundle_that_is_a_loop_of_links_is_not_there(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to(tmp_path / "b")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    done = call("verify", tmp_path / "a")
+    assert [line.partition(":")[0] for line in done.stderr.splitlines()] == ["error", "hint"]
+    assert "internal error" not in done.stderr
 
 
 def test_json_of_verify_does_not_take_the_place_of_the_verdict(bundle_folder: Path, tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from mpmmu_rt.progress import silent
 from mpmmu_rt.run import decode
 from mpmmu_rt.serving.answers import read_pair
 from mpmmu_rt.spec import MODALITIES, Array, Modality
-from mpmmu_rt.subject import NOBODY, Subject, require_one
+from mpmmu_rt.subject import NOBODY, Subject, named_otherwise, require_one
 
 TWO = "are of two patients by their headers"
 PSEUDONYM = "by their headers the images are of two patients, one at least under a pseudonym (PatientID)"
@@ -225,6 +225,15 @@ def test_a_damaged_length_prints_no_name(
             with contextlib.suppress(ImageError):
                 read_image(path)
         assert "SECRET" not in " ".join(str(one.message) for one in told) + "".join(capfd.readouterr())
+
+
+def test_one_id_of_two_dates_of_birth_is_of_two_persons() -> None:
+    """Two hospitals count from 1, and mostly name no issuer."""
+    born = [Subject("17", born="a"), Subject("17", born="b"), Subject("17"), Subject("17", born="a")]
+    assert list(named_otherwise(zip(born[:2], "xy", strict=True))) == [False, False]
+    assert list(named_otherwise(zip(born[1:3], "xy", strict=True))) == [False, True]
+    assert list(named_otherwise(zip(born[::3], "xy", strict=True))) == [False, True]
+    assert list(named_otherwise(zip(born[::3], "xx", strict=True))) == [False, False]
 
 
 def test_other_formats_tell_nobody(phantom_manifest: Path) -> None:

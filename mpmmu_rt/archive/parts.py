@@ -12,7 +12,6 @@ import hashlib
 import io
 import json
 import re
-import shlex
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -22,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from mpmmu_rt._optional import require
-from mpmmu_rt.errors import OutputError
+from mpmmu_rt.errors import OutputError, quoted
 from mpmmu_rt.files import atomic_file, write_json
 from mpmmu_rt.journal import Layout, Row, how_to_go_on
 from mpmmu_rt.origin import Entry
@@ -153,7 +152,7 @@ class Parts:
 def _damaged(path: Path) -> OutputError:
     return OutputError(
         f"{path} is damaged, expected the rows that this run has written",
-        hint=f"rm {shlex.quote(str(path))}, then pass --resume",
+        hint=f"rm {quoted(path)}, then pass --resume",
     )
 
 

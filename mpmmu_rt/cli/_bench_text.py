@@ -6,9 +6,10 @@ import math
 from pathlib import Path
 from typing import Any
 
+from mpmmu_rt.errors import quoted
 from mpmmu_rt.report_parts import remainder
 
-from ._report import count, fitted, quoted, wrapped
+from ._report import count, fitted, wrapped
 
 MOST_SECONDS = 600
 _LABELS = {"p50": "p50", "p90": "p90", "p99": "p99", "p999": "p99.9"}

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ._report import note, quoted
+from mpmmu_rt.errors import quoted
+
+from ._report import note
 
 if TYPE_CHECKING:
     from mpmmu_rt.bundle import Bundle

@@ -19,7 +19,7 @@ from typing import Annotated, Any, ParamSpec
 import typer
 
 from mpmmu_rt import files, places
-from mpmmu_rt.errors import Interrupted, MpmmuError, OutputError
+from mpmmu_rt.errors import Interrupted, MpmmuError, OutputError, quoted
 from mpmmu_rt.files import rounded
 from mpmmu_rt.progress import Lines, Progress, counted, silent
 
@@ -88,6 +88,8 @@ def _told(error: BaseException) -> tuple[str, str, int]:
     if places.is_full(error):
         where = getattr(error, "filename", None) or "what this was written to"
         return f"no space left on the disk of {where}, expected room for it", "free some space, then try again", 1
+    if isinstance(error, OSError) and error.errno == errno.EBADF:
+        return error.strerror or str(error), "leave it open, or name a file where the command takes one", 1
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror or error}", "check the path, its permissions and the disk", 1
@@ -185,12 +187,6 @@ def note(text: str) -> None:
     say(wrapped(text) if sys.stderr.isatty() else text, err=True)
 
 
-def quoted(argument: object) -> str:
-    """For a command that is to be copied; a path that begins as an option does is told from one."""
-    text = str(argument)
-    return shlex.quote(f"./{text}" if isinstance(argument, Path) and text.startswith("-") else text)
-
-
 def next_command(*arguments: object) -> None:
     """What to try next, to be copied; not with --quiet. On a terminal too narrow for it, lines end as a shell wants."""
     if _quiet:
@@ -216,22 +212,35 @@ def check_json(to: str | None, *taken: Taken) -> None:
     """Before the work: raise `OutputError` where `put_json` could not write, or would write over what is `taken`."""
     if to and to != "-":
         check_output(Path(to), *taken)
-        _require_earlier(Path(to), "{", "JSON document")
+        require_earlier(Path(to), b"{", "JSON document")
+        _require_no_record(Path(to))
 
 
 def check_html(to: Path | None, *taken: Taken) -> None:
     """As `check_json`, of a page."""
     if to:
         check_output(to, *taken, stdout=False)
-        _require_earlier(to, "<!DOCTYPE html>", "HTML page")
+        require_earlier(to, b"<!DOCTYPE html>", "HTML page")
 
 
-def _require_earlier(path: Path, begins: str, kind: str) -> None:
+def _require_no_record(path: Path) -> None:
+    """Raise `OutputError` for what other commands go by: a verdict, or a baseline."""
+    found = b""
+    if path.is_file() and not places.is_fed(path):
+        with path.open("rb") as file:
+            found = file.read(100)
+    if path.name.endswith(".verified.json") or re.match(rb'\{\s*"schema": "mpmmu-(verified|baseline)/', found):
+        raise OutputError(
+            f"{path} is a record that other commands go by, expected a place for a result", hint="name another file"
+        )
+
+
+def require_earlier(path: Path, begins: bytes, kind: str) -> None:
     """Raise `OutputError` where something else than an earlier result takes its place, as an image of a patient."""
     if path.is_file() and not places.is_fed(path):
         with path.open("rb") as file:
             found = file.read(len(begins))
-        if found not in (b"", begins.encode()):
+        if found not in (b"", begins):
             raise OutputError(
                 f"{path} exists and is no {kind}, expected a free place or an earlier result",
                 hint="name another file, or move it away",
@@ -280,7 +289,7 @@ def check_output(path: Path, *taken: Taken, stdout: bool = True) -> None:
             )
             raise OutputError(f"{path} {what}, expected a file of its own", hint="name another one")
     if not places.is_fed(path):
-        places.require_no_bundle(place)
+        places.require_no_bundle(place, "name another file")
         places.check_writable(place)
 
 

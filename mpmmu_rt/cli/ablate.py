@@ -72,7 +72,7 @@ def ablate(
         entry = rounded(entry | {"machine": machine, "measured_at": now()})
         write_json(output / "ablation.json", entry)
         with atomic_file(output / "ablation.md") as partial:
-            partial.write_text(markdown(entry), encoding="utf-8")
+            partial.write_text(markdown(entry), encoding="utf-8", errors="backslashreplace")
     for line in image_warnings.lines(image_warnings.summary(data.warnings)):
         note(line)
     if not put_json(json_to, entry):

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mpmmu_rt.errors import BundleError, UsageError
+from mpmmu_rt.errors import BundleError, UsageError, quoted
 
 from ._proven import looked_up, note_verdict, warn_never_run
-from ._report import JsonTo, bars, check_json, fitted, note, put_json, quoted, say, wrapped
+from ._report import JsonTo, bars, check_json, fitted, note, put_json, say, wrapped
 from .export import warn_untrained
 
 if TYPE_CHECKING:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mpmmu_rt.errors import AnswerError, ImageError, UsageError
+from mpmmu_rt.errors import AnswerError, ImageError, UsageError, quoted
 
 from ._proven import looked_up, note_verdict, warn_never_run
-from ._report import JsonTo, bars, check_json, count, fitted, going_on, note, put_json, quoted, say, wrapped
+from ._report import JsonTo, bars, check_json, count, fitted, going_on, note, put_json, say, wrapped
 
 if TYPE_CHECKING:
     from mpmmu_rt.cases import Case

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mpmmu_rt.checks import figure
-from mpmmu_rt.errors import BundleError
+from mpmmu_rt.errors import BundleError, quoted
 
 from ._metrics import tested
-from ._report import JsonTo, check_json, count, fitted, put_json, quoted, say, wrapped
+from ._report import JsonTo, check_json, count, fitted, put_json, say, wrapped
 from .export import describe_precision, warn_phantoms, warn_untrained
 
 if TYPE_CHECKING:

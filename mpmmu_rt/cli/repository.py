@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mpmmu_rt.errors import quoted
+
 from ._report import note
 
 if TYPE_CHECKING:
@@ -55,7 +57,7 @@ def repository(
         if native
         else "note: the server's Python needs mpmmu-rt of this version and the target's engine"
     )
-    note(f"next: tritonserver --model-repository={output}")
+    note(f"next: tritonserver --model-repository={quoted(str(output))}")
 
 
 def served(target: str, *, name: str, version: int, instances: int, max_delay: str, max_batch: int | None) -> Served:

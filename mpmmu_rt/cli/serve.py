@@ -37,7 +37,9 @@ def serve(
     exit_timeout: Annotated[
         int, typer.Option("--exit-timeout", min=0, help="Seconds to answer what was accepted, when told to stop.")
     ] = 30,
-    log: Annotated[Path | None, typer.Option("--log", help="File for what the server says.")] = None,
+    log: Annotated[
+        Path | None, typer.Option("--log", help="File for what the server says, behind what an earlier one said.")
+    ] = None,
     require_verified: Annotated[
         bool, typer.Option("--require-verified", help="Refuse a bundle that `verify` did not pass on this machine.")
     ] = False,
@@ -47,7 +49,7 @@ def serve(
     from mpmmu_rt.bundle import Bundle
     from mpmmu_rt.engines import engine
     from mpmmu_rt.serving.repository import write_beside
-    from mpmmu_rt.serving.server import Addresses, started
+    from mpmmu_rt.serving.server import Addresses, require_log, started
 
     opened = Bundle.open(bundle)
     wanted, _ = taken(opened, target, allow_rounding=allow_rounding)
@@ -58,6 +60,7 @@ def serve(
     warn_never_run(opened, asked.target, bundle)
     if log:
         check_output(log, bundle, stdout=False)
+        require_log(log)
     addresses = Addresses(host, http_port, grpc_port, metrics_port)
     with tempfile.TemporaryDirectory(prefix="mpmmu-rt-models-") as folder:
         write_beside(opened, Path(folder), asked)
@@ -81,7 +84,7 @@ def _wait_ready(server: Server, asked: Served) -> None:
     try:
         server.wait_ready((asked.name, asked.files_name))
     except EngineError:
-        note(tail(server.log))
+        note(tail(server.log, server.since))
         raise
     places = server.addresses
     note(
@@ -96,7 +99,7 @@ def _ended(server: Server, model: str | None) -> EngineError:
 
     if model is not None:
         server.stop()  # the other model answers what it has
-    note(tail(server.log))
+    note(tail(server.log, server.since))
     if model is None:
         return EngineError(
             f"the Triton server ended with code {server.process.returncode}, expected it to run until it is told to "

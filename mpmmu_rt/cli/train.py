@@ -21,6 +21,7 @@ from ._report import (
     next_command,
     note,
     put_json,
+    require_earlier,
     say,
     wrapped,
 )
@@ -207,6 +208,7 @@ def _check_preview(
             hint="leave --preview out to train, or --json",
         )
     check_output(preview, manifest, weights, stdout=False)
+    require_earlier(preview, b"\x89PNG\r\n\x1a\n", "PNG picture")
     require_other(preview, (one.image(name) for one in (cases.cases if cases else ()) for name in MODALITIES))
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -7,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mpmmu_rt.checks import figure
-from mpmmu_rt.errors import MpmmuError, UsageError
+from mpmmu_rt.errors import MpmmuError, UsageError, quoted
 from mpmmu_rt.files import rounded
 
-from ._report import JsonTo, bars, check_json, fitted, next_command, note, pairs, put_json, quoted, say, wrapped
+from ._report import JsonTo, bars, check_json, fitted, next_command, note, pairs, put_json, say, wrapped
 from ._target import AUTO, RoundingOption, TargetOption, taken
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def verify(
     from mpmmu_rt.cases import read_manifest
     from mpmmu_rt.predictor import Predictor
 
-    check_json(json_to, bundle, manifest, f"{bundle.resolve()}.verified.json")
+    check_json(json_to, bundle, manifest, f"{os.path.realpath(bundle)}.verified.json")
     if frame is not None and manifest is None:
         raise UsageError(
             f"--frame {frame} is given without a manifest, expected both: it is of your own cases' files",

@@ -338,7 +338,7 @@ class OpenVino:
             return in_part("openvino", "pip install --force-reinstall openvino")
         try:
             able = runtime.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        except RuntimeError as error:
+        except _REFUSED as error:
             return EngineError(
                 f"OpenVINO can't use this processor: {_reason(error)}, expected its plugin for processors",
                 hint="pip install --force-reinstall openvino",

@@ -67,9 +67,10 @@ def apart(chooser: Chooser | None, judged: Sequence[Answer], wanted: Wanted) -> 
         else f"{of_judged} images of {chooser.source} are by their headers (PatientID) of patients that are judged, "
         "too, under another name, expected other patients'"
     )
+    unless = "" if images else "; where one id stands for many patients, take it out of the files"
     raise UsageError(
         f"{said} to choose a threshold on",
-        hint="choose on patients that are not judged: a threshold that has seen its judges looks too good",
+        hint=f"choose on patients that are not judged: a threshold that has seen its judges looks too good{unless}",
     )
 
 

@@ -23,7 +23,7 @@ import skops.io
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from mpmmu_rt.errors import CheckpointError, MpmmuError
+from mpmmu_rt.errors import CheckpointError, MpmmuError, quoted
 from mpmmu_rt.files import MAX_JSON_BYTES, atomic_folder, parse_json_object, read_bounded, sha256_file
 from mpmmu_rt.modality_check import ModalityCheck
 from mpmmu_rt.spec import MODALITIES, Array, Modality, StrPath
@@ -203,7 +203,7 @@ def _head(folder: Path, digests: Mapping[str, Any], trust_pickle: Path | None) -
         if trust_pickle is None or trust_pickle.resolve() != pickled.resolve():
             raise CheckpointError(
                 f"{pickled} is a pickle, which runs any code it holds when it is loaded; expected head.skops",
-                hint=f"if you made this file yourself, pass --trust-pickle {pickled}",
+                hint=f"if you made this file yourself, pass --trust-pickle {quoted(pickled)}",
             )
         if pickled.name in digests:
             _check_file(pickled, digests, MAX_HEAD_BYTES)

@@ -28,7 +28,9 @@ from dataclasses import dataclass
 from importlib import util
 from pathlib import Path
 
-from mpmmu_rt.errors import EngineError, MissingPackage, UsageError
+from mpmmu_rt import __version__, machine
+from mpmmu_rt.errors import EngineError, MissingPackage, OutputError, UsageError
+from mpmmu_rt.places import is_fed
 
 _BACKEND = "backends/python"
 _STUB = "triton_python_backend_stub"
@@ -37,6 +39,10 @@ _GOODBYE_S = 2  # for connections that are open with nothing on the way
 _WATCH_S = 0.5
 _TOLD = 12  # lines of its output that an error shows
 _PR_SET_PDEATHSIG = 1
+LOG_BEGINS = b"mpmmu-rt serve "  # of the line before what each server says
+# Or of Triton's own lines: `I1128 12:00:00.123456 7 server.cc:674] …`.
+_LOG_LINE = re.compile(rb"^(" + LOG_BEGINS + rb"|[IWEF]\d{4} [\d:]{8}\.\d{6} \d+ [\w./-]+:\d+\])", re.MULTILINE)
+_MOST_LOOKED = 2**16
 
 
 @dataclass(frozen=True)
@@ -173,9 +179,16 @@ class Server:
     """A server that was started. `wait_ready`, `wait`, and `stop`, which has it answer what it accepted."""
 
     def __init__(
-        self, process: subprocess.Popen[bytes], repository: Path, addresses: Addresses, log: Path, exit_s: int
+        self,
+        process: subprocess.Popen[bytes],
+        repository: Path,
+        addresses: Addresses,
+        log: Path,
+        exit_s: int,
+        since: int = 0,
     ) -> None:
-        self.process, self.addresses, self.log = process, addresses, log
+        """since: where in `log`, in bytes, what this one says begins."""
+        self.process, self.addresses, self.log, self.since = process, addresses, log, since
         self._repository, self._exit_s = repository, exit_s
         self._running: dict[str, set[int]] = {}  # ids of the processes of each model, once they are ready
 
@@ -186,7 +199,7 @@ class Server:
             if (code := self.process.poll()) is not None:
                 raise EngineError(
                     f"the Triton server ended with code {code} before its models were ready, expected them to load: "
-                    f"{reason(self.log)}",
+                    f"{reason(self.log, self.since)}",
                     hint="what it says is above; `mpmmu-rt verify BUNDLE --target TARGET` tries the same without it",
                 )
             waiting = [name for name in waiting if not self._ready(name)]
@@ -262,8 +275,7 @@ class Server:
     def _unloaded(self, since: int) -> set[str]:
         """The models that have answered all they had. Nothing but the log tells of those that are gone; since: a place
         in it, in bytes."""
-        text = self.log.read_bytes()[since:].decode(errors="replace")
-        return set(re.findall(r"successfully unloaded '([^']+)'", text))
+        return set(re.findall(r"successfully unloaded '([^']+)'", _said(self.log, since)))
 
     def kill(self) -> None:
         """It, and what runs its models."""
@@ -272,17 +284,43 @@ class Server:
         self.process.wait()
 
 
-def reason(log: Path) -> str:
-    """Of a server's output the first error of ours in it, else the last of its own, else its last line."""
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+def _said(log: Path, since: int) -> str:
+    """From that byte on: what earlier servers said may be long. All, where somebody has cut the file off meanwhile."""
+    with log.open("rb") as file:
+        file.seek(since if since <= os.fstat(file.fileno()).st_size else 0)
+        return file.read().decode(errors="replace")
+
+
+def reason(log: Path, since: int = 0) -> str:
+    """Of a server's output the first error of ours in it, else the last of its own, else its last line. since: where in
+    `log`, in bytes, it begins."""
+    lines = _said(log, since).splitlines()
     ours = [text.partition(r"\n")[0] for line in lines if (text := line.partition("Exception: error: ")[2])]
     found = (re.match(r'E\d.*?("(?:[^"\\]|\\.)*")', line) for line in lines)
     theirs = [json.loads(match[1]) for match in found if match]
     return next(iter([*ours, *reversed(theirs), *filter(None, map(str.strip, reversed(lines)))]), "it said nothing")
 
 
-def tail(log: Path) -> str:
-    return "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-_TOLD:])
+def tail(log: Path, since: int = 0) -> str:
+    return "\n".join(_said(log, since).splitlines()[-_TOLD:])
+
+
+def require_log(path: Path) -> None:
+    """Raise `OutputError` unless `path` is free, or a log of ours, of which the first lines may have been cut off.
+
+    It is read again while the server runs: no device, and no pipe.
+    """
+    if is_fed(path):
+        raise OutputError(f"{path} is a device or a pipe, expected a file", hint="name a file, or leave --log out")
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        begins = file.read(_MOST_LOOKED)
+    if begins and not _LOG_LINE.search(begins):
+        raise OutputError(
+            f"{path} exists and is no log of `serve`, expected a free place or an earlier log, which is gone on with",
+            hint="name another file, or move it away",
+        )
 
 
 @contextmanager
@@ -290,8 +328,8 @@ def started(repository: Path, addresses: Addresses, *, exit_s: int = 30, log: Pa
     """A server on `repository`, a folder for it alone, which is emptied to stop it. It is killed at the end of the
     block if it is still there, and ends with this process.
 
-    exit_s: how long it may take to answer what it accepted. log: where its output goes, else a file that goes away.
-    Raises as `installed` and `check_ports` do.
+    exit_s: how long it may take to answer what it accepted. log: where its output goes, behind what is there, else a
+    file that goes away. Raises as `installed` and `check_ports` do.
     """
     found = installed()
     check_ports(addresses)
@@ -315,7 +353,10 @@ def started(repository: Path, addresses: Addresses, *, exit_s: int = 30, log: Pa
             "--disable-auto-complete-config",
             "--allow-gpu-metrics=false",
         ]
-        with place.open("wb") as output:
+        with place.open("ab") as output:  # a server that is started again keeps what was said before
+            output.write(f"{LOG_BEGINS.decode()}{__version__}, {machine.now()}\n".encode())
+            output.flush()
+            since = output.tell()
             process = subprocess.Popen(
                 command,
                 env=_environment(found),
@@ -325,7 +366,7 @@ def started(repository: Path, addresses: Addresses, *, exit_s: int = 30, log: Pa
                 start_new_session=True,  # Ctrl-C is ours to pass on
                 preexec_fn=_ends_with_us(),
             )
-        server = Server(process, repository, addresses, place, exit_s)
+        server = Server(process, repository, addresses, place, exit_s, since)
         try:
             yield server
         finally:

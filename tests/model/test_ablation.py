@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
+import sys
 import threading
 from collections.abc import Iterable
 from dataclasses import replace
@@ -25,6 +27,7 @@ from mpmmu_rt.model import ablation
 from mpmmu_rt.model.ablation import COMPARISONS, FUSED, PUBLISHED, SOFT_VOTE, STACKING, Study, ablate, paired
 from mpmmu_rt.model.config import HeadConfig, ModelConfig, tiny
 from mpmmu_rt.model.data import TrainingData, data_from_phantoms
+from mpmmu_rt.model.phantom import write_phantoms
 from mpmmu_rt.model.stage_one import TrainingConfig, embed, known_device, train_encoder
 from mpmmu_rt.model.training import fuse
 from mpmmu_rt.places import claimed
@@ -257,6 +260,17 @@ def test_the_command(tmp_path: Path) -> None:
     assert found[0].exit_code == 1
     assert "is being written by another thread" in found[0].stderr
     assert not nested.exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_a_manifest_whose_name_is_no_text(tmp_path: Path) -> None:
+    """The page was what failed, behind all of the training."""
+    made = write_phantoms(60, tmp_path / "p", seed=0)
+    manifest = made.rename(made.with_name(os.fsdecode(b"of \xff.csv")))
+    asked = ["ablate", str(manifest), "--seeds", "1", "--epochs", "1", "--json", "-", "-o", str(tmp_path / "out")]
+    done = CliRunner().invoke(app, asked)
+    assert done.exit_code == 0, done.stderr
+    assert (tmp_path / "out/ablation.md").read_text().startswith(r"# Ablation: of \udcff.csv, sha256 ")
 
 
 def test_no_bundle_is_written_into(bundle_folder: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ Triton."""
 from __future__ import annotations
 
 import json
+import os
 import re
 import runpy
 import shutil
@@ -20,7 +21,7 @@ from typer.testing import CliRunner
 from mpmmu_rt.bundle import Bundle, seal
 from mpmmu_rt.cases import read_manifest
 from mpmmu_rt.cli import app
-from mpmmu_rt.errors import DigestMismatch, UsageError
+from mpmmu_rt.errors import DigestMismatch, OutputError, UsageError
 from mpmmu_rt.images import read_pixels
 from mpmmu_rt.learnt_ranges import UNLIKE
 from mpmmu_rt.modality_check import SAYS
@@ -29,6 +30,7 @@ from mpmmu_rt.predictor import Predictor, load
 from mpmmu_rt.serving import native
 from mpmmu_rt.serving.models import OUTPUTS
 from mpmmu_rt.serving.repository import Served, write_beside, write_repository
+from mpmmu_rt.serving.server import require_log
 from mpmmu_rt.spec import MODALITIES, Array, Target
 from tests.swapped import checking
 
@@ -54,6 +56,36 @@ def call(*arguments: object) -> Any:
 def write(folder: Path, bundle: Path = BUNDLE, **asked: Any) -> Path:
     write_repository(Bundle.open(bundle), folder / "models", Served(**{"target": FP32, **asked}))
     return folder / "models"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"case_id,mammography,ultrasound\nI1128 12:00:00,a.png,b.png\n",
+        b"\x89PNG\r\n\x1a\n" + bytes(500),
+        b'{"schema": "of a report"}\n',
+    ],
+)
+def test_a_servers_log_takes_the_place_of_no_other_file(data: bytes, tmp_path: Path) -> None:
+    (log := tmp_path / "file").write_bytes(data)
+    done = CliRunner().invoke(app, ["serve", str(BUNDLE), "--target", str(FP32), "--log", str(log)])
+    assert done.exit_code == 1
+    assert f"error: {log} exists and is no log of `serve`" in done.stderr
+    assert log.read_bytes() == data
+
+
+def test_an_earlier_log_and_a_free_place_are_taken_and_no_pipe(tmp_path: Path) -> None:
+    require_log(log := tmp_path / "log")
+    for said in (
+        "",
+        "mpmmu-rt serve 0.1.0, 2026-11-28T12:00:00+00:00\n",
+        'alf"\nI1128 12:00:00.123456 7 server.cc:674] "',
+    ):
+        log.write_text(said)
+        require_log(log)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OutputError, match=r"pipe is a device or a pipe, expected a file$"):
+        require_log(tmp_path / "pipe")
 
 
 # ---------------------------------------------------------------- files and configurations

@@ -389,6 +389,24 @@ def test_a_bundle_that_is_altered_before_it_is_loaded_never_gets_ready(tmp_path:
     assert ran.returncode == 3
 
 
+def test_a_log_is_gone_on_with_and_each_start_read_by_itself(tmp_path: Path) -> None:
+    require_server()
+    (repository := tmp_path / "models").mkdir()
+    log, before = tmp_path / "serve.log", b"mpmmu-rt serve, of before\nException: error: of before\n"
+    log.write_bytes(before)
+    with servers.started(repository, free_addresses(), log=log) as server:
+        end = time.monotonic() + 60
+        while log.stat().st_size < server.since + 200 and time.monotonic() < end:
+            time.sleep(0.1)
+    data = log.read_bytes()
+    assert data.startswith(before + b"mpmmu-rt serve ")
+    assert len(data) >= server.since + 200
+    assert "of before" in servers.reason(log)
+    assert "of before" not in servers.reason(log, server.since) + servers.tail(log, server.since)
+    log.write_bytes(data[server.since + 1 :])  # as a rotation may leave it
+    servers.require_log(log)
+
+
 def test_a_python_that_the_server_has_no_process_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As of a wheel that is older than this Python, by a package of the same layout."""
     stub = tmp_path / "pytriton/tritonserver/python_backend_stubs/3.8/triton_python_backend_stub"

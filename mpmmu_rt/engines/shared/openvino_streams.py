@@ -89,7 +89,7 @@ class _Lane:
 def _wait(requests: Sequence[Any]) -> None:
     """A failure is on its way up already."""
     for request in requests:
-        with contextlib.suppress(RuntimeError):
+        with contextlib.suppress(Exception):
             request.wait()
 
 
@@ -129,7 +129,7 @@ class Streams:
         try:
             while flying:
                 _, lane = flying[0]
-                with contextlib.suppress(RuntimeError):
+                with contextlib.suppress(Exception):
                     lane.wait()
                 del flying[0]
                 self._idle.put(lane)
