@@ -264,6 +264,7 @@ def test_what_kernels_are_held_to_is_another_entry(
     cache: BlobCache, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     needs_int8()
+    monkeypatch.delenv(name, raising=False)
     answer(STORED)
     monkeypatch.setenv(name, "AVX2")
     assert answer(STORED)[1], "compiled for the whole processor"

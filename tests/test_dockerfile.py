@@ -123,7 +123,7 @@ def installed(stage: Stage) -> set[str]:
     names = re.search(r"whl\)\[(.*?)\]", text)
     assert names, "installs the wheel with extras"
     extras = re.sub(r"\$\{(\w+)\}", lambda match: defaults[match[1]], names[1]).split(",")
-    return {name for extra in extras for name in packages(extra)} | set(re.findall(r'"([a-z][\w-]+)[><=]', text))
+    return {name for extra in extras for name in packages(extra)} | set(re.findall(r'"([a-z][\w-]+)[\[><=]', text))
 
 
 def test_the_runtime_has_neither_torch_nor_scikit_learn() -> None:
