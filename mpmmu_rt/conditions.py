@@ -13,7 +13,7 @@ import numpy as np
 from .bundle import Bundle
 from .engines import head_target
 from .engines.shared.gpu import gpu
-from .machine import describe, usable_threads
+from .machine import HELD_TO, describe, usable_threads
 from .spec import MODALITIES, Target
 
 _JUDGED = ("mpmmu-rt", "pillow")  # what is judged, and what is not measured: their versions may differ
@@ -44,9 +44,9 @@ def conditions(bundle: Bundle, target: Target, batch: int, turn_s: float) -> dic
 
 def _held_to() -> str:
     """What the environment holds computation to: oneDNN's instruction set, and the others where they are set."""
-    by_onednn = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA")
-    others = ((name, os.environ.get(name)) for name in ("OV_CPU_MAX_ISA", "NVIDIA_TF32_OVERRIDE"))
-    return " ".join(filter(None, [by_onednn, *(f"{name}={said}" for name, said in others if said)]))
+    said = {name: os.environ.get(name) for name in HELD_TO}
+    by_onednn, same = (said.pop(name) for name in HELD_TO[:2])
+    return " ".join(filter(None, [by_onednn or same, *(f"{name}={text}" for name, text in said.items() if text)]))
 
 
 def differences(stored: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:

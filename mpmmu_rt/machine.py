@@ -11,6 +11,9 @@ from typing import Any
 
 THREADS_VARIABLE = "OMP_NUM_THREADS"
 # How long OpenMP's threads spin before they sleep: reads in libgomp (torch, scikit-learn), ms in Intel's and LLVM's.
+# What changes what is computed: the instruction set that oneDNN (by both names) and OpenVINO were told to keep to
+# (`mpmmu_rt.engines.openvino`), and whether NVIDIA's libraries may or must compute in TF32.
+HELD_TO = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "OV_CPU_MAX_ISA", "NVIDIA_TF32_OVERRIDE")
 _PATIENCE = {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "1"}
 _EXTENSIONS = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_int8")
 _PACKAGES = (

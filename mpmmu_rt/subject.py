@@ -44,7 +44,7 @@ class Subject:
     born: str = ""
     pseudonym: bool = False
     side: str = ""
-    taken: int | None = field(default=None, repr=False)
+    taken: int | None = field(default=None, repr=False, compare=False)
 
     def comparable(self, other: Subject) -> bool:
         """Ids of two issuers say nothing of each other."""

@@ -26,9 +26,6 @@ from .files import MAX_JSON_BYTES, parse_json_object, read_bounded, write_json
 from .spec import Target
 
 SCHEMA = "mpmmu-verified/1"
-# What changes what is computed: the instruction set that oneDNN and OpenVINO were told to keep to
-# (`mpmmu_rt.engines.openvino`), and whether NVIDIA's libraries may or must compute in TF32.
-_VARIABLES = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "OV_CPU_MAX_ISA", "NVIDIA_TF32_OVERRIDE")
 _NUMBERS = ("mpmmu-rt", "numpy")
 
 
@@ -66,7 +63,7 @@ def facts_of(target: Target) -> dict[str, str]:
         target.engine: found.version(),
         f"head ({head.engine})": known_engine(head).version(),
         **versions,
-        **{name: os.environ.get(name, "") for name in _VARIABLES},
+        **{name: os.environ.get(name, "") for name in machine.HELD_TO},
     }
 
 

@@ -225,10 +225,7 @@ def check_html(to: Path | None, *taken: Taken) -> None:
 
 def _require_no_record(path: Path) -> None:
     """Raise `OutputError` for what other commands go by: a verdict, or a baseline."""
-    found = b""
-    if path.is_file() and not places.is_fed(path):
-        with path.open("rb") as file:
-            found = file.read(100)
+    found = _begins(path, 100)
     if path.name.endswith(".verified.json") or re.match(rb'\{\s*"schema": "mpmmu-(verified|baseline)/', found):
         raise OutputError(
             f"{path} is a record that other commands go by, expected a place for a result", hint="name another file"
@@ -237,14 +234,19 @@ def _require_no_record(path: Path) -> None:
 
 def require_earlier(path: Path, begins: bytes, kind: str) -> None:
     """Raise `OutputError` where something else than an earlier result takes its place, as an image of a patient."""
-    if path.is_file() and not places.is_fed(path):
-        with path.open("rb") as file:
-            found = file.read(len(begins))
-        if found not in (b"", begins):
-            raise OutputError(
-                f"{path} exists and is no {kind}, expected a free place or an earlier result",
-                hint="name another file, or move it away",
-            )
+    if _begins(path, len(begins)) not in (b"", begins):
+        raise OutputError(
+            f"{path} exists and is no {kind}, expected a free place or an earlier result",
+            hint="name another file, or move it away",
+        )
+
+
+def _begins(path: Path, most: int) -> bytes:
+    """The first bytes of a file that would be replaced; nothing where there is none, and of a pipe or a device."""
+    if not path.is_file() or places.is_fed(path):
+        return b""
+    with path.open("rb") as file:
+        return file.read(most)
 
 
 def put_json(to: str | None, entry: Any, *, exact: bool = False) -> bool:
