@@ -22,7 +22,8 @@ from mpmmu_rt.cases import Manifest
 from mpmmu_rt.engines import known_engine
 from mpmmu_rt.engines.shared import blob_cache
 from mpmmu_rt.errors import ExportError, ParityError, UsageError
-from mpmmu_rt.files import atomic_folder, check_replaceable, rounded
+from mpmmu_rt.files import rounded
+from mpmmu_rt.folders import atomic_folder, check_replaceable
 from mpmmu_rt.image_warnings import summary
 from mpmmu_rt.images import Preprocessing
 from mpmmu_rt.known_images import KnownImages
@@ -132,7 +133,7 @@ def export_checkpoint(
     Raises as `export_bundle` does, `CheckpointError`, and what reading the manifest and its images raises.
     """
     folder, output = Path(folder), Path(output)
-    check_replaceable(output, marker=bundles.MANIFEST, overwrite=overwrite)
+    check_replaceable(output, bundles.KIND, overwrite=overwrite)
     check_writable(output)
     progress("reading the checkpoint", 0, 1)
     checkpoint = checkpoints.load(folder, trust_pickle=trust_pickle)
@@ -163,7 +164,7 @@ def export_reference(
     """Export the full-size untrained reference model: real in cost, meaningless in its probabilities. INT8 as by
     `export_checkpoint`."""
     output = Path(output)
-    check_replaceable(output, marker=bundles.MANIFEST, overwrite=overwrite)
+    check_replaceable(output, bundles.KIND, overwrite=overwrite)
     check_writable(output)
     checkpoint = reference.build(progress)
     wanted = wanted or Wanted()
@@ -265,7 +266,7 @@ def _export(
     _check(model, cases, wanted)  # before minutes of work for what can't be had
     require_room(output, _disk_bytes(model, wanted), "this bundle")
     with (
-        atomic_folder(output, marker=bundles.MANIFEST, overwrite=overwrite) as folder,
+        atomic_folder(output, bundles.KIND, overwrite=overwrite) as folder,
         resting(model.modules.values()),
     ):
         try:

@@ -73,6 +73,7 @@ import numpy as np
 
 from .errors import BundleError, DigestMismatch, UsageError
 from .files import MAX_JSON_BYTES, parse_json_object, read_bounded, sha256_file, stamp
+from .folders import LEFT_BY_SYSTEMS, Kind
 from .images import Preprocessing
 from .known_images import KnownImages
 from .modality_check import ModalityCheck
@@ -83,6 +84,8 @@ from .spec import IN_8_BITS, MODALITIES, Array, Modality, StrPath, Target, Tenso
 
 SCHEMA = "mpmmu-bundle/1"
 MANIFEST = "bundle.json"
+_FILES = ("MODEL_CARD.md", "onnx/*.onnx", "onnx/*.bin", "onnx/*.npz", "engines/*", "golden/golden.npz")
+KIND = Kind(MANIFEST, _FILES)  # damaged ones too are replaced: the name alone tells
 MAX_FILE_BYTES = 8 * 2**30
 MAX_GOLDEN_BYTES = 2**28
 ENGINES = "engines"
@@ -117,8 +120,6 @@ GOLDEN = frozenset({f"{m}.{part}" for m in MODALITIES for part in ("pixels", "fe
     "embedding",
     "probability",
 }
-# What systems leave in folders that are looked at: not a person's doing, and never read.
-_LEFT_BY_SYSTEMS = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})
 _HINT = "export the bundle again with `mpmmu-rt export`"
 # What was written so shortly before it was hashed may be written again within the same tick of the file system's clock.
 _TICKS_NS = 2_000_000_000
@@ -385,7 +386,7 @@ class Bundle:
     def _is_left_by_systems(self, path: Path, name: str) -> bool:
         """Whether a file that is not listed is nobody's doing, and nothing would read it: an engine reads weights from
         any file beside a graph that the graph names."""
-        if path.name not in _LEFT_BY_SYSTEMS or name.startswith(f"{ENGINES}/") or not _is_file(path):
+        if path.name not in LEFT_BY_SYSTEMS or name.startswith(f"{ENGINES}/") or not _is_file(path):
             return False
         graphs = {one for one in self.entry["files"] if one.endswith(".onnx")} | set(self.entry["graphs"].values())
         return not any(_holds(self.root / graph, path.name.lower().encode()) for graph in graphs)

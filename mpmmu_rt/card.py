@@ -20,10 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from .bundle import FROM_PHANTOMS, MANIFEST, TRIED_INT8, Bundle, seal, warnings_of
+from .bundle import FROM_PHANTOMS, KIND, TRIED_INT8, Bundle, seal, warnings_of
 from .errors import BundleError
 from .evaluation.text import grid
-from .files import atomic_folder
+from .folders import atomic_folder
 from .spec import StrPath
 
 NAME = "MODEL_CARD.md"
@@ -97,7 +97,7 @@ def update(path: StrPath, evaluation: Mapping[str, Any]) -> Bundle:
     card["eval_metrics"] = [*(one for one in evaluations(card) if not _same(one, found)), found]
     entry = {key: value for key, value in bundle.entry.items() if key not in ("sha256", "files", "schema")}
     entry["card"] = card
-    with atomic_folder(path, marker=MANIFEST, overwrite=True) as partial:
+    with atomic_folder(path, KIND, overwrite=True) as partial:
         for name in bundle.entry["files"]:
             place = partial / name
             place.parent.mkdir(parents=True, exist_ok=True)

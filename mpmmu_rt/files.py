@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -13,8 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from .errors import MpmmuError, OutputError
-from .places import claimed, is_fed, unwritable
+from .errors import MpmmuError
+from .places import is_fed, unwritable
 
 MAX_JSON_BYTES = 16 * 2**20
 
@@ -28,7 +27,7 @@ def _umask() -> int:
     return mask
 
 
-_UMASK = _umask()  # read once: while it is set, another thread's files would get it
+UMASK = _umask()  # read once: while it is set, another thread's files would get it
 
 
 def sha256_file(path: Path) -> str:
@@ -116,7 +115,7 @@ def atomic_file(path: Path, *, private: bool = False) -> Iterator[Path]:
         yield partial
         with partial.open("r+b") as file:  # Windows flushes only what may be written
             os.fsync(file.fileno())  # a rename may reach the disk before the data does
-        partial.chmod(0o600 if private else 0o666 & ~_UMASK)
+        partial.chmod(0o600 if private else 0o666 & ~UMASK)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
@@ -155,50 +154,3 @@ def rounded(entry: Any, name: str = "") -> Any:
     if isinstance(entry, float):
         return round(entry, 4) if name.endswith("_ms") else float(f"{entry:.9g}")
     return entry
-
-
-@contextmanager
-def atomic_folder(path: Path, *, marker: str, overwrite: bool) -> Iterator[Path]:
-    """Yield a temporary folder beside `path`; when the block succeeds it becomes `path`, else it goes away.
-
-    An existing `path` is replaced only if `overwrite` is set and it holds the file `marker`: a folder of
-    another kind is never deleted. Raises `OutputError`, also where another process is writing `path`.
-    """
-    with claimed(path):
-        check_replaceable(path, marker=marker, overwrite=overwrite)  # once it is held: nobody changes it any more
-        with _replacing(path, marker=marker, overwrite=overwrite) as partial:
-            yield partial
-
-
-@contextmanager
-def _replacing(path: Path, *, marker: str, overwrite: bool) -> Iterator[Path]:
-    partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
-    try:
-        yield partial
-        for one in (partial, *partial.rglob("*")):  # libraries write private files beside others
-            one.chmod((0o777 if one.is_dir() else 0o666) & ~_UMASK)
-        check_replaceable(path, marker=marker, overwrite=overwrite)
-        if path.exists():
-            old = partial.with_suffix(".old")
-            path.rename(old)
-            partial.rename(path)
-            shutil.rmtree(old)
-        else:
-            partial.rename(path)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def check_replaceable(path: Path, *, marker: str, overwrite: bool) -> None:
-    """Raise `OutputError` unless `atomic_folder` may write `path`; called early, before long work."""
-    if path.is_symlink():
-        raise OutputError(f"{path} is a link, expected a free path or a folder", hint="name the folder itself with -o")
-    if not path.exists():
-        return
-    if not (path / marker).is_file():
-        raise OutputError(
-            f"{path} exists and holds no {marker}, expected a free path or an earlier output",
-            hint="choose another path with -o; a folder of another kind is never replaced",
-        )
-    if not overwrite:
-        raise OutputError(f"{path} exists already, expected a free path", hint="choose another -o, or pass --overwrite")

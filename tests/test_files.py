@@ -13,8 +13,6 @@ import pytest
 from mpmmu_rt.errors import BundleError, OutputError
 from mpmmu_rt.files import (
     atomic_file,
-    atomic_folder,
-    check_replaceable,
     parse_json_object,
     read_bounded,
     result_file,
@@ -30,14 +28,6 @@ class Cut(Exception):
 
 def listing(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
-
-
-def earlier(folder: Path) -> Path:
-    """An output of an earlier run: the marker and another file."""
-    folder.mkdir()
-    (folder / "mark").write_text("old")
-    (folder / "data").write_text("old")
-    return folder
 
 
 def test_a_file_appears_whole_with_ordinary_permissions(tmp_path: Path) -> None:
@@ -78,101 +68,6 @@ def test_a_file_in_a_folder_that_is_not_there(tmp_path: Path) -> None:
     ):
         pytest.fail("the block must not run")
     assert caught.value.hint == f"mkdir -p {tmp_path / 'no'}"
-
-
-def test_a_folder_appears_whole(tmp_path: Path) -> None:
-    path = tmp_path / "out"
-    with atomic_folder(path, marker="mark", overwrite=False) as partial:
-        (partial / "mark").write_text("new")
-        assert not path.exists()
-    assert listing(tmp_path) == ["out", "out/mark"]
-    mask = os.umask(0)
-    os.umask(mask)
-    assert stat.S_IMODE(path.stat().st_mode) == 0o777 & ~mask
-
-
-def test_all_in_a_folder_has_ordinary_permissions(tmp_path: Path) -> None:
-    """Of libraries' files as well: safetensors writes private ones."""
-    path = tmp_path / "out"
-    with atomic_folder(path, marker="mark", overwrite=False) as partial:
-        (partial / "inner").mkdir(mode=0o700)
-        for name in ("mark", "inner/private"):
-            (partial / name).touch(mode=0o600)
-    mask = os.umask(0)
-    os.umask(mask)
-    for one in (path, path / "inner"):
-        assert stat.S_IMODE(one.stat().st_mode) == 0o777 & ~mask
-    for one in (path / "mark", path / "inner/private"):
-        assert stat.S_IMODE(one.stat().st_mode) == 0o666 & ~mask
-
-
-@pytest.mark.parametrize("kind", [Cut, KeyboardInterrupt])
-def test_a_folder_that_fails_leaves_what_was_there(tmp_path: Path, kind: type[BaseException]) -> None:
-    path = earlier(tmp_path / "out")
-    with pytest.raises(kind), atomic_folder(path, marker="mark", overwrite=True) as partial:  # noqa: PT012
-        (partial / "mark").write_text("half")
-        raise kind
-    assert listing(tmp_path) == ["out", "out/data", "out/mark"]
-    assert (path / "mark").read_text() == "old"
-
-
-def test_overwriting_replaces_the_whole_folder(tmp_path: Path) -> None:
-    path = earlier(tmp_path / "out")
-    with atomic_folder(path, marker="mark", overwrite=True) as partial:
-        (partial / "mark").write_text("new")
-        assert (path / "mark").read_text() == "old"
-    assert listing(tmp_path) == ["out", "out/mark"]
-    assert (path / "mark").read_text() == "new"
-
-
-def test_an_earlier_output_needs_overwrite(tmp_path: Path) -> None:
-    path = earlier(tmp_path / "out")
-    with pytest.raises(OutputError, match="exists already") as caught:
-        check_replaceable(path, marker="mark", overwrite=False)
-    assert "--overwrite" in caught.value.hint
-    check_replaceable(path, marker="mark", overwrite=True)
-
-
-def foreign_folder(path: Path) -> None:
-    path.mkdir()
-    (path / "thesis.tex").write_text("years of work")
-
-
-def a_file(path: Path) -> None:
-    path.write_text("years of work")
-
-
-def marker_is_a_folder(path: Path) -> None:
-    (path / "mark").mkdir(parents=True)
-
-
-def link_to_an_output(path: Path) -> None:
-    path.symlink_to(earlier(path.with_name("real")))
-
-
-def dangling_link(path: Path) -> None:
-    path.symlink_to(path.with_name("nowhere"))
-
-
-@pytest.mark.parametrize("make", [foreign_folder, a_file, marker_is_a_folder, link_to_an_output, dangling_link])
-def test_what_is_not_an_earlier_output_is_never_replaced(tmp_path: Path, make: object) -> None:
-    path = tmp_path / "out"
-    make(path)  # type: ignore[operator]
-    before = listing(tmp_path)
-    with pytest.raises(OutputError, match="expected a free path"), atomic_folder(path, marker="mark", overwrite=True):
-        pytest.fail("the block must not run")
-    assert listing(tmp_path) == before
-
-
-def test_a_foreign_folder_that_appears_meanwhile_is_not_replaced(tmp_path: Path) -> None:
-    path = tmp_path / "out"
-    with (  # noqa: PT012
-        pytest.raises(OutputError, match="holds no mark"),
-        atomic_folder(path, marker="mark", overwrite=True) as partial,
-    ):
-        (partial / "mark").write_text("new")
-        foreign_folder(path)
-    assert listing(tmp_path) == ["out", "out/thesis.tex"]
 
 
 def test_bounded_reading(tmp_path: Path) -> None:

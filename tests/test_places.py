@@ -15,19 +15,22 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
+from typer.testing import CliRunner
 
+from mpmmu_rt.cli import app
 from mpmmu_rt.errors import OutputError
-from mpmmu_rt.files import atomic_file, atomic_folder
+from mpmmu_rt.files import atomic_file
+from mpmmu_rt.folders import Kind, atomic_folder
 from mpmmu_rt.places import check_writable, claimed, is_full, require_other, require_room, written
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from mpmmu_rt.files import atomic_file, atomic_folder
+from mpmmu_rt.folders import Kind, atomic_folder
 from mpmmu_rt.places import claimed
 out = Path(sys.argv[1])
 with claimed(out):
-    with atomic_folder(out, marker="mark", overwrite=True) as partial:
+    with atomic_folder(out, Kind("mark"), overwrite=True) as partial:
         (partial / "half").write_text("half")
         print("held", flush=True)
         time.sleep(60)
@@ -123,7 +126,7 @@ def test_claims_of_one_thread_nest_and_those_of_two_do_not(tmp_path: Path) -> No
             seen.append(str(error))
 
     with claimed(out), claimed(out):
-        with atomic_folder(out, marker="mark", overwrite=False) as partial:
+        with atomic_folder(out, Kind("mark"), overwrite=False) as partial:
             (partial / "mark").write_text("")
         thread = threading.Thread(target=other)
         thread.start()
@@ -302,6 +305,15 @@ def test_an_interrupted_training_says_how_to_go_on(tmp_path: Path, number: int, 
     assert error.startswith(f"error: {said}; ")
     assert "kept in" in error
     assert hint == f"hint: to go on: mpmmu-rt {' '.join(arguments)}"
+    assert names(tmp_path) == ["checkpoint.training"]
+
+
+def test_a_training_does_not_remove_what_lies_in_the_place_of_its_state(tmp_path: Path) -> None:
+    (mine := tmp_path / "checkpoint.training").mkdir()
+    (mine / "notes.md").write_text("years of work")
+    ran = CliRunner().invoke(app, ["train", "--phantom", "60", "--preset", "tiny", "-o", str(tmp_path / "checkpoint")])
+    assert ran.exit_code == 1
+    assert f"{mine} holds notes.md, which no earlier output has" in ran.stderr
     assert names(tmp_path) == ["checkpoint.training"]
 
 

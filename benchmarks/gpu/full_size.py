@@ -20,7 +20,7 @@ from mpmmu_rt.export import Wanted, build, reference, tensorrt
 from mpmmu_rt.export import head as heads
 from mpmmu_rt.export.draft import BATCH, Draft
 from mpmmu_rt.export.targets import onnxruntime_cuda
-from mpmmu_rt.files import atomic_folder
+from mpmmu_rt.folders import atomic_folder
 from mpmmu_rt.model.checkpoint import Checkpoint
 from mpmmu_rt.model.encoder import Encoder
 from mpmmu_rt.progress import Progress
@@ -48,7 +48,7 @@ def redraw(modality: Modality, encoder: Encoder) -> None:
 def make(output: Path, checkpoint: Checkpoint, progress: Progress) -> Bundle:
     """Export `checkpoint`, whose encoders were redrawn, to `output`, with the graphs that GPUs run in FP16."""
     model = build.model_of(checkpoint, NAME, trained=False)
-    with atomic_folder(output, marker=bundles.MANIFEST, overwrite=True) as folder:
+    with atomic_folder(output, bundles.KIND, overwrite=True) as folder:
         draft = build.begin(folder, model, None, Wanted(()), progress)
         add_half(draft)
         build.finish(draft)

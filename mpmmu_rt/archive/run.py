@@ -17,7 +17,8 @@ from typing import Any
 from mpmmu_rt import origin, single
 from mpmmu_rt.engines import head_target
 from mpmmu_rt.errors import ManifestError, OutputError
-from mpmmu_rt.files import atomic_file, atomic_folder, check_replaceable, sha256_file, write_json
+from mpmmu_rt.files import atomic_file, sha256_file, write_json
+from mpmmu_rt.folders import Kind, atomic_folder, check_replaceable
 from mpmmu_rt.journal import SCHEMA, Layout, Row, place_of, require_apart
 from mpmmu_rt.progress import Progress, silent
 from mpmmu_rt.run import Allowed, Asked, Summary, extra_columns, rests_on_one
@@ -34,6 +35,7 @@ from .worker import Job
 BATCHES = 8  # of a shard: what a killed worker loses
 _OURS = re.compile(r"\.?manifest\.(csv|parquet).*|[0-9a-f]{16}")  # in `<output>.partial`
 MARKER = "_rows.json"  # in a folder of Parquet parts; readers of Parquet pass over names that begin so
+KIND = Kind(MARKER, ("part-*.parquet",), SCHEMA)
 
 
 def run(
@@ -173,7 +175,7 @@ def _check(manifest: Path | str, output: Path, form: str, allowed: Allowed) -> N
         )
     may_replace = allowed.overwrite or allowed.retry_failed or (allowed.resume and begun)
     if form == "parquet":
-        check_replaceable(output, marker=MARKER, overwrite=may_replace)
+        check_replaceable(output, KIND, overwrite=may_replace)
     elif output.is_symlink():
         raise OutputError(f"{output} is a link, expected a free path or a file", hint="name the file itself with -o")
     elif output.is_dir():
@@ -336,7 +338,7 @@ def _finish(output: Path, form: str, plan: Plan, parts: Parts, layout: Layout) -
     else:
         for _ in rows():
             pass
-        with atomic_folder(output, marker=MARKER, overwrite=True) as folder:
+        with atomic_folder(output, KIND, overwrite=True) as folder:
             for shard in plan.shards:
                 _placed(parts.path(shard.index), folder)
             write_json(folder / MARKER, {**layout.header, "column_names": list(layout.columns)})

@@ -6,8 +6,10 @@ from typing import Annotated
 import typer
 
 from ._ablate_text import markdown, text
-from ._report import JsonTo, bars, check_json, going_on, note, put_json, say
+from ._report import JsonTo, bars, check_json, going_on, note, put_json, require_earlier, say
 from .train import Attention, Labelled, MostEpochs, OtherArch, OtherSize, Preset, configured, note_split, require_one
+
+_WRITTEN = {"ablation.json": b'{\n  "schema": "mpmmu-ablation/', "ablation.md": b"# Ablation: "}  # and how it begins
 
 
 def ablate(
@@ -52,6 +54,8 @@ def ablate(
     note_split(cases)
     check_json(json_to, manifest, output)
     require_no_bundle(output / "ablation.json")  # the folder is not replaced: what is there stays
+    for name, begins in _WRITTEN.items():
+        require_earlier(output / name, begins, "ablation")
     config = configured(PRESETS[preset.value](), arch, size, Attention.paper)
     training = TRAINING_PRESETS[preset.value]
     if epochs is not None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mpmmu_rt.errors import BundleError, UsageError, quoted
+from mpmmu_rt.folders import Kind
 
 from ._proven import looked_up, note_verdict, warn_never_run
 from ._report import JsonTo, bars, check_json, fitted, note, put_json, say, wrapped
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from mpmmu_rt.evaluation.systems import System
 
 REPORT = "report.json"
+_PLOTS = ("roc", "precision_recall", "calibration", "decision", "histogram", "confusion")
+_FILES = ("report.md", "report.html", "cases.csv", *(f"{name}.svg" for name in _PLOTS))
+KIND = Kind(REPORT, _FILES, "mpmmu-evaluate")
 TARGET = "onnxruntime:fp32"  # of a bundle, where none is named
 
 
@@ -74,7 +78,7 @@ def evaluate(
     from mpmmu_rt.evaluation.choosing import Wanted
     from mpmmu_rt.evaluation.parts import CHOICES
     from mpmmu_rt.evaluation.study import evaluate as run
-    from mpmmu_rt.files import check_replaceable
+    from mpmmu_rt.folders import check_replaceable
     from mpmmu_rt.places import claimed
 
     if part not in CHOICES:
@@ -89,7 +93,7 @@ def evaluate(
     other_system = against or (system if against_target is not None else None)
     _check_systems((system, target), (other_system, against_target), trust_pickle)
     check_json(json_to, system, manifest, choose_on, against, output)
-    check_replaceable(output, marker=REPORT, overwrite=overwrite)
+    check_replaceable(output, KIND, overwrite=overwrite)
     cases, other = read_manifest(manifest), read_manifest(choose_on) if choose_on else None
     given = [one for one in (cases, other) if one is not None]
     for one in given:  # what is refused needs no remark
@@ -203,11 +207,12 @@ def _opened(
 def write(output: Path, found: Evaluation, *, overwrite: bool) -> None:
     """The folder, whole or not at all."""
     from mpmmu_rt.evaluation import plots, text
-    from mpmmu_rt.files import atomic_folder, write_json
+    from mpmmu_rt.files import write_json
+    from mpmmu_rt.folders import atomic_folder
     from mpmmu_rt.report_html import page
 
     entry = found.entry
-    with atomic_folder(output, marker=REPORT, overwrite=overwrite) as folder:
+    with atomic_folder(output, KIND, overwrite=overwrite) as folder:
         write_json(folder / REPORT, entry)
         (folder / "report.md").write_text(text.markdown(entry), encoding="utf-8", errors="backslashreplace")
         (folder / "report.html").write_text(page(entry), encoding="utf-8", errors="backslashreplace")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mpmmu_rt.errors import AnswerError, ImageError, UsageError, quoted
+from mpmmu_rt.folders import Kind
 
 from ._proven import looked_up, note_verdict, warn_never_run
 from ._report import JsonTo, bars, check_json, count, fitted, going_on, note, put_json, say, wrapped
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     Files = dict[Modality, dict[str, Path]]
 
 REPORT = "explanations.json"
+KIND = Kind(REPORT, ("explanation.html", "[0-9]*_mammography_*.png", "[0-9]*_ultrasound_*.png"), "mpmmu-explanation")
 MOST_CASES = 200
 SAYS = (
     "A map tells what this model's answer depends on. It tells neither that the answer is right nor where a lesion is."
@@ -60,17 +62,18 @@ def explain(
     """Show what the deployed model looks at: overlays of occlusion or Shapley values, and of attention, over both
     images; what each modality and each learner says. explanation.html, explanations.json and the pictures as PNG."""
     from mpmmu_rt.explain.page import document
-    from mpmmu_rt.files import atomic_folder, check_replaceable, rounded, write_json
+    from mpmmu_rt.files import rounded, write_json
+    from mpmmu_rt.folders import atomic_folder, check_replaceable
     from mpmmu_rt.places import claimed
     from mpmmu_rt.predictor import load
 
     check_json(json_to, bundle, manifest, mammography, ultrasound, output)
-    check_replaceable(output, marker=REPORT, overwrite=overwrite)
+    check_replaceable(output, KIND, overwrite=overwrite)
     sampling = _sampling(method, orders, seed)
     cases = _cases(manifest, case or [], mammography, ultrasound)
     kept = going_on(output, lambda: "nothing was kept")
     with claimed(output), kept, bars() as progress, load(bundle, target) as predictor:
-        with atomic_folder(output, marker=REPORT, overwrite=overwrite) as folder:
+        with atomic_folder(output, KIND, overwrite=overwrite) as folder:
             found, drawn, failed = _explained(predictor, cases, (frame, sampling), folder, progress)
             entry = rounded(_entry(predictor, found, failed) | {"method": str(method)})
             (folder / "explanation.html").write_text(

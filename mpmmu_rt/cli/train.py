@@ -103,7 +103,8 @@ def train(
 
     from mpmmu_rt import image_warnings, split_record
     from mpmmu_rt.cases import read_manifest
-    from mpmmu_rt.files import check_replaceable, rounded
+    from mpmmu_rt.files import rounded
+    from mpmmu_rt.folders import check_replaceable, require_own
     from mpmmu_rt.machine import now, package_versions
     from mpmmu_rt.model import checkpoint, learning_curves
     from mpmmu_rt.model.config import PRESETS
@@ -111,7 +112,7 @@ def train(
     from mpmmu_rt.model.data import read_data
     from mpmmu_rt.model.preview import write_preview
     from mpmmu_rt.model.stage_one import known_device
-    from mpmmu_rt.model.training import TRAINING_PRESETS, disk_bytes
+    from mpmmu_rt.model.training import STATE, TRAINING_PRESETS, disk_bytes
     from mpmmu_rt.model.training import train as train_model
     from mpmmu_rt.model.weights import Weights
     from mpmmu_rt.places import claimed, require_room
@@ -121,7 +122,7 @@ def train(
     note_split(cases)
     check_json(json_to, manifest, output)
     if preview is None:
-        check_replaceable(output, marker=checkpoint.CONFIG, overwrite=overwrite)
+        check_replaceable(output, checkpoint.KIND, overwrite=overwrite)
     else:  # which writes no checkpoint
         _check_preview(preview, json_to, manifest, weights, cases)
     started = now()
@@ -143,6 +144,7 @@ def train(
 
     with claimed(output), going_on(output, kept), bars() as progress:
         require_room(output, disk_bytes(config), "this training")
+        require_own(work_dir, STATE)  # it is removed in the end
         if work_dir.exists():
             note(f"going on with the training in {work_dir}")
         data = read_data(cases, phantom, seed, config.preprocessing, progress)

@@ -24,16 +24,19 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from mpmmu_rt.errors import CheckpointError, MpmmuError, quoted
-from mpmmu_rt.files import MAX_JSON_BYTES, atomic_folder, parse_json_object, read_bounded, sha256_file
+from mpmmu_rt.files import MAX_JSON_BYTES, parse_json_object, read_bounded, sha256_file
+from mpmmu_rt.folders import Kind, atomic_folder
 from mpmmu_rt.modality_check import ModalityCheck
 from mpmmu_rt.spec import MODALITIES, Array, Modality, StrPath
 
-from . import skops_file
+from . import learning_curves, skops_file
 from .config import ModelConfig
 from .encoder import Encoder
 
 SCHEMA = "mpmmu-checkpoint/1"
 CONFIG = "config.json"
+_FILES = (*(f"{modality}.safetensors" for modality in MODALITIES), "head.skops", "head_*.skops", *learning_curves.FILES)
+KIND = Kind(CONFIG, _FILES, SCHEMA)
 MAX_WEIGHTS_BYTES = 2 * 2**30
 MAX_HEAD_BYTES = 4 * 2**30
 PICKLED_HEADS = ("head.joblib", "head.pkl")
@@ -83,7 +86,7 @@ class Checkpoint:
 
 def save(checkpoint: Checkpoint, folder: StrPath, *, overwrite: bool = False) -> None:
     """Write `checkpoint` to `folder`, whole or not at all. Raises `OutputError`."""
-    with atomic_folder(Path(folder), marker=CONFIG, overwrite=overwrite) as partial:
+    with atomic_folder(Path(folder), KIND, overwrite=overwrite) as partial:
         for modality in MODALITIES:
             state = {key: value.contiguous() for key, value in checkpoint.encoders[modality].state_dict().items()}
             save_file(state, partial / f"{modality}.safetensors")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from mpmmu_rt.files import atomic_file
 
+FILES = ("history.csv", "curves.png", "tensorboard/*/events.*")  # all that `write` may
 _CACHE = "MPLCONFIGDIR"
 COLUMNS = ("modality", "epoch", "learning_rate", "training_loss", "validation_loss", "validation_auc")
 History = Mapping[str, Sequence[Mapping[str, float]]]

@@ -30,7 +30,7 @@ from pathlib import Path
 import numpy as np
 
 from mpmmu_rt.errors import UsageError
-from mpmmu_rt.files import atomic_folder, check_replaceable
+from mpmmu_rt.folders import Kind, atomic_folder, check_replaceable
 from mpmmu_rt.images import Preprocessing, preprocess
 from mpmmu_rt.places import require_room
 from mpmmu_rt.spec import MODALITIES, Array, Modality, StrPath
@@ -49,6 +49,7 @@ ULTRASOUND_SIGN = "irregular mass with shadow"
 
 MIN_SIDE = 64
 MANIFEST = "manifest.csv"
+KIND = Kind(MANIFEST, tuple(f"{name}/phantom-*.png" for name in MODALITIES))
 BYTES = 84_000  # of a phantom of 256 × 256 on disk: both images
 
 
@@ -145,9 +146,9 @@ def write_phantoms(count: int, folder: StrPath, *, seed: int) -> Path:
     All or nothing. Raises `OutputError` if `folder` exists, its parent doesn't, or it can't be written.
     """
     phantoms, folder = draw(count, seed=seed), Path(folder)
-    check_replaceable(folder, marker=MANIFEST, overwrite=False)
+    check_replaceable(folder, KIND, overwrite=False)
     require_room(folder, BYTES * count, f"{count} phantoms")
-    with atomic_folder(folder, marker=MANIFEST, overwrite=False) as partial:
+    with atomic_folder(folder, KIND, overwrite=False) as partial:
         _write(phantoms, partial, seed)
     return folder / MANIFEST
 

@@ -28,6 +28,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from mpmmu_rt import split_record
 from mpmmu_rt.errors import OutputError, UsageError
+from mpmmu_rt.folders import Kind
 from mpmmu_rt.image_figures import figures
 from mpmmu_rt.known_images import listing
 from mpmmu_rt.modality_check import ModalityCheck
@@ -46,8 +47,13 @@ from .weights import Weights
 
 THRESHOLD = 0.5
 UNSEEN_FOLDS = 3
+_KEPT = tuple(
+    f"*{name}.{end}" for name in (*MODALITIES, "fused") for end in ("state.safetensors", "head.json", "head.skops")
+)
+STATE = Kind("", (*_KEPT, "fold-*-of-*.json"))  # what `work_dir` holds, with cross-validation's
 
 __all__ = [
+    "STATE",
     "THRESHOLD",
     "TRAINING_PRESETS",
     "TrainedModel",

@@ -23,11 +23,11 @@ from mpmmu_rt.bundle import WEIGHTS, Bundle, Graph
 from mpmmu_rt.engines import known_engine
 from mpmmu_rt.engines.onnxruntime import EXACT_GRAPHS
 from mpmmu_rt.errors import EngineError, UsageError
-from mpmmu_rt.files import atomic_folder
+from mpmmu_rt.folders import atomic_folder
 from mpmmu_rt.spec import MODALITIES, StrPath
 
 from . import config
-from .repository import MARKER, Served, batching
+from .repository import KIND, Served, batching, mark
 
 STEPS: tuple[Graph, ...] = (*MODALITIES, "attention_pool", "head")
 _TYPES = {"tensor(uint8)": "uint8", "tensor(float)": "float32", "tensor(float16)": "float16"}
@@ -50,8 +50,7 @@ def write_native(bundle: Bundle, output: StrPath, asked: Served, *, overwrite: b
     bundle.require_proven(asked.target)
     graphs = {step: graph_of(bundle, asked, step) for step in STEPS}
     tensors = {step: signature(path) for step, path in graphs.items()}
-    with atomic_folder(Path(output), marker=MARKER, overwrite=overwrite) as folder:
-        (folder / MARKER).write_text(f"{bundle.digest}\n", encoding="utf-8")
+    with atomic_folder(Path(output), KIND, overwrite=overwrite) as folder:
         for name, text in configurations(bundle, asked, tensors).items():
             (folder / name / str(asked.version)).mkdir(parents=True)
             (folder / name / "config.pbtxt").write_text(text, encoding="utf-8")
@@ -61,6 +60,7 @@ def write_native(bundle: Bundle, output: StrPath, asked: Served, *, overwrite: b
             shutil.copyfile(graph, version / "model.onnx")
             _place(graph.with_name(WEIGHTS), version / WEIGHTS, placed)
         bundle.require_unchanged()  # what was copied is what was checked
+        mark(folder, bundle)
 
 
 def _place(weights: Path, place: Path, placed: dict[Path, Path]) -> None:

@@ -17,12 +17,13 @@ from pathlib import Path
 from mpmmu_rt.bundle import Bundle, target_folder
 from mpmmu_rt.engines import known_engine
 from mpmmu_rt.errors import UsageError
-from mpmmu_rt.files import atomic_folder
+from mpmmu_rt.folders import Kind, atomic_folder, files_in
 from mpmmu_rt.spec import MODALITIES, StrPath, Target
 
 from . import config
 
-MARKER = ".mpmmu-repository"  # what may be overwritten; Triton passes over files here
+MARKER = ".mpmmu-repository"  # Triton passes over files here
+KIND = Kind(MARKER, listed=True)  # other models may stand beside ours
 MOST = 32  # what `verify` proves, and `bench` measures
 _MODEL = '''\
 """Written by `mpmmu-rt repository`. The work is done in the package: mpmmu_rt/serving/models.py."""
@@ -80,11 +81,17 @@ def write_repository(bundle: Bundle, output: StrPath, asked: Served, *, overwrit
     for an `output` that is in the way.
     """
     configs = configurations(bundle, asked)
-    with atomic_folder(Path(output), marker=MARKER, overwrite=overwrite) as folder:
-        (folder / MARKER).write_text(f"{bundle.digest}\n", encoding="utf-8")
+    with atomic_folder(Path(output), KIND, overwrite=overwrite) as folder:
         _write(folder, asked, configs)
         shutil.copytree(bundle.root, folder / asked.name / str(asked.version) / "bundle")
         Bundle.open(folder / asked.name / str(asked.version) / "bundle")  # what was copied is what was checked
+        mark(folder, bundle)
+
+
+def mark(folder: Path, bundle: Bundle) -> None:
+    """Name in the marker the bundle and all that was written."""
+    lines = [bundle.digest, *files_in(folder)]
+    (folder / MARKER).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
 def write_beside(bundle: Bundle, folder: Path, asked: Served) -> None:

@@ -23,9 +23,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mpmmu_rt.archive.run import KIND
 from mpmmu_rt.bundle import seal
 from mpmmu_rt.cases import read_manifest
 from mpmmu_rt.files import sha256_of
+from mpmmu_rt.folders import check_replaceable
 from mpmmu_rt.spec import MODALITIES
 
 pytestmark = [
@@ -138,6 +140,7 @@ def test_rows_are_those_of_run_and_a_folder_of_parquet_holds_them(
     found = parquet.read_table(tmp_path / "ray.parquet").to_pylist()
     entry = json.loads((tmp_path / "ray.parquet.json").read_text())
     assert entry["output_sha256"] == sha256_of(tmp_path / "ray.parquet")
+    check_replaceable(tmp_path / "ray.parquet", KIND, overwrite=True)
     assert entry["manifest"] == {"path": address, "sha256": sha256_of(tmp_path / "m.parquet")}
     with (tmp_path / "alone.csv").open(newline="", encoding="utf-8") as file:
         want = list(csv.DictReader(file))

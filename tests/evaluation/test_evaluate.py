@@ -118,6 +118,10 @@ def test_what_is_written_is_what_was_asked(phantoms: Path, bundle_folder: Path, 
     two_lines(again := call(bundle_folder, path, "-o", out))
     assert again.exit_code == 1
     assert call(bundle_folder, path, "-o", out, "--overwrite").exit_code == 0
+    (out / "readers.csv").write_text("years of work")
+    refused = call(bundle_folder, path, "-o", out, "--overwrite")
+    two_lines(refused)
+    assert f"{out} holds readers.csv, which no earlier output has" in refused.stderr
 
 
 def test_a_checkpoint_and_its_bundle_say_the_same(

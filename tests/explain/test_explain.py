@@ -23,7 +23,7 @@ from mpmmu_rt import Predictor, load
 from mpmmu_rt.bundle import Bundle, seal
 from mpmmu_rt.cases import Case, read_manifest
 from mpmmu_rt.cli import app
-from mpmmu_rt.cli.explain import _explained
+from mpmmu_rt.cli.explain import KIND, _explained
 from mpmmu_rt.errors import ImageError
 from mpmmu_rt.explain import explain, overlays
 from mpmmu_rt.explain.attention import gates
@@ -31,6 +31,7 @@ from mpmmu_rt.explain.occlusion import Box, occlusion, windows
 from mpmmu_rt.explain.shapley import Sampling, patches, shapley
 from mpmmu_rt.explain.study import peak
 from mpmmu_rt.export import Wanted, export_bundle, export_checkpoint
+from mpmmu_rt.folders import check_replaceable
 from mpmmu_rt.grey import GreyImage
 from mpmmu_rt.modality_check import SAYS
 from mpmmu_rt.model import checkpoint as checkpoints
@@ -295,6 +296,7 @@ def test_the_command(knowing: Path, phantom_manifest: Path, tmp_path: Path) -> N
     assert not re.search(r"(src|href)=\"(?!data:)", page), "nothing is loaded from elsewhere"
     again = CliRunner().invoke(app, command)
     assert "exists already" in again.stderr
+    check_replaceable(out, KIND, overwrite=True)
 
 
 @pytest.mark.slow

@@ -250,6 +250,14 @@ def test_the_command(tmp_path: Path) -> None:
     again = call("--phantom", 60, "--seeds", 1, "--epochs", 1, "-o", tmp_path / "out", "--json", "-")
     assert again.stderr.count("there already") == 4
     assert json.loads(again.stdout)["rows"] == entry["rows"]
+    for name in ("ablation.json", "ablation.md"):
+        mine = tmp_path / f"of {name}" / name
+        mine.parent.mkdir()
+        mine.write_text("years of work")
+        refused = call("--phantom", 60, "--seeds", 1, "--epochs", 1, "-o", mine.parent)
+        assert refused.exit_code == 1
+        assert f"{mine} exists and is no ablation, expected a free place" in refused.stderr
+        assert mine.read_text() == "years of work"
     nested = tmp_path / "not" / "yet"
     nested.parent.mkdir()
     found: list[Any] = []

@@ -181,3 +181,11 @@ def test_saving_replaces_only_a_checkpoint(small_model: Checkpoint, folder: Path
     with pytest.raises(OutputError, match=r"holds no config\.json"):
         checkpoints.save(small_model, mine, overwrite=True)
     assert (mine / "cat.png").exists()
+    (mine / "config.json").write_text('{"name": "app"}')  # as many programs have one
+    with pytest.raises(OutputError, match=r"holds no config\.json of `mpmmu-checkpoint/1`"):
+        checkpoints.save(small_model, mine, overwrite=True)
+    assert (mine / "cat.png").exists()
+    (folder / "head.joblib").write_bytes(b"")  # which a person puts there
+    with pytest.raises(OutputError, match=r"holds head\.joblib, which no earlier output has"):
+        checkpoints.save(small_model, folder, overwrite=True)
+    assert (folder / "head.joblib").exists()

@@ -34,3 +34,8 @@ def test_only_an_earlier_output_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "sources/include/mpmmu.h").write_text("")
     assert call("-o", tmp_path / "sources", "--overwrite").exit_code == 0
     assert (tmp_path / "sources/include/mpmmu.h").read_bytes() == (SOURCES / "include/mpmmu.h").read_bytes()
+    (tmp_path / "sources/build").mkdir()
+    (tmp_path / "sources/build/libmpmmu.so").write_text("")
+    refused = call("-o", tmp_path / "sources", "--overwrite")
+    assert refused.exit_code == 1
+    assert "sources holds build/libmpmmu.so, which no earlier output has" in refused.stderr

@@ -113,6 +113,12 @@ def test_the_command_writes_a_repository_with_the_bundle_in_it(tmp_path: Path) -
     assert "--overwrite" in again.stderr
     assert call("repository", BUNDLE, "-o", place, "--overwrite").exit_code == 0
     assert sorted(path.name for path in place.iterdir()) == [".mpmmu-repository", "mpmmu", "mpmmu_files"]
+    (place / "theirs/1").mkdir(parents=True)  # Triton serves several models out of one folder
+    (place / "theirs/config.pbtxt").touch()
+    refused = call("repository", BUNDLE, "-o", place, "--overwrite")
+    assert refused.exit_code == 1
+    assert f"{place} holds theirs/config.pbtxt, which no earlier output has" in refused.stderr
+    assert (place / "theirs/config.pbtxt").exists()
 
 
 def test_a_server_that_starts_here_finds_a_bundle_of_any_name(tmp_path: Path) -> None:
@@ -251,6 +257,7 @@ def test_the_native_steps_one_after_another_are_the_predictor(tmp_path: Path, pr
 
     place = tmp_path / "models"
     native.write_native(Bundle.open(BUNDLE), place, Served(FP32))
+    native.write_native(Bundle.open(BUNDLE), place, Served(FP32), overwrite=True)  # it knows all of its own
     pixels = random_pixels(np.random.default_rng(4), 5)
     values: dict[str, Array] = named(pixels)
     for step in parsed(place / "mpmmu/config.pbtxt").ensemble_scheduling.step:
