@@ -13,13 +13,13 @@ if _WORKERS > 1:
 
 import contextlib
 import copy
+import functools
 import hashlib
 import shutil
 import signal
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +28,9 @@ import pytest
 import torch
 from filelock import FileLock
 from torch import Tensor, nn
+from torch._export.utils import _collect_all_valid_cia_ops
+from torch.export import decomp_utils, exported_program
+from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from mpmmu_rt.bundle import Bundle
 from mpmmu_rt.engines.shared import blob_cache
@@ -70,6 +73,28 @@ def _no_cache() -> Iterator[None]:
     """Nothing is kept in the user's cache; tests of the cache name a folder of their own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(blob_cache.VARIABLE, "off")
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _operators_listed_once() -> Iterator[None]:
+    """torch lists all its operators, and those of ONNX, anew for each graph, which is a third of a small export.
+
+    Each caller gets a list of its own.
+    """
+    listed = functools.cache(_collect_all_valid_cia_ops)
+    from_torchlib = ONNXRegistry.from_torchlib
+    registry = functools.cache(from_torchlib)
+
+    def fresh(_: type[ONNXRegistry], /, *opset: int, **named: int) -> ONNXRegistry:
+        found = copy.copy(registry(*opset, **named))
+        found.functions = {name: list(functions) for name, functions in found.functions.items()}
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (exported_program, decomp_utils):
+            patch.setattr(module, "_collect_all_valid_cia_ops", lambda: set(listed()))
+        patch.setattr(ONNXRegistry, "from_torchlib", classmethod(fresh))
         yield
 
 
@@ -237,7 +262,7 @@ COMMAND_WITH_FEW_TREES = (
 def no_search(monkeypatch: pytest.MonkeyPatch) -> None:
     """INT8 whose every layer in 8 bits misses the limits is given up: no layer is tried in float. For the command line,
     whose users can't ask for that; the search itself is tested in `export/test_quantization_gate.py`."""
-    monkeypatch.setattr("mpmmu_rt.export.Limits", partial(Limits, float_share=0))
+    monkeypatch.setattr("mpmmu_rt.export.Limits", functools.partial(Limits, float_share=0))
 
 
 @pytest.fixture(scope="session")
