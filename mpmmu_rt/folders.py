@@ -128,8 +128,8 @@ def require_own(folder: Path, kind: Kind) -> None:
     if not folder.exists():
         return
     if found := list(islice(kind.strangers(folder), 2)):
-        more = " and more" if len(found) > 1 else ""
+        named = found[0] if len(found) == 1 else f"{found[0]} and more"
         raise OutputError(
-            f"{folder} holds {found[0]}{more}, which no earlier output has and which would be lost, expected one alone",
+            f"{folder} holds {named}, which no earlier output has and which would be lost, expected one alone",
             hint="move it elsewhere, or choose another path with -o",
         )

@@ -13,9 +13,10 @@ from collections.abc import Iterable
 
 def plain(name: str) -> str:
     """The id without what a table changes: width and composition of letters (NFKC), case, blanks and signs that aren't
-    seen, leading zeros of each number, and the fraction of a whole number."""
+    seen, a hyphen that became a dash, leading zeros of each number, and the fraction of a whole number."""
     folded = unicodedata.normalize("NFKC", name).casefold()
-    seen = "".join(one for one in folded if unicodedata.category(one) not in ("Cc", "Cf"))
+    hyphens = ("-" if unicodedata.category(one) == "Pd" or one == "\u2212" else one for one in folded)
+    seen = "".join(one for one in hyphens if unicodedata.category(one) not in ("Cc", "Cf"))
     joined = re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", seen)  # `1 12` is another number than `11 2`
     whole = re.sub(r"^(\d+)\.0+$", r"\1", joined)
     return re.sub(r"(?<!\d)0+(?=\d)", "", whole)

@@ -14,6 +14,7 @@ from mpmmu_rt.people import alike, plain
         ("17", "017", "17.0", "17.00"),
         ("Zo\u00eb", "zoe\u0308"),  # one letter, or two that are shown as one
         ("case 1 12", "CASE 1 012"),
+        ("P-7", "P\u20137", "p \u2014 07", "P\u20117", "P\u22127"),  # what writing programs make of a hyphen
         ("0", "00"),
     ],
 )

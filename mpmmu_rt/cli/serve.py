@@ -67,6 +67,7 @@ def serve(
         with started(Path(folder), addresses, exit_s=exit_timeout, log=log) as server:
             _wait_ready(server, asked)
             try:
+                _say_ready(server, asked)  # in here: who reads it may ask, and end it, at once
                 note_verdict(verdict, asked.target, bundle)
                 if opened.warning:
                     note(f"warning: {opened.warning}")
@@ -86,6 +87,9 @@ def _wait_ready(server: Server, asked: Served) -> None:
     except EngineError:
         note(tail(server.log, server.since))
         raise
+
+
+def _say_ready(server: Server, asked: Served) -> None:
     places = server.addresses
     note(
         f"ready: http://{places.url(places.http)}/v2/models/{asked.name} (pixels) and {asked.files_name} (files); gRPC "

@@ -138,19 +138,24 @@ def train(
         return
     work_dir = output.with_name(output.name + ".training")
 
+    whole = False
+
     def kept() -> str:
+        if whole:
+            return f"{output} is written and whole, but for how it learnt"
         epochs = "the epochs that were finished are" if any(work_dir.glob("*.safetensors")) else "nothing is"
         return f"{epochs} kept in {work_dir}"
 
-    with claimed(output), going_on(output, kept), bars() as progress:
+    # A checkpoint that is whole is made again with --overwrite alone.
+    with claimed(output), going_on(output, kept, "--overwrite", begun=lambda: whole), bars() as progress:
         require_room(output, disk_bytes(config), "this training")
         require_own(work_dir, STATE)  # it is removed in the end
         if work_dir.exists():
             note(f"going on with the training in {work_dir}")
+        initial = Weights.of(weights)  # once: the folds, hours later, start from what the model did
         data = read_data(cases, phantom, seed, config.preprocessing, progress)
         if folds:
             fold_splits(data.label, data.groups, folds, seed=seed)  # whether there are patients enough
-        initial = Weights.of(weights)  # once: the folds, hours later, start from what the model did
         model = train_model(data, config, settings, work_dir=work_dir, weights=initial, device=on, progress=progress)
         metrics = dict(model.metrics)
         if folds:
@@ -182,6 +187,7 @@ def train(
             single_heads=model.single_heads if single_modality else {},
         )
         checkpoint.save(trained, output, overwrite=overwrite)
+        whole = True
         beside, failed = learning_curves.write(model.history, output)
         shutil.rmtree(work_dir)
     if not put_json(json_to, metrics | {"image_warnings": warned}):
@@ -193,8 +199,16 @@ def train(
         note(f"note: {text}")
     next_command("export", output, "-o", f"{output.resolve().name}.bundle")
     if metrics["weakness"] and not folds:
-        again = command("--folds=5", "--overwrite")
-        note(f"note: {TOO_FEW}: the same command with --folds 5 tests every patient once: `{again}`")
+        number = _folds(metrics["parts"])
+        again = command(f"--folds={number}", "--overwrite")
+        note(f"note: {TOO_FEW}: the same command with --folds {number} tests every patient once: `{again}`")
+
+
+def _folds(parts: dict[str, Any]) -> int:
+    """Five, or as many as there are patients of the smaller class."""
+    malignant: int = sum(part["malignant_patients"] for part in parts.values())
+    patients: int = sum(part["patients"] for part in parts.values())
+    return min(5, malignant, patients - malignant)
 
 
 def _check_preview(

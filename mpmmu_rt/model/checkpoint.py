@@ -210,8 +210,19 @@ def _head(folder: Path, digests: Mapping[str, Any], trust_pickle: Path | None) -
             )
         if pickled.name in digests:
             _check_file(pickled, digests, MAX_HEAD_BYTES)
-        return joblib.load(pickled), "" if pickled.name in digests else sha256_file(pickled)
+        return _unpickled(pickled), "" if pickled.name in digests else sha256_file(pickled)
     raise CheckpointError(f"{folder} holds no head.skops, expected a fitted stacking head", hint=_HINT)
+
+
+def _unpickled(path: Path) -> Any:
+    """What a pickle holds that is trusted. Raises `CheckpointError`."""
+    try:
+        return joblib.load(path)
+    except Exception as error:  # of damage anything, and ImportError for a package that is not here
+        raise CheckpointError(
+            f"{path} can't be unpickled ({type(error).__name__}: {error}), expected a fitted head",
+            hint="write it anew with joblib.dump, with the packages and the releases that are installed here",
+        ) from error
 
 
 def load_skops(path: Path) -> Any:
@@ -224,7 +235,9 @@ def load_skops(path: Path) -> Any:
                 hint="the head may hold only scikit-learn estimators of the supported list",
             )
         return skops.io.load(path, trusted=sorted(TRUSTED_TYPES))
-    except (ValueError, KeyError, OSError, TypeError, AttributeError, ImportError) as error:
+    except CheckpointError:
+        raise
+    except Exception as error:  # of a damaged ZIP file BadZipFile, NotImplementedError, EOFError, RuntimeError, …
         raise CheckpointError(
             f"{path} is not a readable skops file: {error}", hint="write it with skops.io.dump"
         ) from error

@@ -36,8 +36,11 @@ class EncoderConfig:
             self.attention in ATTENTION_KINDS,
             f"one of {', '.join(ATTENTION_KINDS)}",
         )
-        _check("width", self.width, 4 <= self.width <= 1024, "4 to 1024 channels")
-        _check("std", self.std, self.std > 0, "a positive deviation")
+        for name in ("in_blocks", "in_pool"):
+            _check(name, getattr(self, name), isinstance(getattr(self, name), bool), "true or false")
+        _check("width", self.width, _whole(self.width) and 4 <= self.width <= 1024, "4 to 1024 channels")
+        _check("mean", self.mean, _number(self.mean), "a finite number")
+        _check("std", self.std, _number(self.std) and self.std > 0, "a positive deviation")
 
 
 @dataclass(frozen=True)
@@ -50,9 +53,11 @@ class HeadConfig:
     folds: int = 5
 
     def __post_init__(self) -> None:
-        _check("trees", self.trees, 1 <= self.trees <= 10_000, "1 to 10,000 trees")
-        _check("hidden", self.hidden, 1 <= self.hidden <= 4096, "1 to 4096 units")
-        _check("folds", self.folds, 2 <= self.folds <= 20, "2 to 20 folds")
+        deep = self.max_depth is None or (_whole(self.max_depth) and self.max_depth >= 1)
+        _check("trees", self.trees, _whole(self.trees) and 1 <= self.trees <= 10_000, "1 to 10,000 trees")
+        _check("max_depth", self.max_depth, deep, "at least 1, or nothing")
+        _check("hidden", self.hidden, _whole(self.hidden) and 1 <= self.hidden <= 4096, "1 to 4096 units")
+        _check("folds", self.folds, _whole(self.folds) and 2 <= self.folds <= 20, "2 to 20 folds")
 
 
 @dataclass(frozen=True)
@@ -102,6 +107,17 @@ def _keys(name: str, entry: object, kind: type) -> dict[str, Any]:
 
 
 _HINT = "use the config.json that `mpmmu-rt train` wrote"
+# What to do where an encoder's training went wrong.
+DIVERGED = "in Python, lower the learning rate; else try another --seed, and leave --weights out if they are given"
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _number(value: object) -> bool:
+    """Whether it may be of grey in 0..1: what no float32 holds is none."""
+    return (_whole(value) or isinstance(value, float)) and -1e9 < cast(float, value) < 1e9
 
 
 def _check(name: str, value: object, holds: bool, expected: str) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import sklearn
@@ -31,10 +31,11 @@ from .evaluation import evaluate
 from .split import CLASSES, TEST_SHARE, VALIDATION_SHARE, Split, patient_labels
 from .stage_one import TrainingConfig
 from .training import THRESHOLD, fit_on, stage_one
-from .training_state import key, made_with
+from .training_state import intact, key, made_with, sealed
 from .weights import Weights
 
-SCHEMA = "mpmmu-fold/1"
+SCHEMA = "mpmmu-fold/2"
+MOST_FOLDS = 20  # that the command line takes
 _LEAST = 3  # patients of a class beside a fold: one to validate, two to learn from
 _HINT = "continue with the arguments and the data of the first run, or remove the folder to start anew"
 
@@ -47,13 +48,15 @@ def fold_splits(label: Array, groups: tuple[str, ...], folds: int, *, seed: int)
     """
     labels = patient_labels(label, groups)
     patients, classes = np.array(list(labels)), np.array(list(labels.values()))
-    for kind, name in enumerate(CLASSES):
-        count = int((classes == kind).sum())
-        if count < folds or count - -(-count // folds) < _LEAST:
+    counts = [int((classes == kind).sum()) for kind in (0, 1)]
+    for count, name in zip(counts, CLASSES, strict=True):
+        if not _enough(count, folds):
+            possible = [other for other in range(2, MOST_FOLDS + 1) if all(_enough(one, other) for one in counts)]
+            other = f"--folds {min(possible, key=lambda one: abs(one - folds))}, or " if possible else ""
             raise ManifestError(
                 f"there are {count} {name} patients, too few for {folds} folds: expected at least one to test in each, "
                 f"and {_LEAST} beside them",
-                hint=f"fewer --folds, or more {name} cases; without a `patient` column every row counts as a patient",
+                hint=f"{other}more {name} cases; without a `patient` column every row counts as a patient",
             )
     place = {name: at for at, name in enumerate(labels)}
     of_row = np.array([place[group] for group in groups])
@@ -68,6 +71,11 @@ def fold_splits(label: Array, groups: tuple[str, ...], folds: int, *, seed: int)
             part[np.random.default_rng([seed, kind, number]).permutation(rest)[:validation]] = 1
         splits.append(Split(*(np.flatnonzero(part[of_row] == wanted) for wanted in range(3))))
     return splits
+
+
+def _enough(count: int, folds: int) -> bool:
+    """Of a class. Fewer folds are larger and leave fewer patients beside them: of four 4 folds leave 3, 2 folds 2."""
+    return count >= folds and count - -(-count // folds) >= _LEAST
 
 
 def cross_validate(
@@ -102,11 +110,11 @@ def cross_validate(
         digest = _digest(data, model_config, training_config, split, initial, device)
         result = kept.with_suffix(".json")
         if result.exists():
-            found = _read(result, digest, len(split.test))
+            found = _read(result, digest)
         else:
             kept.mkdir(parents=True, exist_ok=True)
             found = _fold(data, model_config, training_config, split, kept, initial, device, told)
-            write_json(result, {"schema": SCHEMA, "digest": digest, **found})
+            write_json(result, sealed({"schema": SCHEMA, "digest": digest, **found}))
         shutil.rmtree(kept, ignore_errors=True)
         for name, probability in found.items():
             said[name][split.test] = probability
@@ -144,7 +152,7 @@ def _fold(
     return found
 
 
-def _read(path: Path, digest: str, count: int) -> dict[str, list[float]]:
+def _read(path: Path, digest: str) -> dict[str, list[float]]:
     entry = parse_json_object(path, read_bounded(path, MAX_JSON_BYTES, CheckpointError, _HINT), CheckpointError, _HINT)
     if (entry.get("schema"), entry.get("digest")) != (SCHEMA, digest):
         raise CheckpointError(
@@ -152,13 +160,12 @@ def _read(path: Path, digest: str, count: int) -> dict[str, list[float]]:
             f"releases of mpmmu-rt, torch or scikit-learn, expected {digest[:12]}",
             hint=_HINT,
         )
-    found: dict[str, list[float]] = {}
-    for name in (*MODALITIES, "fused"):
-        values = entry.get(name)
-        if not isinstance(values, list) or len(values) != count or not all(isinstance(one, float) for one in values):
-            raise CheckpointError(f"{path} lacks `{name}`, expected {count} probabilities", hint=_HINT)
-        found[name] = values
-    return found
+    if not intact(entry):
+        raise CheckpointError(
+            f"{path} was altered or damaged since it was written: its SHA-256 differs, expected a fold's probabilities",
+            hint=f"remove {path.name}: that fold is trained anew",
+        )
+    return {name: cast("list[float]", entry[name]) for name in (*MODALITIES, "fused")}
 
 
 def _digest(

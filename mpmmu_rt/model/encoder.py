@@ -157,6 +157,7 @@ def load_backbone(encoder: Encoder, state: Mapping[str, Tensor]) -> LoadReport:
     fresh = [key for key in own if key not in usable]
     wrong = [f"{key} is new" for key in usable if key not in own]
     wrong += [f"{key} is missing" for key in fresh if "attention" not in key and not key.startswith("fc.")]
+    wrong += [f"{key} holds {what}" for key, value in usable.items() if (what := _no_weights(key, value))]
     wrong += [
         f"{key} is {list(value.shape)}, expected {list(own[key].shape)}"
         for key, value in usable.items()
@@ -165,7 +166,25 @@ def load_backbone(encoder: Encoder, state: Mapping[str, Tensor]) -> LoadReport:
     if wrong:
         raise CheckpointError(
             f"the state dict does not fit {encoder.config.arch}: {'; '.join(wrong[:3])} ({len(wrong)} keys in all)",
-            hint=f"load the weights of torchvision's {encoder.config.arch} at width 64",
+            hint=_fitting(encoder.config),
         )
     encoder.load_state_dict(own | usable)
     return LoadReport(tuple(key for key in usable if key not in summed), tuple(summed), tuple(skipped), tuple(fresh))
+
+
+def _no_weights(key: str, value: Tensor) -> str:
+    """What a tensor holds that no training can start from; "" for weights. BatchNorm counts its batches in integers."""
+    if key.endswith("num_batches_tracked"):
+        return ""
+    if not value.is_floating_point() or value.layout is not torch.strided:
+        return f"{value.dtype}, {value.layout}".replace("torch.", "")
+    return "" if value.isfinite().all() else "numbers that are not finite"
+
+
+def _fitting(config: EncoderConfig) -> str:
+    if config.width == 64:
+        return f"load the weights of torchvision's {config.arch} at width 64"
+    return (
+        f"torchvision's {config.arch} has width 64, this one {config.width}: pass --preset reference "
+        f"--arch {config.arch}, or leave --weights out"
+    )

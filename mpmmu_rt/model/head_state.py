@@ -17,11 +17,11 @@ from mpmmu_rt.errors import CheckpointError
 from mpmmu_rt.files import MAX_JSON_BYTES, atomic_file, parse_json_object, read_bounded, sha256_file, write_json
 from mpmmu_rt.spec import Array
 
-from . import skops_file
+from . import skops_file, training_state
 from .checkpoint import load_skops
 from .config import HeadConfig
 
-SCHEMA = "mpmmu-head-state/1"
+SCHEMA = "mpmmu-head-state/2"
 
 
 def digest(
@@ -45,12 +45,14 @@ def fitted(path: Path, key: str, fit: Callable[[], tuple[Any, dict[str, Any]]]) 
     try:
         data = read_bounded(facts, MAX_JSON_BYTES, CheckpointError, "")
         entry: Any = parse_json_object(facts, data, CheckpointError, "")
-        if entry.get("schema") == SCHEMA and entry.get("key") == key and entry.get("sha256") == sha256_file(held):
+        ours = entry.get("schema") == SCHEMA and entry.get("key") == key and training_state.intact(entry)
+        if ours and entry["sha256"] == sha256_file(held):
             return load_skops(held), entry["told"]
     except (CheckpointError, OSError, KeyError):
         pass
     head, told = fit()
     with atomic_file(held) as partial:
         skops_file.dump(head, partial)
-    write_json(facts, {"schema": SCHEMA, "key": key, "sha256": sha256_file(held), "told": told})
+    state = {"schema": SCHEMA, "key": key, "sha256": sha256_file(held), "told": told}
+    write_json(facts, training_state.sealed(state))
     return head, told

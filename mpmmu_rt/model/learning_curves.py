@@ -39,7 +39,8 @@ def write(history: History, folder: Path) -> tuple[list[str], list[str]]:
 
 
 def _draw(history: History, path: Path) -> None:
-    """Losses to the left, AUC to the right, a row for each modality; the epoch whose weights were kept is marked."""
+    """Losses to the left, AUC to the right, a row for each modality; the epoch whose weights were kept is marked.
+    Points are drawn, too: of one epoch there is no line."""
     with _no_cache():
         from matplotlib.figure import Figure
 
@@ -48,14 +49,15 @@ def _draw(history: History, path: Path) -> None:
     for (loss, auc), (modality, entries) in zip(axes, history.items(), strict=True):
         epochs = [int(entry["epoch"]) for entry in entries]
         for name, style in (("training_loss", "-"), ("validation_loss", "--")):
-            loss.plot(epochs, [entry[name] for entry in entries], style, label=name.replace("_", " "))
+            loss.plot(epochs, [entry[name] for entry in entries], style, marker=".", label=name.replace("_", " "))
         areas = [entry["validation_auc"] for entry in entries]
-        auc.plot(epochs, areas, color="C2", label="validation AUC")
+        auc.plot(epochs, areas, color="C2", marker=".", label="validation AUC")
         best = max(range(len(areas)), key=areas.__getitem__)
         auc.plot(epochs[best], areas[best], "o", color="C3", label=f"kept: epoch {epochs[best]}, {areas[best]:.3f}")
         for one in (loss, auc):
             one.set(title=modality, xlabel="epoch")
             one.grid(alpha=0.3)
+            one.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
             one.legend(fontsize="small")
     with atomic_file(path) as partial:
         figure.savefig(partial, format="png", dpi=120)

@@ -15,16 +15,17 @@ from sklearn.calibration import CalibratedClassifierCV
 from sklearn.ensemble import ExtraTreesClassifier, RandomForestClassifier, StackingClassifier
 from sklearn.feature_selection import VarianceThreshold
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+from sklearn.model_selection import StratifiedKFold
 from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
-from mpmmu_rt.errors import ManifestError
+from mpmmu_rt.errors import ManifestError, UsageError
 from mpmmu_rt.spec import Array
 
-from .config import HeadConfig
+from .config import DIVERGED, HeadConfig
+from .split import patient_folds, patients_by_class
 
 # A channel that varies this much less than the median one is dead: it holds rounding, and the scaler would blow
 # that up to the size of evidence, so that the same image could get another probability on another machine.
@@ -35,9 +36,10 @@ def fit_head(embedding: Array, label: Array, groups: Sequence[str], config: Head
     """Fit the head on embeddings float32 [N, D] and labels int [N]; deterministic by `seed`.
 
     All folds, those of the SVM's Platt scaling too, keep the rows of one patient (`groups`) together. Raises
-    `ManifestError` when a class has fewer than two patients, so that no honest fold exists.
+    `ManifestError` when a class has fewer than two patients, so that no honest fold exists, and `UsageError` for
+    embeddings that hold no finite numbers, or the same of every row.
     """
-    patients = _patients(label, groups)
+    patients = patients_by_class(label, groups)
     if min(patients) < 2:
         raise ManifestError(
             f"the head has {patients[0]} benign and {patients[1]} malignant patients to learn from, "
@@ -45,9 +47,14 @@ def fit_head(embedding: Array, label: Array, groups: Sequence[str], config: Head
             hint="add cases of the smaller class",
         )
     folds = min(config.folds, *patients)
-    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-    outer = list(splitter.split(embedding, label, groups))
+    fewest = min(patients)
+    # Two, so that Platt's scaling can part them again.
+    outer = patient_folds(label, groups, folds, leave=min(2, fewest - -(-fewest // folds)), seed=seed)
+    if not np.isfinite(embedding).all():
+        raise UsageError("the embeddings hold numbers that are not finite, expected finite ones", hint=DIVERGED)
     deviation = embedding.std(axis=0, dtype=np.float64)
+    if not deviation.any():
+        raise UsageError("the embeddings are the same of every row, expected ones that differ", hint=DIVERGED)
     head = _unfitted(config, (_DEAD * float(np.median(deviation))) ** 2, seed)
     scaled = head[:-1].fit_transform(embedding)
     inner = _Inner(config.folds, {row.tobytes(): group for row, group in zip(scaled, groups, strict=True)})
@@ -69,19 +76,16 @@ class _Inner:
 
     def split(self, x: Array, y: Array, groups: object = None) -> Iterator[tuple[Array, Array]]:
         of_patient = [self.of_row[row.tobytes()] for row in x]
-        if (most := min(_patients(y, of_patient))) >= 2:
-            yield from StratifiedGroupKFold(min(self.folds, most)).split(x, y, of_patient)
-        else:  # one patient of a class: only her rows can be parted
-            yield from StratifiedKFold(max(2, min(self.folds, *np.bincount(y, minlength=2)))).split(x, y)
+        rows = int(np.bincount(y, minlength=2).min())
+        if (most := min(patients_by_class(y, of_patient))) >= 2:
+            yield from patient_folds(y, of_patient, min(self.folds, most), leave=1, seed=None)
+        elif rows >= 2:  # one patient of a class: only her rows can be parted
+            yield from StratifiedKFold(min(self.folds, rows)).split(x, y)
+        else:  # of one row: nothing can
+            yield np.arange(len(y)), np.arange(len(y))
 
     def get_n_splits(self, x: Array, y: Array, groups: object = None) -> int:
         return len(list(self.split(x, y)))
-
-
-def _patients(label: Array, groups: Sequence[str]) -> tuple[int, int]:
-    """How many are benign, and how many malignant; one with rows of both counts twice."""
-    benign, malignant = ({group for group, y in zip(groups, label, strict=True) if y == kind} for kind in (0, 1))
-    return len(benign), len(malignant)
 
 
 def _unfitted(config: HeadConfig, dead_variance: float, seed: int) -> Pipeline:

@@ -19,7 +19,7 @@ from mpmmu_rt.progress import Progress, silent
 from mpmmu_rt.spec import MODALITIES, Array, Modality
 
 from .augmentation import Augmentation, augment
-from .config import EncoderConfig
+from .config import DIVERGED, EncoderConfig
 from .data import TrainingData
 from .encoder import Encoder, load_backbone
 from .split import Split
@@ -142,7 +142,7 @@ def _best(state: EncoderState) -> str:
 def known_device(name: str) -> str:
     """`name`, if torch can compute there. Raises `UsageError`."""
     try:
-        torch.zeros(1, device=name)
+        torch.zeros(1, device=name).item()  # `meta` has none
     except (RuntimeError, AssertionError) as error:  # AssertionError: a torch that was built without CUDA
         reason = str(error).partition("\n")[0]
         raise UsageError(
@@ -169,11 +169,7 @@ def _step(state: EncoderState, grey: Tensor, target: Tensor, weight: Tensor, con
     with torch.autocast(grey.device.type, torch.bfloat16, enabled=config.mixed_precision and grey.is_cuda):
         logit = state.encoder.logit(grey)
     loss = functional.binary_cross_entropy_with_logits(logit.float(), target, pos_weight=weight)
-    if not torch.isfinite(loss):
-        raise UsageError(
-            f"the training loss became {loss.item()} in epoch {state.epoch + 1}, expected a finite number",
-            hint="lower the learning rate",
-        )
+    _require_finite(loss, "training", state)
     state.optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
     torch.nn.utils.clip_grad_norm_(state.encoder.parameters(), config.clip_norm)
@@ -195,7 +191,16 @@ def _validate(
             "the validation part holds one class only, expected both", hint="split with `split_patients`"
         )
     loss = functional.binary_cross_entropy_with_logits(logit, torch.from_numpy(label).float())
+    _require_finite(loss, "validation", state)
     return {"validation_loss": loss.item(), "validation_auc": auc}
+
+
+def _require_finite(loss: Tensor, part: str, state: EncoderState) -> None:
+    """Numbers that are none have no order: an AUC of them would be one of nothing, and its epoch might be kept."""
+    if not torch.isfinite(loss):
+        raise UsageError(
+            f"the {part} loss became {loss.item()} in epoch {state.epoch + 1}, expected a finite number", hint=DIVERGED
+        )
 
 
 def _fresh_state(

@@ -24,7 +24,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.model_selection import StratifiedGroupKFold
 
 from mpmmu_rt import split_record
 from mpmmu_rt.errors import OutputError, UsageError
@@ -40,7 +39,7 @@ from .config import HeadConfig, ModelConfig
 from .data import TrainingData, data_from_manifest, data_from_phantoms
 from .encoder import Encoder
 from .evaluation import evaluate
-from .split import Split, patient_labels, split_patients
+from .split import Split, patient_folds, patient_labels, patients_by_class, split_patients
 from .stacking import fit_head
 from .stage_one import TRAINING_PRESETS, TrainingConfig, embed, train_encoder
 from .weights import Weights
@@ -281,13 +280,12 @@ def _out_of_fold(
     learn = np.concatenate([split.train, split.validation])
     label, groups = data.label[learn], _groups(data, learn)
     # Each fold must leave three patients of a class: a head needs two to learn from whichever of them it leaves out.
-    fewest = min(len({g for g, y in zip(groups, label, strict=True) if y == kind}) for kind in (0, 1))
+    fewest = min(patients_by_class(label, groups))
     folds = min(UNSEEN_FOLDS, fewest)
     if fewest - -(-fewest // folds) < 3:
         return {}
     said = np.full(len(learn), np.nan)
-    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-    for done, (rest, fold) in enumerate(splitter.split(learn, label, groups)):
+    for done, (rest, fold) in enumerate(patient_folds(label, groups, folds, leave=3, seed=seed)):
         progress("heads for thresholds", done, folds)
         head = fit_head(fused[learn[rest]], label[rest], [groups[row] for row in rest], model_config.head, seed=seed)
         said[fold] = head.predict_proba(fused[learn[fold]])[:, 1]

@@ -1,7 +1,8 @@
 """The state of an encoder's training between two epochs, on disk, so that a run can be continued.
 
 One safetensors file, whose metadata hold the rest as JSON: there is no moment at which weights and history on
-disk belong to different epochs, and no pickle.
+disk belong to different epochs, and no pickle. Every state, of folds, heads and ablations too, holds a digest of its
+content: one that was altered or damaged on disk would give another model, or other figures, without a word.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -25,13 +27,24 @@ from mpmmu_rt.files import atomic_file
 
 from .encoder import Encoder
 
-SCHEMA = "mpmmu-training-state/1"
+SCHEMA = "mpmmu-training-state/2"
+SEAL = "seal"
 _HINT = "continue with the arguments and the data of the first run, or choose another folder to start anew"
 
 
 def key(facts: Mapping[str, Any]) -> str:
     """Names what a result depends on, JSON values: another key is another training."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def sealed(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """A state of JSON values, with a digest of them."""
+    return {**entry, SEAL: key(entry)}
+
+
+def intact(entry: Mapping[str, Any]) -> bool:
+    """Whether a state is what `sealed` made."""
+    return entry.get(SEAL) == key({name: value for name, value in entry.items() if name != SEAL})
 
 
 def made_with(device: str) -> dict[str, Any]:
@@ -75,13 +88,12 @@ def save_state(state: EncoderState, path: Path, digest: str) -> None:
         "best_auc": state.best_auc,
         "history": state.history,
     }
+    # safetensors refuses tensors that share memory, and a copy on the CPU shares none
+    tensors = {
+        name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in tensors.items()
+    }
     with atomic_file(path) as partial:
-        # safetensors refuses tensors that share memory, and a copy on the CPU shares none
-        save_file(
-            {key: value.detach().cpu().clone(memory_format=torch.contiguous_format) for key, value in tensors.items()},
-            partial,
-            {"state": json.dumps(facts)},
-        )
+        save_file(tensors, partial, {"state": json.dumps(sealed(facts | {"sha256": _content(tensors)}))})
 
 
 def load_state(state: EncoderState, path: Path, digest: str) -> None:
@@ -92,13 +104,15 @@ def load_state(state: EncoderState, path: Path, digest: str) -> None:
     try:
         with safe_open(path, framework="pt") as file:
             facts = json.loads((file.metadata() or {})["state"])
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (it is no mapping)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
         _check(path, facts, digest)
+        if not intact(facts) or facts["sha256"] != _content(tensors):
+            raise ValueError("it was altered or damaged since it was written: its SHA-256 differs")
         parts = {name: _part(tensors, name) for name in ("encoder", "best", "optimizer")}
         state.encoder.load_state_dict(parts["encoder"])
         moments: dict[int, dict[str, Tensor]] = {}
-        for key, value in parts["optimizer"].items():
-            index, _, name = key.partition("/")
+        for place, value in parts["optimizer"].items():
+            index, _, name = place.partition("/")
             moments.setdefault(int(index), {})[name] = value
         groups = state.optimizer.state_dict()["param_groups"]
         state.optimizer.load_state_dict({"state": moments, "param_groups": groups})
@@ -108,8 +122,9 @@ def load_state(state: EncoderState, path: Path, digest: str) -> None:
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(
-            f"{path} can't be continued from ({reason}), expected a training state", hint=_HINT
-        ) from (error)
+            f"{path} can't be continued from ({reason}), expected a training state",
+            hint=f"remove {path.name}: that encoder is trained anew",
+        ) from error
 
 
 def _check(path: Path, facts: Any, digest: str) -> None:
@@ -119,6 +134,15 @@ def _check(path: Path, facts: Any, digest: str) -> None:
             f"another release of mpmmu-rt or torch ({facts['digest'][:12]}), expected {digest[:12]}",
             hint=_HINT,
         )
+
+
+def _content(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of tensors on the CPU, with their names, types and shapes."""
+    whole = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        whole.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
+        whole.update(np.ascontiguousarray(value.numpy()).data)
+    return whole.hexdigest()
 
 
 def _part(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:

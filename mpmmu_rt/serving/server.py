@@ -353,7 +353,7 @@ def started(repository: Path, addresses: Addresses, *, exit_s: int = 30, log: Pa
             "--disable-auto-complete-config",
             "--allow-gpu-metrics=false",
         ]
-        with place.open("ab") as output:  # a server that is started again keeps what was said before
+        with place.open("ab") as output, place.open("rb") as held:
             output.write(f"{LOG_BEGINS.decode()}{__version__}, {machine.now()}\n".encode())
             output.flush()
             since = output.tell()
@@ -366,10 +366,12 @@ def started(repository: Path, addresses: Addresses, *, exit_s: int = 30, log: Pa
                 start_new_session=True,  # Ctrl-C is ours to pass on
                 preexec_fn=_ends_with_us(),
             )
-        server = Server(process, repository, addresses, place, exit_s, since)
-        try:
-            yield server
-        finally:
-            server.kill()
-            for left in Path("/dev/shm").glob(f"{shared}*"):  # memory that a process which was killed did not give back
-                left.unlink(missing_ok=True)
+            # By a handle: a rotation may rename the file meanwhile, and the server goes on writing to it.
+            said = Path(f"/proc/self/fd/{held.fileno()}")
+            server = Server(process, repository, addresses, said, exit_s, since)
+            try:
+                yield server
+            finally:
+                server.kill()
+                for left in Path("/dev/shm").glob(f"{shared}*"):  # memory that a killed process did not give back
+                    left.unlink(missing_ok=True)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import joblib
@@ -128,6 +129,14 @@ def test_a_pickle_that_is_vouched_for_is_not_passed_over(
     assert not (tmp_path / "b").exists()
 
 
+@pytest.mark.parametrize("content", [b"", b"no pickle", b"cno_such_package\nHead\n."])
+def test_a_trusted_head_that_can_not_be_unpickled(folder: Path, content: bytes) -> None:
+    (folder / "head.skops").unlink()
+    (folder / "head.pkl").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"head\.pkl can't be unpickled"):
+        checkpoints.load(folder, trust_pickle=folder / "head.pkl")
+
+
 def test_skops_with_a_foreign_type_is_refused(folder: Path) -> None:
     skops.io.dump(np.random.default_rng, folder / "head.skops")
     digests = json.loads((folder / "config.json").read_text())["files"] | {
@@ -135,6 +144,19 @@ def test_skops_with_a_foreign_type_is_refused(folder: Path) -> None:
     }
     edit(folder, files=digests)
     with pytest.raises(CheckpointError, match="not known to be safe"):
+        checkpoints.load(folder)
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda data: b"no ZIP", lambda data: data[:-40], lambda data: data[:40] + data[41:]]
+)
+def test_a_head_that_is_damaged_under_its_own_digest(folder: Path, damage: Callable[[bytes], bytes]) -> None:
+    """As who writes a head of their own into `files` may have it."""
+    path = folder / "head.skops"
+    path.write_bytes(damage(path.read_bytes()))
+    digests = json.loads((folder / "config.json").read_text())["files"] | {"head.skops": sha256_file(path)}
+    edit(folder, files=digests)
+    with pytest.raises(CheckpointError, match="is not a readable skops file"):
         checkpoints.load(folder)
 
 

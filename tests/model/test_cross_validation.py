@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import re
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ from mpmmu_rt.model import training_state
 from mpmmu_rt.model.config import HeadConfig, ModelConfig, tiny
 from mpmmu_rt.model.cross_validation import cross_validate, fold_splits
 from mpmmu_rt.model.data import TrainingData, data_from_phantoms
+from mpmmu_rt.model.phantom import write_phantoms
 from mpmmu_rt.model.split import patient_labels
 from mpmmu_rt.model.stage_one import TRAINING_PRESETS, TrainingConfig
 
@@ -55,12 +59,39 @@ def test_every_patient_is_tested_once_and_in_one_part_only(folds: int) -> None:
     assert [split.test.tolist() for split in other] != [split.test.tolist() for split in splits]
 
 
-@pytest.mark.parametrize(("malignant", "folds"), [(4, 5), (4, 2), (3, 3)])
+@pytest.mark.parametrize(("malignant", "folds"), [(4, 5), (4, 2), (5, 2), (3, 3)])
 def test_too_few_patients_are_refused(malignant: int, folds: int) -> None:
     label = np.array([1] * malignant + [0] * 30)
     groups = tuple(map(str, range(len(label))))
-    with pytest.raises(ManifestError, match=rf"there are {malignant} malignant patients, too few for {folds} folds"):
+    message = rf"there are {malignant} malignant patients, too few for {folds} folds"
+    with pytest.raises(ManifestError, match=message) as caught:
         fold_splits(label, groups, folds, seed=0)
+    hinted = re.match(r"--folds (\d+), or more malignant cases; ", caught.value.hint)
+    assert (hinted is None) == (malignant < 4)
+    if hinted:
+        assert len(fold_splits(label, groups, int(hinted[1]), seed=0)) == int(hinted[1])
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("few_trees")
+def test_what_a_training_of_few_patients_proposes_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four of each class can be trained on, and can't be dealt into five folds."""
+    manifest = write_phantoms(40, tmp_path / "cases", seed=0)
+    with manifest.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    few = [row for label in "01" for row in [one for one in rows if one["label"] == label][:4]]
+    with manifest.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(few[0]))
+        writer.writeheader()
+        writer.writerows(few)
+    options = [str(manifest), "--preset", "tiny", "--size", "32", "--epochs", "1", "-o", str(tmp_path / "c")]
+    monkeypatch.setattr("sys.argv", ["mpmmu-rt", "train", *options])
+    done = CliRunner().invoke(app, ["train", *options])
+    assert done.exit_code == 0, done.stderr
+    hinted = shlex.split(done.stderr.partition("`mpmmu-rt ")[2].partition("`")[0])
+    assert hinted == ["train", *options, "--folds=4", "--overwrite"]
+    done = CliRunner().invoke(app, hinted)
+    assert done.exit_code == 0, done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -125,10 +156,13 @@ def test_killed_it_goes_on_to_the_same_result(
         patch.setattr(training_state, "__version__", "0.0.1")
         with pytest.raises(CheckpointError, match="is a fold of a training with another configuration"):
             cross_validate(data, model, CONFIG, FOLDS, work_dir=folder)
-    entry = json.loads((folder / "fold-1-of-3.json").read_text())
-    (folder / "fold-1-of-3.json").write_text(json.dumps(entry | {"fused": entry["fused"][1:]}))
-    with pytest.raises(CheckpointError, match="lacks `fused`, expected 20 probabilities"):
-        cross_validate(data, model, CONFIG, FOLDS, work_dir=folder)
+    kept = folder / "fold-1-of-3.json"
+    entry = json.loads(kept.read_text())
+    for altered in (entry["fused"][1:], [1 - entry["fused"][0], *entry["fused"][1:]]):
+        kept.write_text(json.dumps(entry | {"fused": altered}))
+        with pytest.raises(CheckpointError, match=r"fold-1-of-3\.json was altered or damaged") as caught:
+            cross_validate(data, model, CONFIG, FOLDS, work_dir=folder)
+        assert caught.value.hint == "remove fold-1-of-3.json: that fold is trained anew"
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mpmmu_rt.errors import CheckpointError
-from mpmmu_rt.model.config import EncoderConfig
+from mpmmu_rt.model.config import EncoderConfig, reference, tiny
 from mpmmu_rt.model.encoder import Encoder, load_backbone
 
 # Parameters and buffers of torchvision's models (torchvision.models.resnet*, without `fc`).
@@ -63,6 +64,9 @@ def test_grey_stem_gives_what_the_rgb_stem_gives_on_grey(arch: str) -> None:
         ({"layer1.0.conv1.weight": None}, "layer1.0.conv1.weight is missing"),
         ({"layer5.0.conv1.weight": torch.zeros(1)}, "layer5.0.conv1.weight is new"),
         ({"layer1.0.bn1.weight": torch.zeros(3)}, r"layer1.0.bn1.weight is \[3\], expected \[64\]"),
+        ({"bn1.running_var": torch.full((64,), torch.nan)}, "bn1.running_var holds numbers that are not finite"),
+        ({"bn1.weight": torch.ones(64, dtype=torch.int8)}, "bn1.weight holds int8, strided"),
+        ({"bn1.weight": torch.ones(64).to_sparse()}, "bn1.weight holds float32, sparse_coo"),
     ],
 )
 def test_a_backbone_that_does_not_fit_is_refused(change: dict[str, Tensor | None], message: str) -> None:
@@ -103,7 +107,23 @@ def test_residual_block_by_hand() -> None:
     torch.testing.assert_close(block(x), torch.relu(gated + x))
 
 
-@pytest.mark.parametrize("change", [{"arch": "vgg"}, {"attention": "se"}, {"width": 0}, {"std": 0.0}])
+def test_weights_of_another_width_and_the_hint_works() -> None:
+    """No ResNet of torchvision is as narrow as that of the preset `tiny`."""
+    state = torchvision_state("resnet18")
+    with pytest.raises(CheckpointError) as caught:
+        load_backbone(Encoder(tiny().mammography), state)
+    assert "pass --preset reference --arch resnet18" in caught.value.hint
+    load_backbone(Encoder(replace(reference().mammography, arch="resnet18")), state)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"arch": "vgg"}, {"attention": "se"}, {"width": 0}, {"std": 0.0}),
+        *({"width": 16.0}, {"in_blocks": "no"}, {"mean": None}, {"mean": True}, {"mean": "0.4"}),
+        *({"mean": float("nan")}, {"mean": 1e39}, {"mean": 2**70}, {"std": float("inf")}),
+    ],
+)
 def test_config_is_checked(change: dict[str, object]) -> None:
     with pytest.raises(CheckpointError, match=f"`{next(iter(change))}` is .*, expected"):
         EncoderConfig(**change)  # type: ignore[arg-type]

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpmmu_rt.errors import ManifestError
-from mpmmu_rt.model.split import MIN_PATIENTS, split_patients
+from mpmmu_rt.model.split import MIN_PATIENTS, patient_folds, patients_by_class, split_patients
 
 
 @st.composite
@@ -72,3 +72,23 @@ def test_too_few_patients_of_a_class(benign: int, malignant: int, named: str) ->
     with pytest.raises(ManifestError, match=named) as caught:
         split_patients(label, groups, seed=0)
     assert "patient" in caught.value.hint
+
+
+@settings(deadline=None, max_examples=60)
+@given(rows(), st.integers(2, 5), st.integers(0, 3), st.lists(st.sampled_from([1, 3, 30]), min_size=60, max_size=60))
+def test_folds_leave_patients_enough_whatever_rows_they_have(
+    case: tuple[np.ndarray, list[str]], folds: int, leave: int, copies: list[int]
+) -> None:
+    """Each row is there as often as its patient's number says: some patients have very many."""
+    often = [copies[int(group[1:])] for group in case[1]]
+    label, groups = np.repeat(case[0], often), np.repeat(case[1], often).tolist()
+    patients = patients_by_class(label, groups)
+    folds = min(folds, *patients)
+    most = min(count - -(-count // folds) for count in patients)
+    found = patient_folds(label, groups, folds, leave=min(leave, most), seed=leave or None)
+    assert sorted(np.concatenate([out for _, out in found])) == list(range(len(label)))
+    for rest, out in found:
+        assert len(out)
+        assert sorted([*rest, *out]) == list(range(len(label)))
+        assert not {groups[row] for row in rest} & {groups[row] for row in out}
+        assert min(patients_by_class(label[rest], [groups[row] for row in rest])) >= min(leave, most)

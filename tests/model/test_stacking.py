@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from mpmmu_rt.errors import ManifestError
+from mpmmu_rt.errors import ManifestError, UsageError
 from mpmmu_rt.model.config import HeadConfig
 from mpmmu_rt.model.stacking import fit_head
 from mpmmu_rt.spec import Array
@@ -110,3 +110,27 @@ def test_two_patients_of_a_class_are_enough() -> None:
     label[:8] = 1
     head = fit_head(embedding, label, groups, CONFIG, seed=0)
     assert np.isfinite(head.predict_proba(embedding)).all()
+
+
+@pytest.mark.parametrize(
+    "patients",
+    [
+        # of m2 one lesion is benign; folds that are alike in rows leave m0 and m1 on one side, and no malignant row
+        {"b0": [0], "b1": [0], "b2": [0, 0], "b3": [0], "m0": [1, 1], "m1": [1, 1, 1, 1], "m2": [1, 0]},
+        {"b0": [0], "b1": [0], "b2": [0], "m0": [1], "m1": [1]},  # whoever is left out, one row is to be learnt from
+    ],
+)
+def test_few_patients_of_unequal_rows(patients: dict[str, list[int]]) -> None:
+    groups = [name for name, rows in patients.items() for _ in rows]
+    label = np.array([y for rows in patients.values() for y in rows])
+    embedding = np.random.default_rng(0).normal(size=(len(label), 3)).astype(np.float32) + label[:, None]
+    head = fit_head(embedding, label, groups, CONFIG, seed=0)
+    assert np.isfinite(head.predict_proba(embedding)).all()
+
+
+@pytest.mark.parametrize(("value", "message"), [(np.nan, "are not finite"), (0.5, "are the same of every row")])
+def test_embeddings_that_tell_nothing(value: float, message: str) -> None:
+    embedding, label, groups = cohort(10)
+    with pytest.raises(UsageError, match=message) as caught:
+        fit_head(np.full_like(embedding, value), label, groups, CONFIG, seed=0)
+    assert "learning rate" in caught.value.hint

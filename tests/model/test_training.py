@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import sys
 import threading
 import time
@@ -24,15 +25,18 @@ from mpmmu_rt.errors import CheckpointError, ImageError, ManifestError, OutputEr
 from mpmmu_rt.evaluation.auc import estimate_auc
 from mpmmu_rt.image_figures import figures
 from mpmmu_rt.images import Preprocessing, read_pixels
+from mpmmu_rt.model import checkpoint as checkpoints
 from mpmmu_rt.model import head_state, learning_curves, training_state
 from mpmmu_rt.model.augmentation import Augmentation, augment
 from mpmmu_rt.model.config import HeadConfig, ModelConfig, reference, tiny
 from mpmmu_rt.model.data import TrainingData, data_from_manifest, data_from_phantoms
+from mpmmu_rt.model.encoder import Encoder
 from mpmmu_rt.model.phantom import ceilings, write_phantoms
 from mpmmu_rt.model.preview import GAP, write_preview
 from mpmmu_rt.model.split import split_patients
 from mpmmu_rt.model.stage_one import TRAINING_PRESETS, TrainingConfig, embed, learning_rate, train_encoder
 from mpmmu_rt.model.training import TrainedModel, fit_on, fuse, stage_one, train
+from mpmmu_rt.model.weights import Weights
 from mpmmu_rt.progress import Progress
 from mpmmu_rt.spec import MODALITIES
 
@@ -141,7 +145,9 @@ def test_another_seed_is_another_training(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("changed", ["learning rate", "pixel", "kind of device", "release", "damaged", "empty"])
+@pytest.mark.parametrize(
+    "changed", ["learning rate", "pixel", "kind of device", "release", "damaged", "weight", "best AUC", "empty"]
+)
 def test_a_state_of_another_training_is_refused(
     data: TrainingData, model: ModelConfig, tmp_path: Path, changed: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -161,12 +167,25 @@ def test_a_state_of_another_training_is_refused(
         data = replace(data, pixels=pixels)
     elif changed == "damaged":
         path.write_bytes(path.read_bytes()[:-100])
+    elif changed == "weight":
+        content = bytearray(path.read_bytes())
+        content[-2] ^= 1  # of a float32
+        path.write_bytes(content)
+    elif changed == "best AUC":
+        whole = path.read_bytes()
+        found = re.search(rb'best_auc\\\\?": 0\.(\d)', whole)
+        assert found is not None
+        place = found.start(1)
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
     else:
         path.write_bytes(b"")
     with pytest.raises(CheckpointError) as caught:
         train(data, model, config, work_dir=tmp_path, device=device)
     assert path.name in str(caught.value)
     assert caught.value.hint
+    if caught.value.hint.startswith(f"remove {path.name}"):
+        path.unlink()
+        train(data, model, replace(config, epochs=1), work_dir=tmp_path)
 
 
 @pytest.mark.slow
@@ -222,6 +241,32 @@ def test_a_head_of_another_release_is_fitted_again(
         key = head_state.digest(features, data.label, data.groups, rows, model.head, 0)
         head_state.fitted(tmp_path / "fused", key, made)
     assert told == [0, 1]
+
+
+def test_a_head_whose_figures_were_altered_is_fitted_again(tmp_path: Path) -> None:
+    def made() -> tuple[Any, dict[str, Any]]:
+        return LogisticRegression().fit([[0.0], [1.0]], [0, 1]), {"auc": 0.5}
+
+    head_state.fitted(tmp_path / "fused", "key", made)
+    state = tmp_path / "fused.head.json"
+    state.write_text(state.read_text().replace("0.5", "0.9"))
+    assert head_state.fitted(tmp_path / "fused", "key", made)[1] == {"auc": 0.5}
+
+
+def test_an_epoch_whose_validation_gives_no_number_is_never_kept(
+    data: TrainingData, model: ModelConfig, tmp_path: Path
+) -> None:
+    """Of NaN alone the AUC would be 0.5: that of the first epoch was kept, and its embeddings were none."""
+    split = split_patients(data.label, data.groups, seed=0)
+    plain = Encoder(replace(model.ultrasound, attention="none")).state_dict()
+    state = {name: value for name, value in plain.items() if not name.startswith("fc.")}
+    state |= {name: torch.full_like(value, -1e6) for name, value in state.items() if name.endswith("running_var")}
+    initial = Weights(Path("w.pth"), "0" * 64, state)
+    with pytest.raises(UsageError, match="the validation loss became nan in epoch 1, expected a finite number"):
+        train_encoder(
+            data, "ultrasound", split, model.ultrasound, CONFIG, state_file=tmp_path / "state", initial=initial
+        )
+    assert not (tmp_path / "state").exists()
 
 
 def test_the_rate_rises_and_falls() -> None:
@@ -288,6 +333,16 @@ def test_how_it_went_is_written_for_people(whole: TrainedModel, tmp_path: Path) 
         assert len(picture.convert("RGB").getcolors(1 << 20) or []) > 50
 
 
+def test_of_one_epoch_there_is_a_point(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed: pip install 'mpmmu-rt[plot]'")
+    entry = dict.fromkeys(learning_curves.COLUMNS[1:], 1.0)
+    learning_curves.write({"mammography": [entry | {"training_loss": 0.5}]}, tmp_path)
+    with Image.open(tmp_path / "curves.png") as picture:
+        pixels = np.asarray(picture.convert("RGB")).astype(int)
+    left_of_legend = pixels[:, : int(0.32 * pixels.shape[1])]
+    assert (np.abs(left_of_legend - (31, 119, 180)).sum(2) < 10).any()  # matplotlib's first colour: the training loss
+
+
 def test_a_package_that_is_broken_costs_its_picture_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "site" / "matplotlib").mkdir(parents=True)
     (tmp_path / "site" / "matplotlib" / "__init__.py").write_text("raise TypeError('built for another NumPy')")
@@ -299,6 +354,31 @@ def test_a_package_that_is_broken_costs_its_picture_alone(tmp_path: Path, monkey
     assert "history.csv" in written
     assert "curves.png" not in written
     assert failed[0] == "curves.png was not written: matplotlib fails (TypeError: built for another NumPy)"
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("few_trees")
+def test_a_checkpoint_that_is_whole_is_not_called_lost(
+    model: ModelConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C while curves are drawn: a package that raises what it does, as it is imported."""
+    (tmp_path / "site" / "matplotlib").mkdir(parents=True)
+    (tmp_path / "site" / "matplotlib" / "__init__.py").write_text("raise KeyboardInterrupt")
+    options = ["--phantom", "60", "--preset", "tiny", "--size", "32", "--epochs", "1", "-o", str(tmp_path / "c")]
+    monkeypatch.setattr("sys.argv", ["mpmmu-rt", "train", *options])
+    with monkeypatch.context() as patch:
+        patch.syspath_prepend(tmp_path / "site")
+        for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
+            patch.delitem(sys.modules, name)
+        done = CliRunner().invoke(app, ["train", *options])
+    assert done.exit_code == 130
+    assert f"interrupted; {tmp_path / 'c'} is written and whole" in done.stderr
+    checkpoints.load(tmp_path / "c")
+    hinted = done.stderr.partition("to go on: mpmmu-rt ")[2].split()
+    assert hinted == ["train", *options, "--overwrite"]
+    assert CliRunner().invoke(app, hinted).exit_code == 0
+    assert (tmp_path / "c" / "curves.png").exists()
+    assert not (tmp_path / "c.training").exists()
 
 
 def test_a_preview_needs_no_free_place_for_a_checkpoint(checkpoint_folder: Path, tmp_path: Path) -> None:

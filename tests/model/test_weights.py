@@ -98,6 +98,14 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
         Weights.read(tmp_path / "no.pth")
 
 
+def test_they_are_looked_for_before_images_are_read(tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_text("case_id,mammography,ultrasound,label\na,m.png,u.png,0\n")  # no image is there
+    command = ["train", str(tmp_path / "m.csv"), "--weights", str(tmp_path / "no.pth"), "-o", str(tmp_path / "c")]
+    done = CliRunner().invoke(app, [*command, "--preset", "tiny"])
+    assert done.exit_code == 1
+    assert "no.pth is no file" in done.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("few_trees")
 def test_training_starts_from_them_and_says_so(state: dict[str, Tensor], tmp_path: Path) -> None:
@@ -151,3 +159,19 @@ def test_they_are_read_once(state: dict[str, Tensor], tmp_path: Path) -> None:
     thread.join()
     assert done.exit_code == 0, done.stderr
     assert checkpoints.load(tmp_path / "a").card["metrics"]["cross_validation"]["folds"] == 2
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_damaged_file_is_an_error_of_two_lines(tmp_path: Path, zipped: bool) -> None:
+    """torch raises AssertionError, IndexError, struct.error and others, as the damage is."""
+    path = tmp_path / "w.pth"
+    torch.save({"bn1.weight": torch.ones(4)}, path, _use_new_zipfile_serialization=zipped)
+    whole = path.read_bytes()
+    refused = 0
+    for place in range(0, min(600, len(whole)), 3):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x15]) + whole[place + 1 :])
+        try:
+            Weights.read(path)
+        except CheckpointError:
+            refused += 1
+    assert refused > 20

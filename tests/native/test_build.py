@@ -172,7 +172,6 @@ def test_a_cmake_package_is_found_from_cpp(library: Library, installed: Path, tm
 def test_pkg_config_says_how_to_link(library: Library, installed: Path, images: list[Path], tmp_path: Path) -> None:
     (package,) = installed.rglob("mpmmu.pc")
     says = checked([tool("pkg-config"), "--cflags", "--libs", "mpmmu"], PKG_CONFIG_PATH=str(package.parent)).split()
-    says = [one.replace("/usr/local", str(installed)) for one in says]  # it was configured for there
     strict = ["-std=c99", "-Wall", "-Wextra", "-Wpedantic", "-Werror"]
     checked([tool("gcc"), *strict, str(SOURCES / "examples/decide.c"), "-o", str(tmp_path / "decide"), *says])
     ran = decide(tmp_path / "decide", STORED, *images, folder=package.parents[1])

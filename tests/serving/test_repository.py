@@ -10,6 +10,8 @@ import runpy
 import shutil
 import subprocess
 import sys
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -356,8 +358,11 @@ def test_the_pixels_model(tmp_path: Path, predictor: Predictor, monkeypatch: pyt
     assert blank.error.code == TritonError.INVALID_ARG
     assert "case 2 of the request (counted from 0): `ultrasound` is blank: grey value 128" in blank.error.message
     np.testing.assert_array_equal(arrays(after)["probability"], arrays(third)["probability"])
-    (missing,) = model.execute([{"mammography_pixels": sent[0]["mammography"]}])
+    missing, defect, beside = model.execute([{"mammography_pixels": sent[0]["mammography"]}, None, named(sent[2])])
     assert "no `ultrasound_pixels`" in missing.error.message
+    assert defect.error.code == TritonError.INTERNAL
+    assert defect.error.message.startswith("error: internal error: TypeError")
+    np.testing.assert_array_equal(arrays(beside)["probability"], arrays(third)["probability"])
     model.finalize()
 
 
@@ -417,6 +422,23 @@ def test_the_files_model(tmp_path: Path, predictor: Predictor, monkeypatch: pyte
         want = predictor.predict_files(*paths)
         np.testing.assert_array_equal(arrays(responses[index])["probability"][:, 0], want.probability)
     model.finalize()
+
+
+def test_what_libraries_warn_of_is_not_in_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, save_dicom: Callable[..., Path]
+) -> None:
+    """pydicom prints what it takes for a UID, with all that a damaged byte makes part of it."""
+    drawn = np.random.default_rng(7).integers(0, 256, (40, 30), np.uint8)
+    data = save_dicom(drawn, PatientName="DOE^JANE", PatientID="1234").read_bytes()
+    damaged = data.replace(b"\x02\0\x10\0UI", b"\x02\0\x10\0\x9fI")
+    assert damaged != data
+    with warnings.catch_warnings(record=True) as logged:
+        warnings.simplefilter("always")
+        model = loaded(write(tmp_path), "mpmmu_files", monkeypatch)
+        (refused,) = model.execute([as_sent(damaged, encoded(drawn, "PNG"))])
+        model.finalize()
+    assert refused.error.code == TritonError.INVALID_ARG
+    assert not [str(one.message) for one in logged]
 
 
 def test_both_models_say_the_same_of_a_pair(

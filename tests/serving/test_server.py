@@ -407,6 +407,17 @@ def test_a_log_is_gone_on_with_and_each_start_read_by_itself(tmp_path: Path) -> 
     servers.require_log(log)
 
 
+def test_a_log_that_is_renamed_costs_no_answer(tmp_path: Path) -> None:
+    """As a rotation does it: the server goes on writing to it, and what it says there tells when all is answered."""
+    with running(BUNDLE, "--log", str(tmp_path / "serve.log")) as found:
+        (tmp_path / "serve.log").rename(tmp_path / "serve.log.1")
+        found.process.send_signal(signal.SIGTERM)
+        _, said = found.process.communicate(timeout=60)
+    assert "stopped: every accepted request was answered" in said
+    assert found.process.returncode == 0
+    assert b"successfully unloaded 'mpmmu'" in (tmp_path / "serve.log.1").read_bytes()
+
+
 def test_a_python_that_the_server_has_no_process_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As of a wheel that is older than this Python, by a package of the same layout."""
     stub = tmp_path / "pytriton/tritonserver/python_backend_stubs/3.8/triton_python_backend_stub"

@@ -10,6 +10,9 @@
  * must be the last call. A model belongs to the process that opened it: in a fork it is refused, and closing it there
  * frees nothing. Text is UTF-8 and ends with 0.
  *
+ * However the calling thread rounds, and whatever it makes of the smallest numbers (fesetround, -ffast-math), in
+ * here it computes as every C program begins, and it finds its own again.
+ *
  * Opening sets ORT_DISABLE_TELEMETRY, unless it is set, and thereby changes the environment, which another thread must
  * not read or change at that time (setenv(3)): set it yourself, or open the first model before there are threads.
  *
@@ -39,7 +42,7 @@ extern "C" {
 typedef enum mpmmu_status {
   MPMMU_OK = 0,
   MPMMU_USAGE_ERROR = 1,     /* an argument that makes no sense */
-  MPMMU_BUNDLE_ERROR = 2,    /* no bundle, of another version, or sealed without sense */
+  MPMMU_BUNDLE_ERROR = 2,    /* no bundle, of another version, sealed without sense, or not readable here */
   MPMMU_DIGEST_MISMATCH = 3, /* a file is not the one that was exported: altered, missing, linked, added */
   MPMMU_PIXELS_ERROR = 4,    /* pixels or a grey image that can't be taken */
   MPMMU_MISSING_LIBRARY = 5, /* the engine's library is not here, or can't be loaded */

@@ -1,6 +1,6 @@
 // The C border: no exception crosses it, and every struct is read and written by the size that its owner knows.
 
-#include <algorithm>
+#include <cfenv>
 #include <cstring>
 #include <new>
 
@@ -29,8 +29,24 @@ mpmmu_status failed(mpmmu_status status, const char *message, const char *hint) 
   return status;
 }
 
+// As long as it lives, this thread computes as every C program begins. In what a host has set otherwise (rounding, zero
+// in place of the smallest numbers) pixels and answers would be others, and an image might not fit into its square.
+class PlainArithmetic {
+ public:
+  PlainArithmetic() {
+    std::fegetenv(&before_);
+    std::fesetenv(FE_DFL_ENV);
+  }
+  PlainArithmetic(const PlainArithmetic &) = delete;
+  ~PlainArithmetic() { std::fesetenv(&before_); }
+
+ private:
+  std::fenv_t before_;
+};
+
 template <class Call>
 mpmmu_status guarded(Call call) noexcept {
+  const PlainArithmetic plain;
   try {
     call();
     return MPMMU_OK;
@@ -38,7 +54,7 @@ mpmmu_status guarded(Call call) noexcept {
     return failed(failure.status, failure.what(), failure.hint.c_str());
   } catch (const std::bad_alloc &) {
     return failed(MPMMU_OUT_OF_MEMORY, "there is no memory left, expected room for the model and its batch",
-                  "use smaller batches, or close what is not needed");
+                  mpmmu::kMakeRoom);
   } catch (const std::exception &error) {
     return failed(MPMMU_INTERNAL_ERROR, error.what(), "report this: it is a defect of the library");
   } catch (...) {

@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <cmath>
 #include <ctime>
 #include <memory>
@@ -53,6 +54,10 @@ Failure senseless(const std::string &message, const std::string &hint = kHint) {
   return Failure(MPMMU_BUNDLE_ERROR, message, hint);
 }
 
+Failure unread(const std::string &path, const std::string &problem) {
+  return senseless(path + " " + problem, "check its permissions and the disk");
+}
+
 // What Python raises inside of `Bundle.open`, which tells the two apart.
 struct MissingKey {
   std::string key;
@@ -95,7 +100,7 @@ Json read_manifest(const std::string &folder, std::string &data) {
   }
   std::string problem;
   const auto read = read_file(path, kMaxJsonBytes, problem);
-  if (!read) throw senseless(path + " " + problem, "check its permissions and the disk");
+  if (!read) throw unread(path, problem);
   data = *read;
   Json entry;
   try {
@@ -388,12 +393,16 @@ void check_file(const std::string &folder, const std::string &name, const Json &
   if (!size.is_number_integer()) throw Malformed{"`files` has " + python_repr(size) + " bytes, expected an integer"};
   const std::string path = parts.empty() ? folder : join_path(folder, joined(parts));
   std::uint64_t got = 0;
+  std::string problem;
+  errno = 0;
   if (name.find('\0') != std::string::npos || kind_of(path, &got) != Kind::kFile) {
+    if (errno == EACCES) throw unread(path, "can't be looked at, expected a file");
     throw altered(path + " is missing or a link, expected a file of " + python_repr(size) + " bytes");
   }
-  if (size != got || got > kMaxFileBytes || !digest.is_string() || sha256_file(path) != digest.get<std::string>()) {
-    throw other_bytes(path, got, size);
-  }
+  if (size != got || got > kMaxFileBytes || !digest.is_string()) throw other_bytes(path, got, size);
+  const auto found = sha256_file(path, problem);
+  if (!found) throw unread(path, problem);
+  if (*found != digest.get<std::string>()) throw other_bytes(path, got, size);
 }
 
 using Parts = std::vector<std::string>;
@@ -401,7 +410,7 @@ using Parts = std::vector<std::string>;
 // Everything below the folder, links not followed.
 void walk(const std::string &folder, const Parts &above, std::vector<std::pair<Parts, Kind>> &found) {
   std::unique_ptr<DIR, int (*)(DIR *)> open(::opendir(folder.c_str()), ::closedir);
-  if (!open) throw altered(folder + " can't be listed, expected a folder of the bundle", "check its permissions");
+  if (!open) throw unread(folder, "can't be listed, expected a folder of the bundle");
   while (const dirent *one = ::readdir(open.get())) {
     const std::string name = one->d_name;
     if (name == "." || name == "..") continue;
@@ -495,7 +504,8 @@ void HeldFile::require_untouched() {
   const bool told = ::fstat(handle_, &now) == 0;
   if (told && same(now, seen_)) return;
   // By its handle: another file may have its name.
-  if (!told || sha256_file("/proc/self/fd/" + std::to_string(handle_)) != digest_) {
+  std::string problem;
+  if (!told || sha256_file("/proc/self/fd/" + std::to_string(handle_), problem) != digest_) {
     throw altered(path_ + " was written to while it was in use, expected the file as it was loaded",
                   "load the bundle again; to replace one that is in use, rename another into its place");
   }

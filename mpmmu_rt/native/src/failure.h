@@ -9,6 +9,8 @@
 
 namespace mpmmu {
 
+inline constexpr const char *kMakeRoom = "use smaller batches, or close what is not needed";  // MPMMU_OUT_OF_MEMORY
+
 struct Failure : std::exception {
   Failure(mpmmu_status reason, std::string said, std::string todo)
       : status(reason), message(std::move(said)), hint(std::move(todo)) {}

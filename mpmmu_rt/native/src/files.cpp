@@ -32,7 +32,7 @@ class File {  // open for reading
     if (handle_ >= 0) ::close(handle_);
   }
 
-  int error() const { return error_; }
+  std::string problem() const { return std::string("can't be read: ") + std::strerror(error_) + ", expected a file"; }
 
   // The number of bytes read, 0 at the end, below 0 for a failure (error).
   ssize_t read(char *into, std::size_t size) {
@@ -139,7 +139,7 @@ std::optional<std::string> read_file(const std::string &path, std::uint64_t limi
     data.append(part.data(), static_cast<std::size_t>(got));
   }
   if (got < 0) {
-    problem = std::string("can't be read: ") + std::strerror(file.error()) + ", expected a file";
+    problem = file.problem();
     return std::nullopt;
   }
   if (data.size() > limit) {
@@ -155,14 +155,15 @@ std::string sha256(const std::string &data) {
   return digest.digits();
 }
 
-std::optional<std::string> sha256_file(const std::string &path) {
+std::optional<std::string> sha256_file(const std::string &path, std::string &problem) {
   File file(path);
   Sha256 digest;
   std::vector<char> part(kPart);
   ssize_t got;
   while ((got = file.read(part.data(), part.size())) > 0) digest.add(part.data(), static_cast<std::size_t>(got));
-  if (got < 0) return std::nullopt;
-  return digest.digits();
+  if (got >= 0) return digest.digits();
+  problem = file.problem();
+  return std::nullopt;
 }
 
 unsigned usable_threads() {

@@ -23,9 +23,9 @@ bool holds(const std::string &path, std::string text);
 // At most `limit` bytes; nothing where there are more, or the file can't be read (`problem` says why).
 std::optional<std::string> read_file(const std::string &path, std::uint64_t limit, std::string &problem);
 
-// SHA-256 as 64 hexadecimal digits.
+// SHA-256 as 64 hexadecimal digits; nothing of a file that can't be read (`problem` says why).
 std::string sha256(const std::string &data);
-std::optional<std::string> sha256_file(const std::string &path);
+std::optional<std::string> sha256_file(const std::string &path, std::string &problem);
 
 // Threads that this process may really use, whatever library runs them: `mpmmu_rt.machine.usable_threads`.
 unsigned usable_threads();

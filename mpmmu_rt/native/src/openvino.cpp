@@ -42,11 +42,10 @@ std::string last_line(const std::string &said) {
   return said.substr(begin == std::string::npos ? 0 : begin + 1, std::min<std::size_t>(end - begin, 300));
 }
 
-// The library and its core: made once in a process, and never freed.
+// The library: made once in a process, and never freed.
 struct Runtime {
   ov::Api api{};
   std::string version;
-  ov::Core *core = nullptr;
 
   // Throws what OpenVINO says.
   void check(ov::Status status) const {
@@ -61,6 +60,18 @@ struct Runtime {
     const std::string found = value ? value : "";
     api.free(value);
     return found;
+  }
+
+  // One for each loaded model, and gone with it: a core keeps the threads of models that are closed for the next one,
+  // which in a fork would wait for them without end.
+  Owned<ov::Core> core() const {
+    ov::Core *made = nullptr;
+    try {
+      check(api.core_create(&made));
+    } catch (const std::runtime_error &error) {
+      throw cannot_start(error);
+    }
+    return {made, api.core_free};
   }
 
   static const Runtime &of(const std::string &library) {
@@ -84,11 +95,14 @@ struct Runtime {
       runtime->check(runtime->api.get_openvino_version(&version));
       runtime->version = std::string(version.build).substr(0, std::string(version.build).find('-'));
       runtime->api.version_free(&version);
-      runtime->check(runtime->api.core_create(&runtime->core));
     } catch (const std::runtime_error &error) {
-      throw Failure(MPMMU_ENGINE_ERROR, std::string("OpenVINO can't start: ") + error.what(), kInstall);
+      throw cannot_start(error);
     }
     return runtime.release();
+  }
+
+  static Failure cannot_start(const std::runtime_error &error) {
+    return Failure(MPMMU_ENGINE_ERROR, std::string("OpenVINO can't start: ") + error.what(), kInstall);
   }
 };
 
@@ -103,15 +117,15 @@ struct Compiled {
   Owned<ov::Compiled> model;
 
   // Throws Failure, also unless OpenVINO computes in what was asked for.
-  static Compiled make(const Runtime &runtime, const ov::Model *model, const std::string &precision, unsigned threads,
-                       unsigned streams, const std::string &name) {
+  static Compiled make(const Runtime &runtime, const ov::Core *core, const ov::Model *model,
+                       const std::string &precision, unsigned threads, unsigned streams, const std::string &name) {
     const std::string count = std::to_string(streams), most = std::to_string(threads),
                       wanted = inference_precision(precision);
     return naming(cannot_load, kEngine, name, [&] {
       ov::Compiled *made = nullptr;
       // Pinned, two models on one machine would sit on the same cores. A profile tells what INT8 really runs in; it
       // stays on, at some 0.05 ms a call, for to compile once more would take as long as all of the start.
-      runtime.check(runtime.api.core_compile_model(runtime.core, model, "CPU", 10, &made, "INFERENCE_PRECISION_HINT",
+      runtime.check(runtime.api.core_compile_model(core, model, "CPU", 10, &made, "INFERENCE_PRECISION_HINT",
                                                    wanted.c_str(), "NUM_STREAMS", count.c_str(),
                                                    "INFERENCE_NUM_THREADS", most.c_str(), "ENABLE_CPU_PINNING", "NO",
                                                    "PERF_COUNT", in_8_bits(precision) ? "YES" : "NO"));
@@ -345,9 +359,9 @@ class Streams {
 };
 
 // Throws where this processor does not compute in BF16, or was told not to.
-void require_bf16(const Runtime &runtime) {
+void require_bf16(const Runtime &runtime, const ov::Core *core) {
   char *value = nullptr;
-  runtime.check(runtime.api.core_get_property(runtime.core, "CPU", "OPTIMIZATION_CAPABILITIES", &value));
+  runtime.check(runtime.api.core_get_property(core, "CPU", "OPTIMIZATION_CAPABILITIES", &value));
   const std::string able = runtime.text(value);
   if (able.find("BF16") == std::string::npos) {
     throw Failure(MPMMU_ENGINE_ERROR, "this processor computes " + able + ", expected BF16 (AVX-512 BF16 or AMX)",
@@ -372,6 +386,7 @@ class OpenVinoEmbedder final : public Embedder {
  public:
   OpenVinoEmbedder(const Runtime &runtime, const Bundle &bundle, const Wanted &wanted)
       : runtime_(runtime),
+        core_(runtime.core()),
         wanted_(wanted),
         name_(bundle.name()),
         image_(bundle.preprocessing.side * bundle.preprocessing.side),
@@ -381,7 +396,7 @@ class OpenVinoEmbedder final : public Embedder {
         models_{{nullptr, runtime.api.model_free}, {nullptr, runtime.api.model_free}, {nullptr, runtime.api.model_free}},
         may_part_(wanted.threads > 1) {
     naming(cannot_load, kEngine, "the graphs of " + name_, [&] {
-      if (inference_precision(wanted.precision) == std::string("bf16")) require_bf16(runtime);
+      if (inference_precision(wanted.precision) == std::string("bf16")) require_bf16(runtime, core_.get());
       bytes_ = joined_model(bundle, wanted.precision);
     });
     of_one(1);
@@ -515,7 +530,7 @@ class OpenVinoEmbedder final : public Embedder {
 
   Model parsed(const Buffer &bytes) const {
     ov::Model *model = nullptr;
-    runtime_.check(runtime_.api.core_read_model_from_memory_buffer(runtime_.core, bytes.data.get(), bytes.size, nullptr,
+    runtime_.check(runtime_.api.core_read_model_from_memory_buffer(core_.get(), bytes.data.get(), bytes.size, nullptr,
                                                                    &model));
     return {model, runtime_.api.model_free};
   }
@@ -524,10 +539,11 @@ class OpenVinoEmbedder final : public Embedder {
     ov::Model *model = models_[part].get();
     const std::size_t first = part == kSecond, inputs = part == kJoined ? 2 : 1;
     naming(cannot_load, kEngine, name_, [&] { reshape(model, shape.cases, first, inputs); });
-    return Compiled::make(runtime_, model, wanted_.precision, threads, shape.streams, name_);
+    return Compiled::make(runtime_, core_.get(), model, wanted_.precision, threads, shape.streams, name_);
   }
 
   const Runtime &runtime_;
+  Owned<ov::Core> core_;
   Wanted wanted_;
   std::string name_;
   std::size_t image_, width_;
@@ -548,12 +564,16 @@ constexpr const char *kHead = "head.onnx";
 class OpenVinoHead final : public Head {
  public:
   OpenVinoHead(const Runtime &runtime, const Bundle &bundle, const Wanted &wanted)
-      : runtime_(runtime), width_(bundle.width), request_(nullptr, runtime.api.infer_request_free) {
+      : runtime_(runtime),
+        core_(runtime.core()),
+        width_(bundle.width),
+        request_(nullptr, runtime.api.infer_request_free) {
     naming(cannot_load, kEngine, kHead, [&] {
       ov::Model *model = nullptr;
-      runtime.check(runtime.api.core_read_model(runtime.core, bundle.graph("head").c_str(), nullptr, &model));
+      runtime.check(runtime.api.core_read_model(core_.get(), bundle.graph("head").c_str(), nullptr, &model));
       const Owned<ov::Model> owned(model, runtime.api.model_free);
-      compiled_ = std::make_unique<Compiled>(Compiled::make(runtime, model, "fp32", wanted.threads, 1, kHead));
+      compiled_ = std::make_unique<Compiled>(
+          Compiled::make(runtime, core_.get(), model, "fp32", wanted.threads, 1, kHead));
       request_ = compiled_->request();
       // How many learners there are, one embedding tells.
       const std::vector<float> zeros(width_);
@@ -599,6 +619,7 @@ class OpenVinoHead final : public Head {
   }
 
   const Runtime &runtime_;
+  Owned<ov::Core> core_;
   std::size_t width_, learners_ = 0;
   std::unique_ptr<Compiled> compiled_;
   Owned<ov::Request> request_;

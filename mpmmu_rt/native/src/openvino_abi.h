@@ -53,6 +53,7 @@ struct Version {
   X(get_last_err_msg, const char *, ())                                                                              \
   X(free, void, (const char *))                                                                                      \
   X(core_create, Status, (Core **))                                                                                  \
+  X(core_free, void, (Core *))                                                                                       \
   X(core_get_property, Status, (const Core *, const char *device, const char *key, char **value))                    \
   X(core_read_model, Status, (const Core *, const char *path, const char *weights, Model **))                        \
   X(core_read_model_from_memory_buffer, Status, (const Core *, const char *, std::size_t, const Tensor *, Model **)) \
