@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
@@ -49,6 +50,14 @@ def silence() -> None:
     """Switch off the telemetry of libraries that this process loads from here on, unless the user turns it on."""
     for name, value in _TELEMETRY.items():
         os.environ.setdefault(name, value)
+
+
+def quote_no_files() -> None:
+    """Drop what pydicom warns of in this process: it quotes a damaged file, the patient's name too.
+
+    For processes of our own, whose stderr may be kept as a log; what stands against an image is said by its row.
+    """
+    warnings.filterwarnings("ignore", module=r"pydicom\.|mpmmu_rt\.dicom")
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -186,6 +186,25 @@ def finish(process: subprocess.Popen[str]) -> dict[str, int]:
     assert process.returncode == 1, stderr  # two cases fail
     found: dict[str, int] = json.loads(stdout)
     return found
+
+
+def test_what_libraries_warn_of_is_not_printed(
+    bundle_folder: Path, save_dicom: Callable[..., Path], tmp_path: Path
+) -> None:
+    """pydicom prints what it takes for a UID, with all that a damaged byte makes part of it: a name, too."""
+    drawn = np.random.default_rng(7).integers(0, 256, (40, 30), np.uint8)
+    path = save_dicom(drawn, PatientName="DOE^JANE", PatientID="1234")
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b"\x02\0\x10\0UI", b"\x02\0\x10\0\x9fI"))
+    assert path.read_bytes() != data
+    Image.fromarray(drawn).save(tmp_path / "us.png")
+    (tmp_path / "m.csv").write_text(f"case_id,mammography,ultrasound\na,{path},us.png\n")
+    process = start(bundle_folder, tmp_path / "m.csv", tmp_path / "p.csv", "--target", "onnxruntime:fp32")
+    _, stderr = process.communicate()
+    assert process.returncode == 1
+    assert "DOE" not in stderr + (tmp_path / "p.csv").read_text()
+    assert "Warning" not in stderr
+    assert "1 of 1 cases have no probability" in stderr
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 
+from mpmmu_rt._optional import quote_no_files
 from mpmmu_rt.cases import Case
 from mpmmu_rt.images import Preprocessing
 from mpmmu_rt.modality_check import ModalityCheck
@@ -42,4 +43,4 @@ def decoded(
 
 def _pool() -> ProcessPoolExecutor:
     # No fork: the engine's threads would not be there in it.
-    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), initializer=quote_no_files)

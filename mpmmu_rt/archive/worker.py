@@ -11,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from mpmmu_rt._optional import quote_no_files
 from mpmmu_rt.bundle import Bundle
 from mpmmu_rt.cases import Case
 from mpmmu_rt.child import as_line
@@ -68,6 +69,7 @@ class Worker:
             self._refusal = as_line(error)
 
     def _open(self, job: Job) -> None:
+        quote_no_files()
         if Path(job.folder).is_dir():
             os.chdir(job.folder)
         os.environ[THREADS_VARIABLE] = str(job.threads)  # for those that decode, too

@@ -16,6 +16,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from mpmmu_rt._optional import quote_no_files
+
 from . import (
     _ray,
     _report,
@@ -124,6 +126,7 @@ for _command in (
 
 def main() -> None:
     _fill_streams()
+    quote_no_files()
     signal.signal(signal.SIGTERM, _terminate)  # so that half-written outputs are put away
     for stream in (sys.stdout, sys.stderr):  # what an encoding has no letter for must not end a command
         if isinstance(stream, io.TextIOWrapper):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import json
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from mpmmu_rt._optional import quote_no_files
 from mpmmu_rt.bundle import Bundle
 from mpmmu_rt.engines import engine
 from mpmmu_rt.errors import DigestMismatch, ImageError, MpmmuError, PixelsError
@@ -105,9 +105,7 @@ class FilesModel(PixelsModel):
 
     def initialize(self, args: Mapping[str, str]) -> None:
         super().initialize(args)
-        # Libraries that decode quote the file in what they warn of, the patient's name too, which the server's log is
-        # not to hold. The process is this model's alone; what headers say against an image comes with the answer.
-        warnings.simplefilter("ignore")
+        quote_no_files()  # in the server's log; the process is this model's alone
         self._pool = ThreadPoolExecutor(self.predictor.threads, thread_name_prefix="decode")
 
     def read(self, requests: Sequence[Any]) -> list[Read]:
