@@ -84,7 +84,7 @@ from .spec import IN_8_BITS, MODALITIES, Array, Modality, StrPath, Target, Tenso
 
 SCHEMA = "mpmmu-bundle/1"
 MANIFEST = "bundle.json"
-_FILES = ("MODEL_CARD.md", "onnx/*.onnx", "onnx/*.bin", "onnx/*.npz", "engines/*", "golden/golden.npz")
+_FILES = ("MODEL_CARD.md", "onnx/*.onnx", "onnx/*.bin", "onnx/*.npz", "engines/**", "golden/golden.npz")
 KIND = Kind(MANIFEST, _FILES)  # damaged ones too are replaced: the name alone tells
 MAX_FILE_BYTES = 8 * 2**30
 MAX_GOLDEN_BYTES = 2**28

@@ -9,7 +9,6 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from itertools import islice
 from pathlib import Path
 
@@ -21,16 +20,19 @@ from .places import claimed
 LEFT_BY_SYSTEMS = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})
 _HEAD_BYTES = 100  # of a document, in which it names its schema
 # By systems, by Python beside what it imports, and by `atomic_file` where it is killed.
-_LEFT = re.compile(rf"{'|'.join(map(re.escape, LEFT_BY_SYSTEMS))}|.+\.cpython-\d+\.pyc|\..+\.[a-z0-9_]{{8}}\.partial")
+_LEFT = re.compile(
+    rf"{'|'.join(map(re.escape, LEFT_BY_SYSTEMS))}|.+\.cpython-\d+(\.opt-\d)?\.pyc|\..+\.[a-z0-9_]{{8}}\.partial"
+)
 
 
 @dataclass(frozen=True)
 class Kind:
     """What one kind of output folder holds, so that nothing else goes with an earlier one that is replaced.
 
-    files: all it may hold, as patterns of paths with `/`, in which `*` stands for anything. marker: the file that each
-    has. schema: what the marker, a JSON document, names first, where others have files of that name; it may be of any
-    version. listed: the marker's lines after the first name the files instead, where no pattern tells ours from others.
+    files: all it may hold, as patterns of paths with `/`: `*` stands for anything in a name, `**` for anything. marker:
+    the file that each has. schema: what the marker, a JSON document, names first, where others have files of that name;
+    it may be of any version. listed: the marker's lines after the first name the files instead, where no pattern tells
+    ours from others.
     """
 
     marker: str
@@ -56,9 +58,14 @@ class Kind:
         if self.listed:
             listed = set((folder / self.marker).read_text(encoding="utf-8", errors="replace").splitlines()[1:])
         for name in files_in(folder):
-            ours = name == self.marker or name in listed or any(fnmatchcase(name, one) for one in self.files)
+            ours = name == self.marker or name in listed or any(_matches(name, one) for one in self.files)
             if not (ours or _LEFT.fullmatch(name.rpartition("/")[2])):
                 yield name
+
+
+def _matches(name: str, pattern: str) -> bool:
+    expression = re.escape(pattern).replace(r"\*\*", ".*").replace(r"\*", "[^/]*")
+    return re.fullmatch(expression, name, re.DOTALL) is not None
 
 
 def _raise(error: OSError) -> None:
@@ -124,7 +131,12 @@ def check_replaceable(path: Path, kind: Kind, *, overwrite: bool) -> None:
 
 
 def require_own(folder: Path, kind: Kind) -> None:
-    """Raise `OutputError` where `folder`, which is going to be removed, holds what somebody else put there."""
+    """Raise `OutputError` where `folder`, which is going to be removed, holds what somebody else put there, or is a
+    link."""
+    if folder.is_symlink():
+        raise OutputError(
+            f"{folder} is a link, expected a free path or a folder", hint="remove it, or choose another path with -o"
+        )
     if not folder.exists():
         return
     if found := list(islice(kind.strangers(folder), 2)):

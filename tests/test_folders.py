@@ -135,6 +135,12 @@ def a_file_of_a_pattern_elsewhere(path: Path) -> str:
     return "sub/data"
 
 
+def a_file_below_a_pattern(path: Path) -> str:
+    (path / "inner/mine").mkdir(parents=True)
+    (path / "inner/mine/0001.png").write_text("years of work")
+    return "inner/mine/0001.png"
+
+
 def a_hidden_file(path: Path) -> str:
     (path / ".git").mkdir()
     (path / ".git/HEAD").write_text("ref: refs/heads/main")
@@ -152,7 +158,15 @@ def a_dangling_link(path: Path) -> str:
 
 
 @pytest.mark.parametrize(
-    "put", [a_file_beside, a_file_of_a_pattern_elsewhere, a_hidden_file, a_link_to_a_folder, a_dangling_link]
+    "put",
+    [
+        a_file_beside,
+        a_file_of_a_pattern_elsewhere,
+        a_file_below_a_pattern,
+        a_hidden_file,
+        a_link_to_a_folder,
+        a_dangling_link,
+    ],
 )
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_what_somebody_put_into_an_output_is_never_lost(tmp_path: Path, put: object, overwrite: bool) -> None:
@@ -196,6 +210,7 @@ def test_what_systems_leave_in_an_output_goes_with_it(tmp_path: Path) -> None:
         ".DS_Store",
         "inner/Thumbs.db",
         "inner/__pycache__/model.cpython-312.pyc",
+        "inner/__pycache__/model.cpython-312.opt-1.pyc",
         "inner/.history.csv.ab_cd123.partial",
     )
     for name in (*left, "inner/0001.png"):
@@ -248,6 +263,15 @@ def test_a_folder_that_can_not_be_looked_into_is_not_removed(tmp_path: Path) -> 
     (path / "closed").mkdir(mode=0)
     with pytest.raises(PermissionError):
         check_replaceable(path, KIND, overwrite=True)
+
+
+@pytest.mark.parametrize("make", [link_to_an_output, dangling_link])
+def test_a_link_is_refused_before_the_work_that_ends_in_its_removal(tmp_path: Path, make: object) -> None:
+    path = tmp_path / "out"
+    make(path)  # type: ignore[operator]
+    with pytest.raises(OutputError, match="out is a link, expected a free path or a folder") as caught:
+        require_own(path, KIND)
+    assert caught.value.hint == "remove it, or choose another path with -o"
 
 
 def test_a_folder_that_is_not_there_has_no_strangers(tmp_path: Path) -> None:

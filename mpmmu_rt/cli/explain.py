@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     Files = dict[Modality, dict[str, Path]]
 
 REPORT = "explanations.json"
-KIND = Kind(REPORT, ("explanation.html", "[0-9]*_mammography_*.png", "[0-9]*_ultrasound_*.png"), "mpmmu-explanation")
+KIND = Kind(REPORT, ("explanation.html", "*_mammography_*.png", "*_ultrasound_*.png"), "mpmmu-explanation")
 MOST_CASES = 200
 SAYS = (
     "A map tells what this model's answer depends on. It tells neither that the answer is right nor where a lesion is."

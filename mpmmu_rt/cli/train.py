@@ -137,7 +137,6 @@ def train(
         note(f"wrote {preview}: of each modality some images, and what augmentation makes of them")
         return
     work_dir = output.with_name(output.name + ".training")
-
     whole = False
 
     def kept() -> str:

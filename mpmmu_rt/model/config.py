@@ -14,6 +14,7 @@ Arch = Literal["resnet18", "resnet34", "resnet50"]
 AttentionKind = Literal["eca", "cbam", "none"]
 ARCHS: tuple[Arch, ...] = get_args(Arch)
 ATTENTION_KINDS: tuple[AttentionKind, ...] = get_args(AttentionKind)
+_LARGEST = 1e9  # of what pixels in 0..1 are normalised with: more is no number of theirs
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,8 @@ class EncoderConfig:
         for name in ("in_blocks", "in_pool"):
             _check(name, getattr(self, name), isinstance(getattr(self, name), bool), "true or false")
         _check("width", self.width, _whole(self.width) and 4 <= self.width <= 1024, "4 to 1024 channels")
-        _check("mean", self.mean, _number(self.mean), "a finite number")
-        _check("std", self.std, _number(self.std) and self.std > 0, "a positive deviation")
+        _check("mean", self.mean, _number(self.mean), f"a number within ±{_LARGEST:g}")
+        _check("std", self.std, _number(self.std) and self.std > 0, f"a positive deviation below {_LARGEST:g}")
 
 
 @dataclass(frozen=True)
@@ -107,8 +108,8 @@ def _keys(name: str, entry: object, kind: type) -> dict[str, Any]:
 
 
 _HINT = "use the config.json that `mpmmu-rt train` wrote"
-# What to do where an encoder's training went wrong.
-DIVERGED = "in Python, lower the learning rate; else try another --seed, and leave --weights out if they are given"
+# What to do where a training went wrong. Another -o: the state that is kept goes on with the first arguments alone.
+DIVERGED = "in Python, lower the learning rate; else another --seed, or no --weights if they are given, and another -o"
 
 
 def _whole(value: object) -> bool:
@@ -116,8 +117,7 @@ def _whole(value: object) -> bool:
 
 
 def _number(value: object) -> bool:
-    """Whether it may be of grey in 0..1: what no float32 holds is none."""
-    return (_whole(value) or isinstance(value, float)) and -1e9 < cast(float, value) < 1e9
+    return (_whole(value) or isinstance(value, float)) and abs(cast(float, value)) < _LARGEST
 
 
 def _check(name: str, value: object, holds: bool, expected: str) -> None:

@@ -146,22 +146,23 @@ def load_backbone(encoder: Encoder, state: Mapping[str, Tensor]) -> LoadReport:
     """Load a torchvision ResNet state dict into `encoder` and say, key by key, what was done with it.
 
     An RGB stem [64, 3, 7, 7] is summed over its colours, which is exact for a grey image shown as three
-    equal channels. Raises `CheckpointError` when a backbone key is missing, unknown or of another shape:
-    a network that is half random must not pass for a pretrained one.
+    equal channels. Raises `CheckpointError` when a backbone key is missing, unknown, of another shape or without
+    finite numbers: a network that is half random must not pass for a pretrained one.
     """
     own = encoder.state_dict()
     summed = [key for key in state if key == "conv1.weight" and state[key].shape[1:2] == (3,)]
     skipped = [key for key in state if key.startswith("fc.")]
     usable = {key: value for key, value in state.items() if key not in skipped}
-    usable |= {key: state[key].sum(1, keepdim=True) for key in summed}
+    useless = {key: what for key, value in usable.items() if (what := _no_weights(key, value))}
+    usable |= {key: state[key].float().sum(1, keepdim=True) for key in summed if key not in useless}
     fresh = [key for key in own if key not in usable]
     wrong = [f"{key} is new" for key in usable if key not in own]
     wrong += [f"{key} is missing" for key in fresh if "attention" not in key and not key.startswith("fc.")]
-    wrong += [f"{key} holds {what}" for key, value in usable.items() if (what := _no_weights(key, value))]
+    wrong += [f"{key} holds {what}" for key, what in useless.items()]
     wrong += [
         f"{key} is {list(value.shape)}, expected {list(own[key].shape)}"
         for key, value in usable.items()
-        if key in own and value.shape != own[key].shape
+        if key in own and key not in useless and value.shape != own[key].shape
     ]
     if wrong:
         raise CheckpointError(
@@ -174,11 +175,14 @@ def load_backbone(encoder: Encoder, state: Mapping[str, Tensor]) -> LoadReport:
 
 def _no_weights(key: str, value: Tensor) -> str:
     """What a tensor holds that no training can start from; "" for weights. BatchNorm counts its batches in integers."""
+    if value.is_meta:
+        return "no numbers"
     if key.endswith("num_batches_tracked"):
         return ""
     if not value.is_floating_point() or value.layout is not torch.strided:
         return f"{value.dtype}, {value.layout}".replace("torch.", "")
-    return "" if value.isfinite().all() else "numbers that are not finite"
+    # In the encoder's own type: 1e300 is none there, and of 8 bits torch can't tell.
+    return "" if value.float().isfinite().all() else "numbers that are not finite"
 
 
 def _fitting(config: EncoderConfig) -> str:

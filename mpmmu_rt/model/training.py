@@ -47,7 +47,10 @@ from .weights import Weights
 THRESHOLD = 0.5
 UNSEEN_FOLDS = 3
 _KEPT = tuple(
-    f"*{name}.{end}" for name in (*MODALITIES, "fused") for end in ("state.safetensors", "head.json", "head.skops")
+    f"{place}{name}.{end}"
+    for place in ("", "fold-*-of-*/")
+    for name in (*MODALITIES, "fused")
+    for end in ("state.safetensors", "head.json", "head.skops")
 )
 STATE = Kind("", (*_KEPT, "fold-*-of-*.json"))  # what `work_dir` holds, with cross-validation's
 

@@ -67,6 +67,9 @@ def test_grey_stem_gives_what_the_rgb_stem_gives_on_grey(arch: str) -> None:
         ({"bn1.running_var": torch.full((64,), torch.nan)}, "bn1.running_var holds numbers that are not finite"),
         ({"bn1.weight": torch.ones(64, dtype=torch.int8)}, "bn1.weight holds int8, strided"),
         ({"bn1.weight": torch.ones(64).to_sparse()}, "bn1.weight holds float32, sparse_coo"),
+        ({"bn1.weight": torch.ones(64, device="meta")}, "bn1.weight holds no numbers"),
+        ({"bn1.weight": torch.full((64,), 1e300, dtype=torch.float64)}, "bn1.weight holds numbers that are not finite"),
+        ({"conv1.weight": torch.ones(64, 3, 7, 7, dtype=torch.int8)}, r"conv1.weight holds int8, strided \(1 keys"),
     ],
 )
 def test_a_backbone_that_does_not_fit_is_refused(change: dict[str, Tensor | None], message: str) -> None:
@@ -105,6 +108,16 @@ def test_residual_block_by_hand() -> None:
     inner = torch.relu(block.bn1(block.conv1(x)))  # type: ignore[operator]
     gated = block.attention(block.bn2(block.conv2(inner)))  # type: ignore[operator]
     torch.testing.assert_close(block(x), torch.relu(gated + x))
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.float16, torch.float8_e4m3fn])
+def test_weights_of_other_types_are_numbers_too(kind: torch.dtype) -> None:
+    state = torchvision_state("resnet18")
+    state["conv1.weight"] = state["conv1.weight"].to(kind)
+    state["bn1.weight"] = torch.full((64,), 1.5, dtype=kind)
+    load_backbone(encoder := Encoder(EncoderConfig(arch="resnet18")), state)
+    assert torch.equal(encoder.conv1.weight, state["conv1.weight"].float().sum(1, keepdim=True))
+    assert torch.equal(encoder.bn1.weight, torch.full((64,), 1.5))
 
 
 def test_weights_of_another_width_and_the_hint_works() -> None:

@@ -262,10 +262,12 @@ def test_an_epoch_whose_validation_gives_no_number_is_never_kept(
     state = {name: value for name, value in plain.items() if not name.startswith("fc.")}
     state |= {name: torch.full_like(value, -1e6) for name, value in state.items() if name.endswith("running_var")}
     initial = Weights(Path("w.pth"), "0" * 64, state)
-    with pytest.raises(UsageError, match="the validation loss became nan in epoch 1, expected a finite number"):
+    message = "the validation loss became nan in epoch 1, expected a finite number"
+    with pytest.raises(UsageError, match=message) as caught:
         train_encoder(
             data, "ultrasound", split, model.ultrasound, CONFIG, state_file=tmp_path / "state", initial=initial
         )
+    assert caught.value.hint.endswith("and another -o")  # where the other encoder's state is of the first arguments
     assert not (tmp_path / "state").exists()
 
 
