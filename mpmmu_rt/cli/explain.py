@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     Files = dict[Modality, dict[str, Path]]
 
 REPORT = "explanations.json"
-KIND = Kind(REPORT, ("explanation.html", "*_mammography_*.png", "*_ultrasound_*.png"), "mpmmu-explanation")
+# Of at most 200 cases, so that the four digits begin with 0: a person's `left_mammography_view.png` is none of them.
+_FILES = ("explanation.html", "0*_mammography_*.png", "0*_ultrasound_*.png")
+KIND = Kind(REPORT, _FILES, "mpmmu-explanation")
 MOST_CASES = 200
 SAYS = (
     "A map tells what this model's answer depends on. It tells neither that the answer is right nor where a lesion is."

@@ -297,6 +297,8 @@ def test_the_command(knowing: Path, phantom_manifest: Path, tmp_path: Path) -> N
     again = CliRunner().invoke(app, command)
     assert "exists already" in again.stderr
     check_replaceable(out, KIND, overwrite=True)
+    (out / "left_mammography_view.png").touch()
+    assert list(KIND.strangers(out)) == ["left_mammography_view.png"]
 
 
 @pytest.mark.slow
