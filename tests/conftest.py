@@ -83,8 +83,7 @@ def _operators_listed_once() -> Iterator[None]:
     Each caller gets a list of its own.
     """
     listed = functools.cache(_collect_all_valid_cia_ops)
-    from_torchlib = ONNXRegistry.from_torchlib
-    registry = functools.cache(from_torchlib)
+    registry = functools.cache(ONNXRegistry.from_torchlib)
 
     def fresh(_: type[ONNXRegistry], /, *opset: int, **named: int) -> ONNXRegistry:
         found = copy.copy(registry(*opset, **named))

@@ -229,18 +229,17 @@ def load_skops(path: Path) -> Any:
     """Load a skops file that holds only types known to be plain data, or raise `CheckpointError`."""
     try:
         unknown = set(skops.io.get_untrusted_types(file=path)) - TRUSTED_TYPES
-        if unknown:
-            raise CheckpointError(
-                f"{path} holds the types {', '.join(sorted(unknown)[:5])}, which are not known to be safe",
-                hint="the head may hold only scikit-learn estimators of the supported list",
-            )
-        return skops.io.load(path, trusted=sorted(TRUSTED_TYPES))
-    except CheckpointError:
-        raise
+        found = None if unknown else skops.io.load(path, trusted=sorted(TRUSTED_TYPES))
     except Exception as error:  # of a damaged ZIP file BadZipFile, NotImplementedError, EOFError, RuntimeError, …
         raise CheckpointError(
-            f"{path} is not a readable skops file: {error}", hint="write it with skops.io.dump"
+            f"{path} is not a readable skops file: {type(error).__name__}: {error}", hint="write it with skops.io.dump"
         ) from error
+    if unknown:
+        raise CheckpointError(
+            f"{path} holds the types {', '.join(sorted(unknown)[:5])}, which are not known to be safe",
+            hint="the head may hold only scikit-learn estimators of the supported list",
+        )
+    return found
 
 
 def _check_file(path: Path, digests: Mapping[str, Any], limit: int) -> None:

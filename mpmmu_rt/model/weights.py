@@ -57,7 +57,7 @@ def _read(path: Path) -> Any:
             warnings.simplefilter("ignore", UserWarning)  # of a protocol that torch did not write, which it reads
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises anything of a damaged file: AssertionError, IndexError, struct.error, …
-        reason = " ".join(str(error).split())[:200]
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         message = f"{path} can't be read as weights ({reason}), expected a state dict"
         raise CheckpointError(message, hint=_HINT) from error
 
